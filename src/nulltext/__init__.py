@@ -1,0 +1,100 @@
+"""Edit a real photograph by changing the words that describe it.
+
+    import nulltext
+
+    model = nulltext.load()
+    inversion = nulltext.invert(model, "dahlia.jpg", "a photo of an orange flower")
+    edit = nulltext.edit(model, inversion, "a photo of a white daisy")
+    nulltext.to_pil(edit.images[0]).save("daisy.png")
+
+Importing this module is cheap; torch and the model libraries are imported at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nulltext.version import __version__
+
+if TYPE_CHECKING:
+    from nulltext.editing import Edit, EditSpec, edit, edit_steps
+    from nulltext.errors import NulltextError, UserError
+    from nulltext.images import CropBox, paste_back, psnr, to_pil
+    from nulltext.inversion.ddim import DDIM
+    from nulltext.inversion.invert import invert, invert_steps
+    from nulltext.inversion.null_text import NullText
+    from nulltext.models.latent_diffusion import LatentDiffusion
+    from nulltext.models.load import load
+    from nulltext.photos import Photo, load_photo
+    from nulltext.record import Inversion, InversionHeader, StepInfo, run
+    from nulltext.sampling import Replay, replay, replay_steps
+
+_HOMES = {
+    "CropBox": "images",
+    "DDIM": "inversion.ddim",
+    "Edit": "editing",
+    "EditSpec": "editing",
+    "Inversion": "record",
+    "InversionHeader": "record",
+    "LatentDiffusion": "models.latent_diffusion",
+    "NullText": "inversion.null_text",
+    "NulltextError": "errors",
+    "Photo": "photos",
+    "Replay": "sampling",
+    "StepInfo": "record",
+    "UserError": "errors",
+    "edit": "editing",
+    "edit_steps": "editing",
+    "invert": "inversion.invert",
+    "invert_steps": "inversion.invert",
+    "load": "models.load",
+    "load_photo": "photos",
+    "paste_back": "images",
+    "psnr": "images",
+    "replay": "sampling",
+    "replay_steps": "sampling",
+    "run": "record",
+    "to_pil": "images",
+}
+
+__all__ = [
+    "DDIM",
+    "CropBox",
+    "Edit",
+    "EditSpec",
+    "Inversion",
+    "InversionHeader",
+    "LatentDiffusion",
+    "NullText",
+    "NulltextError",
+    "Photo",
+    "Replay",
+    "StepInfo",
+    "UserError",
+    "__version__",
+    "edit",
+    "edit_steps",
+    "invert",
+    "invert_steps",
+    "load",
+    "load_photo",
+    "paste_back",
+    "psnr",
+    "replay",
+    "replay_steps",
+    "run",
+    "to_pil",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nulltext' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nulltext.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

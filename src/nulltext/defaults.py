@@ -1,0 +1,19 @@
+"""Defaults that the library and the command line share; imports nothing."""
+
+MODEL = "flowers"
+"""The bundled model."""
+
+METHOD = "null-text"
+"""The faithful inversion."""
+
+NUM_STEPS = 50
+"""T of both papers."""
+
+GUIDANCE_SCALE = 7.5
+"""w of both papers."""
+
+CROSS_STEPS = 0.8
+"""Fraction of the steps in which Prompt-to-Prompt injects cross-attention."""
+
+SELF_STEPS = 0.4
+"""Fraction of the steps in which Prompt-to-Prompt injects self-attention."""

@@ -1,0 +1,54 @@
+"""The exception tree: every way in which nulltext says no.
+
+`UserError` is somebody's mistake that the same person can mend (the command line exits with 2);
+every other `NulltextError` is a failure of ours or of the numbers (exit code 1). A message is one
+sentence that says what was got, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class NulltextError(Exception):
+    """Base of all exceptions that nulltext raises on purpose."""
+
+
+class UserError(NulltextError):
+    """Bad input: the caller can mend it."""
+
+
+class OptionError(UserError):
+    """An option is malformed, out of range, or contradicts another one."""
+
+
+class PromptError(UserError):
+    """A prompt is empty, too long, unreadable to the tokenizer, or lacks a word."""
+
+
+class ImageError(UserError):
+    """A photo cannot be read, or the crop does not fit it."""
+
+
+class ModelError(UserError):
+    """A checkpoint is missing, is no Stable Diffusion pipeline, or is of a kind not supported."""
+
+
+class InversionFileError(UserError):
+    """A saved inversion is missing, damaged, foreign, newer, or belongs to another model."""
+
+
+class OutputError(UserError):
+    """A result cannot be written where it was asked for."""
+
+
+class OutOfMemoryError(UserError):
+    """The device ran out of memory; the message says what to lower."""
+
+
+class NumericalError(NulltextError):
+    """A computation left the finite numbers; the message names the timestep."""
+
+
+def reason_of(error: Exception) -> str:
+    """What a system call or a codec said, on one line and without the path."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,81 @@
+"""Output files: written whole, or not at all.
+
+The new file is complete on disk under a temporary name before it takes its own, so an older file
+survives every failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from nulltext.errors import OutputError, reason_of
+
+
+def check_target(path: str | Path) -> Path:
+    """The file behind any symbolic link, found to be writable now; leaves no trace.
+
+    Raises:
+        OutputError: the name is no regular file's, or its folder is missing, read-only or full.
+    """
+    target = _regular_target(path)
+    with _temporary_beside(target) as temporary, temporary.open("xb"):
+        pass
+    return target
+
+
+def replace_file(path: str | Path, data: bytes) -> None:
+    """Write `data` under a temporary name in the same folder, then rename.
+
+    Raises:
+        OutputError: as in `check_target`; an older file is as it was.
+    """
+    target = _regular_target(path)
+    with _temporary_beside(target) as temporary:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+
+def unwritable(path: str | Path, error: Exception) -> OutputError:
+    """The OutputError for what a system call or an encoder raised."""
+    return OutputError(
+        f"'{path}' cannot be written ({reason_of(error)}): free some space or choose another place."
+    )
+
+
+def _regular_target(path: str | Path) -> Path:
+    """The file behind any symbolic link, or why there can be none."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG  # what it will be
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error) from error
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"'{path}' is a folder: give the name of a file.")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"'{path}' is not a regular file: give another name.")
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    if not target.parent.exists():
+        raise OutputError(f"The folder '{target.parent}' does not exist: create it first.")
+    return target
+
+
+@contextlib.contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    """A fresh name in the target's folder, removed afterwards; failures become OutputError."""
+    temporary = target.with_name(f".nulltext-{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+    except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

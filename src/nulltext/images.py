@@ -1,0 +1,236 @@
+"""The model sees one crop of a photo as a tensor, and an edit goes back into the photo.
+
+Pixels p in 0..255 and tensors x in [-1, 1] are tied by x = p / 127.5 - 1, which is exact both ways
+for all 256 levels. Resizing is Lanczos, the only lossy step; everything outside the crop box comes
+back byte for byte, and so does transparency. A photo's size is (width, height) in pixels, as in
+Pillow; a tensor's is (height, width), as in torch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from nulltext.errors import ImageError, OptionError
+from nulltext.files import check_target, replace_file, unwritable
+from nulltext.photos import Photo, over_white
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """A rectangle of the upright photo, in pixels; (x, y) is its top left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> CropBox:
+        """Read "x,y,size", a square; raise OptionError for anything else."""
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*", text)
+        x, y, side = map(int, match.groups()) if match else (0, 0, 0)
+        if side < 1:
+            raise OptionError(
+                f"The crop box {text!r} is not of the form x,y,size: give three whole numbers of"
+                " pixels, with x and y at least 0 and size at least 1, such as 0,0,512."
+            )
+        return cls(x, y, side, side)
+
+    @classmethod
+    def from_list(cls, values: Sequence[int]) -> CropBox:
+        """Undo `as_list`; raise OptionError unless `values` are four integers."""
+        if len(values) != 4 or any(type(value) is not int for value in values):
+            raise OptionError(
+                f"The crop box {values!r} is no list of four integers: give [x, y, width, height]."
+            )
+        return cls(*values)
+
+    def as_list(self) -> list[int]:
+        """[x, y, width, height], for JSON."""
+        return [self.x, self.y, self.width, self.height]
+
+    def check_inside(self, photo_size: tuple[int, int]) -> None:
+        """Raise ImageError unless the box holds a pixel and lies within (width, height)."""
+        width, height = photo_size
+        fits = self.x >= 0 and self.x + self.width <= width
+        fits = fits and self.y >= 0 and self.y + self.height <= height
+        if not (fits and self.width >= 1 and self.height >= 1):
+            square = largest_centred_square(width, height)
+            raise ImageError(
+                f"The crop box of {self.width} x {self.height} px at {self.x},{self.y} does not lie"
+                f" within the photo of {width} x {height} px: the largest square that fits is"
+                f" {square.x},{square.y},{square.width}."
+            )
+
+
+def largest_centred_square(width: int, height: int) -> CropBox:
+    """The largest square of a photo of width x height px, centred, rounded to the top left."""
+    side = min(width, height)
+    return CropBox((width - side) // 2, (height - side) // 2, side, side)
+
+
+def to_tensor(photo: Photo, box: CropBox, size: tuple[int, int]) -> Tensor:
+    """Crop, then resize (Lanczos) to `size` = (height, width), the order of the tensor.
+
+    Returns: [1, 3, height, width], float32 in [-1, 1], on the CPU.
+    """
+    import torch
+
+    box.check_inside(photo.size)
+    edges = (box.x, box.y, box.x + box.width, box.y + box.height)
+    # Not resize(box=...): its filter reaches for pixels outside the box.
+    height, width = size
+    resized = photo.image.crop(edges).resize((width, height), Image.Resampling.LANCZOS)
+    return from_uint8(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """[3, H, W] or [1, 3, H, W], uint8, to [1, 3, H, W], float32 in [-1, 1]: x = p / 127.5 - 1."""
+    return _single(pixels).float().div(127.5).sub(1.0).unsqueeze(0)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """[3, H, W] or [1, 3, H, W], any float dtype, to [3, H, W], uint8.
+
+    p = round(127.5 * (x + 1)), x clamped to [-1, 1] first.
+    """
+    import torch
+
+    return _single(image).detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """[3, H, W] or [1, 3, H, W] in [-1, 1] to an RGB image: clamped, rounded to the nearest."""
+    return Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy())
+
+
+def _single(image: Tensor) -> Tensor:
+    """Drop the batch axis of one RGB image."""
+    got = tuple(image.shape)
+    assert got[-3:-2] == (3,), f"got a tensor of shape {got}; expected [3, H, W] or [1, 3, H, W]"
+    assert got[:-3] in ((), (1,)), f"got a tensor of shape {got}; expected one image, not a batch"
+    return image.reshape(image.shape[-3:])
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in decibels over the [0, 1] RGB: 10 log10(1 / MSE).
+
+    MSE = mean(((a - b) / 2)^2), float64, a and b clamped to [-1, 1] first; inf when it is 0.
+    Args: a, b: same shape, any float dtype, in [-1, 1].
+    """
+    if a.shape != b.shape:
+        raise ImageError(
+            f"PSNR needs two images of one shape, got {tuple(a.shape)} and {tuple(b.shape)}:"
+            " resize one of them."
+        )
+    difference = (a.detach().double().clamp(-1, 1) - b.detach().double().clamp(-1, 1)) / 2
+    mse = float(difference.square().mean())
+    return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def paste_back(
+    photo: Photo, patch: Image.Image, box: CropBox, feather: float = 1 / 32
+) -> Image.Image:
+    """Blend an edited crop into the upright photo at the photo's own size.
+
+    The patch is resized (Lanczos) to the box. Its weight rises linearly from 0 at the box's edge to
+    1 at `feather` of the box side (0 to 0.5), except on edges that are the photo's own border.
+    Outside the box every byte is the photo's. Returns RGB, or RGBA with the photo's alpha.
+    """
+    box.check_inside(photo.size)
+    if not 0 <= feather <= 0.5:
+        raise OptionError(
+            f"The feather is {feather}, expected a fraction of the box from 0 to 0.5."
+        )
+    width, height = photo.size
+    columns = _ramp(box.width, feather, box.x > 0, box.x + box.width < width)
+    rows = _ramp(box.height, feather, box.y > 0, box.y + box.height < height)
+    weight = Image.fromarray(np.minimum.outer(rows, columns))
+    fitted = patch.convert("RGB").resize((box.width, box.height), Image.Resampling.LANCZOS)
+    result = (photo.straight or photo.image).copy()
+    result.paste(fitted, (box.x, box.y), weight)
+    if photo.alpha is not None:
+        result.putalpha(photo.alpha)
+    return result
+
+
+def _ramp(length: int, feather: float, first: bool, last: bool) -> NDArray[np.uint8]:
+    """Weights 0..255 along one side, taken at pixel centres; `first`, `last`: which ends fade."""
+    centres = np.arange(length) + 0.5
+    reach = max(feather * length, 0.5)  # half a pixel: no fade at all
+    weight = np.ones(length)
+    if first:
+        weight = np.minimum(weight, centres / reach)
+    if last:
+        weight = np.minimum(weight, centres[::-1] / reach)
+    return np.rint(weight * 255).astype(np.uint8)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OptionError or OutputError now if `save_image` could not write; leave no trace."""
+    _format_of(path)
+    check_target(path)
+
+
+def save_image(
+    image: Image.Image,
+    path: str | Path,
+    *,
+    icc_profile: bytes | None = None,
+    text: dict[str, str] | None = None,
+) -> None:
+    """Write a PNG, JPEG (quality 95, no chroma subsampling) or lossless WebP, whole or not at all.
+
+    `text` goes into PNG only. JPEG has no alpha: shown over white.
+    """
+    kind = _format_of(path)
+    try:
+        data = _encode(image, kind, icc_profile, text or {})
+    except (OSError, ValueError) as error:  # ValueError: an encoder refuses the image's size
+        raise unwritable(path, error) from error
+    replace_file(path, data)
+
+
+def _format_of(path: str | Path) -> str:
+    """Pillow's name of the format that the file's name asks for."""
+    kind = _WRITABLE.get(Path(path).suffix.lower())
+    if kind is None:
+        raise OptionError(
+            f"'{path}' does not say which format to write: end the name in one of"
+            f" {', '.join(_WRITABLE)}."
+        )
+    return kind
+
+
+def _encode(image: Image.Image, kind: str, profile: bytes | None, text: dict[str, str]) -> bytes:
+    """The whole file, in memory: Pillow's own writing to disk misses a short write."""
+    file = io.BytesIO()
+    if image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if kind == "JPEG":
+        if image.mode == "RGBA":
+            image = over_white(image, image.getchannel("A"))
+        image.save(file, kind, quality=95, subsampling=0, icc_profile=profile)
+    elif kind == "WEBP":
+        image.save(file, kind, lossless=True, exact=True, icc_profile=profile)
+    else:
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in text.items():
+            chunks.add_text(key, value)  # tEXt; Pillow takes iTXt for what is not Latin-1
+        image.save(file, kind, pnginfo=chunks, icc_profile=profile)
+    return file.getvalue()

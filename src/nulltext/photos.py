@@ -1,0 +1,237 @@
+"""A photo is upright RGB pixels, read from a file of any common raster format.
+
+Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning.
+Transparency is shown to the model over white and kept beside the colours. A photo's size is
+(width, height) in pixels, as in Pillow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from nulltext.errors import ImageError, reason_of
+
+MAX_PIXELS = 150_000_000
+"""Largest photo that is decoded, in pixels: above every camera, below a decompression bomb."""
+MIN_SIDE = 8
+"""Smallest side of a photo in pixels: one latent cell of Stable Diffusion's autoencoder."""
+
+# Raster decoders only: EPS and PDF would start an interpreter. MPO is opened by the JPEG plugin.
+_READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
+_FOREIGN = {
+    "PDF": rb"%PDF",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "PSD": rb"8BPS",
+    "SVG": rb"<svg|<\?xml",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "HEIC": rb"....ftyp(?:he[iv][cmsx]|(?:mif1|msf1)(?!.*avif))",
+}
+_TO_UPRIGHT = {  # EXIF 2.32, tag 0x0112: the value says how the stored pixels lie
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An upright photo, ready to be cropped."""
+
+    image: Image.Image
+    """Mode RGB, upright, transparency composited over white."""
+    alpha: Image.Image | None = None
+    """Mode L, same size: the photo's opacity; None if it has none."""
+    icc_profile: bytes | None = None
+    """What the RGB numbers mean; written into the outputs so that they look like the photo."""
+    path: Path | None = None
+    """The file it came from; None for an image in memory."""
+    straight: Image.Image | None = None
+    """Mode RGB: colours before compositing, so that `paste_back` keeps them; None without alpha."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.image.size
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of "WIDTHxHEIGHT:" followed by the upright RGB bytes, row by row."""
+        digest = hashlib.sha256(f"{self.image.width}x{self.image.height}:".encode())
+        digest.update(self.image.tobytes())
+        return digest.hexdigest()
+
+
+def load_photo(source: str | Path | Image.Image) -> Photo:
+    """Read a photo of any common raster format, first frame, upright, as RGB.
+
+    RGB values are left as they are, beside their ICC profile. CMYK goes to sRGB through its profile
+    where that is usable, 16-bit grey is divided by 257 and rounded. Raises ImageError, one sentence
+    that names the file, for whatever cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        with _decoder_errors("The given image"):
+            return _to_photo(source, "The given image", None)
+    path, name = Path(source), f"'{source}'"
+    with _decoder_errors(name):
+        _check_regular_file(path, name)
+        Image.init()  # registers the optional decoders, so that the list holds what there is
+        formats = [key for key in _READABLE if key in Image.OPEN]
+        with path.open("rb") as file:
+            _refuse_foreign(file.read(64), name)
+            with Image.open(file, formats=formats) as image:
+                return _to_photo(image, name, path)
+
+
+@contextlib.contextmanager
+def _decoder_errors(name: str) -> Iterator[None]:
+    """Turn whatever opening and decoding raises into an ImageError about `name`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MAX_PIXELS decides, not Pillow's bomb warning
+            yield
+    except ImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"{name} does not exist: check the path.") from error
+    except PermissionError as error:
+        raise ImageError(f"{name} may not be read: permission denied, so ask its owner.") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not an image, or it is truncated or damaged: give a complete file of"
+            f" {', '.join(_READABLE)}."
+        ) from error
+    except Exception as error:  # decoders meet bad bytes with a dozen exception types
+        raise ImageError(
+            f"{name} cannot be read as an image: {reason_of(error)}; it may be truncated or"
+            " damaged, so fetch or export it again."
+        ) from error
+
+
+def _too_large(name: str) -> ImageError:
+    return ImageError(
+        f"{name} claims more than {MAX_PIXELS:,} pixels, the most that is read: shrink it first."
+    )
+
+
+def _check_regular_file(path: Path, name: str) -> None:
+    """Refuse what opening would hang on or misread: folders, pipes, devices, empty files."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{name} is a folder: give the path of one image file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{name} is not a regular file: save the image to disk first.")
+    if status.st_size == 0:
+        raise ImageError(f"{name} is empty (0 bytes): fetch or export it again.")
+
+
+def _refuse_foreign(head: bytes, name: str) -> None:
+    """Name the formats that people do pass and that are not decoded here."""
+    for kind, magic in _FOREIGN.items():
+        if re.match(magic, head, re.DOTALL):
+            raise ImageError(f"{name} is {kind}, which is not read: convert it to JPEG or PNG.")
+
+
+def _to_photo(image: Image.Image, name: str, path: Path | None) -> Photo:
+    """Check the header's size, decode every pixel, turn upright and split off the alpha."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(name)
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"{name} is {width} x {height} px: give a photo of at least {MIN_SIDE} px a side."
+        )
+    image.load()
+    profile = image.info.get("icc_profile") or b""
+    method = _TO_UPRIGHT.get(_orientation(image))
+    colours, alpha = _to_rgb(image if method is None else image.transpose(method), profile, name)
+    colours.info.clear()  # stale EXIF or transparency must not reach an output
+    # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
+    kept = profile if profile[16:20] == b"RGB " else None
+    if alpha is None:
+        return Photo(colours, None, kept, path)
+    return Photo(over_white(colours, alpha), alpha, kept, path, straight=colours)
+
+
+def over_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
+    """Composite RGB or RGBA colours of opacity `alpha` (mode L, same size) over white, to RGB."""
+    white = Image.new("RGB", colours.size, "white")
+    white.paste(colours, mask=alpha)
+    return white
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where there is none or the block is damaged."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # whichever way the parser fails, the pixels are good
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(
+    image: Image.Image, profile: bytes, name: str
+) -> tuple[Image.Image, Image.Image | None]:
+    """(RGB, L or None): the colours and the opacity of an image of any mode."""
+    if image.mode == "F":
+        raise ImageError(
+            f"{name} has floating-point pixels (mode F), whose white level is unknown: convert it"
+            " to 8-bit or 16-bit PNG."
+        )
+    if image.mode == "CMYK":
+        return _cmyk_to_rgb(image, profile), None
+    if image.mode.startswith("I"):
+        image = _to_eight_bits(image, name)
+    if image.mode == "La":  # premultiplied; Pillow only knows the way back to LA
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB"), None
+    rgba = image.convert("RGBA")
+    return rgba.convert("RGB"), rgba.getchannel("A")
+
+
+def _cmyk_to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """To sRGB through the embedded profile where it is a usable CMYK one, else by subtraction."""
+    if profile[16:20] == b"CMYK":
+        srgb = ImageCms.createProfile("sRGB")
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            if converted is not None:
+                return converted
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Mode I or I;16* with values 0..65535 to L, round(v / 257); LA if one value is transparent."""
+    values = np.asarray(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 0xFFFF:
+        raise ImageError(
+            f"{name} has grey values from {lowest} to {highest}, expected 0 to 65535: convert it"
+            " to 16-bit PNG."
+        )
+    grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey

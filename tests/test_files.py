@@ -1,0 +1,138 @@
+"""files.py, by itself and through the writers of pictures and inversions."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nulltext.errors import OutputError
+from nulltext.files import check_target, replace_file
+from nulltext.images import check_writable, save_image
+from nulltext.inversion_file import write_inversion
+from pictures import noise
+
+Writer = Callable[[Path, np.ndarray], None]
+
+
+def write_bytes(path: Path, raw: np.ndarray) -> None:
+    replace_file(path, raw.tobytes())
+
+
+def write_picture(path: Path, raw: np.ndarray) -> None:
+    save_image(Image.fromarray(raw), path)
+
+
+def write_tensors(path: Path, raw: np.ndarray) -> None:
+    write_inversion(path, {"raw": torch.from_numpy(raw)}, {})
+
+
+WRITERS = [write_bytes, write_picture, write_tensors]
+
+
+def test_check_target_gives_the_file_that_will_be_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert check_target(tmp_path / "link") == (tmp_path / "real").resolve()
+    assert check_target(str(tmp_path / "plain")) == tmp_path / "plain"
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_an_output_is_an_ordinary_file(tmp_path: Path, write: Writer) -> None:
+    """The mode follows the umask, and a symbolic link stays one."""
+    target = tmp_path / "deep" / "real.png"
+    target.parent.mkdir()
+    (tmp_path / "link.png").symlink_to(target)
+    (tmp_path / "plain").touch()
+    write(tmp_path / "link.png", noise(8, 8, 3))
+    assert (tmp_path / "link.png").is_symlink()
+    write(tmp_path / "same.png", noise(8, 8, 3))
+    assert target.read_bytes() == (tmp_path / "same.png").read_bytes()
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_bytes_are_those_given(tmp_path: Path) -> None:
+    for data in (noise(100_000).tobytes(), b"", b"new"):
+        replace_file(str(tmp_path / "file"), data)
+        assert (tmp_path / "file").read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "act", [check_target, check_writable, *(lambda p, w=w: w(p, noise(8, 8, 3)) for w in WRITERS)]
+)
+def test_impossible_outputs(tmp_path: Path, act: Callable[[Path], None]) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "pipe.png")
+    before = sorted(tmp_path.rglob("*"))
+    for name, word in {
+        "folder.png": "is a folder",
+        "pipe.png": "not a regular file",
+        "none/a.png": "does not exist",
+        "file/a.png": "cannot be written",
+        "nul\0.png": "cannot be written",
+        "x" * 300 + ".png": "name too long",
+    }.items():
+        with pytest.raises(OutputError, match=word) as caught:
+            act(tmp_path / name)
+        assert str(caught.value).endswith(".")
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("act", [check_target, check_writable])
+def test_a_read_only_place_is_noticed_early(tmp_path: Path, act: Callable[[Path], None]) -> None:
+    """/proc takes no new file, not even from root."""
+    with pytest.raises(OutputError, match="cannot be written"):
+        act(Path("/proc/nulltext.png"))
+    act(tmp_path / "a.png")
+    (tmp_path / "old.png").write_bytes(b"old")
+    act(tmp_path / "old.png")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [(write_picture, s) for s in ("png", "jpg", "webp")]
+    + [(write_bytes, "bin"), (write_tensors, "safetensors")],
+)
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, write: Writer, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    write(path, noise(8, 8, 3))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # the write itself fails half way
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            write(path, noise(128, 128, 3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_step_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, write: Writer
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        assert len(list(tmp_path.iterdir())) == 2  # the new file waits beside the old one
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write(path, noise(8, 8, 3))
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"

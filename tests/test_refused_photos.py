@@ -1,0 +1,210 @@
+"""photos.py against what is no photo: other files, other formats, and damaged bytes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from nulltext import photos
+from nulltext.errors import ImageError
+from nulltext.photos import load_photo
+from pictures import noise, pixels, png, refuses
+
+
+def test_paths_that_are_no_photo(tmp_path: Path) -> None:
+    refuses(tmp_path / "none.png", "does not exist")
+    refuses(tmp_path, "is a folder")
+    (tmp_path / "empty.png").touch()
+    refuses(tmp_path / "empty.png", "is empty (0 bytes)")
+    refuses(tmp_path / "empty.png" / "below.png", "does not exist")
+    (tmp_path / "text.png").write_text("these are words, not pixels\n" * 9)
+    refuses(tmp_path / "text.png", "not an image", "JPEG")
+    refuses("nul\0byte.png")
+    refuses("/dev/zero", "not a regular file")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    refuses(tmp_path / "loop.png", "symbolic links")
+
+
+def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)  # root is not stopped by permission bits
+    refuses(path, "permission denied")
+
+
+def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    done: list[str] = []
+    worker = threading.Thread(
+        target=lambda: done.append(refuses(tmp_path / "pipe.png", "not a regular file")),
+        daemon=True,
+    )
+    worker.start()
+    worker.join(5)
+    assert done
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+        ("HEIC", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"),
+        ("PDF", b"%PDF-1.7\n"),
+        ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"),
+        ("SVG", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+        ("PSD", b"8BPS\0\1"),
+        ("JPEG XL", b"\xff\x0a\0\0"),
+        ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+    ],
+)
+def test_foreign_formats_are_named(tmp_path: Path, kind: str, head: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(head + bytes(200))
+    refuses(tmp_path / "photo.jpg", f"is {kind}, which", "convert it to JPEG or PNG")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_in_a_general_container_is_not_taken_for_heic(tmp_path: Path) -> None:
+    data = encoded("avif")
+    (tmp_path / "photo.avif").write_bytes(data[:8] + b"mif1" + data[12:])
+    assert load_photo(tmp_path / "photo.avif").size == (64, 64)
+
+
+def test_formats_off_the_list_are_not_opened(tmp_path: Path) -> None:
+    for suffix in ("ico", "tga", "pcx"):
+        path = tmp_path / f"photo.{suffix}"
+        Image.new("RGB", (32, 32)).save(path)
+        Image.open(path).close()  # Pillow itself would open it
+        refuses(path, "not an image")
+
+
+def encoded(suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    options = {"webp": {"lossless": True}, "tiff": {"compression": "tiff_lzw"}}.get(suffix, {})
+    kind = {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+    Image.fromarray(noise(64, 64, 3)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff", "tif", "ppm", "avif"]
+)
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
+def test_truncation_is_noticed(tmp_path: Path, suffix: str, part: float) -> None:
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    data = encoded(suffix)
+    path = tmp_path / f"photo.{suffix}"
+    path.write_bytes(data)
+    assert load_photo(path).size == (64, 64)
+    path.write_bytes(data[: int(len(data) * part)])
+    refuses(path, "truncated or damaged")
+
+
+def test_flipped_bytes_in_a_png_are_noticed(tmp_path: Path) -> None:
+    data = bytearray(encoded("png"))
+    data[len(data) // 2] ^= 0xFF
+    (tmp_path / "photo.png").write_bytes(data)
+    refuses(tmp_path / "photo.png", "damaged")
+
+
+@pytest.mark.parametrize("side", [60000, 12500])
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
+    """60000 is where Pillow raises by itself; 12500 only makes it warn."""
+    chunks = ((b"IDAT", zlib.compress(bytes(100))),)
+    (tmp_path / "bomb.png").write_bytes(png(side, side, 8, 2, *chunks))
+    refuses(tmp_path / "bomb.png", "150,000,000 pixels")
+
+
+def test_large_but_allowed_photos_do_not_warn(tmp_path: Path) -> None:
+    Image.new("1", (10000, 9500)).save(tmp_path / "large.png")  # above Pillow's own 89 million
+    with (
+        warnings.catch_warnings(),
+        mock.patch.object(photos, "_to_rgb", return_value=(Image.new("RGB", (9, 9)), None)),
+    ):
+        warnings.simplefilter("error")
+        load_photo(tmp_path / "large.png")
+        with pytest.raises(Image.DecompressionBombWarning):  # silenced only inside
+            Image.open(tmp_path / "large.png")
+
+
+def test_smallest_side(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 7)).save(tmp_path / "thin.png")
+    refuses(tmp_path / "thin.png", "100 x 7 px", "8 px")
+    assert load_photo(Image.new("RGB", (8, 8))).size == (8, 8)
+
+
+def test_an_image_in_memory(tmp_path: Path) -> None:
+    image = Image.fromarray(noise(9, 8, 3))
+    photo = load_photo(image)
+    before = pixels(image)
+    image.paste("black", (0, 0, 8, 9))
+    assert photo.path is None
+    assert (pixels(photo.image) == before).all()
+    (tmp_path / "cut.png").write_bytes(encoded("png")[:5000])
+    with Image.open(tmp_path / "cut.png") as lazy:
+        refuses(lazy, "given image", "truncated")
+
+
+PREFIXES = {
+    "jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0",
+    "png": png(64, 64, 8, 2)[:33],
+    "gif": b"GIF89a\x40\0\x40\0\xf0\0\0",
+    "webp": b"RIFF\0\1\0\0WEBPVP8L",
+    "bmp": b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0",
+    "tiff": b"II*\0\x08\0\0\0",
+    "ppm": b"P6\n64 64\n255\n",
+    "avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
+}
+
+
+def only_image_errors(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
+    with mock.patch.object(photos, "MAX_PIXELS", 1_000_000):  # keep the machine's memory out of it
+        try:
+            photo = load_photo(path)
+        except ImageError as error:
+            message = str(error)
+        else:
+            message = str(path)
+            assert photo.image.mode == "RGB"
+            assert min(photo.size) >= 8
+    assert str(path) in message
+    assert "\n" not in message
+
+
+@settings(max_examples=100, deadline=None)
+@given(suffix=st.sampled_from(sorted(PREFIXES)), tail=st.binary(max_size=400))
+def test_random_bytes_behind_a_magic(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, tail: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"fuzz.{suffix}"
+    only_image_errors(PREFIXES[suffix] + tail, path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(suffix=st.sampled_from(sorted({*PREFIXES, "tif"})), seed=st.integers(0, 2**32 - 1))
+def test_damaged_files(tmp_path_factory: pytest.TempPathFactory, suffix: str, seed: int) -> None:
+    if suffix == "avif" and not features.check("avif"):
+        return
+    rng = random.Random(seed)
+    data = bytearray(encoded(suffix))
+    for _ in range(rng.randint(1, 12)):
+        reach = min(len(data), rng.choice((40, 400, len(data))))  # headers are the fragile part
+        data[rng.randrange(reach)] = rng.randrange(256)
+    only_image_errors(bytes(data), tmp_path_factory.getbasetemp() / f"fuzz.{suffix}")
