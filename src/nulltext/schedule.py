@@ -1,0 +1,224 @@
+"""The DDIM grid and its two elementary steps.
+
+With alpha-bar the cumulative product of 1 - beta (`alphas_cumprod`, written ab), latents at a
+timestep are z = sqrt(ab) x0 + sqrt(1 - ab) eps. A deterministic DDIM step from timestep s to
+timestep r keeps eps and re-mixes, which is affine in (z, eps):
+
+    z_r = a z_s + b eps,    a = sqrt(ab_r / ab_s),    b = sqrt(1 - ab_r) - a sqrt(1 - ab_s)
+
+`step` takes it towards the image (r cleaner than s), `invert_step` towards noise; under the same
+eps one is the exact inverse of the other. Coefficients are float64, latents keep their dtype.
+
+Source: Song et al. 2021 (DDIM), eq. 12 with sigma = 0. The grid and the final alpha-bar follow
+diffusers' `DDIMScheduler`, so that a checkpoint means here what it means there: every timestep s
+has the cleaner neighbour s - train_steps // num_steps, also where (linspace, some trailing grids)
+the next timestep that is visited lies a little beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from nulltext.errors import ModelError, OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Spacing = Literal["leading", "linspace", "trailing"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+SMALLEST_ALPHA_CUMPROD = 2.0**-24
+"""Stands in for zero at a zero-terminal-SNR timestep, where noise alone does not fix x0
+(the value that diffusers' Euler scheduler uses for the same purpose)."""
+
+COSINE_OFFSET = 0.008
+"""The s of the squared-cosine schedule (Nichol & Dhariwal 2021, eq. 17)."""
+
+MAX_BETA = 0.999
+"""The cap of the squared-cosine schedule's betas (Nichol & Dhariwal 2021, sec. 3.2)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A checkpoint's noise schedule, and DDIM on it."""
+
+    alphas_cumprod: np.ndarray
+    """[train_steps], float64, decreasing in (0, 1)."""
+    final_alpha_cumprod: float
+    """alpha-bar of the clean image: alphas_cumprod[0] (SD 1.x, 2.x) or 1."""
+    spacing: Spacing = "leading"
+    """How the timesteps of a run are laid over the training steps."""
+    steps_offset: int = 0
+    """Added to every timestep of the leading grid (1 in SD 1.x)."""
+    prediction: Prediction = "epsilon"
+    """What the UNet's output means."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+        """Read a diffusers `scheduler_config.json`, whichever scheduler class wrote it.
+
+        Missing fields have the defaults of `DDIMScheduler`. Fields that only other samplers use
+        are ignored, and so is `clip_sample`, as latents have no range to clip to (diffusers'
+        own Stable Diffusion pipelines switch it off).
+
+        Raises:
+            ModelError: a field has a value that is not known here.
+        """
+        train_steps = int(config.get("num_train_timesteps", 1000))
+        betas = _betas(config, train_steps)
+        alphas_cumprod = np.cumprod(1.0 - betas)
+        if config.get("rescale_betas_zero_snr", False):
+            alphas_cumprod = _rescale_to_zero_snr(alphas_cumprod)
+        spacing = config.get("timestep_spacing", "leading")
+        if spacing not in ("leading", "linspace", "trailing"):
+            raise ModelError(
+                f"The scheduler config has timestep_spacing '{spacing}', "
+                "expected 'leading', 'linspace' or 'trailing'."
+            )
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ModelError(
+                f"The scheduler config has prediction_type '{prediction}', "
+                "expected 'epsilon', 'v_prediction' or 'sample'."
+            )
+        if config.get("thresholding", False):
+            raise ModelError(
+                "The scheduler config asks for dynamic thresholding, which DDIM inversion cannot "
+                "undo; use a checkpoint of a latent diffusion model."
+            )
+        to_one = bool(config.get("set_alpha_to_one", True))
+        return cls(
+            alphas_cumprod=alphas_cumprod,
+            final_alpha_cumprod=1.0 if to_one else float(alphas_cumprod[0]),
+            spacing=spacing,
+            steps_offset=int(config.get("steps_offset", 0)),
+            prediction=prediction,
+        )
+
+    @property
+    def train_steps(self) -> int:
+        """Number of timesteps that the model was trained on, usually 1000."""
+        return len(self.alphas_cumprod)
+
+    def timesteps(self, num_steps: int) -> tuple[int, ...]:
+        """The `num_steps` timesteps of a run, noisiest first.
+
+        Raises:
+            OptionError: num_steps is outside 1 … train_steps.
+        """
+        if not 1 <= num_steps <= self.train_steps:
+            raise OptionError(
+                f"The number of steps is {num_steps}; choose one from 1 to {self.train_steps} "
+                "(50 is usual)."
+            )
+        n = self.train_steps
+        if self.spacing == "linspace":
+            grid = np.linspace(0, n - 1, num_steps).round()[::-1].astype(np.int64)
+        elif self.spacing == "leading":
+            stride = n // num_steps
+            offset = min(self.steps_offset, n - 1 - stride * (num_steps - 1))
+            grid = (np.arange(num_steps) * stride)[::-1] + offset
+        else:
+            # By index, not np.arange(n, 0, -n / num_steps): rounding can give that one value more.
+            grid = (np.round(n - np.arange(num_steps) * (n / num_steps)) - 1).astype(np.int64)
+        return tuple(int(t) for t in grid)
+
+    def cleaner(self, timestep: int, num_steps: int) -> int:
+        """The timestep that a step from `timestep` arrives at; negative for the clean image."""
+        return timestep - self.train_steps // num_steps
+
+    def alpha_cumprod(self, timestep: int) -> float:
+        """alpha-bar at a timestep; the final one at any negative timestep."""
+        return self.final_alpha_cumprod if timestep < 0 else float(self.alphas_cumprod[timestep])
+
+    def coefficients(self, *, start: int, end: int) -> tuple[float, float]:
+        """(a, b) of z_end = a z_start + b eps; see the module's formula."""
+        ab_start, ab_end = self.alpha_cumprod(start), self.alpha_cumprod(end)
+        a = math.sqrt(ab_end / ab_start)
+        return a, math.sqrt(1.0 - ab_end) - a * math.sqrt(1.0 - ab_start)
+
+    def step(self, latents: Tensor, noise_pred: Tensor, *, noisier: int, cleaner: int) -> Tensor:
+        """Move latents one DDIM step towards the image.
+
+        Source: Song et al. 2021 (DDIM), eq. 12 with sigma = 0.
+
+        Args:
+            latents, noise_pred: [B, C, h, w], scaled latents at `noisier` and eps there.
+
+        Returns:
+            [B, C, h, w] at `cleaner`, dtype of the arguments.
+        """
+        a, b = self.coefficients(start=noisier, end=cleaner)
+        return a * latents + b * noise_pred
+
+    def invert_step(
+        self, latents: Tensor, noise_pred: Tensor, *, cleaner: int, noisier: int
+    ) -> Tensor:
+        """Move latents one DDIM step towards noise: the inverse of `step` under the same eps.
+
+        First order: eps, predicted from the cleaner latents, is held over the step.
+        Source: Song et al. 2021 (DDIM), eq. 12, run backwards; Mokady et al. 2023, sec. 3.2.
+
+        Args:
+            latents, noise_pred: [B, C, h, w], scaled latents at `cleaner` and eps.
+
+        Returns:
+            [B, C, h, w] at `noisier`, dtype of the arguments.
+        """
+        a, b = self.coefficients(start=cleaner, end=noisier)
+        return a * latents + b * noise_pred
+
+    def clean_estimate(self, latents: Tensor, noise_pred: Tensor, timestep: int) -> Tensor:
+        """x0 that eps implies: (z - sqrt(1 - ab) eps) / sqrt(ab), [B, C, h, w]."""
+        ab = self.alpha_cumprod(timestep)
+        return (latents - math.sqrt(1.0 - ab) * noise_pred) / math.sqrt(ab)
+
+    def noise_from_output(self, output: Tensor, latents: Tensor, timestep: int) -> Tensor:
+        """Turn the UNet's output into eps, whatever the checkpoint predicts.
+
+        epsilon: eps = output. v: eps = sqrt(ab) v + sqrt(1 - ab) z (Salimans & Ho 2022, sec. 4).
+        sample: eps = (z - sqrt(ab) x0) / sqrt(1 - ab). All [B, C, h, w].
+        """
+        if self.prediction == "epsilon":
+            return output
+        ab = self.alpha_cumprod(timestep)
+        if self.prediction == "v_prediction":
+            return math.sqrt(ab) * output + math.sqrt(1.0 - ab) * latents
+        return (latents - math.sqrt(ab) * output) / math.sqrt(1.0 - ab)
+
+
+def _betas(config: Mapping[str, Any], train_steps: int) -> np.ndarray:
+    trained = config.get("trained_betas")
+    if trained is not None:
+        return np.asarray(trained, dtype=np.float64)
+    start = float(config.get("beta_start", 0.0001))
+    end = float(config.get("beta_end", 0.02))
+    kind = config.get("beta_schedule", "linear")
+    if kind == "linear":
+        return np.linspace(start, end, train_steps, dtype=np.float64)
+    if kind == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, train_steps, dtype=np.float64) ** 2
+    if kind == "squaredcos_cap_v2":
+        edges = np.arange(train_steps + 1) / train_steps
+        bar = np.cos((edges + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
+        return np.minimum(1.0 - bar[1:] / bar[:-1], MAX_BETA)
+    raise ModelError(
+        f"The scheduler config has beta_schedule '{kind}', "
+        "expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'."
+    )
+
+
+def _rescale_to_zero_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Shift and scale sqrt(alpha-bar) so that the last is (nearly) 0.
+
+    Source: Lin et al. 2024 (Common diffusion noise schedules ... are flawed), algorithm 1.
+    """
+    root = np.sqrt(alphas_cumprod)
+    first, last = root[0], root[-1]
+    rescaled = ((root - last) * first / (first - last)) ** 2
+    return np.maximum(rescaled, SMALLEST_ALPHA_CUMPROD)
