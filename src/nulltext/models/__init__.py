@@ -1,0 +1,1 @@
+"""Stable Diffusion checkpoints: loading them, and the four things that we ask of them."""

@@ -1,0 +1,53 @@
+"""Shared fixtures: the bundled model, and small random-weight pipelines of both SD families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nulltext
+from tiny import tiny_pipeline
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
+DAHLIA_PROMPT = "a photo of an orange flower with a dark background"
+
+
+@pytest.fixture(scope="session")
+def flowers() -> nulltext.LatentDiffusion:
+    """The bundled model on the CPU."""
+    return nulltext.load("flowers", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd1() -> nulltext.LatentDiffusion:
+    """SD 1.x in miniature: epsilon-prediction, PNDM-style scheduler config, heads as a count."""
+    return nulltext.load(tiny_pipeline("sd1"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2() -> nulltext.LatentDiffusion:
+    """SD 2.x in miniature: v-prediction, linear projections, heads per block, gelu text model."""
+    return nulltext.load(tiny_pipeline("sd2"))
+
+
+@pytest.fixture(params=["sd1", "sd2"])
+def tiny(request: pytest.FixtureRequest) -> nulltext.LatentDiffusion:
+    """Both families in turn."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    """A small picture with structure and colour."""
+    y, x = np.mgrid[0:48, 0:64] / 64
+    pixels = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x * y)], axis=-1)
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def dahlia_inversion(flowers: nulltext.LatentDiffusion) -> nulltext.Inversion:
+    """The example photo, null-text inverted with the bundled model in ten steps."""
+    return nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, num_steps=10)
