@@ -1,0 +1,1 @@
+"""Inversion methods: each turns a photo's latents into an `Inversion`."""

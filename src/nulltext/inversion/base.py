@@ -1,0 +1,63 @@
+"""What an inversion method is: options that can run, and what the run produces."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.record import StepInfo
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given."""
+
+    latents: Tensor
+    """z_0, [1, C, h, w], scaled."""
+    prompt_embeds: Tensor
+    """C, [1, L, D]."""
+    num_steps: int
+    """T."""
+    guidance_scale: float
+    """w of the replay."""
+    generator: torch.Generator
+    """Source of noise for the methods that draw some."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a method gives back; the tensors are those of `record.Inversion`."""
+
+    trajectory: Tensor
+    """[T + 1, C, h, w]."""
+    unet_evaluations: int
+    """Single-image UNet passes that it took, the pivot's included; a backward pass counts 2."""
+    null_embeds: Tensor | None = None
+    """[1 or T, L, D]."""
+    prompt_embeds: Tensor | None = None
+    """[1 or T, L, D]."""
+    corrections: Tensor | None = None
+    """[T, C, h, w]."""
+    replayed: Tensor | None = None
+    """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
+
+
+class InversionMethod(Protocol):
+    """A frozen dataclass of options with a `steps` generator."""
+
+    name: ClassVar[str]
+
+    def check(self, guidance_scale: float) -> None:
+        """Refuse, with an OptionError, a guidance scale that the method cannot work at."""
+        ...
+
+    def steps(
+        self, model: LatentDiffusion, problem: Problem
+    ) -> Generator[StepInfo, None, Solution]:
+        """Invert, yielding progress."""
+        ...

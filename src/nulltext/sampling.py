@@ -1,0 +1,193 @@
+"""The two loops over the DDIM grid: towards noise (the pivot) and back (the replay).
+
+    pivot    z*_0 = z_0,  z*_{t} = invert_step(z*_{t-1}, eps(z*_{t-1}, t, C))         w = 1
+    replay   z_T = z*_T,  z_{t-1} = step(z_t, guided eps(z_t, t, ∅_t, C_t)) + d_t
+
+Both are generators: they yield a `StepInfo` per step and return their tensors.
+Source: Mokady et al. 2023, sec. 3.2 (pivot), 3.3 (replay).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nulltext.errors import InversionFileError, NumericalError
+from nulltext.guidance import guided_noise
+from nulltext.images import from_uint8, psnr
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.record import Inversion, StepInfo, run
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The embeddings that each step of a replay runs under."""
+
+    null_embeds: Tensor
+    """[1 or T, L, D]."""
+    prompt_embeds: Tensor
+    """[1 or T, L, D]."""
+
+    @classmethod
+    def of(cls, model: LatentDiffusion, inversion: Inversion) -> Conditions:
+        """An inversion's own embeddings, the model's for those that it leaves open."""
+        empty, prompt = model.embed(["", inversion.header.prompt]).chunk(2)
+        null_embeds, prompt_embeds = inversion.null_embeds, inversion.prompt_embeds
+        return cls(
+            null_embeds=empty if null_embeds is None else null_embeds.to(model.device),
+            prompt_embeds=prompt if prompt_embeds is None else prompt_embeds.to(model.device),
+        )
+
+    def null(self, index: int) -> Tensor:
+        """[1, L, D] of the step with this index (0 is the noisiest)."""
+        return _row(self.null_embeds, index)
+
+    def prompt(self, index: int) -> Tensor:
+        """[1, L, D] of the step with this index (0 is the noisiest)."""
+        return _row(self.prompt_embeds, index)
+
+
+def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
+    """Refuse to use an inversion with other weights than those that made it.
+
+    Raises:
+        InversionFileError: the fingerprints differ.
+    """
+    if model.fingerprint != inversion.header.fingerprint:
+        raise InversionFileError(
+            f"The inversion was made with the model '{inversion.header.model}' "
+            f"({inversion.header.fingerprint[:8]}), and '{model.name}' "
+            f"({model.fingerprint[:8]}) has other weights; "
+            "pass that model with --model, or invert the photo again."
+        )
+
+
+def pivot_steps(
+    model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor, num_steps: int
+) -> Generator[StepInfo, None, Tensor]:
+    """DDIM inversion by the conditional branch alone (w = 1).
+
+    Args:
+        latents: z_0, [1, C, h, w]. prompt_embeds: [1, L, D].
+
+    Returns:
+        the trajectory z*_0 … z*_T, [T + 1, C, h, w]. Costs T UNet evaluations.
+
+    Raises:
+        NumericalError: the latents became infinite or NaN.
+    """
+    schedule = model.schedule
+    trajectory = [latents]
+    for index, timestep in enumerate(reversed(schedule.timesteps(num_steps))):
+        with torch.no_grad():
+            noise_pred = model.predict_noise(trajectory[-1], timestep, prompt_embeds)
+            noisier = schedule.invert_step(
+                trajectory[-1],
+                noise_pred,
+                cleaner=schedule.cleaner(timestep, num_steps),
+                noisier=timestep,
+            )
+        check_finite(noisier, "DDIM inversion", timestep)
+        trajectory.append(noisier)
+        yield StepInfo("pivot", index + 1, num_steps, timestep)
+    return torch.cat(trajectory)
+
+
+def source_step(
+    model: LatentDiffusion,
+    inversion: Inversion,
+    conditions: Conditions,
+    latents: Tensor,
+    index: int,
+) -> tuple[Tensor, Tensor]:
+    """One step of a replay: (the cleaner latents, the estimate of x0), each [1, C, h, w].
+
+    The one place where an inversion is sampled, so that whatever stands beside the source (targets,
+    attention recorders) sees the very numbers of a replay.
+    """
+    header, schedule = inversion.header, model.schedule
+    timestep = header.timesteps[index]
+    noise_pred = guided_noise(
+        model,
+        latents,
+        timestep,
+        null_embeds=conditions.null(index),
+        prompt_embeds=conditions.prompt(index),
+        guidance_scale=header.guidance_scale,
+    )
+    cleaner = schedule.step(
+        latents,
+        noise_pred,
+        noisier=timestep,
+        cleaner=schedule.cleaner(timestep, inversion.num_steps),
+    )
+    if inversion.corrections is not None:
+        cleaner = cleaner + inversion.corrections[index : index + 1].to(cleaner.device)
+    check_finite(cleaner, "The replay", timestep)
+    return cleaner, schedule.clean_estimate(latents, noise_pred, timestep)
+
+
+def start_latents(model: LatentDiffusion, inversion: Inversion) -> Tensor:
+    """z*_T on the model's device: [1, C, h, w]."""
+    return inversion.trajectory[-1:].to(model.device)
+
+
+def replay_steps(model: LatentDiffusion, inversion: Inversion) -> Generator[StepInfo, None, Tensor]:
+    """Sample a photo again from its inversion.
+
+    Returns:
+        latents of the reconstruction, [1, C, h, w].
+
+    Raises:
+        InversionFileError: the inversion belongs to another model.
+        NumericalError: the latents became infinite or NaN.
+    """
+    check_model(model, inversion)
+    conditions = Conditions.of(model, inversion)
+    latents = start_latents(model, inversion)
+    for index, timestep in enumerate(inversion.header.timesteps):
+        with torch.no_grad():
+            latents, estimate = source_step(model, inversion, conditions, latents, index)
+        yield StepInfo("replay", index + 1, inversion.num_steps, timestep, clean_estimate=estimate)
+    return latents
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A reconstruction."""
+
+    image: Tensor
+    """[1, 3, H, W], float32, about [-1, 1]."""
+    psnr: float
+    """Decibels against the photo's crop."""
+
+
+def replay(
+    model: LatentDiffusion,
+    inversion: Inversion,
+    *,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> Replay:
+    """Reconstruct the photo from its inversion; see `replay_steps` for the errors."""
+    image = model.decode(run(replay_steps(model, inversion), on_step)).cpu()
+    return Replay(image=image, psnr=psnr(image, from_uint8(inversion.photo)))
+
+
+def check_finite(latents: Tensor, what: str, timestep: int) -> None:
+    """Stop where numbers end.
+
+    Raises:
+        NumericalError: a value is infinite or NaN.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise NumericalError(
+            f"{what} left the finite numbers at timestep {timestep}; "
+            "pass --dtype float32, or a lower --guidance."
+        )
+
+
+def _row(embeds: Tensor, index: int) -> Tensor:
+    return embeds if embeds.shape[0] == 1 else embeds[index : index + 1]

@@ -1,0 +1,249 @@
+"""Null-text inversion against a straight transcription of the algorithm, and its guards."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+import nulltext
+from conftest import DAHLIA_PROMPT, EXAMPLE
+from nulltext.errors import NumericalError, OptionError
+from nulltext.images import largest_centred_square, to_tensor
+from nulltext.inversion.null_text import NullText
+
+PROMPT = "a photo of a white daisy"
+
+
+def transcription(pipe, latents, prompt, *, steps, inner, guidance):
+    """The algorithm of the paper in plain loops, with diffusers' scheduler and raw modules.
+
+    Returns null embeddings [T, L, D], the trajectory [T + 1, C, h, w], and the final latents.
+    """
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    scheduler.set_timesteps(steps)
+    grid = scheduler.timesteps.tolist()
+
+    def embed(text):
+        ids = pipe.tokenizer(
+            text,
+            padding="max_length",
+            max_length=pipe.text_encoder.config.max_position_embeddings,
+            return_tensors="pt",
+        ).input_ids
+        with torch.no_grad():
+            return pipe.text_encoder(ids)[0]
+
+    prompt_embed, null = embed(prompt), embed("")
+    alphas = scheduler.alphas_cumprod.double()
+
+    def alpha(t):
+        return float(alphas[t]) if t >= 0 else float(scheduler.final_alpha_cumprod)
+
+    def to_noise(output, z, t):
+        if scheduler.config.prediction_type == "v_prediction":
+            return alpha(t) ** 0.5 * output + (1 - alpha(t)) ** 0.5 * z
+        return output
+
+    trajectory = [latents]
+    for t in reversed(grid):
+        z, cleaner = trajectory[-1], t - 1000 // steps
+        with torch.no_grad():
+            eps = to_noise(pipe.unet(z, t, prompt_embed).sample, z, t)
+        x0 = (z - (1 - alpha(cleaner)) ** 0.5 * eps) / alpha(cleaner) ** 0.5
+        trajectory.append(alpha(t) ** 0.5 * x0 + (1 - alpha(t)) ** 0.5 * eps)
+
+    nulls, z = [], trajectory[-1]
+    for i, t in enumerate(grid):
+        target = trajectory[len(trajectory) - i - 2]
+        with torch.no_grad():
+            output_prompt = pipe.unet(z, t, prompt_embed).sample
+        parameter = torch.nn.Parameter(null.clone())
+        adam = torch.optim.Adam([parameter], lr=1e-2 * (1 - i / 100))
+        tested = []
+        for j in range(inner + 1):
+            output_null = pipe.unet(z, t, parameter).sample
+            guided = output_null + guidance * (output_prompt - output_null)
+            landed = scheduler.step(guided, t, z).prev_sample
+            loss = torch.nn.functional.mse_loss(landed, target)
+            tested.append((loss.item(), parameter.detach().clone(), landed.detach()))
+            if j == inner or loss.item() < 1e-5 + i * 2e-5:
+                break
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        _, null, z = min(tested, key=lambda entry: entry[0])
+        nulls.append(null)
+    return torch.cat(nulls), torch.cat(trajectory), z
+
+
+def assert_equals_transcription(model, latents, prompt, *, steps, inner):
+    pipe = copy.deepcopy(model.to_diffusers())
+    nulls, trajectory, landed = transcription(
+        pipe, latents, prompt, steps=steps, inner=inner, guidance=7.5
+    )
+    solution = solve(model, latents, prompt, steps=steps, config=NullText(inner_steps=inner))
+    scale = trajectory.abs().max()
+    # float32 throughout; diffusers' scheduler coefficients are float32, ours float64, and Adam
+    # turns the sign of a gradient into a whole step, so rounding shows up a little enlarged
+    torch.testing.assert_close(solution.trajectory, trajectory, atol=2e-4 * scale, rtol=2e-4)
+    torch.testing.assert_close(solution.null_embeds, nulls, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(solution.replayed, landed, atol=2e-3 * scale, rtol=2e-3)
+    assert (nulls - model.embed([""])).abs().max() > 5e-3, "nothing was optimised"
+
+
+def solve(model, latents, prompt, *, steps, config):
+    from nulltext.inversion.base import Problem
+
+    problem = Problem(latents, model.embed([prompt]), steps, 7.5, torch.Generator())
+    return nulltext.run(config.steps(model, problem))
+
+
+def test_equals_the_transcription_on_tiny_models(tiny):
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert_equals_transcription(tiny, latents, PROMPT, steps=5, inner=3)
+
+
+def test_equals_the_transcription_on_the_bundled_model(flowers):
+    photo = nulltext.load_photo(EXAMPLE)
+    box = largest_centred_square(*photo.size)
+    latents = flowers.encode(to_tensor(photo, box, flowers.resolution))
+    assert_equals_transcription(flowers, latents, DAHLIA_PROMPT, steps=5, inner=3)
+
+
+def test_reconstructs_far_better_than_ddim_and_near_the_bound(flowers, dahlia_inversion):
+    ddim = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, method="ddim", num_steps=10)
+    header = dahlia_inversion.header
+    assert header.psnr_reconstruction > header.psnr_bound - 1.0
+    assert header.psnr_reconstruction > ddim.header.psnr_reconstruction + 3.0
+
+
+def test_replay_lands_where_the_optimisation_ended(flowers, dahlia_inversion):
+    replayed = nulltext.replay(flowers, dahlia_inversion)
+    # batch of two in the replay, of one in the optimisation: rounding only
+    assert replayed.psnr == pytest.approx(dahlia_inversion.header.psnr_reconstruction, abs=1e-3)
+
+
+def test_leaves_weights_and_prompt_embedding_bit_equal(tiny_sd1, photo):
+    before = copy.deepcopy(tiny_sd1.unet.state_dict())
+    flags = [p.requires_grad for p in tiny_sd1.unet.parameters()]
+    embedding = tiny_sd1.embed([PROMPT])
+    nulltext.invert(tiny_sd1, photo, PROMPT, num_steps=2)
+    after = tiny_sd1.unet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [p.requires_grad for p in tiny_sd1.unet.parameters()] == flags
+    assert all(p.grad is None for p in tiny_sd1.unet.parameters())
+    assert torch.equal(embedding, tiny_sd1.embed([PROMPT]))
+
+
+@pytest.mark.parametrize("method", ["ddim", "null-text"])
+def test_counts_the_unet_evaluations_that_are_made(tiny_sd1, photo, method):
+    calls = {"forward": 0, "backward": 0}
+
+    def forward(module, args, output):
+        calls["forward"] += args[0].shape[0]
+        if output.sample.requires_grad:
+            output.sample.register_hook(backward)
+
+    def backward(gradient):
+        calls["backward"] += gradient.shape[0]
+
+    handle = tiny_sd1.unet.register_forward_hook(forward)
+    problem_steps = 3
+    try:
+        config = nulltext.DDIM() if method == "ddim" else NullText(inner_steps=2)
+        latents = tiny_sd1.encode(torch.zeros(1, 3, 32, 32))
+        solution = solve(tiny_sd1, latents, PROMPT, steps=problem_steps, config=config)
+    finally:
+        handle.remove()
+    assert solution.unet_evaluations == calls["forward"] + 2 * calls["backward"]
+    assert (calls["backward"] > 0) == (method == "null-text")
+
+
+def test_an_inner_loop_never_ends_worse_than_it_began(tiny_sd1):
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    wild = NullText(inner_steps=3, learning_rate=1e4)  # Adam overshoots at every step
+    idle = NullText(inner_steps=0)
+    losses = {"wild": [], "idle": []}
+    for name, config in (("wild", wild), ("idle", idle)):
+        loop = config.steps(
+            tiny_sd1,
+            nulltext.inversion.base.Problem(
+                latents, tiny_sd1.embed([PROMPT]), 4, 7.5, torch.Generator()
+            ),
+        )
+        nulltext.run(loop, lambda i, name=name: losses[name].append(i.loss))
+    first_wild, first_idle = (
+        next(entry for entry in losses[name] if entry is not None) for name in ("wild", "idle")
+    )
+    assert first_wild == first_idle
+
+
+def test_a_satisfied_timestep_costs_one_evaluation_besides_the_prompt_branch(tiny_sd1):
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    config = NullText(loss_tolerance=1e9)
+    solution = solve(tiny_sd1, latents, PROMPT, steps=4, config=config)
+    assert solution.unet_evaluations == 4 + 4 * 2
+    assert torch.equal(solution.null_embeds, tiny_sd1.embed([""]).repeat(4, 1, 1))
+
+
+def test_a_non_finite_loss_stops_with_the_timestep(tiny_sd1):
+    class Broken:
+        def __getattr__(self, name):
+            return getattr(tiny_sd1, name)
+
+        def predict_noise(self, latents, timestep, embeds):
+            noise = tiny_sd1.predict_noise(latents, timestep, embeds)
+            is_null = torch.equal(embeds, tiny_sd1.embed([""]))
+            return noise * float("nan") if is_null else noise
+
+    latents = torch.randn(1, 4, 8, 8)
+    first = tiny_sd1.schedule.timesteps(4)[0]
+    with pytest.raises(NumericalError, match=f"timestep {first}"):
+        solve(Broken(), latents, PROMPT, steps=4, config=NullText())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.5, 0.0])
+def test_guidance_without_a_null_branch_is_explained(tiny_sd1, photo, guidance):
+    with pytest.raises(OptionError, match="cannot do anything"):
+        nulltext.invert(tiny_sd1, photo, PROMPT, guidance_scale=guidance)
+
+
+def test_learning_rate_stays_positive_on_long_grids():
+    config = NullText()
+    assert config.learning_rate_at(0) == pytest.approx(0.01)
+    assert config.learning_rate_at(49) == pytest.approx(0.0051)
+    assert config.learning_rate_at(999) > 0
+    assert config.tolerance_at(10) == pytest.approx(2.1e-4)
+
+
+def test_ddim_replay_at_w_1_is_exact_under_shared_noise_predictions(tiny_sd1):
+    latents = torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    schedule, grid = tiny_sd1.schedule, tiny_sd1.schedule.timesteps(10)
+    trajectory, noises = [latents], []
+    for t in reversed(grid):
+        noises.append(tiny_sd1.predict_noise(trajectory[-1], t, tiny_sd1.embed([PROMPT])).double())
+        trajectory.append(
+            schedule.invert_step(
+                trajectory[-1], noises[-1], cleaner=schedule.cleaner(t, 10), noisier=t
+            )
+        )
+    back = trajectory[-1]
+    for t, noise in zip(grid, reversed(noises), strict=True):
+        back = schedule.step(back, noise, noisier=t, cleaner=schedule.cleaner(t, 10))
+    torch.testing.assert_close(back, latents, atol=1e-10, rtol=0)  # float64
+
+
+def test_header_tells_how_it_was_made(dahlia_inversion, flowers):
+    header = dahlia_inversion.header
+    assert header.model == "flowers"
+    assert header.fingerprint == flowers.fingerprint
+    assert header.method == "null-text"
+    assert header.method_config["inner_steps"] == 10
+    assert header.image_size == [640, 427]
+    assert header.crop == [106, 0, 427, 427]
+    assert dahlia_inversion.null_embeds.shape == (10, 20, 192)
+    assert replace(dahlia_inversion).trajectory.shape == (11, 8, 16, 16)
