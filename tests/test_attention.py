@@ -1,0 +1,242 @@
+"""Reaching attention: neutrality, true sizes, restoration, and Prompt-to-Prompt's formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import Tensor
+
+from nulltext.attention.processor import Action, Site, attach
+from nulltext.attention.prompt_to_prompt import (
+    Injection,
+    MapInjector,
+    MapRecorder,
+    largest_self_site,
+)
+from nulltext.errors import ModelError
+
+L = 24
+
+
+@dataclass
+class Probe:
+    """Does one thing everywhere, and remembers where it was and what it saw."""
+
+    what: Action
+    guided: bool = True
+    sites: list[Site] = field(default_factory=list)
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    change: Callable[[Tensor], Tensor] = torch.clone
+
+    def action(self, site: Site) -> Action:
+        self.sites.append(site)
+        return self.what
+
+    def observe(self, probabilities: Tensor, site: Site) -> None:
+        self.seen[site.name] = probabilities
+
+    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
+        self.seen[site.name] = own()
+        return self.change(self.seen[site.name])
+
+
+def batch(model, size=(8, 8), rows=2):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(rows, 4, *size, generator=generator)
+    prompts = ["", "a cat", "a photo of a daisy", "a sofa"][:rows]
+    return latents, 500, model.embed(prompts)
+
+
+def processors(model):
+    return {n: m.processor for n, m in model.unet.named_modules() if isinstance(m, Attention)}
+
+
+@torch.no_grad()
+def test_ignoring_and_observing_leave_the_output_bit_equal(tiny):
+    plain = tiny.predict_noise(*batch(tiny))
+    for what in ("ignore", "observe"):
+        probe = Probe(what)
+        with attach(tiny.unet, probe):
+            assert torch.equal(tiny.predict_noise(*batch(tiny)), plain)
+        assert {site.kind for site in probe.sites} == {"cross", "self"}
+
+
+@torch.no_grad()
+def test_editing_with_the_own_probabilities_is_plain_to_rounding(tiny):
+    plain = tiny.predict_noise(*batch(tiny))
+    with attach(tiny.unet, Probe("edit")):
+        edited = tiny.predict_noise(*batch(tiny))
+    torch.testing.assert_close(edited, plain, atol=1e-5, rtol=1e-5)  # float32, fused or not
+
+
+@torch.no_grad()
+def test_editing_reaches_the_prompt_rows_and_never_the_null_rows(tiny):
+    plain = tiny.predict_noise(*batch(tiny, rows=4))
+    with attach(tiny.unet, Probe("edit", change=lambda own: own.roll(1, dims=-1))):
+        edited = tiny.predict_noise(*batch(tiny, rows=4))
+    assert torch.equal(edited[:2], tiny.predict_noise(*batch(tiny, rows=4))[:2]) or torch.allclose(
+        edited[:2], plain[:2], atol=1e-5
+    )
+    assert (edited[2:] - plain[2:]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+@torch.no_grad()
+def test_probabilities_are_those_of_diffusers_unfused_processor(tiny):
+    class Spy(AttnProcessor):
+        def __init__(self):
+            self.scores = {}
+
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+            key = attn.head_to_batch_dim(attn.to_k(context))
+            self.scores[id(attn)] = attn.get_attention_scores(query, key)
+            return super().__call__(attn, hidden_states, encoder_hidden_states, **kwargs)
+
+    probe, spy = Probe("observe"), Spy()
+    with attach(tiny.unet, probe):
+        tiny.predict_noise(*batch(tiny))
+    before = processors(tiny)
+    tiny.unet.set_attn_processor(spy)
+    try:
+        tiny.predict_noise(*batch(tiny))
+    finally:
+        tiny.unet.set_attn_processor({f"{n}.processor": p for n, p in before.items()})
+    modules = dict(tiny.unet.named_modules())
+    assert len(probe.seen) == len(before)
+    for name, seen in probe.seen.items():
+        theirs = spy.scores[id(modules[name])].unflatten(0, (2, -1))[1:]
+        torch.testing.assert_close(seen, theirs, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(seen.sum(-1), torch.ones_like(seen[..., 0]))
+
+
+@torch.no_grad()
+def test_sites_have_their_true_height_and_width(tiny):
+    probe = Probe("observe")
+    with attach(tiny.unet, probe):
+        tiny.predict_noise(*batch(tiny, size=(4, 12)))
+    assert {(s.height, s.width) for s in probe.sites} == {(4, 12), (2, 6)}
+    for site in probe.sites:
+        assert probe.seen[site.name].shape[-2] == site.pixels == site.height * site.width
+
+
+def test_processors_and_hooks_are_restored_after_an_exception(tiny):
+    before = processors(tiny)
+
+    def fail(own):
+        assert processors(tiny) != before
+        raise RuntimeError("inside")
+
+    probe = Probe("edit", change=fail)
+    with pytest.raises(RuntimeError, match="inside"), attach(tiny.unet, probe):
+        tiny.predict_noise(*batch(tiny))
+    assert processors(tiny) == before
+    assert not any(m._forward_pre_hooks for m in tiny.unet.modules())
+
+
+def test_a_unet_without_cross_attention_is_refused():
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    with pytest.raises(ModelError, match="No attention layer"), attach(unet, Probe("ignore")):
+        pass
+
+
+def injection(*, gate=None, weights=None, cross_until=5, self_until=3):
+    generator = torch.Generator().manual_seed(7)
+    mapping = torch.rand(L, L, generator=generator)
+    ones = torch.ones(L)
+    return Injection(
+        mapping,
+        ones if gate is None else gate,
+        ones if weights is None else weights,
+        cross_until,
+        self_until,
+    )
+
+
+def maps(rows, keys, seed):
+    raw = torch.rand(rows, 3, 16, keys, generator=torch.Generator().manual_seed(seed))
+    return raw / raw.sum(-1, keepdim=True)
+
+
+def test_cross_attention_follows_the_formula_row_by_row():
+    gate = (torch.arange(L) % 3 > 0).float()
+    weights = torch.linspace(-1, 2, L)
+    injections = [injection(gate=gate, weights=weights), injection(cross_until=2)]
+    source, own = maps(1, L, 0), maps(2, L, 1)
+    site = Site("layer", "cross", 4, 4)
+    injector = MapInjector(injections, 3, 256, True, {"layer": source})
+    assert injector.action(site) == "edit"
+    got = injector.edit(lambda: own, site)
+    expected = torch.empty_like(own)
+    for head in range(3):
+        for pixel in range(16):
+            for token in range(L):
+                carried = sum(
+                    float(source[0, head, pixel, k]) * float(injections[0].mapping[k, token])
+                    for k in range(L)
+                )
+                mixed = gate[token] * carried + (1 - gate[token]) * own[0, head, pixel, token]
+                expected[0, head, pixel, token] = mixed * weights[token]
+    expected[1] = own[1]  # step 3 is past its last injected step
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_hold_after_the_injection_has_ended():
+    weights = torch.ones(L)
+    weights[2] = -2
+    own = maps(1, L, 1)
+    site = Site("layer", "cross", 4, 4)
+    late = MapInjector([injection(weights=weights)], 40, 256, True, {})
+    assert late.action(site) == "edit"
+    torch.testing.assert_close(late.edit(lambda: own, site), own * weights)
+    plain = MapInjector([injection()], 40, 256, True, {})
+    assert plain.action(site) == "ignore"
+
+
+def test_self_attention_is_injected_early_and_at_small_sites_only():
+    small, large = Site("layer", "self", 4, 4), Site("layer", "self", 32, 32)
+    source, own = maps(1, 16, 0), maps(2, 16, 1)
+    injections = [injection(self_until=3), injection(self_until=1)]
+    early = MapInjector(injections, 0, 256, True, {"layer": source})
+    between = MapInjector(injections, 2, 256, True, {"layer": source})
+    late = MapInjector(injections, 3, 256, True, {"layer": source})
+    assert [c.action(small) for c in (early, between, late)] == ["edit", "edit", "ignore"]
+    assert early.action(large) == "ignore"
+
+    def never():
+        raise AssertionError("the target's own attention is not needed here")
+
+    assert torch.equal(early.edit(never, small), source.expand(2, -1, -1, -1))
+    mixed = between.edit(lambda: own, small)
+    assert torch.equal(mixed[0], source[0])
+    assert torch.equal(mixed[1], own[1])
+
+
+def test_recorder_keeps_just_what_the_injector_will_ask_for():
+    for step in range(6):
+        injections = [injection(cross_until=4, self_until=2)]
+        recorder = MapRecorder(injections, step, 256, True)
+        injector = MapInjector(injections, step, 256, True, {})
+        for site in (
+            Site("a", "cross", 64, 64),
+            Site("b", "self", 16, 16),
+            Site("c", "self", 32, 32),
+        ):
+            assert (recorder.action(site) == "observe") == (injector.action(site) == "edit")
+
+
+def test_the_largest_self_site_follows_the_latents():
+    assert largest_self_site(64, 64) == 16 * 16  # SD 1.x at 512 px, as in the paper
+    assert largest_self_site(96, 96) == 24 * 24  # SD 2.x at 768 px
+    assert largest_self_site(16, 16) == 16 * 16  # smaller latents: every site there is
+    assert largest_self_site(64, 128) == 16 * 32
