@@ -1,0 +1,78 @@
+"""`nulltext VERB`: the application, its verbs, and the border where errors become exit codes.
+
+0 done, 2 the user's mistake (one sentence on standard error), 1 ours, 130 interrupted.
+Nothing here imports torch: the verbs do that when they run, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from nulltext.cli.edit import edit
+from nulltext.cli.inspect import inspect
+from nulltext.cli.invert import invert
+from nulltext.cli.replay import replay
+from nulltext.errors import NulltextError, UserError
+from nulltext.version import __version__
+
+EXIT_USER = 2
+EXIT_OURS = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="nulltext",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(edit)
+app.command()(invert)
+app.command()(replay)
+app.command()(inspect)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nulltext {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Edit a real photograph by changing the words that describe it.
+
+    Example: [bold]nulltext edit photo.jpg --source "a photo of an orange flower"
+    --target "a photo of a white daisy" -o daisy.png[/bold]
+    """
+
+
+def main() -> None:
+    """Run the command line; the console script's entry."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _complain(error)
+        sys.exit(EXIT_USER)
+    except NulltextError as error:
+        _complain(error)
+        sys.exit(EXIT_OURS)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; nothing was written.\n")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _complain(error: NulltextError) -> None:
+    sys.stderr.write(f"Error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

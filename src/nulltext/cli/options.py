@@ -1,0 +1,50 @@
+"""Options that several verbs have, said once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+class Method(StrEnum):
+    """Names of the inversion methods (a test keeps them equal to the registry's)."""
+
+    NULL_TEXT = "null-text"
+    DDIM = "ddim"
+
+
+Precision = Literal["float32", "float16", "bfloat16"]
+Align = Literal["auto", "replace", "refine"]
+
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
+]
+CropOption = Annotated[
+    str | None,
+    typer.Option(
+        "--crop", metavar="X,Y,SIZE", help="Square to edit; default: the largest centred one."
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="MODEL", help="Bundled name, diffusers folder, or hub id (owner/name)."
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, mps; default: the best there is."),
+]
+DTypeOption = Annotated[Precision, typer.Option("--dtype", help="Precision of the UNet.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", metavar="N", help="For the methods that draw noise.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output, the rest elsewhere.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no report (--json still prints).")
+]

@@ -1,0 +1,61 @@
+"""`nulltext replay`: the reconstruction that a saved inversion stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nulltext import defaults
+from nulltext.cli.options import (
+    DeviceOption,
+    DTypeOption,
+    FileArgument,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+)
+from nulltext.cli.report import Reporter, decibels
+
+
+def replay(
+    file: FileArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.png", help="Default: FILE's name-replay.png."),
+    ] = None,
+    model: ModelOption = defaults.MODEL,
+    device: DeviceOption = None,
+    dtype: DTypeOption = "float32",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Reconstruct the photo from a saved inversion.
+
+    Example: [bold]nulltext replay dahlia.safetensors -o dahlia-replay.png[/bold]
+    """
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    from nulltext.cli.work import open_model
+    from nulltext.images import check_writable, from_uint8, save_image, to_pil
+    from nulltext.record import Inversion
+    from nulltext.sampling import check_model
+    from nulltext.sampling import replay as replay_inversion
+
+    target = output or Path(f"{file.stem}-replay.png")
+    check_writable(target)
+    inversion = Inversion.load(file)
+    loaded = open_model(reporter, model, device, dtype, [])
+    check_model(loaded, inversion)
+    with reporter.progress(loaded, from_uint8(inversion.photo)) as on_step:
+        result = replay_inversion(loaded, inversion, on_step=on_step)
+    save_image(to_pil(result.image), target)
+    bound = inversion.header.psnr_bound
+    reporter.result(
+        {"output": str(target), "psnr_reconstruction": result.psnr, "psnr_bound": bound},
+        [
+            f"Reconstruction {decibels(result.psnr)}; "
+            f"the autoencoder alone reaches {decibels(bound)}.",
+            f"Saved {target}",
+        ],
+    )

@@ -1,0 +1,169 @@
+"""The verbs' work with the library: what needs torch, imported only when a verb runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from nulltext.cli.report import Reporter, decibels
+from nulltext.editing import Edit, EditSpec
+from nulltext.errors import ImageError, OptionError
+from nulltext.files import check_target
+from nulltext.images import (
+    CropBox,
+    from_uint8,
+    largest_centred_square,
+    paste_back,
+    save_image,
+    to_pil,
+    to_tensor,
+    to_uint8,
+)
+from nulltext.inversion.invert import invert_steps
+from nulltext.inversion_file import SUFFIX
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.load import DType, load
+from nulltext.photos import Photo, load_photo
+from nulltext.prompts import spelled_out
+from nulltext.record import Inversion, run
+from nulltext.strip import Tile, comparison_strip
+
+SAME_PHOTO = 2.0
+"""Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
+and resizers differ by less, other photos by far more."""
+
+
+def check_inversion_target(path: Path) -> Path:
+    """Refuse early a name that an inversion cannot be saved under."""
+    if path.suffix != SUFFIX:
+        raise OptionError(f"'{path}' does not end in {SUFFIX}, as saved inversions do; rename it.")
+    check_target(path)
+    return path
+
+
+def open_photo(image: Path, crop: str | None) -> tuple[Photo, CropBox]:
+    """Load a photo, and find the region that is asked for in it."""
+    box = None if crop is None else CropBox.parse(crop)
+    photo = load_photo(image)
+    if box is None:
+        box = largest_centred_square(*photo.size)
+    box.check_inside(photo.size)
+    return photo, box
+
+
+def open_model(
+    reporter: Reporter, model: str, device: str | None, dtype: DType, prompts: Sequence[str]
+) -> LatentDiffusion:
+    """Load a model, and look at the prompts through its eyes before any long work."""
+    with reporter.busy(f"Loading the model '{model}' …"):
+        loaded = load(model, device=device, dtype=dtype)
+    unknown: dict[str, None] = {}
+    for prompt in prompts:
+        unknown |= dict.fromkeys(spelled_out(loaded.tokenize(prompt)))
+    if unknown:
+        reporter.note(
+            f"Note: the model '{loaded.name}' has no word for {', '.join(unknown)} and reads "
+            "letter by letter there; it has hardly learnt what that means."
+        )
+    return loaded
+
+
+def invert_with_bars(
+    reporter: Reporter,
+    model: LatentDiffusion,
+    photo: Photo,
+    prompt: str,
+    box: CropBox,
+    *,
+    method: str,
+    steps: int,
+    guidance: float,
+    seed: int,
+) -> Inversion:
+    """`invert`, with progress bars and the PSNR so far."""
+    preview = from_uint8(to_uint8(to_tensor(photo, box, model.resolution)))
+    loop = invert_steps(
+        model,
+        photo,
+        prompt,
+        method=method,
+        num_steps=steps,
+        guidance_scale=guidance,
+        crop=box,
+        seed=seed,
+    )
+    with reporter.progress(model, preview) as on_step:
+        return run(loop, on_step)
+
+
+def check_same_photo(inversion: Inversion, photo: Photo) -> None:
+    """Refuse to use an inversion beside another photo than its own.
+
+    Raises:
+        ImageError: the photo's pixels in the inversion's crop are not those that were inverted.
+    """
+    header = inversion.header
+    if photo.sha256 == header.image_sha256:
+        return
+    if list(photo.size) == header.image_size:
+        height, width = inversion.photo.shape[-2:]
+        pixels = to_uint8(to_tensor(photo, CropBox.from_list(header.crop), (height, width)))
+        difference = (pixels.float() - inversion.photo.float()).abs().mean().item()
+        if difference <= SAME_PHOTO:
+            return
+    raise ImageError(
+        "The inversion was made from another photo "
+        f'({header.image_size[0]} x {header.image_size[1]}, "{header.prompt}"); '
+        "pass that photo, or invert this one."
+    )
+
+
+def save_edit(
+    path: Path, row: Tensor, spec: EditSpec, inversion: Inversion, photo: Photo | None
+) -> None:
+    """Write one edit [3, H, W], into the photo if there is one, its settings as PNG text."""
+    header = inversion.header
+    picture = to_pil(row)
+    if photo is not None:
+        picture = paste_back(photo, picture, CropBox.from_list(header.crop))
+    settings = {
+        "source": header.prompt,
+        "target": spec.target,
+        "model": header.model,
+        "method": header.method,
+        "steps": inversion.num_steps,
+        "guidance": header.guidance_scale,
+        "cross_steps": spec.cross_steps,
+        "self_steps": spec.self_steps,
+        "align": spec.alignment,
+        "weights": dict(spec.weights),
+    }
+    profile = photo.icc_profile if photo is not None else None
+    save_image(picture, path, icc_profile=profile, text={"nulltext": json.dumps(settings)})
+
+
+def save_strip(
+    path: Path,
+    model: LatentDiffusion,
+    inversion: Inversion,
+    edit: Edit,
+    specs: Sequence[EditSpec],
+) -> None:
+    """Write photo, autoencoder's bound, reconstruction and edits side by side."""
+    header = inversion.header
+    bound = model.decode(inversion.trajectory[:1]).cpu()
+    tiles = [
+        Tile(to_pil(from_uint8(inversion.photo)), f"photo\n{header.prompt}"),
+        Tile(to_pil(bound), f"autoencoder's bound, {decibels(header.psnr_bound)}"),
+        Tile(
+            to_pil(edit.reconstruction),
+            f"reconstruction ({header.method}), {decibels(edit.psnr_reconstruction)}",
+        ),
+    ]
+    for row, spec in zip(edit.images, specs, strict=True):
+        weights = "".join(f"\n{word} × {factor:g}" for word, factor in spec.weights.items())
+        tiles.append(Tile(to_pil(row), spec.target + weights))
+    save_image(comparison_strip(tiles), path)
