@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.normalizers import NFC, Lowercase, Replace, Sequence
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from vocabularies import trained
 
 Family = Literal["sd1", "sd2"]
 
-SENTENCES = [
-    "a photo of an orange flower with a dark background",
-    "a photo of a white daisy, and a yellow sunflower on a blue sofa",
-    "a cat sitting next to a mirror",
-]
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = {"sd1": 24, "sd2": 30}
 WIDTH = 32
-
-
-@cache
-def tiny_tokenizer(max_tokens: int, pad_token: str = END) -> CLIPTokenizer:
-    """A CLIP-style byte-level BPE that can read anything: some words whole, others in pieces."""
-    bpe = Tokenizer(BPE(end_of_word_suffix="</w>", unk_token=END))
-    bpe.normalizer = Sequence([NFC(), Replace("  ", " "), Lowercase()])
-    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(
-        vocab_size=620,
-        special_tokens=[BEGIN, END],
-        end_of_word_suffix="</w>",
-        initial_alphabet=ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(SENTENCES, trainer)
-    vocabulary = bpe.get_vocab()
-    for symbol in ByteLevel.alphabet():
-        vocabulary.setdefault(f"{symbol}</w>", len(vocabulary))
-    merges = [tuple(pair) for pair in _merges(bpe)]
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=merges,
-        pad_token=pad_token,
-        model_max_length=max_tokens,
-    )
-
-
-def _merges(bpe: Tokenizer) -> list[list[str]]:
-    import json
-
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    return [merge if isinstance(merge, list) else merge.split(" ") for merge in merges]
 
 
 def tiny_pipeline(family: Family, seed: int = 0) -> StableDiffusionPipeline:
     """A complete text-to-image pipeline with latents of 8 x 8 and photos of 16 x 16 or 32 x 32."""
     torch.manual_seed(seed)
     second = family == "sd2"
-    tokenizer = tiny_tokenizer(MAX_TOKENS[family], "!" if second else END)
+    tokenizer = trained("!" if second else "<|endoftext|>", MAX_TOKENS[family])
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),

@@ -27,7 +27,7 @@ SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 
 @lru_cache
-def trained(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+def trained(pad_token: str = "<|endoftext|>", max_tokens: int = 77) -> CLIPTokenizer:
     """A tokenizer made as CLIP's was: every byte, every final byte, then the merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -43,6 +43,7 @@ def trained(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
         vocab={symbol: number for number, symbol in enumerate(symbols)},
         merges=merges,
         pad_token=pad_token,
+        model_max_length=max_tokens,
     )
 
 

@@ -20,6 +20,7 @@ from nulltext.version import __version__
 if TYPE_CHECKING:
     from nulltext.editing import Edit, EditSpec, edit, edit_steps
     from nulltext.errors import NulltextError, UserError
+    from nulltext.header import InversionHeader
     from nulltext.images import CropBox, paste_back, psnr, to_pil
     from nulltext.inversion.ddim import DDIM
     from nulltext.inversion.invert import invert, invert_steps
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import load
     from nulltext.photos import Photo, load_photo
-    from nulltext.record import Inversion, InversionHeader, StepInfo, run
+    from nulltext.record import Inversion, StepInfo, run
     from nulltext.sampling import Replay, replay, replay_steps
 
 _HOMES = {
@@ -36,7 +37,7 @@ _HOMES = {
     "Edit": "editing",
     "EditSpec": "editing",
     "Inversion": "record",
-    "InversionHeader": "record",
+    "InversionHeader": "header",
     "LatentDiffusion": "models.latent_diffusion",
     "NullText": "inversion.null_text",
     "NulltextError": "errors",

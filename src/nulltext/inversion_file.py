@@ -76,7 +76,9 @@ def read_header(path: Path) -> dict[str, Any]:
         version = header["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise _damaged(path, ValueError(f"its format version is {version!r}"))
+    if version > FORMAT_VERSION:
         raise InversionFileError(
             f"'{path}' is of format version {version}, and this nulltext reads up to "
             f"{FORMAT_VERSION}; upgrade nulltext, or invert the photo again."

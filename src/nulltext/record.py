@@ -12,17 +12,19 @@ fields, so nothing downstream asks which method it was:
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from nulltext.errors import InversionFileError, OutOfMemoryError
+from nulltext.errors import InversionFileError, OutOfMemoryError, reason_of
+from nulltext.header import InversionHeader
 from nulltext.inversion_file import read_inversion, write_inversion
 
 REQUIRED_TENSORS = ("trajectory", "photo")
+RGB = 3
 OPTIONAL_TENSORS = ("null_embeds", "prompt_embeds", "corrections")
 
 Result = TypeVar("Result")
@@ -49,42 +51,6 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
-class InversionHeader:
-    """Where an inversion comes from, and what it is worth. All of it is JSON."""
-
-    prompt: str
-    """The source prompt."""
-    model: str
-    """Name of the model that made it."""
-    fingerprint: str
-    """Fingerprint of that model's weights."""
-    timesteps: list[int]
-    """The DDIM grid, noisiest first."""
-    guidance_scale: float
-    """w of the replay."""
-    method: str
-    """Name of the inversion method."""
-    method_config: dict[str, Any]
-    """Its options."""
-    seed: int
-    """Seed of the methods that draw noise."""
-    image_sha256: str
-    """Hash of the upright photo's pixels."""
-    image_size: list[int]
-    """[width, height] of the upright photo."""
-    crop: list[int]
-    """[x, y, width, height] of the region that was inverted, in its pixels."""
-    psnr_bound: float
-    """Decibels of the autoencoder's own round trip."""
-    psnr_reconstruction: float
-    """Decibels of the replay."""
-    unet_evaluations: int
-    """Single-image UNet passes that the inversion took; a backward pass counts 2."""
-    seconds: float
-    """Wall time of the inversion."""
-
-
-@dataclass(frozen=True)
 class Inversion:
     """A photo as a point from which a diffusion model can sample it again."""
 
@@ -101,22 +67,27 @@ class Inversion:
     """None or [T, C, h, w]."""
 
     def __post_init__(self) -> None:
-        steps = self.num_steps
-        shapes = {
-            "trajectory": (self.trajectory, 4, (steps + 1,)),
-            "photo": (self.photo, 3, (3,)),
-            "null_embeds": (self.null_embeds, 3, (1, steps)),
-            "prompt_embeds": (self.prompt_embeds, 3, (1, steps)),
-            "corrections": (self.corrections, 4, (steps,)),
+        steps, number = self.num_steps, torch.float32
+        expected = {
+            "trajectory": (4, (steps + 1,), number),
+            "photo": (3, (RGB,), torch.uint8),
+            "null_embeds": (3, (1, steps), number),
+            "prompt_embeds": (3, (1, steps), number),
+            "corrections": (4, (steps,), number),
         }
-        for name, (tensor, dimensions, lengths) in shapes.items():
-            if tensor is None:
-                continue
-            if tensor.ndim != dimensions or tensor.shape[0] not in lengths:
+        for name, tensor in self.tensors().items():
+            dimensions, lengths, dtype = expected[name]
+            fits = tensor.ndim == dimensions and tensor.shape[0] in lengths
+            if not fits or tensor.dtype != dtype or tensor.numel() == 0:
                 raise InversionFileError(
-                    f"{name} has shape {list(tensor.shape)}, which does not fit {steps} steps; "
-                    "invert the photo again."
+                    f"{name} is {list(tensor.shape)} of {tensor.dtype}, which does not fit an "
+                    f"inversion of {steps} steps; invert the photo again."
                 )
+        same = self.corrections is None or self.corrections.shape[1:] == self.trajectory.shape[1:]
+        if not same:
+            raise InversionFileError(
+                "corrections and trajectory differ in shape; invert the photo again."
+            )
 
     @property
     def num_steps(self) -> int:
@@ -144,23 +115,24 @@ class Inversion:
             InversionFileError: it is missing, damaged, foreign, or newer than this nulltext.
         """
         path = Path(path)
-        tensors, raw = read_inversion(path)
+        tensors, values = read_inversion(path)
         missing = set(REQUIRED_TENSORS) - tensors.keys()
         unknown = tensors.keys() - {*REQUIRED_TENSORS, *OPTIONAL_TENSORS}
-        absent = [f.name for f in fields(InversionHeader) if f.name not in raw]
-        if missing or unknown or absent:
-            what = ", ".join(sorted(missing | unknown) + absent)
+        endless = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
+        try:
+            if missing or unknown:
+                raise ValueError(f"{', '.join(sorted(missing | unknown))} is missing or unexpected")
+            if endless:
+                raise ValueError(f"{', '.join(endless)} holds values that are not finite")
+            return cls(header=InversionHeader.from_json(values), **tensors)
+        except (ValueError, InversionFileError) as error:
             raise InversionFileError(
-                f"'{path}' is damaged: {what} is missing or unexpected; invert the photo again."
-            )
-        header = InversionHeader(**{f.name: raw[f.name] for f in fields(InversionHeader)})
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise InversionFileError(
-                    f"'{path}' is damaged: {name} holds values that are not finite; "
-                    "invert the photo again."
-                )
-        return cls(header=header, **tensors)
+                f"'{path}' is damaged ({reason_of(error)}); invert the photo again."
+            ) from error
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def run(

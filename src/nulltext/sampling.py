@@ -51,10 +51,10 @@ class Conditions:
 
 
 def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
-    """Refuse to use an inversion with other weights than those that made it.
+    """Refuse to use an inversion with another model than the one that made it.
 
     Raises:
-        InversionFileError: the fingerprints differ.
+        InversionFileError: the weights, the shapes or the schedule differ.
     """
     if model.fingerprint != inversion.header.fingerprint:
         raise InversionFileError(
@@ -62,6 +62,19 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
             f"({inversion.header.fingerprint[:8]}), and '{model.name}' "
             f"({model.fingerprint[:8]}) has other weights; "
             "pass that model with --model, or invert the photo again."
+        )
+    channels, _, _ = model.latents_shape
+    embeds = [e for e in (inversion.null_embeds, inversion.prompt_embeds) if e is not None]
+    embedding = (model.max_tokens, model.text_encoder.config.hidden_size)
+    if inversion.trajectory.shape[1] != channels or any(e.shape[1:] != embedding for e in embeds):
+        raise InversionFileError(
+            f"The inversion's tensors have a shape that does not fit the model '{model.name}'; "
+            "invert the photo again."
+        )
+    if inversion.header.timesteps != list(model.schedule.timesteps(inversion.num_steps)):
+        raise InversionFileError(
+            f"The inversion's timesteps are not on the schedule of the model '{model.name}'; "
+            "invert the photo again."
         )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from nulltext.defaults import GUIDANCE_SCALE, METHOD, NUM_STEPS
 from nulltext.errors import OptionError
+from nulltext.header import InversionHeader
 from nulltext.images import (
     CropBox,
     from_uint8,
@@ -25,7 +26,7 @@ from nulltext.inversion.base import InversionMethod, Problem
 from nulltext.inversion.registry import method_named
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo, load_photo
-from nulltext.record import Inversion, InversionHeader, StepInfo, run
+from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import replay_steps
 
 if TYPE_CHECKING:
