@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from nulltext.defaults import GUIDANCE_SCALE, METHOD, NUM_STEPS
 from nulltext.errors import OptionError
@@ -22,7 +23,7 @@ from nulltext.images import (
     to_tensor,
     to_uint8,
 )
-from nulltext.inversion.base import InversionMethod, Problem
+from nulltext.inversion.base import InversionMethod, Problem, Solution
 from nulltext.inversion.registry import method_named
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo, load_photo
@@ -85,27 +86,61 @@ def invert_steps(
     crop: CropBox | None = None,
     seed: int = 0,
 ) -> Generator[StepInfo, None, Inversion]:
-    """`invert` as a generator of steps that returns the `Inversion`."""
-    started = time.perf_counter()
+    """`invert` as a generator of steps that returns the `Inversion`; mistakes show at the call."""
     chosen = method_named(method) if isinstance(method, str) else method
     _check_guidance(guidance_scale)
     chosen.check(guidance_scale)
-    timesteps = model.schedule.timesteps(num_steps)
+    model.schedule.timesteps(num_steps)
     model.tokenize(prompt)
     loaded = photo if isinstance(photo, Photo) else load_photo(photo)
     box = crop or largest_centred_square(*loaded.size)
     box.check_inside(loaded.size)
-    pixels = to_uint8(to_tensor(loaded, box, model.resolution))
+    request = _Request(loaded, box, prompt, chosen, num_steps, guidance_scale, seed)
+    return _steps(model, request)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A checked call of `invert`."""
+
+    photo: Photo
+    box: CropBox
+    prompt: str
+    method: InversionMethod
+    num_steps: int
+    guidance_scale: float
+    seed: int
+
+
+def _steps(model: LatentDiffusion, request: _Request) -> Generator[StepInfo, None, Inversion]:
+    started = time.perf_counter()
+    pixels = to_uint8(to_tensor(request.photo, request.box, model.resolution))
     image = from_uint8(pixels)
     problem = Problem(
         latents=model.encode(image),
-        prompt_embeds=model.embed([prompt]),
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
+        prompt_embeds=model.embed([request.prompt]),
+        num_steps=request.num_steps,
+        guidance_scale=request.guidance_scale,
+        generator=torch.Generator().manual_seed(request.seed),
     )
     bound = psnr(model.decode(problem.latents).cpu(), image)
-    solution = yield from chosen.steps(model, problem)
+    solution = yield from request.method.steps(model, problem)
+    inversion = _inversion(model, request, solution, pixels, bound)
+    replayed = solution.replayed
+    if replayed is None:
+        replayed = yield from replay_steps(model, inversion)
+    header = replace(
+        inversion.header,
+        psnr_reconstruction=psnr(model.decode(replayed).cpu(), image),
+        seconds=time.perf_counter() - started,
+    )
+    return replace(inversion, header=header)
+
+
+def _inversion(
+    model: LatentDiffusion, request: _Request, solution: Solution, pixels: Tensor, bound: float
+) -> Inversion:
+    """The record of a solved problem; its last two figures are still open."""
     tensors: dict[str, Any] = {
         name: None if tensor is None else tensor.detach().float().cpu()
         for name, tensor in (
@@ -116,32 +151,23 @@ def invert_steps(
         )
     }
     header = InversionHeader(
-        prompt=prompt,
+        prompt=request.prompt,
         model=model.name,
         fingerprint=model.fingerprint,
-        timesteps=list(timesteps),
-        guidance_scale=guidance_scale,
-        method=chosen.name,
-        method_config=asdict(chosen),  # type: ignore[call-overload]
-        seed=seed,
-        image_sha256=loaded.sha256,
-        image_size=list(loaded.size),
-        crop=box.as_list(),
+        timesteps=list(model.schedule.timesteps(request.num_steps)),
+        guidance_scale=float(request.guidance_scale),
+        method=request.method.name,
+        method_config=asdict(request.method),  # type: ignore[call-overload]
+        seed=request.seed,
+        image_sha256=request.photo.sha256,
+        image_size=list(request.photo.size),
+        crop=request.box.as_list(),
         psnr_bound=bound,
         psnr_reconstruction=math.nan,
         unet_evaluations=solution.unet_evaluations,
         seconds=0.0,
     )
-    inversion = Inversion(photo=pixels, header=header, **tensors)
-    replayed = solution.replayed
-    if replayed is None:
-        replayed = yield from replay_steps(model, inversion)
-    header = replace(
-        header,
-        psnr_reconstruction=psnr(model.decode(replayed).cpu(), image),
-        seconds=time.perf_counter() - started,
-    )
-    return replace(inversion, header=header)
+    return Inversion(photo=pixels, header=header, **tensors)
 
 
 def _check_guidance(guidance_scale: float) -> None:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,9 +70,8 @@ def load(
         return _from_pipeline(model)
     target, precision = _device(device), _dtype(dtype)
     source = _locate(model)
-    index = _read_json(source, "model_index.json")
-    _check_index(index, str(model))
     with _quiet_libraries():
+        _check_index(_read_json(source, "model_index.json"), str(model))
         parts = {name: _component(source, name) for name in EXPECTED_CLASSES}
         tokenizer = _tokenizer(source)
         scheduler_config = _read_json(source, "scheduler/scheduler_config.json")
@@ -308,17 +308,21 @@ def _first_line(error: BaseException) -> str:
 def _quiet_libraries() -> Iterator[None]:
     """Keep the libraries' own bars and advice off the terminal while weights load."""
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     libraries = (diffusers_logging, transformers_logging)
-    before = [(lib.get_verbosity(), lib.is_progress_bar_enabled()) for lib in libraries]
-    for lib in libraries:
+    levels = [(lib, lib.get_verbosity()) for lib in (*libraries, hub_logging)]
+    bars = [lib for lib in libraries if lib.is_progress_bar_enabled()]
+    for lib, _ in levels:
         lib.set_verbosity_error()
+    hub_logging.set_verbosity(CRITICAL)  # its retries are errors, and ours says what came of them
+    for lib in bars:
         lib.disable_progress_bar()
     try:
         yield
     finally:
-        for lib, (verbosity, bar) in zip(libraries, before, strict=True):
-            lib.set_verbosity(verbosity)
-            if bar:
-                lib.enable_progress_bar()
+        for lib, level in levels:
+            lib.set_verbosity(level)
+        for lib in bars:
+            lib.enable_progress_bar()
