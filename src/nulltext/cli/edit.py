@@ -167,7 +167,8 @@ def edit(
             "unet_evaluations": evaluations + result.unet_evaluations,
         },
         [
-            f"Inverted in {seconds_invert:.1f} s, edited in {seconds_edit:.1f} s.",
+            ("" if inversion else f"Inverted in {seconds_invert:.1f} s. ")
+            + f"Edited in {seconds_edit:.1f} s.",
             f"Reconstruction {decibels(result.psnr_reconstruction)}; "
             f"the autoencoder alone reaches {decibels(header.psnr_bound)}.",
             *[f"Saved {path}" for path in [*outputs, *([strip] if strip else [])]],

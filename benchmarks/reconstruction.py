@@ -1,0 +1,110 @@
+"""How faithfully can a photo be sampled again? Mean PSNR over validation photos.
+
+    python benchmarks/reconstruction.py --data DIR --limit 32
+
+Four rows: the autoencoder alone (the bound), plain DDIM inversion replayed at w = 1 and at w = 7.5,
+and null-text inversion at w = 7.5, each with the UNet evaluations that the inversion took (a
+backward pass counts 2). Every photo's figures are appended to --rows as they are made; a rerun
+continues there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import nulltext
+from captions import CaptionedPhoto, captioned_photos
+
+VARIANTS = {
+    "DDIM, w = 1": ("ddim", 1.0),
+    "DDIM, w = 7.5": ("ddim", 7.5),
+    "null-text, w = 7.5": ("null-text", 7.5),
+}
+BOUND = "autoencoder (bound)"
+
+
+def measure(
+    model: nulltext.LatentDiffusion, item: CaptionedPhoto, steps: int
+) -> dict[str, dict[str, float]]:
+    """PSNR, evaluations and seconds of every variant on one photo."""
+    row: dict[str, dict[str, float]] = {}
+    for name, (method, guidance) in VARIANTS.items():
+        started = time.perf_counter()
+        header = nulltext.invert(
+            model,
+            item.path,
+            item.caption,
+            method=method,
+            num_steps=steps,
+            guidance_scale=guidance,
+        ).header
+        row[name] = {
+            "psnr": header.psnr_reconstruction,
+            "evaluations": header.unet_evaluations,
+            "seconds": time.perf_counter() - started,
+        }
+        row[BOUND] = {"psnr": header.psnr_bound, "evaluations": 0, "seconds": 0.0}
+    return row
+
+
+def done_before(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Rows of an earlier run, by photo."""
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {line["key"]: line["row"] for line in lines}
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--limit", type=int, default=32, help="number of photos")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--model", default="flowers")
+    parser.add_argument("--device", default=None)
+    parser.add_argument(
+        "--rows", type=Path, default=Path("build/reconstruction.jsonl"), help="kept between runs"
+    )
+    options = parser.parse_args()
+    photos = captioned_photos(options.data, options.split, options.limit)
+    model = nulltext.load(options.model, device=options.device)
+    options.rows.parent.mkdir(parents=True, exist_ok=True)
+    known = done_before(options.rows)
+    rows = []
+    console = Console()
+    for item in track(photos, "Photos", console=Console(stderr=True)):
+        key = f"{model.fingerprint} {options.steps} {item.path.name} {item.caption}"
+        if key not in known:
+            known[key] = measure(model, item, options.steps)
+            with options.rows.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"key": key, "row": known[key]}) + "\n")
+        rows.append(known[key])
+    table = Table(title=f"{len(rows)} photos, {options.steps} steps, model {model.name}")
+    columns = ("variant", "PSNR dB", "to the bound dB", "UNet evaluations", "seconds")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for name in (BOUND, *VARIANTS):
+        figures = [row[name] for row in rows]
+        gap = statistics.mean(r[name]["psnr"] - r[BOUND]["psnr"] for r in rows)
+        table.add_row(
+            name,
+            f"{statistics.mean(f['psnr'] for f in figures):.2f}",
+            f"{gap:+.2f}",
+            f"{statistics.mean(f['evaluations'] for f in figures):.0f}",
+            f"{statistics.mean(f['seconds'] for f in figures):.1f}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The house holds: imports point one way, the public face is what it says, import is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nulltext
+from nulltext.cli.options import Method
+from nulltext.inversion.registry import METHODS
+
+PACKAGE = Path(nulltext.__path__[0])
+
+# A module imports only from rows above its own, and from its own package.
+ROWS = [
+    ["version", "defaults", "errors"],
+    ["files", "prompts", "photos", "schedule", "guidance"],
+    ["images", "alignment", "inversion_file", "header"],
+    ["strip", "record"],
+    ["models"],
+    ["attention"],
+    ["sampling"],
+    ["inversion"],
+    ["editing"],
+    ["cli"],
+]
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def unit_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_units(path):
+    """Own units that a file imports, anywhere in it, type checking included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+            if node.module == "nulltext":
+                names = [f"nulltext.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.startswith("nulltext."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_upwards(path):
+    own = unit_of(path)
+    assert own in LEVEL, f"give {own} a row"
+    for unit in imported_units(path):
+        assert unit == own or LEVEL[unit] < LEVEL[own], f"{own} imports {unit}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_readable(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 330, "split the file"
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = (body[-1].end_lineno - body[0].lineno + 1) if body else 0
+            assert length <= 45, f"split {node.name}"
+
+
+def test_the_public_face_is_complete_and_documented():
+    assert sorted(nulltext.__all__) == sorted(nulltext.__dir__())
+    for name in nulltext.__all__:
+        thing = getattr(nulltext, name)
+        assert isinstance(thing, str) or thing.__doc__, name
+    assert set(nulltext._HOMES) | {"__version__"} == set(nulltext.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'inverse'"):
+        nulltext.inverse  # noqa: B018
+
+
+def test_the_command_line_names_every_method():
+    assert {m.value for m in Method} == set(METHODS)
+
+
+@pytest.mark.parametrize("start", ["import nulltext", "import nulltext.cli.main"])
+def test_importing_does_not_import_torch(start):
+    script = f"{start}; import sys; heavy = {{'torch', 'diffusers', 'transformers', 'numpy'}}; "
+    script += "print(sorted(heavy & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_pickle_is_ever_read():
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        assert "pickle" not in text, path
+        assert "torch.load" not in text, path

@@ -1,0 +1,310 @@
+"""The command line from end to end, on a tiny model folder, and on the bundled model once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nulltext
+from conftest import DAHLIA_PROMPT, EXAMPLE
+from nulltext.cli import main as cli
+from tiny import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model as a folder; latents 8 x 8, photos 32 x 32."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline("sd1").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, photo):
+    """An empty working folder with one photo in it."""
+    monkeypatch.chdir(tmp_path)
+    photo.save("cat.png")
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nulltext", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def saved(here, model, run):
+    """A saved inversion of the photo."""
+    code, _, err = run(
+        "invert", "cat.png", "--prompt", "a cat", "--model", model, "--steps", 3, "-q"
+    )
+    assert code == 0, err
+    return here / "cat.safetensors"
+
+
+def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
+    code, out, err = run(
+        *("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--model", model),
+        *("--steps", 3, "-o", "dog.png", "--strip", "strip.png", "--json"),
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    assert set(result) == {
+        "outputs",
+        "strip",
+        "psnr_bound",
+        "psnr_reconstruction",
+        "seconds_invert",
+        "seconds_edit",
+        "unet_evaluations",
+    }
+    assert result["outputs"] == ["dog.png"]
+    with Image.open("dog.png") as picture:
+        assert picture.size == (32, 32)
+        settings = json.loads(picture.text["nulltext"])
+    assert settings["target"] == "a dog"
+    assert settings["method"] == "null-text"
+    with Image.open("strip.png") as strip:
+        assert strip.width > 4 * 256
+    assert "so far" in err
+    assert sorted(p.name for p in here.iterdir()) == ["cat.png", "dog.png", "strip.png"]
+
+
+def test_several_targets_get_numbers_and_quiet_is_quiet(here, model, run):
+    code, out, err = run(
+        *("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--target", "a red cat"),
+        *("--model", model, "--steps", 2, "--method", "ddim", "--quiet"),
+    )
+    assert (code, out, err) == (0, "", "")
+    assert (here / "cat-edited-1.png").is_file()
+    assert (here / "cat-edited-2.png").is_file()
+
+
+def test_invert_replay_inspect_and_edit_again(here, model, run):
+    code, out, err = run(
+        *("invert", "cat.png", "--prompt", "a cat", "--model", model, "--steps", 3),
+        *("-o", "kept.safetensors", "--json"),
+    )
+    assert code == 0, err
+    inverted = json.loads(out)
+    assert inverted["file"] == "kept.safetensors"
+    assert inverted["method"] == "null-text"
+    code, out, _ = run("replay", "kept.safetensors", "--model", model, "-o", "r.png", "--json")
+    assert code == 0
+    assert json.loads(out)["psnr_reconstruction"] == pytest.approx(
+        inverted["psnr_reconstruction"], abs=1e-3
+    )
+    code, out, _ = run("inspect", "kept.safetensors", "--json")
+    assert code == 0
+    assert json.loads(out)["prompt"] == "a cat"
+    assert json.loads(out)["tensors"]["trajectory"] == [4, 4, 8, 8]
+    edited = {}
+    for name, arguments in {
+        "again": ("--inversion", "kept.safetensors"),
+        "at once": ("cat.png", "--source", "a cat", "--steps", 3),
+    }.items():
+        code, _, err = run(
+            "edit", *arguments, "--target", "a dog", "--model", model, "-o", f"{name}.png"
+        )
+        assert code == 0, err
+        edited[name] = pixels(f"{name}.png")
+    assert np.array_equal(edited["again"], edited["at once"])
+
+
+def test_full_pastes_into_the_photo_at_its_own_size(here, model, run, photo):
+    code, _, err = run(
+        *("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--model", model),
+        *("--steps", 2, "--crop", "10,5,30", "--full", "-o", "dog.png"),
+    )
+    assert code == 0, err
+    before, after = np.asarray(photo), pixels("dog.png")
+    assert before.shape == after.shape
+    changed = (before != after).any(axis=-1)
+    assert changed[6:34, 11:39].any()
+    changed[5:35, 10:40] = False
+    assert not changed.any()
+
+
+def test_save_inversion_keeps_it(here, model, run):
+    code, _, err = run(
+        *("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--model", model),
+        *("--steps", 2, "--save-inversion", "kept.safetensors"),
+    )
+    assert code == 0, err
+    assert nulltext.Inversion.load("kept.safetensors").header.prompt == "a cat"
+
+
+def test_words_that_the_model_does_not_know_are_pointed_out(here, run):
+    code, _, err = run(
+        *("edit", "cat.png", "--source", "a flower", "--target", "a cat"),
+        *("--steps", 1, "--method", "ddim"),
+    )
+    assert code == 0, err
+    assert "no word for cat" in err
+
+
+def pixels(name):
+    with Image.open(name) as picture:
+        return np.asarray(picture)
+
+
+EDIT = ("edit", "cat.png", "--source", "a cat", "--target", "a dog")
+REFUSED = {
+    "no such file": (("edit", "gone.png", *EDIT[2:]), "gone.png"),
+    "not an image": (("edit", "text.png", *EDIT[2:]), "not an image"),
+    "empty image": (("edit", "empty.png", *EDIT[2:]), "empty"),
+    "truncated image": (("edit", "half.png", *EDIT[2:]), "half.png"),
+    "bomb": (("edit", "bomb.png", *EDIT[2:]), "pixels"),
+    "crop outside": ((*EDIT, "--crop", "40,0,48"), "64 x 48"),
+    "crop malformed": ((*EDIT, "--crop", "40,0"), "x,y,size"),
+    "crop empty": ((*EDIT, "--crop", ""), "x,y,size"),
+    "empty source": ((*EDIT[:3], "", *EDIT[4:]), "empty"),
+    "blank target": ((*EDIT[:5], "   "), "empty"),
+    "too many tokens": ((*EDIT[:5], "a dog " * 20), "40 tokens"),
+    "weight of a missing word": ((*EDIT, "--weight", "tabby=2"), "Words: a, dog"),
+    "weight malformed": ((*EDIT, "--weight", "dog"), "WORD=FACTOR"),
+    "weight no number": ((*EDIT, "--weight", "dog=much"), "WORD=FACTOR"),
+    "weight not finite": ((*EDIT, "--weight", "dog=inf"), "dog"),
+    "same prompts": ((*EDIT[:5], "a cat"), "same as the source"),
+    "no steps": ((*EDIT, "--steps", "0"), "from 1 to 1000"),
+    "too many steps": ((*EDIT, "--steps", "1001"), "from 1 to 1000"),
+    "guidance of one": ((*EDIT, "--guidance", "1"), "cannot do anything"),
+    "guidance not finite": ((*EDIT, "--guidance", "nan"), "guidance"),
+    "fraction": ((*EDIT, "--cross-steps", "1.2"), "from 0 to 1"),
+    "unwritable output": ((*EDIT, "-o", "no/such/folder.png"), "does not exist"),
+    "output is a folder": ((*EDIT, "-o", "folder.png"), "folder"),
+    "output of unknown kind": ((*EDIT, "-o", "dog.docx"), ".png"),
+    "output over input": ((*EDIT, "-o", "cat.png"), "choose another name"),
+    "strip over output": ((*EDIT, "-o", "a.png", "--strip", "a.png"), "choose another name"),
+    "no target": (EDIT[:4], "--target"),
+    "no source": (("edit", "cat.png", "--target", "a dog"), "--source"),
+    "no image": (("edit", "--source", "a cat", "--target", "a dog"), "IMAGE"),
+    "no inversion": (("edit", "--inversion", "x.safetensors", "--target", "b"), "does not exist"),
+    "foreign inversion": (("edit", "--inversion", "cat.png", "--target", "b"), "cat.png"),
+    "inversion of unknown kind": (("invert", "cat.png", "--prompt", "a", "-o", "a.pt"), "a.pt"),
+    "replay of nothing": (("replay", "x.safetensors"), "does not exist"),
+    "inspect of nothing": (("inspect", "x.safetensors"), "does not exist"),
+    "missing model": ((*EDIT, "--model", "no-such-model"), "neither bundled"),
+    "folder without a model": ((*EDIT, "--model", "folder.png"), "model_index.json"),
+    "device": ((*EDIT, "--device", "warp"), "warp"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_ends_with_one_sentence_and_nothing_written(case, here, model, run):
+    make_bad_files(here)
+    arguments, words = REFUSED[case]
+    if "--model" not in arguments and arguments[0] != "inspect":
+        arguments = (*arguments, "--model", model)
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    code, out, err = run(*arguments)
+    assert code == 2, err
+    assert out == ""
+    assert words in err
+    assert "Traceback" not in err
+    assert err.startswith("Error: ")
+    assert len(err.strip().splitlines()) == 1, err
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+
+
+def make_bad_files(folder):
+    (folder / "text.png").write_text("hello")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "half.png").write_bytes((folder / "cat.png").read_bytes()[:200])
+    whole = bytearray((folder / "cat.png").read_bytes())
+    whole[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the PNG header
+    import zlib
+
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(whole)
+    (folder / "folder.png").mkdir()
+
+
+@pytest.mark.parametrize("option", ["--steps=5", "--guidance=3", "--method=ddim", "--crop=0,0,9"])
+def test_what_a_saved_inversion_settles_cannot_be_asked_again(saved, run, option):
+    code, _, err = run("edit", "--inversion", saved, "--target", "a dog", option)
+    assert code == 2
+    assert "settled by the saved inversion" in err
+
+
+def test_a_saved_inversion_goes_with_its_own_photo_prompt_and_model(saved, here, model, run):
+    cat = Image.fromarray(pixels("cat.png"))
+    cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("other.png")
+    edit = ("edit", "--inversion", saved, "--target", "a dog", "--model", model)
+    assert run(*edit, "other.png")[0] == 2
+    assert "another photo" in run(*edit, "other.png")[2]
+    assert "was made for" in run(*edit, "--source", "a dog")[2]
+    assert "other weights" in run(*edit[:-2])[2]
+    assert "pass IMAGE" in run(*edit, "--full")[2]
+    cat.save("same.jpg", quality=97)
+    code, _, err = run(*edit, "same.jpg", "-o", "edited.png")
+    assert code == 0, err
+
+
+def test_a_failed_edit_leaves_older_results_alone(here, model, run):
+    (here / "dog.png").write_bytes(b"precious")
+    code, _, _ = run(*EDIT, "-o", "dog.png", "--model", model, "--weight", "tabby=2")
+    assert code == 2
+    assert (here / "dog.png").read_bytes() == b"precious"
+
+
+def test_out_of_memory_says_what_to_lower(here, model, run, monkeypatch):
+    from nulltext.models.latent_diffusion import LatentDiffusion
+
+    def exhausted(self, *arguments):
+        import torch
+
+        return torch.empty(2**60)
+
+    monkeypatch.setattr(LatentDiffusion, "predict_noise", exhausted)
+    code, _, err = run(*EDIT, "--model", model, "--steps", 2)
+    assert code == 2
+    assert "out of memory" in err
+    assert "float16" in err
+
+
+@pytest.mark.parametrize("verb", [(), ("edit",), ("invert",), ("replay",), ("inspect",)])
+def test_help_shows_an_example(run, verb):
+    code, out, _ = run(*verb, "--help")
+    assert code == 0
+    assert "Example: nulltext" in " ".join(out.split())
+
+
+def test_version(run):
+    assert run("--version") == (0, f"nulltext {nulltext.__version__}\n", "")
+
+
+def test_the_installed_command_edits_the_example(tmp_path):
+    command = shutil.which("nulltext", path=str(sys.prefix) + "/bin")
+    assert command, "the console script is not installed"
+    done = subprocess.run(
+        [
+            *(command, "edit", str(EXAMPLE), "--source", DAHLIA_PROMPT, "--steps", "4"),
+            *("--target", DAHLIA_PROMPT.replace("orange", "red"), "-o", "red.png", "--json"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["psnr_reconstruction"] > result["psnr_bound"] - 4
+    with Image.open(tmp_path / "red.png") as picture:
+        assert picture.size == (128, 128)
