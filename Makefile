@@ -30,9 +30,9 @@ lint: setup  ## Run ruff and mypy.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-DATA ?= ../shared/data/flowers
 LIMIT ?= 32
 bench: setup  ## Measure reconstruction on photos: make bench DATA=folder LIMIT=32.
+	@test -n "$(DATA)" || { echo "Which photos? make bench DATA=folder-with-labels.jsonl"; exit 2; }
 	$(BIN)/python benchmarks/reconstruction.py --data $(DATA) --limit $(LIMIT)
 
 clean:  ## Remove everything that the other targets made.
