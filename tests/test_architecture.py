@@ -19,8 +19,8 @@ PACKAGE = Path(nulltext.__path__[0])
 ROWS = [
     ["version", "defaults", "errors"],
     ["files", "prompts", "photos", "schedule", "guidance"],
-    ["images", "alignment", "inversion_file", "header"],
-    ["strip", "record"],
+    ["images", "word_pairing", "inversion_file", "header"],
+    ["alignment", "strip", "record"],
     ["models"],
     ["attention"],
     ["sampling"],

@@ -5,12 +5,13 @@ edit reuses the rows p of the source prompt under the target prompt:
 
     p_target = gate * (p_source @ M) + (1 - gate) * p_own,    M: [L, L], gate: [L] in {0, 1},
 
-M[i, j] being the share of source token i that target token j receives. Words are paired by minimum
-edit distance. A pair with token spans S and T has M = identity on S x T if |S| = |T|, otherwise
+M[i, j] being the share of source token i that target token j receives; the editor then scales the
+row to sum to 1 again, which changes nothing unless words were added or removed. Words are paired by
+`word_pairing`. A pair with token spans S and T has M = identity on S x T if |S| = |T|, otherwise
 M[i, j] = 1 / |T|, so that each row of S sums to 1 and no attention is lost. Inserted words have
 gate 0 (they keep p_own), deleted words have zero rows. The n paddings of the source and the m of
-the target cut the same interval [0, 1) into equal parts, and M[i, j] is n times the overlap of
-part i with part j: the identity if n = m.
+the target cut the same interval [0, 1) into equal parts, and M[i, j] is m times the overlap of
+part i with part j: each target padding is a mean of source paddings, the identity if n = m.
 
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2: word swap (replace), prompt refinement
 (refine), attention re-weighting (token weights); unequal spans as in its published code.
@@ -18,7 +19,7 @@ Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2: word swap (replace), pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor
 
 from nulltext.errors import OptionError, PromptError
-from nulltext.prompts import TokenizedPrompt, find_words, is_mark, quoted, word_key
+from nulltext.prompts import TokenizedPrompt, find_words, quoted, word_key
+from nulltext.word_pairing import align_words
 
 Alignment = Literal["auto", "replace", "refine"]
 
@@ -39,44 +41,6 @@ class AttentionMap:
     """[L, L] float32 in [0, 1], row = source token, column = target token."""
     gate: Tensor
     """[L] float32: 1 where the target token takes the source's attention, 0 where it keeps its."""
-
-
-def align_words(
-    source_words: Sequence[str], target_words: Sequence[str]
-) -> list[tuple[int | None, int | None]]:
-    """Pair the words of two prompts by minimum edit distance (substitution and gap cost 1).
-
-    A pair (i, j) is an equal (whatever its case) or substituted word, (i, None) a deleted and
-    (None, j) an inserted one; both indices ascend. Among the cheapest alignments: most equal words,
-    then fewest pairs of a word with a punctuation mark, then the last words of each segment.
-    """
-    n, m = len(source_words), len(target_words)
-    # The order of the tie-breaks as digits: there are fewer than `base` of each kind.
-    base = n + m + 1
-    gap = base * base
-    old, new = (
-        [(word_key(word), is_mark(word)) for word in w] for w in (source_words, target_words)
-    )
-    cost = [[-base if a == b else gap + (a[1] != b[1]) for b in new] for a in old]
-    best = [[gap * (i + j) for j in range(m + 1)] for i in range(n + 1)]
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            paired = best[i - 1][j - 1] + cost[i - 1][j - 1]
-            best[i][j] = min(paired, best[i - 1][j] + gap, best[i][j - 1] + gap)
-    pairs: list[tuple[int | None, int | None]] = []
-    i, j = n, m
-    while i or j:
-        # Backwards, pairs before gaps: the last words of a segment get paired.
-        if i and j and best[i][j] == best[i - 1][j - 1] + cost[i - 1][j - 1]:
-            i, j = i - 1, j - 1
-            pairs.append((i, j))
-        elif j and best[i][j] == best[i][j - 1] + gap:
-            j -= 1
-            pairs.append((None, j))
-        else:
-            i -= 1
-            pairs.append((i, None))
-    return pairs[::-1]
 
 
 def attention_map(
@@ -125,11 +89,11 @@ def token_weights(target: TokenizedPrompt, weights: Mapping[str, float]) -> Tens
 def check_edit(
     source: TokenizedPrompt, target: TokenizedPrompt, weights: Mapping[str, float]
 ) -> None:
-    """Refuse an edit that could change nothing: the same tokens and no weights."""
-    if source.token_ids == target.token_ids and not weights:
+    """Refuse an edit that could change nothing: the same tokens and no weights but 1."""
+    if source.token_ids == target.token_ids and all(w == 1 for w in weights.values()):
         raise PromptError(
             f"The target {quoted(target.text)} says the same as the source; "
-            "change a word, or pass --weight WORD=FACTOR."
+            "change a word, or pass --weight WORD=FACTOR with another factor than 1."
         )
 
 
@@ -161,7 +125,5 @@ def _carry_padding(mapping: Tensor, gate: Tensor, source_start: int, target_star
         # In units of 1 / (n m), so that the cuts are whole numbers.
         rows, columns = torch.arange(n)[:, None] * m, torch.arange(m)[None, :] * n
         overlap = torch.minimum(rows + m, columns + n) - torch.maximum(rows, columns)
-        mapping[source_start:, target_start:] = overlap.clamp(min=0) / m
+        mapping[source_start:, target_start:] = overlap.clamp(min=0) / n
         gate[target_start:] = 1
-    elif n:
-        mapping[source_start:, target_start - 1] = 1  # to the end of text

@@ -4,11 +4,14 @@ Each step has two passes. The source passes alone, watched by a `MapRecorder` th
 for bit what a replay is; the targets follow under a `MapInjector`. With M the source's map, M* the
 target's own, A the token map (see `alignment`), g its gate and c the word weights:
 
-    cross   (g (M A) + (1 - g) M*) c     while the step is below cross_until, else M* c
+    cross   N(g (M A) + (1 - g) M*) c    while the step is below cross_until, else M* c
     self    M                            while the step is below self_until, at small sites
 
+N scales each pixel's row to sum to 1, as attention does. It changes nothing where the prompts have
+equally many tokens; where words were added or removed, their attention would otherwise come on top
+of, or be missing from, the source's, and shift the colours of the whole picture.
 Source: Hertz et al. 2022, sec. 3.2: word swap, refinement and re-weighting are the same formula
-with other data. Like there, maps are not renormalised, and weights may be negative.
+with other data (N is ours). As there, weights may be negative and their rows stay as they come.
 """
 
 from __future__ import annotations
@@ -108,6 +111,7 @@ class MapInjector:
             if self.step < injection.cross_until:
                 carried = self.maps[site.name][0] @ injection.mapping
                 row = injection.gate * carried + (1 - injection.gate) * row
+                row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo().tiny)
             rows.append(row * injection.weights)
         return torch.stack(rows)
 
