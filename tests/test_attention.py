@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -177,7 +178,7 @@ def test_cross_attention_follows_the_formula_row_by_row():
     injector = MapInjector(injections, 3, 256, True, {"layer": source})
     assert injector.action(site) == "edit"
     got = injector.edit(lambda: own, site)
-    expected = torch.empty_like(own)
+    mixed = torch.empty_like(own)
     for head in range(3):
         for pixel in range(16):
             for token in range(L):
@@ -185,10 +186,21 @@ def test_cross_attention_follows_the_formula_row_by_row():
                     float(source[0, head, pixel, k]) * float(injections[0].mapping[k, token])
                     for k in range(L)
                 )
-                mixed = gate[token] * carried + (1 - gate[token]) * own[0, head, pixel, token]
-                expected[0, head, pixel, token] = mixed * weights[token]
+                kept = float(own[0, head, pixel, token])
+                mixed[0, head, pixel, token] = carried if gate[token] else kept
+    expected = mixed / mixed.sum(-1, keepdim=True) * weights
     expected[1] = own[1]  # step 3 is past its last injected step
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_stay_probabilities_where_words_come_and_go():
+    source, own = maps(1, L, 0), maps(1, L, 1)
+    site = Site("layer", "cross", 4, 4)
+    for seed in range(3):
+        gate = (torch.rand(L, generator=torch.Generator().manual_seed(seed)) > 0.4).float()
+        injector = MapInjector([injection(gate=gate)], 0, 256, True, {"layer": source})
+        row_sums = injector.edit(lambda: own, site).sum(-1)
+        torch.testing.assert_close(row_sums, torch.ones_like(row_sums))
 
 
 def test_weights_hold_after_the_injection_has_ended():
@@ -240,3 +252,43 @@ def test_the_largest_self_site_follows_the_latents():
     assert largest_self_site(96, 96) == 24 * 24  # SD 2.x at 768 px
     assert largest_self_site(16, 16) == 16 * 16  # smaller latents: every site there is
     assert largest_self_site(64, 128) == 16 * 32
+
+
+@torch.no_grad()
+def test_threads_on_one_model_do_not_disturb_each_other(tiny):
+    """Two threads edit their attention, each its own way, while a third samples plainly."""
+    before = processors(tiny)
+    rounds = 12
+
+    def sample(shift):
+        results = []
+        for _ in range(rounds):
+            with torch.no_grad():
+                if shift is None:
+                    results.append(tiny.predict_noise(*batch(tiny)))
+                    continue
+                probe = Probe("edit", change=lambda own: own.roll(shift, dims=-1))
+                with attach(tiny.unet, probe):
+                    results.append(tiny.predict_noise(*batch(tiny)))
+        return results
+
+    expected = {shift: sample(shift)[0] for shift in (None, 1, 2)}
+    with ThreadPoolExecutor(3) as pool:
+        running = {shift: pool.submit(sample, shift) for shift in expected}
+        for shift, future in running.items():
+            for result in future.result():
+                torch.testing.assert_close(result, expected[shift], atol=1e-5, rtol=1e-5)
+    assert processors(tiny) == before
+
+
+@torch.no_grad()
+def test_processors_of_the_pipeline_keep_working_underneath(tiny):
+    pipe = tiny.to_diffusers()
+    plain = tiny.predict_noise(*batch(tiny))
+    pipe.enable_attention_slicing(1)
+    try:
+        with attach(tiny.unet, Probe("observe")):
+            sliced = tiny.predict_noise(*batch(tiny))
+    finally:
+        tiny.unet.set_default_attn_processor()
+    torch.testing.assert_close(sliced, plain, atol=1e-5, rtol=1e-5)

@@ -13,6 +13,8 @@ controller what to do at its site (name, kind, true height and width):
 
 A UNet batch is [null rows, prompt rows] in equal halves under guidance, else prompt rows alone.
 The site's size is read where it is known, at the entrance of the surrounding transformer.
+One thread at a time may attach to a UNet, others wait; what another thread samples meanwhile goes
+through the layers' own processors.
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, eq. 1.
 """
 
@@ -21,7 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import Lock, RLock, get_ident
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -73,15 +77,25 @@ class AttentionController(Protocol):
         ...
 
 
+_LOCKS: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
+"""One lock per UNet."""
+
+_LOCKS_GUARD = Lock()
+
+
 @dataclass
 class _Extent:
     """Height and width of the feature map that a transformer is working on."""
 
+    thread: int
+    """The thread that attached; others are passed by."""
     height: int = 0
     width: int = 0
 
     def read(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook."""
+        if get_ident() != self.thread:
+            return
         hidden_states = args[0] if args else kwargs["hidden_states"]
         self.height, self.width = hidden_states.shape[-2:]
 
@@ -104,6 +118,8 @@ class ControlledProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         """Attend, under the controller's eyes; shapes as in diffusers' processors."""
+        if get_ident() != self.extent.thread:
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         kind: Kind = "self" if encoder_hidden_states is None else "cross"
         site = Site(self.name, kind, self.extent.height, self.extent.width)
         assert hidden_states.shape[1] == site.pixels, f"{site}: {hidden_states.shape}"
@@ -134,8 +150,10 @@ class ControlledProcessor:
         attention_mask: Tensor | None,
         temb: Tensor | None,
     ) -> Tensor:
+        options = {"attention_mask": attention_mask, "temb": temb}  # not all processors take both
+        given = {name: value for name, value in options.items() if value is not None}
         output: Tensor = self.original(
-            attn, hidden_states, encoder_hidden_states, attention_mask, temb
+            attn, hidden_states, encoder_hidden_states=encoder_hidden_states, **given
         )
         return output
 
@@ -179,12 +197,14 @@ def attach(unet: UNet2DConditionModel, controller: AttentionController) -> Itera
     from diffusers.models.attention_processor import Attention
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    with ExitStack() as restore:
+    with _LOCKS_GUARD:
+        lock = _LOCKS.setdefault(unet, RLock())
+    with lock, ExitStack() as restore:
         matched = 0
         for transformer_name, transformer in unet.named_modules():
             if not isinstance(transformer, Transformer2DModel):
                 continue
-            extent = _Extent()
+            extent = _Extent(get_ident())
             handle = transformer.register_forward_pre_hook(extent.read, with_kwargs=True)
             restore.callback(handle.remove)
             for name, attn in transformer.named_modules():
