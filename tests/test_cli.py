@@ -202,6 +202,7 @@ REFUSED = {
     "inspect of nothing": (("inspect", "x.safetensors"), "does not exist"),
     "missing model": ((*EDIT, "--model", "no-such-model"), "neither bundled"),
     "folder without a model": ((*EDIT, "--model", "folder.png"), "model_index.json"),
+    "seed": ((*EDIT, "--seed", "99999999999999999999"), "seed"),
     "device": ((*EDIT, "--device", "warp"), "warp"),
 }
 

@@ -136,3 +136,22 @@ def test_a_failed_step_leaves_the_old_file(
         write(path, noise(8, 8, 3))
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"
+
+
+def test_a_read_only_file_is_left_alone(tmp_path):
+    target = tmp_path / "master.png"
+    target.write_bytes(b"precious")
+    target.chmod(0o444)
+    for write in (check_target, lambda path: replace_file(path, b"new")):
+        with pytest.raises(OutputError, match="read-only"):
+            write(target)
+    assert target.read_bytes() == b"precious"
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    target = tmp_path / "shared.png"
+    target.write_bytes(b"old")
+    target.chmod(0o664)
+    replace_file(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o664

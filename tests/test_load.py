@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionInpaintPipelin
 from safetensors.torch import load_file, save_file
 
 import nulltext
-from nulltext.errors import ModelError, OptionError
+from nulltext.errors import ModelError, OptionError, PromptError
 from nulltext.models.load import BUNDLED_FOLDER, bundled_models
 from tiny import tiny_pipeline
 
@@ -141,6 +141,20 @@ def test_any_changed_component_changes_the_fingerprint(saved, broken):
     assert nulltext.load(broken).fingerprint == known
 
 
+def test_the_same_weights_under_other_settings_are_another_model(saved, broken):
+    known = nulltext.load(saved).fingerprint
+    for file, change in (
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.02}),
+        ("vae/config.json", {"scaling_factor": 1.0}),
+    ):
+        before = (broken / file).read_text()
+        change_json(broken / file, **change)
+        assert nulltext.load(broken).fingerprint != known, change
+        (broken / file).write_text(before)
+    assert nulltext.load(broken).fingerprint == known
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -247,3 +261,13 @@ def test_devices_that_are_not_there_are_refused(saved, device):
 def test_unknown_dtypes_are_refused(saved):
     with pytest.raises(OptionError, match="float32"):
         nulltext.load(saved, dtype="int8")
+
+
+def test_a_learnt_token_of_several_vectors_is_refused_and_one_of_one_vector_is_used():
+    pipe = tiny_pipeline("sd1")
+    pipe.tokenizer.add_tokens(["<toy>", "<cat>", "<cat>_1"])
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+    model = nulltext.load(pipe)
+    assert model.embed(["a <toy>"]).isfinite().all()
+    with pytest.raises(PromptError, match="several vectors"):
+        model.embed(["a <cat>"])

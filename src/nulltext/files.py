@@ -15,6 +15,8 @@ from pathlib import Path
 
 from nulltext.errors import OutputError, reason_of
 
+S_IWRITE_ALL = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
 
 def check_target(path: str | Path) -> Path:
     """The file behind any symbolic link, found to be writable now; leaves no trace.
@@ -40,6 +42,8 @@ def replace_file(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
 
 
@@ -55,13 +59,15 @@ def _regular_target(path: str | Path) -> Path:
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
-        mode = stat.S_IFREG  # what it will be
+        mode = stat.S_IFREG | S_IWRITE_ALL  # what it will be
     except (OSError, ValueError) as error:
         raise unwritable(path, error) from error
     if stat.S_ISDIR(mode):
         raise OutputError(f"'{path}' is a folder: give the name of a file.")
     if not stat.S_ISREG(mode):
         raise OutputError(f"'{path}' is not a regular file: give another name.")
+    if mode & S_IWRITE_ALL == 0:
+        raise OutputError(f"'{path}' is read-only: choose another name.")
     target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     if not target.parent.exists():
         raise OutputError(f"The folder '{target.parent}' does not exist: create it first.")

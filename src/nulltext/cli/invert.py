@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +86,7 @@ def invert(
             f"Reconstruction {decibels(header.psnr_reconstruction)}; "
             f"the autoencoder alone reaches {decibels(header.psnr_bound)}.",
             f"Saved {target}",
-            f'Next: nulltext edit --inversion {target} --target "…" -o edited.png',
+            f'Next: nulltext edit --inversion {shlex.quote(str(target))} --target "…" '
+            f"-o edited.png{'' if model == defaults.MODEL else f' --model {shlex.quote(model)}'}",
         ],
     )

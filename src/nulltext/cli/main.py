@@ -65,9 +65,10 @@ def main() -> None:
     except NulltextError as error:
         _complain(error)
         sys.exit(EXIT_OURS)
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; nothing was written.\n")
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as stop:  # the framework turns Ctrl-C into this
+        if stop.code == EXIT_INTERRUPTED:
+            sys.stderr.write("Interrupted; files that were finished before are whole.\n")
+        raise
 
 
 def _complain(error: NulltextError) -> None:

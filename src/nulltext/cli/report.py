@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from nulltext.record import StepInfo
 
 PREVIEW_INTERVAL = 1.0
-"""Seconds between two previews that are decoded to show the PSNR so far."""
+"""Least seconds between two previews that are decoded to show the PSNR so far."""
+
+PREVIEW_SHARE = 0.05
+"""Share of the time that previews may take, where decoding is slow."""
 
 STAGES = {
     "pivot": "DDIM inversion",
@@ -87,7 +90,7 @@ class _StepBars:
     def __init__(self, progress: Progress, model: LatentDiffusion, photo: Tensor | None) -> None:
         self.progress, self.model, self.photo = progress, model, photo
         self.tasks: dict[str, TaskID] = {}
-        self.last_preview = time.monotonic()
+        self.next_preview = time.monotonic() + PREVIEW_INTERVAL
 
     def show(self, info: StepInfo) -> None:
         """Move the bar of the step's stage."""
@@ -97,13 +100,15 @@ class _StepBars:
             )
         task = self.tasks[info.stage]
         self.progress.update(task, completed=info.index)
-        due = time.monotonic() - self.last_preview > PREVIEW_INTERVAL or info.index == info.total
+        started = time.monotonic()
+        due = started > self.next_preview or info.index == info.total
         if self.photo is not None and info.clean_estimate is not None and due:
             from nulltext.images import psnr
 
             so_far = psnr(self.model.decode(info.clean_estimate).cpu(), self.photo)
             self.progress.update(task, remark=f"{decibels(so_far)} so far")
-            self.last_preview = time.monotonic()
+            now = time.monotonic()
+            self.next_preview = now + max(PREVIEW_INTERVAL, (now - started) / PREVIEW_SHARE)
 
 
 def decibels(value: float) -> str:

@@ -90,6 +90,7 @@ def invert_steps(
     chosen = method_named(method) if isinstance(method, str) else method
     _check_guidance(guidance_scale)
     chosen.check(guidance_scale)
+    _check_seed(seed)
     model.schedule.timesteps(num_steps)
     model.tokenize(prompt)
     loaded = photo if isinstance(photo, Photo) else load_photo(photo)
@@ -174,4 +175,11 @@ def _check_guidance(guidance_scale: float) -> None:
     if not math.isfinite(guidance_scale) or guidance_scale < 0:
         raise OptionError(
             f"The guidance scale is {guidance_scale:g}; choose a number from 0 up (7.5 is usual)."
+        )
+
+
+def _check_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**63:
+        raise OptionError(
+            f"The seed is {seed}; choose a whole number of at most 63 bits, such as 0."
         )

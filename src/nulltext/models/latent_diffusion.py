@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nulltext.errors import PromptError
 from nulltext.prompts import TokenizedPrompt, tokenize
 from nulltext.schedule import Schedule
 
@@ -100,8 +101,16 @@ class LatentDiffusion:
         """Split a prompt into tokens and words.
 
         Raises:
-            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer.
+            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer, or
+                names a learnt token of several vectors.
         """
+        added = self.tokenizer.get_added_vocab()
+        for token in added:
+            if f"{token}_1" in added and token in prompt:
+                raise PromptError(
+                    f"'{token}' is a textual-inversion token of several vectors, which nulltext "
+                    f"cannot align; write its parts out: {token} {token}_1 …"
+                )
         return tokenize(self.tokenizer, prompt, max_length=self.max_tokens, allow_empty=allow_empty)
 
     @torch.no_grad()

@@ -74,8 +74,8 @@ def load(
         _check_index(_read_json(source, "model_index.json"), str(model))
         parts = {name: _component(source, name) for name in EXPECTED_CLASSES}
         tokenizer = _tokenizer(source)
-        scheduler_config = _read_json(source, "scheduler/scheduler_config.json")
-        digest = fingerprint(parts)
+        schedule = Schedule.from_config(_read_json(source, "scheduler/scheduler_config.json"))
+        digest = fingerprint(parts, schedule)
         try:
             for name, part in parts.items():
                 part.to(target, precision if name == "unet" else torch.float32)
@@ -89,7 +89,7 @@ def load(
         name=_display_name(model),
         fingerprint=digest,
         tokenizer=tokenizer,
-        schedule=Schedule.from_config(scheduler_config),
+        schedule=schedule,
         **parts,
     )
     _check_architecture(loaded)
@@ -106,11 +106,12 @@ def _from_pipeline(pipe: Any) -> LatentDiffusion:
     parts = {part: getattr(pipe, part) for part in EXPECTED_CLASSES}
     for part in parts.values():
         part.eval()
+    schedule = Schedule.from_config(pipe.scheduler.config)
     loaded = LatentDiffusion(
         name=str(getattr(pipe.config, "_name_or_path", "") or name),
-        fingerprint=fingerprint(parts),
+        fingerprint=fingerprint(parts, schedule),
         tokenizer=pipe.tokenizer,
-        schedule=Schedule.from_config(pipe.scheduler.config),
+        schedule=schedule,
         **parts,
     )
     _check_architecture(loaded)
