@@ -31,8 +31,8 @@ OPENERS = frozenset((
     "about", "above", "across", "after", "against", "along", "amid", "among", "and", "around", "as",
     "at", "before", "behind", "below", "beneath", "beside", "between", "beyond", "but", "by",
     "down", "during", "for", "from", "in", "inside", "into", "like", "near", "next", "of", "off",
-    "on", "onto", "or", "out", "outside", "over", "past", "through", "to", "toward", "towards", "under",
-    "up", "upon", "while", "with", "within", "without",
+    "on", "onto", "or", "out", "outside", "over", "past", "through", "to", "toward", "towards",
+    "under", "up", "upon", "while", "with", "within", "without",
 ))
 # fmt: on
 """English prepositions and conjunctions, which open a phrase; other languages have one phrase."""
