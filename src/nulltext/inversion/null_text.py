@@ -80,6 +80,10 @@ class NullText:
         """Loss at which step index i stops early: 1e-5 + 2e-5 i by default."""
         return self.loss_tolerance + self.loss_tolerance_slope * index
 
+    def inner_loop_at(self, index: int) -> InnerLoop:
+        """What a solver may do at step index i."""
+        return InnerLoop(self.inner_steps, self.tolerance_at(index), self.learning_rate_at(index))
+
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
@@ -103,11 +107,8 @@ class NullText:
         evaluations, fitted = [batch.num_steps] * len(problems), []
         for index, timestep in enumerate(model.schedule.timesteps(batch.num_steps)):
             task = batch.task(model, latents, pivots[batch.num_steps - index - 1], timestep)
-            loop = InnerLoop(
-                self.inner_steps, self.tolerance_at(index), self.learning_rate_at(index)
-            )
             with model.frozen():
-                fit = run.fit(task, null_embeds, loop)
+                fit = run.fit(task, null_embeds, self.inner_loop_at(index))
             null_embeds, latents = fit.best.null_embeds, fit.best.cleaner
             fitted.append(null_embeds)
             evaluations = [a + b for a, b in zip(evaluations, task.unet_evaluations, strict=True)]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nulltext.errors import OptionError
 from nulltext.inversion.solvers.base import Fit, InnerLoop
-from nulltext.inversion.solvers.task import Best, Landing, StepTask
+from nulltext.inversion.solvers.task import Best, Landing, StepTask, within_trust
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class GaussNewton:
     damping: float = 1e-3
     """Fraction of the curvature that is added to it: higher takes shorter, safer steps."""
 
+    trust: float = 0.3
+    """Longest step, relative to the embedding: lower is safer and slower."""
+
     def __post_init__(self) -> None:
-        if self.cg_steps < 1 or self.damping < 0:
+        if self.cg_steps < 1 or self.damping < 0 or self.trust <= 0:
             raise OptionError(
-                f"GaussNewton has cg_steps {self.cg_steps} and damping {self.damping:g}; "
-                "choose at least 1 and 0 (2 and 0.001 are usual)."
+                f"GaussNewton has cg_steps {self.cg_steps}, damping {self.damping:g} and trust "
+                f"{self.trust:g}; choose at least 1, 0, and more than 0 (2, 0.001, 0.3 are usual)."
             )
 
     def begin(self) -> GaussNewton:
@@ -54,7 +57,11 @@ class GaussNewton:
             going = better & (losses >= loop.tolerance)
             if last or not bool(going.any()):
                 break
-            moved = null_embeds.detach() + self._direction(task, null_embeds, landing, rows)
+            point, direction = (
+                null_embeds.detach(),
+                self._direction(task, null_embeds, landing, rows),
+            )
+            moved = point + within_trust(direction, point, self.trust)
             tried, rows = moved[going], rows[going]
         return Fit(best, inner)
 

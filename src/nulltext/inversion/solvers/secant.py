@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nulltext.errors import OptionError
 from nulltext.inversion.solvers.base import Fit, InnerLoop
-from nulltext.inversion.solvers.task import Best, Landing, StepTask
+from nulltext.inversion.solvers.task import Best, Landing, StepTask, within_trust
 
 FIRST_PROBE = 1e-2
 """Length of the very first probe, whose curvature is unknown, relative to the embedding."""
@@ -41,12 +41,14 @@ class Secant:
     """Pairs that are remembered: more finds better combinations, and costs memory alone."""
     damping: float = 1e-3
     """mu: higher trusts remembered pairs less."""
+    trust: float = 0.3
+    """Longest probe and longest step, relative to the embedding: lower is safer and slower."""
 
     def __post_init__(self) -> None:
-        if self.memory < 1 or self.damping <= 0:
+        if self.memory < 1 or self.damping <= 0 or self.trust <= 0:
             raise OptionError(
-                f"Secant has memory {self.memory} and damping {self.damping:g}; "
-                "choose at least 1, and more than 0 (20 and 0.001 are usual)."
+                f"Secant has memory {self.memory}, damping {self.damping:g} and trust "
+                f"{self.trust:g}; choose at least 1, and more than 0 (20, 0.001, 0.3 are usual)."
             )
 
     def begin(self) -> SecantRun:
@@ -94,7 +96,8 @@ class SecantRun:
             self.memories[row].step_length(point, slope) * slope
             for row, point, slope in zip(rows.tolist(), points, slopes, strict=True)
         ]
-        return _Probes(rows, points, torch.stack(steps), noise_residual[going])
+        shortened = within_trust(torch.stack(steps), points, self.options.trust)
+        return _Probes(rows, points, shortened, noise_residual[going])
 
     def _combinations(
         self, task: StepTask, best: Best, probes: _Probes, tolerance: float, final: bool
@@ -105,7 +108,7 @@ class SecantRun:
             landing = task.evaluate(probes.points + probes.steps, rows)
         best.offer(probes.points + probes.steps, landing, rows)
         moved = landing.residual / task.noise_gain - probes.noise_residual
-        tried, kept = [], []
+        steps, kept = [], []
         for i, row in enumerate(rows.tolist()):
             memory = self.memories[row]
             memory.add(probes.steps[i], moved[i])
@@ -113,9 +116,12 @@ class SecantRun:
             reached = best.losses[row].item()
             worth = WORTH_A_TEST if final else 1.0
             if reached >= tolerance and promised * task.noise_gain**2 < worth * reached:
-                tried.append(probes.points[i] + step)
+                steps.append(step)
                 kept.append(i)
-        return torch.stack(tried) if tried else probes.points[:0], rows[kept]
+        points = probes.points[kept]
+        if not steps:
+            return points, rows[kept]
+        return points + within_trust(torch.stack(steps), points, self.options.trust), rows[kept]
 
 
 @dataclass(frozen=True)

@@ -175,3 +175,14 @@ class Best:
         self.noise_pred[kept] = landing.noise_pred.detach()[better]
         self.cleaner[kept] = landing.cleaner.detach()[better]
         return losses, better
+
+
+def within_trust(steps: Tensor, points: Tensor, fraction: float) -> Tensor:
+    """Shorten steps [b, L, D] that are longer than a fraction of their points' norms.
+
+    A linear model of the residual is worth nothing far away, and an embedding of another size than
+    the text encoder's is none that the UNet knows.
+    """
+    longest = fraction * points.flatten(1).norm(dim=1)
+    lengths = steps.flatten(1).norm(dim=1).clamp_min(torch.finfo(steps.dtype).tiny)
+    return (longest / lengths).clamp_max(1.0)[:, None, None] * steps
