@@ -14,14 +14,18 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
 from colour_swap import HUES, NEAR_ENOUGH, swap_distance, swapped_colour
+from nulltext.defaults import NUM_STEPS
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import BUDGETS
 from reference_loop import ReferenceLoop, with_naive_attention
+
+Contender: TypeAlias = tuple[nulltext.LatentDiffusion, InversionMethod, int]
+"""Model, method, T."""
 
 REFERENCE = "reference"
 CASES = {"w = 7.5": 7.5, "w = 12": 12.0, "wrong caption": 7.5}
@@ -36,7 +40,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=32, help="number of photos")
     parser.add_argument("--model", default="flowers")
     parser.add_argument("--device", default=None)
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=["fast", "balanced"])
     parser.add_argument("--rows", type=Path, default=Path("build/speed.jsonl"))
+    parser.add_argument("--report", action="store_true", help="print the rows, measure nothing")
     parser.add_argument("--sd15", action="store_true", help="Stable Diffusion 1.5's architecture")
     parser.add_argument("--reduced", action="store_true", help="with --sd15: small, few steps")
     options = parser.parse_args()
@@ -45,36 +51,53 @@ def main() -> None:
 
         compare(reduced=options.reduced, device=options.device)
         return
+    if options.report:
+        report_all(list(read(options.rows).values()))
+        return
     if options.data is None:
         raise SystemExit("Pass --data a folder of photos with labels.jsonl, or --sd15.")
     photos = captioned_photos(options.data, options.split, options.limit)
     model = nulltext.load(options.model, device=options.device)
-    rows = measured(model, photos, options.rows)
+    rows = measured(model, photos, contenders(model, options.budgets), options.rows)
+    report_all(rows)
+
+
+def report_all(rows: list[dict[str, Any]]) -> None:
+    """One table per case, over the photos that have all its rows."""
     for case in CASES:
-        report(case, [row for row in rows if row["case"] == case])
+        own = [row for row in rows if row["case"] == case]
+        names = {row["name"] for row in own}
+        done = {(row["photo"], row["name"]) for row in own}
+        whole = [row for row in own if all((row["photo"], name) in done for name in names)]
+        if whole:
+            report(case, whole)
 
 
-def contenders(
-    model: nulltext.LatentDiffusion,
-) -> dict[str, tuple[nulltext.LatentDiffusion, InversionMethod, int]]:
-    """Name to (model, method, steps)."""
-    found: dict[str, tuple[nulltext.LatentDiffusion, InversionMethod, int]] = {
-        REFERENCE: (with_naive_attention(model), ReferenceLoop(), 50)
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs, by key."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {row["key"]: row for row in map(json.loads, lines)}
+
+
+def contenders(model: nulltext.LatentDiffusion, budgets: list[str]) -> dict[str, Contender]:
+    """The published loop, and ours within some budgets."""
+    found: dict[str, Contender] = {
+        REFERENCE: (with_naive_attention(model), ReferenceLoop(), NUM_STEPS)
     }
-    for name, budget in BUDGETS.items():
-        found[name] = (model, budget.method(), budget.num_steps)
+    for name in budgets:
+        found[name] = (model, BUDGETS[name].method(), BUDGETS[name].num_steps)
     return found
 
 
 def measured(
-    model: nulltext.LatentDiffusion, photos: list[CaptionedPhoto], path: Path
+    model: nulltext.LatentDiffusion,
+    photos: list[CaptionedPhoto],
+    rivals: dict[str, Contender],
+    path: Path,
 ) -> list[dict[str, Any]]:
     """Every photo's row of every case and contender, from the file or made now."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    known = {row["key"]: row for row in map(json.loads, lines)}
-    rows = []
-    rivals = contenders(model)
+    known, rows = read(path), []
     for photo in photos:
         for case, guidance in CASES.items():
             for name, (own_model, method, steps) in rivals.items():

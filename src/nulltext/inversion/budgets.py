@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nulltext.defaults import BUDGET, NUM_STEPS
 from nulltext.errors import OptionError
+from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText
+from nulltext.inversion.registry import method_named
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,50 @@ def budget_named(name: str) -> Budget:
     if name not in BUDGETS:
         raise OptionError(f"There is no budget '{name}'; choose {', '.join(BUDGETS)}.")
     return BUDGETS[name]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `invert` needs to know of a budget and of the options beside it."""
+
+    method: InversionMethod
+    num_steps: int
+    """T."""
+
+
+def planned(
+    method: str,
+    *,
+    budget: str | None = None,
+    solver: str | None = None,
+    num_steps: int | None = None,
+    inner_steps: int | None = None,
+) -> Plan:
+    """Settle what is left open: a budget fills the gaps, and what is said outright wins.
+
+    Without a budget, a solver brings the numbers of the budget that is named for it.
+
+    Raises:
+        OptionError: a name is unknown, or null-text's options are given to another method.
+    """
+    if method != NullText.name:
+        given = {"budget": budget, "solver": solver, "inner-steps": inner_steps}
+        for name, value in given.items():
+            if value is not None:
+                raise OptionError(
+                    f"--{name} is for --method null-text, and the method is {method}; "
+                    f"leave --{name} out, or --method."
+                )
+        return Plan(method_named(method), NUM_STEPS if num_steps is None else num_steps)
+    filled = budget_named(budget or _budget_of(solver))
+    chosen = NullText(
+        solver=solver or filled.solver,
+        inner_steps=filled.inner_steps if inner_steps is None else inner_steps,
+    )
+    return Plan(chosen, filled.num_steps if num_steps is None else num_steps)
+
+
+def _budget_of(solver: str | None) -> str:
+    """The default budget, unless a solver is asked for that has one of its own."""
+    own = [name for name, budget in BUDGETS.items() if budget.solver == solver]
+    return BUDGET if BUDGET in own or not own else own[0]

@@ -55,6 +55,8 @@ class NullText:
     """What each further timestep adds to that tolerance."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.solver, str):
+            solver_named(self.solver)
         if self.inner_steps < 0:
             raise OptionError(f"inner_steps is {self.inner_steps}; choose 0 or more (10 is usual).")
 
