@@ -41,6 +41,7 @@ class Adam:
                 break
             each = torch.ones_like(losses)
             null_embeds.grad = task.pullback(landing.losses, null_embeds, each, rows)
+            del landing  # and its graph: two at a time would double the memory
             optimiser.step()
             rows = rows[going]
         return Fit(best, inner)

@@ -61,6 +61,7 @@ class GaussNewton:
                 null_embeds.detach(),
                 self._direction(task, null_embeds, landing, rows),
             )
+            del landing  # and its graph: two at a time would double the memory
             moved = point + within_trust(direction, point, self.trust)
             tried, rows = moved[going], rows[going]
         return Fit(best, inner)

@@ -78,6 +78,7 @@ class SecantRun:
             if left == 0 or not bool(going.any()):
                 break
             probes = self._probes(task, null_embeds, landing, rows, going)
+            del landing  # and its graph: two at a time would double the memory
             tried, rows = self._combinations(task, best, probes, loop.tolerance, left == 1)
             if len(rows) == 0:
                 inner += 1  # the probe was a step
