@@ -4,8 +4,9 @@ The chroma of an RGB colour is a vector in the plane across the grey axis,
 
     c = (R - (G + B) / 2,  sqrt(3) / 2 (G - B)),
 
-whose angle is the hue. The mean chroma over the middle of the picture, where the flower is, has to
-point to within 45 degrees of the target colour's. Source: the hexagonal hue of Smith 1978.
+whose angle is the hue. A swap counts where the mean chroma over the middle of the picture, where
+the flower is, came at least half way from the photo's hue to the target colour's.
+Source: the hexagonal hue of Smith 1978.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ HUES = {"red": 0.0, "orange": 30.0, "yellow": 55.0, "purple": 290.0, "pink": 330
 TARGETS = ("red", "yellow", "purple")
 """Colours to swap to: far apart, and known to the bundled model."""
 
-NEAR_ENOUGH = 45.0
-"""Degrees from the target's hue up to which a swap counts."""
+FAR_ENOUGH = 0.5
+"""Part of the way to the target's hue from which on a swap counts."""
 
 
 def swapped_colour(colour: str | None) -> str:
@@ -47,3 +48,8 @@ def centre_hue(image: Tensor) -> float:
 def swap_distance(image: Tensor, target: str) -> float:
     """Degrees between the picture's hue and the colour that was asked for."""
     return hue_distance(centre_hue(image), HUES[target])
+
+
+def is_swapped(before: float, after: float) -> bool:
+    """Whether an edit counts, by the distances of the photo and of the edit."""
+    return after <= (1.0 - FAR_ENOUGH) * before

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
-from colour_swap import HUES, NEAR_ENOUGH, swap_distance, swapped_colour
+from colour_swap import HUES, is_swapped, swap_distance, swapped_colour
 from nulltext.defaults import NUM_STEPS
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import BUDGETS
@@ -134,6 +134,7 @@ def figures(model: nulltext.LatentDiffusion, inversion: nulltext.Inversion) -> d
         "bound": header.psnr_bound,
         "evaluations": header.unet_evaluations,
         "seconds": header.seconds,
+        "hue_before": swap_distance(inversion.photo / 255, target),
         "hue_distance": swap_distance(edit.images[0], target),
     }
 
@@ -153,19 +154,22 @@ def report(case: str, rows: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(row["name"] for row in rows))
     photos = len({row["photo"] for row in rows})
     print(f"\n{case}, {photos} photos\n")
-    print("| loop | PSNR dB | to the bound | evaluations | ratio | seconds | ratio | swaps |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print(
+        "| loop | PSNR dB | to bound | evaluations | ratio | seconds | ratio | swaps | hue left |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     base = {key: mean(rows, REFERENCE, key) for key in ("evaluations", "seconds")}
     for name in names:
         own = [row for row in rows if row["name"] == name]
-        swaps = sum(row["hue_distance"] <= NEAR_ENOUGH for row in own)
+        swaps = sum(is_swapped(row["hue_before"], row["hue_distance"]) for row in own)
         psnr, bound, evaluations, seconds = (
             mean(rows, name, key) for key in ("psnr", "bound", "evaluations", "seconds")
         )
         print(
             f"| {name} | {psnr:.2f} | {psnr - bound:+.2f} | {evaluations:.0f} "
             f"| {base['evaluations'] / evaluations:.1f} | {seconds:.1f} "
-            f"| {base['seconds'] / seconds:.1f} | {swaps}/{len(own)} |"
+            f"| {base['seconds'] / seconds:.1f} | {swaps}/{len(own)} "
+            f"| {mean(rows, name, 'hue_distance'):.0f}° |"
         )
 
 

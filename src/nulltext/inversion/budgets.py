@@ -68,7 +68,7 @@ def planned(
 ) -> Plan:
     """Settle what is left open: a budget fills the gaps, and what is said outright wins.
 
-    Without a budget, a solver brings the numbers of the budget that is named for it.
+    Without a budget, a solver brings the numbers of a budget that uses it.
 
     Raises:
         OptionError: a name is unknown, or null-text's options are given to another method.
@@ -91,6 +91,8 @@ def planned(
 
 
 def _budget_of(solver: str | None) -> str:
-    """The default budget, unless a solver is asked for that has one of its own."""
+    """The default budget; for a solver, the most generous one of its own, or "balanced"."""
+    if solver is None:
+        return BUDGET
     own = [name for name, budget in BUDGETS.items() if budget.solver == solver]
-    return BUDGET if BUDGET in own or not own else own[0]
+    return own[-1] if own else "balanced"
