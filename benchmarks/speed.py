@@ -154,9 +154,7 @@ def report(case: str, rows: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(row["name"] for row in rows))
     photos = len({row["photo"] for row in rows})
     print(f"\n{case}, {photos} photos\n")
-    print(
-        "| loop | PSNR dB | to bound | evaluations | ratio | seconds | ratio | swaps | hue left |"
-    )
+    print("| loop | PSNR dB | to bound | evals | ratio | seconds | ratio | swaps | hue left |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     base = {key: mean(rows, REFERENCE, key) for key in ("evaluations", "seconds")}
     for name in names:
