@@ -217,6 +217,21 @@ def test_lists_of_unequal_length_are_refused(tiny_sd1, photo, photos, prompts):
         nulltext.invert(tiny_sd1, [photo] * photos, prompts)
 
 
+def test_a_null_branch_without_a_say_ends_where_it_began(tiny_sd1):
+    class Deaf:
+        def __getattr__(self, name):
+            return getattr(tiny_sd1, name)
+
+        def predict_noise(self, latents, timestep, embeds):
+            return tiny_sd1.predict_noise(latents, timestep, 0 * embeds)
+
+    for name in sorted(SOLVERS):
+        solution = solve(Deaf(), some_latents(), NullText(solver=name, inner_steps=2), steps=2)
+        start = tiny_sd1.embed([""]).expand_as(solution.null_embeds)
+        torch.testing.assert_close(solution.null_embeds, start, atol=0, rtol=0)
+        assert torch.isfinite(solution.replayed).all()
+
+
 def test_solver_options_that_make_no_sense_are_refused():
     with pytest.raises(OptionError, match="no solver 'newton'"):
         solver_named("newton")

@@ -113,6 +113,8 @@ class SecantRun:
         for i, row in enumerate(rows.tolist()):
             memory = self.memories[row]
             memory.add(probes.steps[i], moved[i])
+            if not memory.pairs:
+                continue
             step, promised = memory.combine(probes.noise_residual[i])
             reached = best.losses[row].item()
             worth = WORTH_A_TEST if final else 1.0
@@ -156,9 +158,7 @@ class _Memory:
             self.pairs.append((step, image))
 
     def combine(self, noise_residual: Tensor) -> tuple[Tensor, float]:
-        """The best step in the pairs' span [L, D], and the mean square that it promises."""
-        if not self.pairs:
-            return torch.zeros(()), noise_residual.square().mean().item()
+        """The best step in the span of the pairs, [L, D], and the mean square that it promises."""
         images = torch.stack([image.flatten() for _, image in self.pairs])
         gram = images @ images.T
         damped = gram + self.damping * gram.diagonal().diag()
