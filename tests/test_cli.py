@@ -237,7 +237,17 @@ def make_bad_files(folder):
     (folder / "folder.png").mkdir()
 
 
-@pytest.mark.parametrize("option", ["--steps=5", "--guidance=3", "--method=ddim", "--crop=0,0,9"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--steps=5",
+        "--guidance=3",
+        "--method=ddim",
+        "--crop=0,0,9",
+        "--budget=fast",
+        "--solver=adam",
+    ],
+)
 def test_what_a_saved_inversion_settles_cannot_be_asked_again(saved, run, option):
     code, _, err = run("edit", "--inversion", saved, "--target", "a dog", option)
     assert code == 2

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from nulltext.errors import NulltextError, UserError
     from nulltext.header import InversionHeader
     from nulltext.images import CropBox, paste_back, psnr, to_pil
+    from nulltext.inversion.budgets import Budget, budget_named
     from nulltext.inversion.ddim import DDIM
     from nulltext.inversion.invert import invert, invert_steps
     from nulltext.inversion.null_text import NullText
+    from nulltext.inversion.solvers.gauss_newton import GaussNewton
+    from nulltext.inversion.solvers.secant import Secant
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import load
     from nulltext.photos import Photo, load_photo
@@ -32,10 +35,12 @@ if TYPE_CHECKING:
     from nulltext.sampling import Replay, replay, replay_steps
 
 _HOMES = {
+    "Budget": "inversion.budgets",
     "CropBox": "images",
     "DDIM": "inversion.ddim",
     "Edit": "editing",
     "EditSpec": "editing",
+    "GaussNewton": "inversion.solvers.gauss_newton",
     "Inversion": "record",
     "InversionHeader": "header",
     "LatentDiffusion": "models.latent_diffusion",
@@ -43,8 +48,10 @@ _HOMES = {
     "NulltextError": "errors",
     "Photo": "photos",
     "Replay": "sampling",
+    "Secant": "inversion.solvers.secant",
     "StepInfo": "record",
     "UserError": "errors",
+    "budget_named": "inversion.budgets",
     "edit": "editing",
     "edit_steps": "editing",
     "invert": "inversion.invert",
@@ -61,9 +68,11 @@ _HOMES = {
 
 __all__ = [
     "DDIM",
+    "Budget",
     "CropBox",
     "Edit",
     "EditSpec",
+    "GaussNewton",
     "Inversion",
     "InversionHeader",
     "LatentDiffusion",
@@ -71,9 +80,11 @@ __all__ = [
     "NulltextError",
     "Photo",
     "Replay",
+    "Secant",
     "StepInfo",
     "UserError",
     "__version__",
+    "budget_named",
     "edit",
     "edit_steps",
     "invert",

@@ -92,6 +92,24 @@ def pivot_steps(
     Raises:
         NumericalError: the latents became infinite or NaN.
     """
+    trajectories = yield from pivots_steps(model, latents, prompt_embeds, num_steps)
+    return trajectories[:, 0]
+
+
+def pivots_steps(
+    model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor, num_steps: int
+) -> Generator[StepInfo, None, Tensor]:
+    """`pivot_steps` of B photos side by side.
+
+    Args:
+        latents: z_0, [B, C, h, w]. prompt_embeds: [B, L, D].
+
+    Returns:
+        the trajectories, [T + 1, B, C, h, w]. Costs T UNet evaluations per photo.
+
+    Raises:
+        NumericalError: the latents became infinite or NaN.
+    """
     schedule = model.schedule
     trajectory = [latents]
     for index, timestep in enumerate(reversed(schedule.timesteps(num_steps))):
@@ -106,7 +124,7 @@ def pivot_steps(
         check_finite(noisier, "DDIM inversion", timestep)
         trajectory.append(noisier)
         yield StepInfo("pivot", index + 1, num_steps, timestep)
-    return torch.cat(trajectory)
+    return torch.stack(trajectory)
 
 
 def source_step(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,16 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nulltext import defaults
+from nulltext.cli.arguments import numbered, parse_weights
 from nulltext.cli.options import (
     Align,
+    Budget,
+    BudgetOption,
     CropOption,
     DeviceOption,
     DTypeOption,
+    InnerStepsOption,
     JsonOption,
     Method,
     ModelOption,
     QuietOption,
     SeedOption,
+    Solver,
+    SolverOption,
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.errors import OptionError
@@ -28,6 +33,7 @@ from nulltext.errors import OptionError
 if TYPE_CHECKING:
     from nulltext.editing import EditSpec
     from nulltext.images import CropBox
+    from nulltext.inversion.budgets import Plan
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.photos import Photo
     from nulltext.record import Inversion
@@ -43,9 +49,24 @@ class _Request:
     save_inversion: Path | None
     method: Method | None
     steps: int | None
+    budget: Budget | None
+    solver: Solver | None
+    inner_steps: int | None
     guidance: float | None
     crop: str | None
     seed: int
+
+    def plan(self) -> Plan:
+        """How to invert."""
+        from nulltext.inversion.budgets import planned
+
+        return planned(
+            self.method or Method.NULL_TEXT,
+            budget=self.budget,
+            solver=self.solver,
+            num_steps=self.steps,
+            inner_steps=self.inner_steps,
+        )
 
 
 def edit(
@@ -108,8 +129,11 @@ def edit(
         Method | None, typer.Option("--method", help="How to invert; default null-text.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="T", help="DDIM steps, 1 to 1000; default 50.")
+        int | None, typer.Option("--steps", metavar="T", help="DDIM steps, 1 to 1000.")
     ] = None,
+    budget: BudgetOption = None,
+    solver: SolverOption = None,
+    inner_steps: InnerStepsOption = None,
     guidance: Annotated[
         float | None,
         typer.Option("--guidance", metavar="W", help="How strongly words steer; default 7.5."),
@@ -132,9 +156,8 @@ def edit(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     targets = target or []
-    request = _Request(
-        image, source, inversion, save_inversion, method, steps, guidance, crop, seed
-    )
+    effort = (method, steps, budget, solver, inner_steps)
+    request = _Request(image, source, inversion, save_inversion, *effort, guidance, crop, seed)
     _check_request(request, targets, full=full)
     weights = parse_weights(weight or [])
     outputs = _output_paths(request, output, strip, len(targets))
@@ -186,7 +209,8 @@ def _check_request(request: _Request, targets: list[str], *, full: bool) -> None
         if request.source is None:
             raise OptionError('There is no --source; say what the photo shows: --source "…".')
         return
-    settled = ("method", "steps", "guidance", "crop", "save_inversion")
+    effort = ("method", "steps", "budget", "solver", "inner_steps")
+    settled = (*effort, "guidance", "crop", "save_inversion")
     given = [name for name in settled if getattr(request, name) is not None]
     if given:
         raise OptionError(
@@ -281,8 +305,7 @@ def _inversion(
         opened.photo,
         opened.prompt,
         opened.box,
-        method=(request.method or Method.NULL_TEXT).value,
-        steps=defaults.NUM_STEPS if request.steps is None else request.steps,
+        plan=request.plan(),
         guidance=(defaults.GUIDANCE_SCALE if request.guidance is None else request.guidance),
         seed=request.seed,
     )
@@ -290,30 +313,3 @@ def _inversion(
         made.save(request.save_inversion)
         reporter.note(f"Saved {request.save_inversion}")
     return made, made.header.seconds, made.header.unet_evaluations
-
-
-def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Read `WORD=FACTOR` pairs.
-
-    Raises:
-        OptionError: a pair is malformed.
-    """
-    weights: dict[str, float] = {}
-    for text in texts:
-        word, _, factor = text.rpartition("=")
-        try:
-            weights[word.strip()] = float(factor)
-        except ValueError:
-            word = ""
-        if not word.strip():
-            raise OptionError(
-                f"--weight '{text}' is not WORD=FACTOR with a number; write --weight yellow=2."
-            )
-    return weights
-
-
-def numbered(path: Path, count: int) -> list[Path]:
-    """`count` file names: the path itself, or path-1, path-2 … where there are several."""
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]

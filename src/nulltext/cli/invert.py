@@ -10,14 +10,17 @@ import typer
 
 from nulltext import defaults
 from nulltext.cli.options import (
+    BudgetOption,
     CropOption,
     DeviceOption,
     DTypeOption,
+    InnerStepsOption,
     JsonOption,
     Method,
     ModelOption,
     QuietOption,
     SeedOption,
+    SolverOption,
 )
 from nulltext.cli.report import Reporter, decibels
 
@@ -35,8 +38,12 @@ def invert(
         Method, typer.Option("--method", help="How the photo is inverted.")
     ] = Method.NULL_TEXT,
     steps: Annotated[
-        int, typer.Option("--steps", metavar="T", help="DDIM steps, 1 to 1000; more is slower.")
-    ] = defaults.NUM_STEPS,
+        int | None,
+        typer.Option("--steps", metavar="T", help="DDIM steps, 1 to 1000; more is slower."),
+    ] = None,
+    budget: BudgetOption = None,
+    solver: SolverOption = None,
+    inner_steps: InnerStepsOption = None,
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="W", help="How strongly words will steer.")
     ] = defaults.GUIDANCE_SCALE,
@@ -55,7 +62,9 @@ def invert(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli.work import check_inversion_target, invert_with_bars, open_model, open_photo
+    from nulltext.inversion.budgets import planned
 
+    plan = planned(method, budget=budget, solver=solver, num_steps=steps, inner_steps=inner_steps)
     target = check_inversion_target(output or Path(f"{image.stem}.safetensors"))
     photo, box = open_photo(image, crop)
     loaded = open_model(reporter, model, device, dtype, [prompt])
@@ -65,8 +74,7 @@ def invert(
         photo,
         prompt,
         box,
-        method=method.value,
-        steps=steps,
+        plan=plan,
         guidance=guidance,
         seed=seed,
     )

@@ -16,6 +16,22 @@ class Method(StrEnum):
     DDIM = "ddim"
 
 
+class Solver(StrEnum):
+    """Names of the null-text solvers (a test keeps them equal to the registry's)."""
+
+    ADAM = "adam"
+    GAUSS_NEWTON = "gauss-newton"
+    SECANT = "secant"
+
+
+class Budget(StrEnum):
+    """Names of the null-text budgets (a test keeps them equal to the registry's)."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    PAPER = "paper"
+
+
 Precision = Literal["float32", "float16", "bfloat16"]
 Align = Literal["auto", "replace", "refine"]
 
@@ -47,4 +63,17 @@ JsonOption = Annotated[
 ]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no report (--json still prints).")
+]
+BudgetOption = Annotated[
+    Budget | None,
+    typer.Option(
+        "--budget", help="How much work null-text may do: sets --solver, --steps, --inner-steps."
+    ),
+]
+SolverOption = Annotated[
+    Solver | None, typer.Option("--solver", help="What minimises null-text's loss.")
+]
+InnerStepsOption = Annotated[
+    int | None,
+    typer.Option("--inner-steps", metavar="N", help="Null-text's solver steps per DDIM step."),
 ]

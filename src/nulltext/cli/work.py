@@ -22,6 +22,7 @@ from nulltext.images import (
     to_tensor,
     to_uint8,
 )
+from nulltext.inversion.budgets import Plan
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion_file import SUFFIX
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -78,8 +79,7 @@ def invert_with_bars(
     prompt: str,
     box: CropBox,
     *,
-    method: str,
-    steps: int,
+    plan: Plan,
     guidance: float,
     seed: int,
 ) -> Inversion:
@@ -89,8 +89,8 @@ def invert_with_bars(
         model,
         photo,
         prompt,
-        method=method,
-        num_steps=steps,
+        method=plan.method,
+        num_steps=plan.num_steps,
         guidance_scale=guidance,
         crop=box,
         seed=seed,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -60,4 +60,15 @@ class InversionMethod(Protocol):
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
         """Invert, yielding progress."""
+        ...
+
+
+@runtime_checkable
+class BatchInversionMethod(InversionMethod, Protocol):
+    """A method that can also work on several photos side by side."""
+
+    def batch_steps(
+        self, model: LatentDiffusion, problems: Sequence[Problem]
+    ) -> Generator[StepInfo, None, list[Solution]]:
+        """`steps` for problems with one grid and scale; each photo's solution as if alone."""
         ...

@@ -1,13 +1,13 @@
-"""From a photo and its description to a saved-able `Inversion`."""
+"""From photos and their descriptions to saved-able `Inversion`s."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from nulltext.images import (
     to_tensor,
     to_uint8,
 )
-from nulltext.inversion.base import InversionMethod, Problem, Solution
+from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
 from nulltext.inversion.registry import method_named
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo, load_photo
@@ -33,10 +33,17 @@ from nulltext.sampling import replay_steps
 if TYPE_CHECKING:
     from PIL import Image
 
+PhotoLike: TypeAlias = "Photo | str | Path | Image.Image"
+"""A file, a PIL image, or a loaded photo."""
 
+PHOTOS_PER_BATCH = 8
+"""Photos that go through the UNet together; more only costs memory."""
+
+
+@overload
 def invert(
     model: LatentDiffusion,
-    photo: Photo | str | Path | Image.Image,
+    photo: PhotoLike,
     prompt: str,
     *,
     method: str | InversionMethod = METHOD,
@@ -45,39 +52,73 @@ def invert(
     crop: CropBox | None = None,
     seed: int = 0,
     on_step: Callable[[StepInfo], None] | None = None,
-) -> Inversion:
-    """Invert a photo.
+) -> Inversion: ...
+
+
+@overload
+def invert(
+    model: LatentDiffusion,
+    photo: Sequence[PhotoLike],
+    prompt: list[str] | tuple[str, ...],
+    *,
+    method: str | InversionMethod = METHOD,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    crop: CropBox | None = None,
+    seed: int = 0,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> list[Inversion]: ...
+
+
+def invert(
+    model: LatentDiffusion,
+    photo: PhotoLike | Sequence[PhotoLike],
+    prompt: str | list[str] | tuple[str, ...],
+    *,
+    method: str | InversionMethod = METHOD,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    crop: CropBox | None = None,
+    seed: int = 0,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> Inversion | list[Inversion]:
+    """Invert a photo, or several at once.
 
     Args:
-        photo: a file, a PIL image, or a loaded photo of any size.
-        prompt: what the photo shows, in the words that will be edited.
+        photo: a file, a PIL image, or a loaded photo of any size; or a list of these, which are
+            worked on side by side, to rounding as if one by one.
+        prompt: what the photo shows, in the words that will be edited; a list for a list.
         method: a name ("null-text", "ddim") or a method with options: `NullText(inner_steps=5)`.
         num_steps: T, 1 to the model's training steps.
         guidance_scale: w of the replay; null-text needs more than 1.
         crop: the region to invert; the largest centred square by default.
-        seed: for the methods that draw noise.
+        seed: for the methods that draw noise; each photo starts from it.
         on_step: called with each step's `StepInfo`.
 
     Raises:
         UserError: one of `ImageError`, `PromptError`, `OptionError`.
         NumericalError: the numbers stopped being finite.
     """
-    steps = invert_steps(
-        model,
-        photo,
-        prompt,
-        method=method,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        crop=crop,
-        seed=seed,
-    )
-    return run(steps, on_step)
+    options = (method, num_steps, guidance_scale, crop, seed)
+    if isinstance(photo, Sequence) and not isinstance(photo, str):
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if len(photo) != len(prompts):
+            raise OptionError(
+                f"There are {len(photo)} photos and {len(prompts)} prompts; give each its own."
+            )
+        requests = [
+            _Request.checked(model, one, words, *options)
+            for one, words in zip(photo, prompts, strict=True)
+        ]
+        return run(_many_steps(model, requests), on_step)
+    if not isinstance(prompt, str):
+        raise OptionError(f"There is one photo and a list of {len(prompt)} prompts; give one.")
+    return run(_steps(model, _Request.checked(model, photo, prompt, *options)), on_step)
 
 
 def invert_steps(
     model: LatentDiffusion,
-    photo: Photo | str | Path | Image.Image,
+    photo: PhotoLike,
     prompt: str,
     *,
     method: str | InversionMethod = METHOD,
@@ -86,23 +127,17 @@ def invert_steps(
     crop: CropBox | None = None,
     seed: int = 0,
 ) -> Generator[StepInfo, None, Inversion]:
-    """`invert` as a generator of steps that returns the `Inversion`; mistakes show at the call."""
-    chosen = method_named(method) if isinstance(method, str) else method
-    _check_guidance(guidance_scale)
-    chosen.check(guidance_scale)
-    _check_seed(seed)
-    model.schedule.timesteps(num_steps)
-    model.tokenize(prompt)
-    loaded = photo if isinstance(photo, Photo) else load_photo(photo)
-    box = crop or largest_centred_square(*loaded.size)
-    box.check_inside(loaded.size)
-    request = _Request(loaded, box, prompt, chosen, num_steps, guidance_scale, seed)
-    return _steps(model, request)
+    """`invert` of one photo as a generator that returns the `Inversion`.
+
+    Mistakes show at the call, before any work.
+    """
+    options = (method, num_steps, guidance_scale, crop, seed)
+    return _steps(model, _Request.checked(model, photo, prompt, *options))
 
 
 @dataclass(frozen=True)
 class _Request:
-    """A checked call of `invert`."""
+    """A checked call of `invert`, for one photo."""
 
     photo: Photo
     box: CropBox
@@ -112,30 +147,100 @@ class _Request:
     guidance_scale: float
     seed: int
 
+    @classmethod
+    def checked(
+        cls,
+        model: LatentDiffusion,
+        photo: PhotoLike,
+        prompt: str,
+        method: str | InversionMethod,
+        num_steps: int,
+        guidance_scale: float,
+        crop: CropBox | None,
+        seed: int,
+    ) -> _Request:
+        chosen = method_named(method) if isinstance(method, str) else method
+        _check_guidance(guidance_scale)
+        _check_seed(seed)
+        chosen.check(guidance_scale)
+        model.schedule.timesteps(num_steps)
+        model.tokenize(prompt)
+        loaded = photo if isinstance(photo, Photo) else load_photo(photo)
+        box = crop or largest_centred_square(*loaded.size)
+        box.check_inside(loaded.size)
+        return cls(loaded, box, prompt, chosen, num_steps, guidance_scale, seed)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A request as the model sees it."""
+
+    request: _Request
+    pixels: Tensor
+    """[3, H, W], uint8."""
+    problem: Problem
+    psnr_bound: float
+
+    @classmethod
+    def of(cls, model: LatentDiffusion, request: _Request) -> _Start:
+        pixels = to_uint8(to_tensor(request.photo, request.box, model.resolution))
+        image = from_uint8(pixels)
+        problem = Problem(
+            latents=model.encode(image),
+            prompt_embeds=model.embed([request.prompt]),
+            num_steps=request.num_steps,
+            guidance_scale=request.guidance_scale,
+            generator=torch.Generator().manual_seed(request.seed),
+        )
+        bound = psnr(model.decode(problem.latents).cpu(), image)
+        return cls(request, pixels, problem, bound)
+
 
 def _steps(model: LatentDiffusion, request: _Request) -> Generator[StepInfo, None, Inversion]:
     started = time.perf_counter()
-    pixels = to_uint8(to_tensor(request.photo, request.box, model.resolution))
-    image = from_uint8(pixels)
-    problem = Problem(
-        latents=model.encode(image),
-        prompt_embeds=model.embed([request.prompt]),
-        num_steps=request.num_steps,
-        guidance_scale=request.guidance_scale,
-        generator=torch.Generator().manual_seed(request.seed),
-    )
-    bound = psnr(model.decode(problem.latents).cpu(), image)
-    solution = yield from request.method.steps(model, problem)
-    inversion = _inversion(model, request, solution, pixels, bound)
+    start = _Start.of(model, request)
+    solution = yield from request.method.steps(model, start.problem)
+    inversion = yield from _finish_steps(model, start, solution)
+    return _timed(inversion, time.perf_counter() - started)
+
+
+def _many_steps(
+    model: LatentDiffusion, requests: Sequence[_Request]
+) -> Generator[StepInfo, None, list[Inversion]]:
+    """Batches where the method can, else one by one; `seconds` are each photo's share."""
+    made: list[Inversion] = []
+    for first in range(0, len(requests), PHOTOS_PER_BATCH):
+        rows = requests[first : first + PHOTOS_PER_BATCH]
+        method = rows[0].method
+        if not isinstance(method, BatchInversionMethod):
+            for request in rows:
+                made.append((yield from _steps(model, request)))
+            continue
+        started = time.perf_counter()
+        starts = [_Start.of(model, request) for request in rows]
+        solutions = yield from method.batch_steps(model, [start.problem for start in starts])
+        finished = []
+        for start, solution in zip(starts, solutions, strict=True):
+            finished.append((yield from _finish_steps(model, start, solution)))
+        share = (time.perf_counter() - started) / len(rows)
+        made.extend(_timed(inversion, share) for inversion in finished)
+    return made
+
+
+def _finish_steps(
+    model: LatentDiffusion, start: _Start, solution: Solution
+) -> Generator[StepInfo, None, Inversion]:
+    """The record of a solved problem; its seconds are still open."""
+    inversion = _inversion(model, start.request, solution, start.pixels, start.psnr_bound)
     replayed = solution.replayed
     if replayed is None:
         replayed = yield from replay_steps(model, inversion)
-    header = replace(
-        inversion.header,
-        psnr_reconstruction=psnr(model.decode(replayed).cpu(), image),
-        seconds=time.perf_counter() - started,
-    )
-    return replace(inversion, header=header)
+    reached = psnr(model.decode(replayed).cpu(), from_uint8(start.pixels))
+    return replace(inversion, header=replace(inversion.header, psnr_reconstruction=reached))
+
+
+def _timed(inversion: Inversion, seconds: float) -> Inversion:
+    return replace(inversion, header=replace(inversion.header, seconds=seconds))
 
 
 def _inversion(

@@ -7,6 +7,7 @@ With z*_0 … z*_T the pivot, zbar_T = z*_T and ∅_T the embedding of "", for t
     zbar_{t-1} = step(zbar_t; guided eps under ∅_t)
 
 Weights and the prompt's embedding stay as they are, and eps_C is computed once per timestep.
+How the minimum is looked for is a solver's business (see `solvers`); Adam is the paper's.
 Source: Mokady et al. 2023, sec. 3.3, algorithm 1; learning rate and stopping rule as published
 with the paper's code. Two things are done better than there, neither of which moves the optimum:
 the loss is tested before a step is taken and the best embedding tested is kept, so no timestep ends
@@ -15,23 +16,21 @@ worse than it began; and its eps_∅ is reused to advance, so advancing costs no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nulltext.errors import NumericalError, OptionError
-from nulltext.guidance import guide
+from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.solvers.base import Fit, InnerLoop, Solver
+from nulltext.inversion.solvers.registry import solver_named
+from nulltext.inversion.solvers.task import StepTask
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
-
-BACKWARD_COST = 2
-"""UNet evaluations that a backward pass counts for."""
+from nulltext.sampling import pivots_steps
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,10 @@ class NullText:
 
     name: ClassVar[str] = "null-text"
 
+    solver: str | Solver = "adam"
+    """Name of a solver, or one with options, such as `Secant(damping=0.1)`: who minimises."""
     inner_steps: int = 10
-    """N: Adam steps per timestep at most; more is closer to the pivot and slower."""
+    """N: solver steps per timestep at most; more is closer to the pivot and slower."""
     learning_rate: float = 1e-2
     """Of Adam, at the first (noisiest) timestep."""
     learning_rate_horizon: int = 100
@@ -54,6 +55,8 @@ class NullText:
     """What each further timestep adds to that tolerance."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.solver, str):
+            solver_named(self.solver)
         if self.inner_steps < 0:
             raise OptionError(f"inner_steps is {self.inner_steps}; choose 0 or more (10 is usual).")
 
@@ -79,6 +82,10 @@ class NullText:
         """Loss at which step index i stops early: 1e-5 + 2e-5 i by default."""
         return self.loss_tolerance + self.loss_tolerance_slope * index
 
+    def inner_loop_at(self, index: int) -> InnerLoop:
+        """What a solver may do at step index i."""
+        return InnerLoop(self.inner_steps, self.tolerance_at(index), self.learning_rate_at(index))
+
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
@@ -87,102 +94,81 @@ class NullText:
         Raises:
             NumericalError: the loss stopped being finite; names the timestep.
         """
-        num_steps, schedule = problem.num_steps, model.schedule
-        trajectory = yield from pivot_steps(
-            model, problem.latents, problem.prompt_embeds, num_steps
-        )
-        latents, null_embed = trajectory[-1:], model.embed([""])
-        evaluations, null_embeds = num_steps, []
-        for index, timestep in enumerate(schedule.timesteps(num_steps)):
-            target = trajectory[num_steps - index - 1][None]
-            task = _StepTask(model, problem, latents, target, timestep)
-            fit = _fit(task, null_embed, self, index)
-            null_embed, latents = fit.null_embed, fit.cleaner
-            null_embeds.append(null_embed)
-            evaluations += fit.unet_evaluations
-            yield StepInfo(
-                "optimise",
-                index + 1,
-                num_steps,
-                timestep,
-                clean_estimate=schedule.clean_estimate(task.latents, fit.noise_pred, timestep),
-                loss=fit.loss,
-                inner_steps=fit.inner_steps,
+        (solution,) = yield from self.batch_steps(model, [problem])
+        return solution
+
+    def batch_steps(
+        self, model: LatentDiffusion, problems: Sequence[Problem]
+    ) -> Generator[StepInfo, None, list[Solution]]:
+        """`steps` for several photos at once, each of which stops as early as it would alone."""
+        batch = _Batch.of(problems)
+        pivots = yield from pivots_steps(model, batch.latents, batch.prompt_embeds, batch.num_steps)
+        solver = solver_named(self.solver) if isinstance(self.solver, str) else self.solver
+        run, latents = solver.begin(), pivots[-1]
+        null_embeds = model.embed([""]).repeat(len(problems), 1, 1)
+        evaluations, fitted = [batch.num_steps] * len(problems), []
+        for index, timestep in enumerate(model.schedule.timesteps(batch.num_steps)):
+            task = batch.task(model, latents, pivots[batch.num_steps - index - 1], timestep)
+            with model.frozen():
+                fit = run.fit(task, null_embeds, self.inner_loop_at(index))
+            null_embeds, latents = fit.best.null_embeds, fit.best.cleaner
+            fitted.append(null_embeds)
+            evaluations = [a + b for a, b in zip(evaluations, task.unet_evaluations, strict=True)]
+            yield _step_info(task, fit, index, batch.num_steps)
+        return [
+            Solution(
+                trajectory=pivots[:, row],
+                unet_evaluations=evaluations[row],
+                null_embeds=torch.stack(fitted)[:, row],
+                replayed=latents[row : row + 1],
             )
-        return Solution(
-            trajectory=trajectory,
-            unet_evaluations=evaluations,
-            null_embeds=torch.cat(null_embeds),
-            replayed=latents,
-        )
-
-
-class _StepTask:
-    """One timestep's least-squares problem in the null embedding."""
-
-    def __init__(
-        self,
-        model: LatentDiffusion,
-        problem: Problem,
-        latents: Tensor,
-        target: Tensor,
-        timestep: int,
-    ) -> None:
-        self.model, self.problem = model, problem
-        self.latents, self.target, self.timestep = latents, target, timestep
-        self.cleaner_timestep = model.schedule.cleaner(timestep, problem.num_steps)
-        with torch.no_grad():
-            self.noise_prompt = model.predict_noise(latents, timestep, problem.prompt_embeds)
-
-    def evaluate(self, null_embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, guided eps, cleaner latents) under a null embedding [1, L, D]; one evaluation."""
-        noise_null = self.model.predict_noise(self.latents, self.timestep, null_embed)
-        noise_pred = guide(noise_null, self.noise_prompt, self.problem.guidance_scale)
-        cleaner = self.model.schedule.step(
-            self.latents, noise_pred, noisier=self.timestep, cleaner=self.cleaner_timestep
-        )
-        return (cleaner - self.target).square().mean(), noise_pred, cleaner
+            for row in range(len(problems))
+        ]
 
 
 @dataclass(frozen=True)
-class _Fit:
-    null_embed: Tensor
-    noise_pred: Tensor
-    cleaner: Tensor
-    loss: float
-    inner_steps: int
-    unet_evaluations: int
+class _Batch:
+    """Problems that differ in photo and prompt alone."""
+
+    latents: Tensor
+    prompt_embeds: Tensor
+    num_steps: int
+    guidance_scale: float
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> _Batch:
+        first = problems[0]
+        shared = {(problem.num_steps, problem.guidance_scale) for problem in problems}
+        assert len(shared) == 1, f"one grid and one scale per batch, not {shared}"
+        return cls(
+            latents=torch.cat([problem.latents for problem in problems]),
+            prompt_embeds=torch.cat([problem.prompt_embeds for problem in problems]),
+            num_steps=first.num_steps,
+            guidance_scale=first.guidance_scale,
+        )
+
+    def task(
+        self, model: LatentDiffusion, latents: Tensor, targets: Tensor, timestep: int
+    ) -> StepTask:
+        return StepTask.at(
+            model,
+            latents,
+            targets,
+            self.prompt_embeds,
+            timestep=timestep,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+        )
 
 
-def _fit(task: _StepTask, start: Tensor, config: NullText, index: int) -> _Fit:
-    """Minimise one timestep's loss by Adam from `start`, keeping the best embedding tested."""
-    null_embed = start.detach().clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([null_embed], lr=config.learning_rate_at(index))
-    best: tuple[float, Tensor, Tensor, Tensor] | None = None
-    evaluations = 1  # eps_C
-    for inner in range(config.inner_steps + 1):
-        last = inner == config.inner_steps
-        with torch.set_grad_enabled(not last), task.model.frozen():
-            loss, noise_pred, cleaner = task.evaluate(null_embed)
-        evaluations += 1
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NumericalError(
-                f"The null-text loss is {value} at timestep {task.timestep}; "
-                "pass --dtype float32, or a lower --guidance."
-            )
-        if best is None or value < best[0]:
-            best = (
-                value,
-                null_embed.detach().clone(),
-                noise_pred.detach(),
-                cleaner.detach(),
-            )
-        if last or value < config.tolerance_at(index):
-            break
-        optimiser.zero_grad()
-        loss.backward()
-        evaluations += BACKWARD_COST
-        optimiser.step()
-    assert best is not None
-    return _Fit(best[1], best[2], best[3], best[0], inner, evaluations)
+def _step_info(task: StepTask, fit: Fit, index: int, num_steps: int) -> StepInfo:
+    schedule = task.model.schedule
+    return StepInfo(
+        "optimise",
+        index + 1,
+        num_steps,
+        task.timestep,
+        clean_estimate=schedule.clean_estimate(task.latents, fit.best.noise_pred, task.timestep),
+        loss=fit.best.losses.mean().item(),
+        inner_steps=fit.inner_steps,
+    )

@@ -1,0 +1,118 @@
+"""Null-text inversion as its authors published it, to be measured against.
+
+A straight transcription of the published loop, with what it spends: float32, explicit softmax
+attention, weights as loaded (so a backward pass also fills their gradients), the step taken before
+its loss is looked at, and two more forwards to advance under the fitted embedding. Per timestep
+with n inner steps: 1 + 3 n + 2 evaluations, and the pivot's 1.
+Source: Mokady et al. 2023, algorithm 1, and the constants of the code beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nulltext.guidance import guide, guided_noise
+from nulltext.inversion.base import Problem, Solution
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.record import StepInfo
+from nulltext.sampling import pivot_steps
+
+
+def with_naive_attention(model: LatentDiffusion) -> LatentDiffusion:
+    """A copy of the model with explicit softmax attention and trainable weights."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet = copy.deepcopy(model.unet)
+    unet.set_attn_processor(AttnProcessor())
+    return replace(model, unet=unet.requires_grad_(True))
+
+
+@dataclass(frozen=True)
+class ReferenceLoop:
+    """The published loop as an inversion method; give it a model `with_naive_attention`."""
+
+    name: ClassVar[str] = "null-text"
+
+    inner_steps: int = 10
+    """N."""
+    tolerance: float = 1e-5
+    """Loss at which the first timestep stops; each further one adds 2e-5. Negative: never."""
+
+    def check(self, guidance_scale: float) -> None:
+        """Measured only where it works."""
+
+    def steps(
+        self, model: LatentDiffusion, problem: Problem
+    ) -> Generator[StepInfo, None, Solution]:
+        """Pivot, then the published double loop."""
+        total = problem.num_steps
+        trajectory = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, total)
+        latents, null_embed = trajectory[-1:], model.embed([""])
+        evaluations, null_embeds = total, []
+        for index, timestep in enumerate(model.schedule.timesteps(total)):
+            target = trajectory[total - index - 1][None]
+            null_embed, inner = self._fit(
+                model, problem, latents, target, null_embed, timestep, index
+            )
+            null_embeds.append(null_embed)
+            with torch.no_grad():
+                latents = _step(model, problem, latents, null_embed, timestep)
+            evaluations += 1 + 3 * inner + 2
+            yield StepInfo("optimise", index + 1, total, timestep, inner_steps=inner)
+        return Solution(
+            trajectory=trajectory,
+            unet_evaluations=evaluations,
+            null_embeds=torch.cat(null_embeds),
+            replayed=latents,
+        )
+
+    def _fit(
+        self,
+        model: LatentDiffusion,
+        problem: Problem,
+        latents: Tensor,
+        target: Tensor,
+        start: Tensor,
+        timestep: int,
+        index: int,
+    ) -> tuple[Tensor, int]:
+        """(embedding, inner steps that were taken)."""
+        null_embed = start.clone().detach().requires_grad_(True)
+        optimiser = torch.optim.Adam([null_embed], lr=1e-2 * (1.0 - index / 100.0))
+        cleaner = model.schedule.cleaner(timestep, problem.num_steps)
+        with torch.no_grad():
+            noise_prompt = model.predict_noise(latents, timestep, problem.prompt_embeds)
+        inner = 0
+        while inner < self.inner_steps:
+            noise_null = model.predict_noise(latents, timestep, null_embed)
+            noise_pred = guide(noise_null, noise_prompt, problem.guidance_scale)
+            landed = model.schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+            loss = torch.nn.functional.mse_loss(landed, target)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            inner += 1
+            if self.tolerance >= 0 and loss.item() < self.tolerance + index * 2e-5:
+                break
+        return null_embed.detach(), inner
+
+
+def _step(
+    model: LatentDiffusion, problem: Problem, latents: Tensor, null_embed: Tensor, timestep: int
+) -> Tensor:
+    noise_pred = guided_noise(
+        model,
+        latents,
+        timestep,
+        null_embeds=null_embed,
+        prompt_embeds=problem.prompt_embeds,
+        guidance_scale=problem.guidance_scale,
+    )
+    cleaner = model.schedule.cleaner(timestep, problem.num_steps)
+    return model.schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)

@@ -1,0 +1,35 @@
+"""Reading what people write behind options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nulltext.errors import OptionError
+
+
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Read `WORD=FACTOR` pairs.
+
+    Raises:
+        OptionError: a pair is malformed.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        word, _, factor = text.rpartition("=")
+        try:
+            weights[word.strip()] = float(factor)
+        except ValueError:
+            word = ""
+        if not word.strip():
+            raise OptionError(
+                f"--weight '{text}' is not WORD=FACTOR with a number; write --weight yellow=2."
+            )
+    return weights
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """`count` file names: the path itself, or path-1, path-2 … where there are several."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]

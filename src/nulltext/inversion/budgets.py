@@ -1,0 +1,98 @@
+"""Budgets: how much work null-text inversion may do, for people who do not want to know.
+
+A budget names a solver, the number T of timesteps and the inner steps N. Fewer timesteps with a
+stronger solver reach what the paper's 50 x 10 Adam steps reach (docs/speed.md has the figures).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.errors import OptionError
+from nulltext.inversion.base import InversionMethod
+from nulltext.inversion.null_text import NullText
+from nulltext.inversion.registry import method_named
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One way to spend time."""
+
+    solver: str
+    """Name of the solver."""
+    num_steps: int
+    """T."""
+    inner_steps: int
+    """N."""
+
+    def method(self) -> NullText:
+        """Null-text inversion within this budget."""
+        return NullText(solver=self.solver, inner_steps=self.inner_steps)
+
+
+BUDGETS: dict[str, Budget] = {
+    "fast": Budget(solver="secant", num_steps=20, inner_steps=1),
+    "balanced": Budget(solver="secant", num_steps=20, inner_steps=3),
+    "paper": Budget(solver="adam", num_steps=50, inner_steps=10),
+}
+
+
+def budget_named(name: str) -> Budget:
+    """A budget by its name.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name not in BUDGETS:
+        raise OptionError(f"There is no budget '{name}'; choose {', '.join(BUDGETS)}.")
+    return BUDGETS[name]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `invert` needs to know of a budget and of the options beside it."""
+
+    method: InversionMethod
+    num_steps: int
+    """T."""
+
+
+def planned(
+    method: str,
+    *,
+    budget: str | None = None,
+    solver: str | None = None,
+    num_steps: int | None = None,
+    inner_steps: int | None = None,
+) -> Plan:
+    """Settle what is left open: a budget fills the gaps, and what is said outright wins.
+
+    Without a budget, a solver brings the numbers of a budget that uses it.
+
+    Raises:
+        OptionError: a name is unknown, or null-text's options are given to another method.
+    """
+    if method != NullText.name:
+        given = {"budget": budget, "solver": solver, "inner-steps": inner_steps}
+        for name, value in given.items():
+            if value is not None:
+                raise OptionError(
+                    f"--{name} is for --method null-text, and the method is {method}; "
+                    f"leave --{name} out, or --method."
+                )
+        return Plan(method_named(method), NUM_STEPS if num_steps is None else num_steps)
+    filled = budget_named(budget or _budget_of(solver))
+    chosen = NullText(
+        solver=solver or filled.solver,
+        inner_steps=filled.inner_steps if inner_steps is None else inner_steps,
+    )
+    return Plan(chosen, filled.num_steps if num_steps is None else num_steps)
+
+
+def _budget_of(solver: str | None) -> str:
+    """The default budget; for a solver, the most generous one of its own, or "balanced"."""
+    if solver is None:
+        return BUDGET
+    own = [name for name, budget in BUDGETS.items() if budget.solver == solver]
+    return own[-1] if own else "balanced"

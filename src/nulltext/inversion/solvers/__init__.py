@@ -1,0 +1,1 @@
+"""Solvers of one timestep's least-squares problem in the null embedding."""

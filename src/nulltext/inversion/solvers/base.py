@@ -1,0 +1,48 @@
+"""What a solver is: it lowers one timestep's loss from where the last timestep ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from nulltext.inversion.solvers.task import Best, StepTask
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """What null-text inversion allows a solver at one timestep."""
+
+    max_steps: int
+    """N: steps at most."""
+    tolerance: float
+    """Loss below which a photo is done."""
+    learning_rate: float
+    """For the solvers that need one."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a solver found."""
+
+    best: Best
+    """Per photo: embedding, landing, loss; never worse than the start."""
+    inner_steps: int
+    """Steps that the slowest photo took."""
+
+
+class SolverRun(Protocol):
+    """A solver on its way through the timesteps of one batch; it may remember."""
+
+    def fit(self, task: StepTask, start: Tensor, loop: InnerLoop) -> Fit:
+        """Lower the losses of all the task's photos from `start` [B, L, D], each on its own."""
+        ...
+
+
+class Solver(Protocol):
+    """A frozen dataclass of options."""
+
+    def begin(self) -> SolverRun:
+        """Start at the noisiest timestep."""
+        ...

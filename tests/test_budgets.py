@@ -1,0 +1,55 @@
+"""Budgets: a name fills the gaps, and what is said outright wins."""
+
+from __future__ import annotations
+
+import pytest
+
+from nulltext import defaults
+from nulltext.cli.options import Budget, Solver
+from nulltext.errors import OptionError
+from nulltext.inversion.budgets import BUDGETS, budget_named, planned
+from nulltext.inversion.null_text import NullText
+from nulltext.inversion.solvers.registry import SOLVERS
+
+
+def test_the_command_line_names_every_solver_and_budget():
+    assert {s.value for s in Solver} == set(SOLVERS)
+    assert {b.value for b in Budget} == set(BUDGETS)
+    assert {b.solver for b in BUDGETS.values()} <= set(SOLVERS)
+
+
+def test_the_paper_budget_is_the_paper():
+    plan = planned("null-text", budget="paper")
+    assert plan.method == NullText()
+    assert (plan.num_steps, plan.method.solver, plan.method.inner_steps) == (50, "adam", 10)
+
+
+def test_nothing_said_is_the_default_budget():
+    budget = BUDGETS[defaults.BUDGET]
+    assert planned("null-text").method == budget.method()
+    assert planned("null-text").num_steps == budget.num_steps
+
+
+def test_what_is_said_outright_wins():
+    plan = planned("null-text", budget="fast", solver="adam", num_steps=7, inner_steps=4)
+    assert (plan.num_steps, plan.method.solver, plan.method.inner_steps) == (7, "adam", 4)
+
+
+@pytest.mark.parametrize(("solver", "budget"), [("adam", "paper"), ("secant", "balanced")])
+def test_a_solver_alone_brings_its_own_budget(solver, budget):
+    assert planned("null-text", solver=solver) == planned("null-text", budget=budget)
+
+
+def test_other_methods_keep_the_default_steps_and_refuse_null_texts_options():
+    assert planned("ddim").num_steps == defaults.NUM_STEPS
+    assert planned("ddim", num_steps=3).num_steps == 3
+    for option in ("budget", "solver", "inner_steps"):
+        with pytest.raises(OptionError, match=r"is for --method null-text"):
+            planned("ddim", **{option: 2 if option == "inner_steps" else "fast"})
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(OptionError, match="no budget 'huge'"):
+        budget_named("huge")
+    with pytest.raises(OptionError, match="no solver 'newton'"):
+        planned("null-text", solver="newton")
