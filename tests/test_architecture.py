@@ -20,12 +20,13 @@ ROWS = [
     ["version", "defaults", "errors"],
     ["files", "prompts", "photos", "schedule", "guidance"],
     ["images", "alignment", "inversion_file", "header"],
-    ["strip", "record"],
+    ["strip", "record", "masks", "compositing"],
     ["models"],
     ["attention"],
-    ["sampling"],
-    ["inversion"],
+    ["sampling", "regions"],
+    ["inversion", "edit_spec", "targets"],
     ["editing"],
+    ["heatmaps"],
     ["cli"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nulltext.editing import Edit, EditSpec, edit, edit_steps
     from nulltext.errors import NulltextError, UserError
     from nulltext.header import InversionHeader
+    from nulltext.heatmaps import PromptMaps, WordMap, heat_map_steps
     from nulltext.images import CropBox, paste_back, psnr, to_pil
     from nulltext.inversion.ddim import DDIM
     from nulltext.inversion.invert import invert, invert_steps
@@ -42,11 +43,14 @@ _HOMES = {
     "NullText": "inversion.null_text",
     "NulltextError": "errors",
     "Photo": "photos",
+    "PromptMaps": "heatmaps",
     "Replay": "sampling",
     "StepInfo": "record",
     "UserError": "errors",
+    "WordMap": "heatmaps",
     "edit": "editing",
     "edit_steps": "editing",
+    "heat_map_steps": "heatmaps",
     "invert": "inversion.invert",
     "invert_steps": "inversion.invert",
     "load": "models.load",
@@ -70,12 +74,15 @@ __all__ = [
     "NullText",
     "NulltextError",
     "Photo",
+    "PromptMaps",
     "Replay",
     "StepInfo",
     "UserError",
+    "WordMap",
     "__version__",
     "edit",
     "edit_steps",
+    "heat_map_steps",
     "invert",
     "invert_steps",
     "load",

@@ -21,24 +21,21 @@ import torch
 from torch import Tensor
 
 from nulltext.alignment import Alignment, attention_map, check_edit, token_weights
+from nulltext.attention.maps import StepMaps
 from nulltext.attention.processor import attach
-from nulltext.attention.prompt_to_prompt import (
-    Injection,
-    MapInjector,
-    MapRecorder,
-    largest_self_site,
-)
+from nulltext.attention.prompt_to_prompt import Injection, MapRecorder
 from nulltext.defaults import CROSS_STEPS, SELF_STEPS
 from nulltext.errors import OptionError
-from nulltext.guidance import CONDITIONAL_ONLY, guided_evaluations, guided_noise
+from nulltext.guidance import guided_evaluations
 from nulltext.images import from_uint8, psnr
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.prompts import TokenizedPrompt
 from nulltext.record import Inversion, StepInfo, run
-from nulltext.sampling import Conditions, check_finite, check_model, source_step, start_latents
+from nulltext.sampling import Conditions, check_model, source_step, start_latents
+from nulltext.targets import Targets, watched
 
-TARGETS_PER_BATCH = 4
-"""Targets that go through the UNet together; more only costs memory on small devices."""
+OnMaps = Callable[[Tensor, Tensor], None]
+"""Shown one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
 
 
 @dataclass(frozen=True)
@@ -106,22 +103,36 @@ def edit(
 
 
 def edit_steps(
-    model: LatentDiffusion, inversion: Inversion, specs: Sequence[EditSpec]
+    model: LatentDiffusion,
+    inversion: Inversion,
+    specs: Sequence[EditSpec],
+    *,
+    on_maps: OnMaps | None = None,
 ) -> Generator[StepInfo, None, Edit]:
-    """`edit` as a generator of steps that returns the `Edit`."""
+    """`edit` as a generator of steps that returns the `Edit`.
+
+    Args:
+        on_maps: called at every step with what source [1, L, h, w] and targets [K, L, h, w] attend
+            to; see `attention.maps`. The pictures are the same with and without.
+    """
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
     check_model(model, inversion)
     injections = check_specs(model, inversion.header.prompt, specs, inversion.num_steps)
     conditions = Conditions.of(model, inversion)
-    targets = _Targets.start(model, inversion, [spec.target for spec in specs], injections)
+    targets = Targets.start(model, inversion, [spec.target for spec in specs], injections)
     source = start_latents(model, inversion)
     for index, timestep in enumerate(inversion.header.timesteps):
         with torch.no_grad():
+            seen, seen_targets = _eyes(targets) if on_maps else (None, None)
             recorder = MapRecorder(injections, index, targets.self_pixels, targets.guided)
-            with attach(model.unet, recorder):
+            with attach(model.unet, watched(recorder, seen)):
                 source, _ = source_step(model, inversion, conditions, source, index)
-            estimate = targets.step(model, conditions.null(index), index, timestep, recorder.maps)
+            estimate = targets.step(
+                model, conditions.null(index), index, timestep, recorder.maps, seen_targets
+            )
+            if on_maps and seen and seen_targets:
+                on_maps(seen.token_maps(), seen_targets.token_maps())
         yield StepInfo("edit", index + 1, inversion.num_steps, timestep, clean_estimate=estimate)
     reconstruction = model.decode(source).cpu()
     per_step = guided_evaluations(1 + len(specs), inversion.header.guidance_scale)
@@ -160,68 +171,9 @@ def _injection(
     )
 
 
-@dataclass
-class _Targets:
-    """The target rows on their way through the grid."""
-
-    latents: Tensor
-    prompt_embeds: Tensor
-    injections: Sequence[Injection]
-    guidance_scale: float
-    num_steps: int
-    self_pixels: int
-
-    @classmethod
-    def start(
-        cls,
-        model: LatentDiffusion,
-        inversion: Inversion,
-        prompts: Sequence[str],
-        injections: Sequence[Injection],
-    ) -> _Targets:
-        latents = start_latents(model, inversion)
-        return cls(
-            latents=latents.repeat(len(prompts), 1, 1, 1),
-            prompt_embeds=model.embed(prompts),
-            injections=injections,
-            guidance_scale=inversion.header.guidance_scale,
-            num_steps=inversion.num_steps,
-            self_pixels=largest_self_site(*latents.shape[-2:]),
-        )
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale != CONDITIONAL_ONLY
-
-    def step(
-        self,
-        model: LatentDiffusion,
-        null_embed: Tensor,
-        index: int,
-        timestep: int,
-        maps: dict[str, Tensor],
-    ) -> Tensor:
-        """Take one step with all rows; returns their estimates of x0, [K, C, h, w]."""
-        schedule, moved, estimates = model.schedule, [], []
-        for first in range(0, len(self.injections), TARGETS_PER_BATCH):
-            rows = slice(first, first + TARGETS_PER_BATCH)
-            latents, injections = self.latents[rows], self.injections[rows]
-            injector = MapInjector(injections, index, self.self_pixels, self.guided, maps)
-            with attach(model.unet, injector):
-                noise_pred = guided_noise(
-                    model,
-                    latents,
-                    timestep,
-                    null_embeds=null_embed,
-                    prompt_embeds=self.prompt_embeds[rows],
-                    guidance_scale=self.guidance_scale,
-                )
-            cleaner = schedule.cleaner(timestep, self.num_steps)
-            moved.append(schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner))
-            estimates.append(schedule.clean_estimate(latents, noise_pred, timestep))
-        self.latents = torch.cat(moved)
-        check_finite(self.latents, "The edit", timestep)
-        return torch.cat(estimates)
+def _eyes(targets: Targets) -> tuple[StepMaps, StepMaps]:
+    """Something to look at source and targets with, for one step."""
+    return StepMaps(targets.self_pixels), StepMaps(targets.self_pixels)
 
 
 def _steps_until(fraction: float, num_steps: int) -> int:
