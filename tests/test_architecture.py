@@ -20,7 +20,7 @@ ROWS = [
     ["version", "defaults", "errors"],
     ["files", "prompts", "photos", "schedule", "guidance"],
     ["images", "alignment", "inversion_file", "header"],
-    ["strip", "record", "masks", "compositing"],
+    ["strip", "record", "masks", "compositing", "strength"],
     ["models"],
     ["attention"],
     ["sampling", "regions"],

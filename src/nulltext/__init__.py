@@ -18,38 +18,50 @@ from typing import TYPE_CHECKING, Any
 from nulltext.version import __version__
 
 if TYPE_CHECKING:
+    from nulltext.attention.blend import LocalBlend
+    from nulltext.compositing import composite, region_of_change
     from nulltext.editing import Edit, EditSpec, edit, edit_steps
     from nulltext.errors import NulltextError, UserError
     from nulltext.header import InversionHeader
     from nulltext.heatmaps import PromptMaps, WordMap, heat_map_steps
     from nulltext.images import CropBox, paste_back, psnr, to_pil
     from nulltext.inversion.ddim import DDIM
+    from nulltext.inversion.direct import Direct
     from nulltext.inversion.invert import invert, invert_steps
+    from nulltext.inversion.negative_prompt import NegativePrompt
     from nulltext.inversion.null_text import NullText
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import load
     from nulltext.photos import Photo, load_photo
     from nulltext.record import Inversion, StepInfo, run
-    from nulltext.sampling import Replay, replay, replay_steps
+    from nulltext.sampling import Replay, exact_source_step, replay, replay_steps, source_step
+    from nulltext.strength import Steering, at_strength
 
 _HOMES = {
     "CropBox": "images",
     "DDIM": "inversion.ddim",
+    "Direct": "inversion.direct",
     "Edit": "editing",
     "EditSpec": "editing",
     "Inversion": "record",
     "InversionHeader": "header",
     "LatentDiffusion": "models.latent_diffusion",
+    "LocalBlend": "attention.blend",
+    "NegativePrompt": "inversion.negative_prompt",
     "NullText": "inversion.null_text",
     "NulltextError": "errors",
     "Photo": "photos",
     "PromptMaps": "heatmaps",
     "Replay": "sampling",
+    "Steering": "strength",
     "StepInfo": "record",
     "UserError": "errors",
     "WordMap": "heatmaps",
+    "at_strength": "strength",
+    "composite": "compositing",
     "edit": "editing",
     "edit_steps": "editing",
+    "exact_source_step": "sampling",
     "heat_map_steps": "heatmaps",
     "invert": "inversion.invert",
     "invert_steps": "inversion.invert",
@@ -57,31 +69,40 @@ _HOMES = {
     "load_photo": "photos",
     "paste_back": "images",
     "psnr": "images",
+    "region_of_change": "compositing",
     "replay": "sampling",
     "replay_steps": "sampling",
     "run": "record",
+    "source_step": "sampling",
     "to_pil": "images",
 }
 
 __all__ = [
     "DDIM",
     "CropBox",
+    "Direct",
     "Edit",
     "EditSpec",
     "Inversion",
     "InversionHeader",
     "LatentDiffusion",
+    "LocalBlend",
+    "NegativePrompt",
     "NullText",
     "NulltextError",
     "Photo",
     "PromptMaps",
     "Replay",
+    "Steering",
     "StepInfo",
     "UserError",
     "WordMap",
     "__version__",
+    "at_strength",
+    "composite",
     "edit",
     "edit_steps",
+    "exact_source_step",
     "heat_map_steps",
     "invert",
     "invert_steps",
@@ -89,9 +110,11 @@ __all__ = [
     "load_photo",
     "paste_back",
     "psnr",
+    "region_of_change",
     "replay",
     "replay_steps",
     "run",
+    "source_step",
     "to_pil",
 ]
 

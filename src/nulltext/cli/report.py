@@ -32,6 +32,7 @@ PREVIEW_INTERVAL = 1.0
 STAGES = {
     "pivot": "DDIM inversion",
     "optimise": "Null-text optimisation",
+    "correct": "Corrections",
     "replay": "Replay",
     "edit": "Editing",
 }
@@ -108,6 +109,8 @@ class _StepBars:
 
 def decibels(value: float) -> str:
     """A PSNR for a person."""
+    if math.isinf(value):
+        return "exact to the byte"
     return f"{value:.2f} dB"
 
 
