@@ -113,8 +113,12 @@ def test_a_persons_mask_fades_inside_its_borders_only():
     stroke = torch.zeros(200, 200)
     stroke[100, 20:180] = 1
     assert float(faded_inside(stroke)[100, 100]) == 1
-    soft = torch.full((200, 200), 0.5)
-    assert float(faded_inside(soft).max()) <= 0.5
+    grey = torch.zeros(200, 200)
+    grey[:, 20:90], grey[:, 110:180] = 1.0, 0.3
+    faded = faded_inside(grey)
+    assert float(faded[100, 50]) == 1
+    assert float(faded[100, 150]) == pytest.approx(0.3)
+    assert bool((faded <= grey).all())
 
 
 def test_a_derived_mask_grows_and_fades_outwards():

@@ -73,15 +73,16 @@ def grown(mask: Tensor) -> Tensor:
 def faded_inside(mask: Tensor) -> Tensor:
     """Fade a person's mask [H, W] within its borders: 0 wherever the mask is, 1 well inside.
 
-    Thin strokes, which the fade would erase, get a narrower one.
+    Where the fade would erase all of it, thin strokes say, it gets narrower.
     """
+    support = (mask > 0).float()
     radius = max(1, round(FADE * min(mask.shape)))
-    while True:
-        box = _box(mask, radius)
-        ramp = (2 * box - 1).clamp(0, 1)
-        if radius == 1 or float(ramp.max()) >= 0.99 * float(mask.max()):
-            return torch.minimum(mask, ramp if radius > 1 else mask)
+    while radius > 1:
+        ramp = (2 * _box(support, radius) - 1).clamp(0, 1)
+        if float((mask * ramp).max()) >= 0.99 * float(mask.max()):
+            return mask * ramp
         radius //= 2
+    return mask
 
 
 def fitted(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> Tensor:
