@@ -176,6 +176,9 @@ def edit(
 
     Invert once, edit often: [bold]nulltext edit --inversion dahlia.safetensors
     --target "a photo of a red flower"[/bold]
+
+    Touch nothing else: [bold]nulltext edit dahlia.jpg --source "a photo of an orange flower"
+    --target "a photo of a red flower" --mask mask.png --full -o red.png[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     targets = target or []
