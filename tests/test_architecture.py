@@ -20,12 +20,13 @@ ROWS = [
     ["version", "defaults", "errors"],
     ["files", "prompts", "photos", "schedule", "guidance"],
     ["images", "word_pairing", "inversion_file", "header"],
-    ["alignment", "strip", "record"],
+    ["alignment", "strip", "record", "masks", "compositing", "strength"],
     ["models"],
     ["attention"],
-    ["sampling"],
-    ["inversion"],
+    ["sampling", "regions"],
+    ["inversion", "edit_spec", "targets"],
     ["editing"],
+    ["heatmaps"],
     ["cli"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

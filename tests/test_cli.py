@@ -68,8 +68,13 @@ def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
     assert set(result) == {
         "outputs",
         "strip",
+        "sweep",
         "psnr_bound",
+        "psnr_replay",
         "psnr_reconstruction",
+        "changed_fraction",
+        "psnr_outside",
+        "mask_fraction",
         "seconds_invert",
         "seconds_edit",
         "unet_evaluations",
@@ -204,6 +209,19 @@ REFUSED = {
     "folder without a model": ((*EDIT, "--model", "folder.png"), "model_index.json"),
     "seed": ((*EDIT, "--seed", "99999999999999999999"), "seed"),
     "device": ((*EDIT, "--device", "warp"), "warp"),
+    "blend of a missing word": ((*EDIT, "--blend", "tabby"), "Words: a, cat; a, dog"),
+    "exception without a blend": ((*EDIT, "--blend-except", "cat"), "--blend"),
+    "threshold": ((*EDIT, "--blend", "cat", "--blend-threshold", "1"), "threshold"),
+    "no such mask": ((*EDIT, "--mask", "gone.png"), "gone.png"),
+    "mask that is no image": ((*EDIT, "--mask", "text.png"), "not an image"),
+    "empty mask": ((*EDIT, "--mask", "black.png"), "black everywhere"),
+    "full mask": ((*EDIT, "--mask", "white.png"), "white everywhere"),
+    "mask of another shape": ((*EDIT, "--mask", "long.png"), "64 x 48"),
+    "mask outside the crop": ((*EDIT, "--mask", "corner.png", "--crop", "20,10,30"), "no white"),
+    "mask as output": ((*EDIT, "--mask", "corner.png", "-o", "corner.png"), "choose another"),
+    "strength": ((*EDIT, "--strength", "1.5"), "from 0 to 1"),
+    "strength and its parts": ((*EDIT, "--strength", "1", "--self-steps", "0.2"), "--self-steps"),
+    "sweep over output": ((*EDIT, "-o", "a.png", "--sweep", "a.png"), "choose another name"),
 }
 
 
@@ -235,6 +253,12 @@ def make_bad_files(folder):
     whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
     (folder / "bomb.png").write_bytes(whole)
     (folder / "folder.png").mkdir()
+    Image.new("L", (64, 48)).save(folder / "black.png")
+    Image.new("L", (64, 48), 255).save(folder / "white.png")
+    corner = Image.new("L", (64, 48))
+    corner.paste(255, (0, 0, 9, 9))
+    corner.save(folder / "corner.png")
+    corner.resize((64, 16)).save(folder / "long.png")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +314,10 @@ def test_out_of_memory_says_what_to_lower(here, model, run, monkeypatch):
     assert "float16" in err
 
 
-@pytest.mark.parametrize("verb", [(), ("edit",), ("invert",), ("replay",), ("inspect",)])
+VERBS = ["edit", "invert", "replay", "inspect", "attention"]
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
 def test_help_shows_an_example(run, verb):
     code, out, _ = run(*verb, "--help")
     assert code == 0

@@ -18,13 +18,18 @@ from typing import TYPE_CHECKING, Any
 from nulltext.version import __version__
 
 if TYPE_CHECKING:
+    from nulltext.attention.blend import LocalBlend
+    from nulltext.compositing import composite, region_of_change
     from nulltext.editing import Edit, EditSpec, edit, edit_steps
     from nulltext.errors import NulltextError, UserError
     from nulltext.header import InversionHeader
+    from nulltext.heatmaps import PromptMaps, WordMap, heat_map_steps
     from nulltext.images import CropBox, paste_back, psnr, to_pil
     from nulltext.inversion.budgets import Budget, budget_named
     from nulltext.inversion.ddim import DDIM
+    from nulltext.inversion.direct import Direct
     from nulltext.inversion.invert import invert, invert_steps
+    from nulltext.inversion.negative_prompt import NegativePrompt
     from nulltext.inversion.null_text import NullText
     from nulltext.inversion.solvers.gauss_newton import GaussNewton
     from nulltext.inversion.solvers.secant import Secant
@@ -32,37 +37,50 @@ if TYPE_CHECKING:
     from nulltext.models.load import load
     from nulltext.photos import Photo, load_photo
     from nulltext.record import Inversion, StepInfo, run
-    from nulltext.sampling import Replay, replay, replay_steps
+    from nulltext.sampling import Replay, exact_source_step, replay, replay_steps, source_step
+    from nulltext.strength import Steering, at_strength
 
 _HOMES = {
     "Budget": "inversion.budgets",
     "CropBox": "images",
     "DDIM": "inversion.ddim",
+    "Direct": "inversion.direct",
     "Edit": "editing",
     "EditSpec": "editing",
     "GaussNewton": "inversion.solvers.gauss_newton",
     "Inversion": "record",
     "InversionHeader": "header",
     "LatentDiffusion": "models.latent_diffusion",
+    "LocalBlend": "attention.blend",
+    "NegativePrompt": "inversion.negative_prompt",
     "NullText": "inversion.null_text",
     "NulltextError": "errors",
     "Photo": "photos",
+    "PromptMaps": "heatmaps",
     "Replay": "sampling",
     "Secant": "inversion.solvers.secant",
+    "Steering": "strength",
     "StepInfo": "record",
     "UserError": "errors",
+    "WordMap": "heatmaps",
+    "at_strength": "strength",
     "budget_named": "inversion.budgets",
+    "composite": "compositing",
     "edit": "editing",
     "edit_steps": "editing",
+    "exact_source_step": "sampling",
+    "heat_map_steps": "heatmaps",
     "invert": "inversion.invert",
     "invert_steps": "inversion.invert",
     "load": "models.load",
     "load_photo": "photos",
     "paste_back": "images",
     "psnr": "images",
+    "region_of_change": "compositing",
     "replay": "sampling",
     "replay_steps": "sampling",
     "run": "record",
+    "source_step": "sampling",
     "to_pil": "images",
 }
 
@@ -70,32 +88,44 @@ __all__ = [
     "DDIM",
     "Budget",
     "CropBox",
+    "Direct",
     "Edit",
     "EditSpec",
     "GaussNewton",
     "Inversion",
     "InversionHeader",
     "LatentDiffusion",
+    "LocalBlend",
+    "NegativePrompt",
     "NullText",
     "NulltextError",
     "Photo",
+    "PromptMaps",
     "Replay",
     "Secant",
+    "Steering",
     "StepInfo",
     "UserError",
+    "WordMap",
     "__version__",
+    "at_strength",
     "budget_named",
+    "composite",
     "edit",
     "edit_steps",
+    "exact_source_step",
+    "heat_map_steps",
     "invert",
     "invert_steps",
     "load",
     "load_photo",
     "paste_back",
     "psnr",
+    "region_of_change",
     "replay",
     "replay_steps",
     "run",
+    "source_step",
     "to_pil",
 ]
 

@@ -20,3 +20,6 @@ CROSS_STEPS = 0.8
 
 SELF_STEPS = 0.4
 """Fraction of the steps in which Prompt-to-Prompt injects self-attention."""
+
+BLEND_THRESHOLD = 0.3
+"""Part of a word map's maximum above which local blend lets the picture change."""

@@ -7,65 +7,37 @@ Prompt-to-Prompt hands them the source's attention maps:
 
     z^src_{t-1} = source_step(z^src_t)                       its maps M_t are recorded
     z^tgt_{t-1} = step(z^tgt_t, guided eps(z^tgt_t, t, ∅_t, C_tgt; M_t injected))
+    z^tgt_{t-1} <- z^src_{t-1} + m (z^tgt_{t-1} - z^src_{t-1})     where a region is set: `regions`
 
 Source: Hertz et al. 2022, alg. 1; Mokady et al. 2023, sec. 3.3 (the null embeddings serve both).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nulltext.alignment import Alignment, attention_map, check_edit, token_weights
 from nulltext.attention.processor import attach
-from nulltext.attention.prompt_to_prompt import (
-    Injection,
-    MapInjector,
-    MapRecorder,
-    largest_self_site,
-)
-from nulltext.defaults import CROSS_STEPS, SELF_STEPS
+from nulltext.attention.prompt_to_prompt import MapRecorder
+from nulltext.edit_spec import EditSpec as EditSpec
+from nulltext.edit_spec import check_specs as check_specs
+from nulltext.edit_spec import regions
 from nulltext.errors import OptionError
-from nulltext.guidance import CONDITIONAL_ONLY, guided_evaluations, guided_noise
+from nulltext.guidance import guided_evaluations
 from nulltext.images import from_uint8, psnr
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.prompts import TokenizedPrompt
 from nulltext.record import Inversion, StepInfo, run
-from nulltext.sampling import Conditions, check_finite, check_model, source_step, start_latents
-
-TARGETS_PER_BATCH = 4
-"""Targets that go through the UNet together; more only costs memory on small devices."""
-
-
-@dataclass(frozen=True)
-class EditSpec:
-    """One edit, in words."""
-
-    target: str
-    """What the photo shall show."""
-    cross_steps: float = CROSS_STEPS
-    """Fraction of the steps in which words keep the places that they have in the source: higher
-    keeps the composition, lower lets shapes change."""
-    self_steps: float = SELF_STEPS
-    """Fraction of the steps in which self-attention is the source's: higher keeps shapes and
-    texture, lower lets them change."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Factors on single words of the target: above 1 stronger, below weaker, negative against."""
-    alignment: Alignment = "auto"
-    """How source and target words are paired: "auto" swaps changed words and adds new ones,
-    "replace" pairs by position, "refine" injects only words that both prompts have."""
-
-    def __post_init__(self) -> None:
-        for name in ("cross_steps", "self_steps"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise OptionError(
-                    f"{name} is {value:g}; it is a fraction of the steps, from 0 to 1."
-                )
+from nulltext.sampling import (
+    Conditions,
+    SourceBranch,
+    check_model,
+    source_step,
+    start_latents,
+)
+from nulltext.targets import Eyes, OnMaps, Targets, watched
 
 
 @dataclass(frozen=True)
@@ -80,6 +52,9 @@ class Edit:
     """Decibels of the reconstruction against the photo's crop."""
     unet_evaluations: int
     """Single-image UNet passes, the source's included."""
+    masks: Tensor
+    """[K, h, w] in [0, 1], on the latents' grid: where each target was free at the last step; ones
+    without a blend and a mask."""
 
 
 def edit(
@@ -87,12 +62,14 @@ def edit(
     inversion: Inversion,
     specs: str | EditSpec | Sequence[str | EditSpec],
     *,
+    source_branch: SourceBranch = source_step,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Edit:
     """Edit an inverted photo, to one or several targets at once.
 
     Args:
         specs: target prompts, or `EditSpec`s where an option differs from its default.
+        source_branch: what the targets stand beside; see `edit_steps`.
         on_step: called with each step's `StepInfo`.
 
     Raises:
@@ -102,26 +79,46 @@ def edit(
     """
     listed = [specs] if isinstance(specs, str | EditSpec) else specs
     normal = [EditSpec(spec) if isinstance(spec, str) else spec for spec in listed]
-    return run(edit_steps(model, inversion, normal), on_step)
+    return run(edit_steps(model, inversion, normal, source_branch=source_branch), on_step)
 
 
 def edit_steps(
-    model: LatentDiffusion, inversion: Inversion, specs: Sequence[EditSpec]
+    model: LatentDiffusion,
+    inversion: Inversion,
+    specs: Sequence[EditSpec],
+    *,
+    source_branch: SourceBranch = source_step,
+    on_maps: OnMaps | None = None,
 ) -> Generator[StepInfo, None, Edit]:
-    """`edit` as a generator of steps that returns the `Edit`."""
+    """`edit` as a generator of steps that returns the `Edit`.
+
+    Args:
+        source_branch: `sampling.source_step` (the replay) or `sampling.exact_source_step` (the
+            stored trajectory itself, whatever the method).
+        on_maps: called at every step with what source [1, L, h, w] and targets [K, L, h, w] attend
+            to; see `attention.maps`. The pictures are the same with and without.
+    """
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
     check_model(model, inversion)
     injections = check_specs(model, inversion.header.prompt, specs, inversion.num_steps)
     conditions = Conditions.of(model, inversion)
-    targets = _Targets.start(model, inversion, [spec.target for spec in specs], injections)
     source = start_latents(model, inversion)
+    size = (source.shape[-2], source.shape[-1])
+    places = regions(model, inversion.header.prompt, specs, inversion.num_steps, size)
+    targets = Targets.start(model, inversion, [s.target for s in specs], injections, places)
+    eyes = Eyes(targets.self_pixels, on_maps, needed=any(place.words for place in places))
     for index, timestep in enumerate(inversion.header.timesteps):
         with torch.no_grad():
+            eyes.open()
             recorder = MapRecorder(injections, index, targets.self_pixels, targets.guided)
-            with attach(model.unet, recorder):
-                source, _ = source_step(model, inversion, conditions, source, index)
-            estimate = targets.step(model, conditions.null(index), index, timestep, recorder.maps)
+            with attach(model.unet, watched(recorder, eyes.source)):
+                source, _ = source_branch(model, inversion, conditions, source, index)
+            estimate = targets.step(
+                model, conditions.null(index), index, timestep, recorder.maps, eyes.targets
+            )
+            eyes.close()
+            targets.follow(source, index, eyes)
         yield StepInfo("edit", index + 1, inversion.num_steps, timestep, clean_estimate=estimate)
     reconstruction = model.decode(source).cpu()
     per_step = guided_evaluations(1 + len(specs), inversion.header.guidance_scale)
@@ -130,99 +127,5 @@ def edit_steps(
         reconstruction=reconstruction,
         psnr_reconstruction=psnr(reconstruction, from_uint8(inversion.photo)),
         unet_evaluations=per_step * inversion.num_steps,
+        masks=targets.shares.cpu(),
     )
-
-
-def check_specs(
-    model: LatentDiffusion, source_prompt: str, specs: Sequence[EditSpec], num_steps: int = 1
-) -> list[Injection]:
-    """Turn edits in words into edits in numbers; needs no inversion, so mistakes show early.
-
-    Raises:
-        PromptError: see `edit`.
-    """
-    source = model.tokenize(source_prompt)
-    return [_injection(model, source, spec, num_steps) for spec in specs]
-
-
-def _injection(
-    model: LatentDiffusion, source: TokenizedPrompt, spec: EditSpec, num_steps: int
-) -> Injection:
-    target = model.tokenize(spec.target)
-    check_edit(source, target, spec.weights)
-    words = attention_map(source, target, spec.alignment)
-    return Injection(
-        mapping=words.mapping.to(model.device),
-        gate=words.gate.to(model.device),
-        weights=token_weights(target, spec.weights).to(model.device),
-        cross_until=_steps_until(spec.cross_steps, num_steps),
-        self_until=_steps_until(spec.self_steps, num_steps),
-    )
-
-
-@dataclass
-class _Targets:
-    """The target rows on their way through the grid."""
-
-    latents: Tensor
-    prompt_embeds: Tensor
-    injections: Sequence[Injection]
-    guidance_scale: float
-    num_steps: int
-    self_pixels: int
-
-    @classmethod
-    def start(
-        cls,
-        model: LatentDiffusion,
-        inversion: Inversion,
-        prompts: Sequence[str],
-        injections: Sequence[Injection],
-    ) -> _Targets:
-        latents = start_latents(model, inversion)
-        return cls(
-            latents=latents.repeat(len(prompts), 1, 1, 1),
-            prompt_embeds=model.embed(prompts),
-            injections=injections,
-            guidance_scale=inversion.header.guidance_scale,
-            num_steps=inversion.num_steps,
-            self_pixels=largest_self_site(*latents.shape[-2:]),
-        )
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale != CONDITIONAL_ONLY
-
-    def step(
-        self,
-        model: LatentDiffusion,
-        null_embed: Tensor,
-        index: int,
-        timestep: int,
-        maps: dict[str, Tensor],
-    ) -> Tensor:
-        """Take one step with all rows; returns their estimates of x0, [K, C, h, w]."""
-        schedule, moved, estimates = model.schedule, [], []
-        for first in range(0, len(self.injections), TARGETS_PER_BATCH):
-            rows = slice(first, first + TARGETS_PER_BATCH)
-            latents, injections = self.latents[rows], self.injections[rows]
-            injector = MapInjector(injections, index, self.self_pixels, self.guided, maps)
-            with attach(model.unet, injector):
-                noise_pred = guided_noise(
-                    model,
-                    latents,
-                    timestep,
-                    null_embeds=null_embed,
-                    prompt_embeds=self.prompt_embeds[rows],
-                    guidance_scale=self.guidance_scale,
-                )
-            cleaner = schedule.cleaner(timestep, self.num_steps)
-            moved.append(schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner))
-            estimates.append(schedule.clean_estimate(latents, noise_pred, timestep))
-        self.latents = torch.cat(moved)
-        check_finite(self.latents, "The edit", timestep)
-        return torch.cat(estimates)
-
-
-def _steps_until(fraction: float, num_steps: int) -> int:
-    return math.floor(fraction * num_steps + 0.5)

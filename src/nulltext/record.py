@@ -35,7 +35,7 @@ class StepInfo:
     """One step of a long loop, for progress bars."""
 
     stage: str
-    """"pivot", "optimise", "replay" or "edit"."""
+    """"pivot", "optimise", "correct", "replay" or "edit"."""
     index: int
     """Steps of this stage that are done."""
     total: int

@@ -161,6 +161,31 @@ def source_step(
     return cleaner, schedule.clean_estimate(latents, noise_pred, timestep)
 
 
+SourceBranch = Callable[
+    [LatentDiffusion, Inversion, Conditions, Tensor, int], tuple[Tensor, Tensor]
+]
+"""How the source takes a step beside its targets: `source_step` or `exact_source_step`."""
+
+
+def exact_source_step(
+    model: LatentDiffusion,
+    inversion: Inversion,
+    conditions: Conditions,
+    latents: Tensor,
+    index: int,
+) -> tuple[Tensor, Tensor]:
+    """`source_step`, corrected to land on the stored trajectory: z_{t-1} = z*_{t-1}.
+
+    That is d_t = z*_{t-1} - step(z*_t, ...) computed on the fly, so the reconstruction beside an
+    edit is the autoencoder's own round trip, whatever the method of the inversion. The UNet runs
+    all the same: targets need its attention maps.
+    Source: Ju et al. 2024 (Direct Inversion), alg. 1.
+    """
+    _, estimate = source_step(model, inversion, conditions, latents, index)
+    row = inversion.num_steps - index - 1
+    return inversion.trajectory[row : row + 1].to(latents.device), estimate
+
+
 def start_latents(model: LatentDiffusion, inversion: Inversion) -> Tensor:
     """z*_T on the model's device: [1, C, h, w]."""
     return inversion.trajectory[-1:].to(model.device)

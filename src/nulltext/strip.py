@@ -52,6 +52,18 @@ def comparison_strip(tiles: Sequence[Tile]) -> Image.Image:
     return strip
 
 
+def tile_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """Stack comparison strips, one per row, as one RGB picture; rows may differ in length."""
+    strips = [comparison_strip(row) for row in rows]
+    size = (max(strip.width for strip in strips), sum(strip.height for strip in strips))
+    grid = Image.new("RGB", size, PAPER)
+    top = 0
+    for strip in strips:
+        grid.paste(strip, (0, top))
+        top += strip.height
+    return grid
+
+
 def _enlarged(image: Image.Image) -> Image.Image:
     factor = max(1.0, TILE / min(image.size))
     size = (round(image.width * factor), round(image.height * factor))

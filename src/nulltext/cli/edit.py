@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nulltext import defaults
-from nulltext.cli.arguments import numbered, parse_weights
+from nulltext.cli.arguments import parse_weights
 from nulltext.cli.options import (
     Align,
-    Budget,
     BudgetOption,
     CropOption,
+    Detail,
     DeviceOption,
     DTypeOption,
     InnerStepsOption,
@@ -24,49 +24,22 @@ from nulltext.cli.options import (
     ModelOption,
     QuietOption,
     SeedOption,
-    Solver,
     SolverOption,
+    SourceBranch,
 )
 from nulltext.cli.report import Reporter, decibels
+from nulltext.cli.request import Opened, Request, obtain_inversion
 from nulltext.errors import OptionError
 
 if TYPE_CHECKING:
-    from nulltext.editing import EditSpec
-    from nulltext.images import CropBox
-    from nulltext.inversion.budgets import Plan
-    from nulltext.models.latent_diffusion import LatentDiffusion
-    from nulltext.photos import Photo
+    from nulltext.attention.blend import LocalBlend
+    from nulltext.cli.results import Placed
+    from nulltext.editing import Edit
     from nulltext.record import Inversion
+    from nulltext.strength import Steering
 
-
-@dataclass(frozen=True)
-class _Request:
-    """What the command line asked for, besides the prompts."""
-
-    image: Path | None
-    source: str | None
-    inversion: Path | None
-    save_inversion: Path | None
-    method: Method | None
-    steps: int | None
-    budget: Budget | None
-    solver: Solver | None
-    inner_steps: int | None
-    guidance: float | None
-    crop: str | None
-    seed: int
-
-    def plan(self) -> Plan:
-        """How to invert."""
-        from nulltext.inversion.budgets import planned
-
-        return planned(
-            self.method or Method.NULL_TEXT,
-            budget=self.budget,
-            solver=self.solver,
-            num_steps=self.steps,
-            inner_steps=self.inner_steps,
-        )
+SWEPT = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Strengths of a sweep."""
 
 
 def edit(
@@ -107,13 +80,70 @@ def edit(
             "--weight", metavar="WORD=FACTOR", help="Stress a word of the target: yellow=2, red=-1."
         ),
     ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength",
+            metavar="S",
+            help="How far the edit may go: 0 the photo, 0.5 the default, 1 the words alone.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(
+            "--sweep", metavar="GRID.png", help="Also a grid of strengths 0, 0.25, … 1 per target."
+        ),
+    ] = None,
     cross_steps: Annotated[
-        float,
-        typer.Option("--cross-steps", help="Fraction of steps in which words keep their places."),
-    ] = defaults.CROSS_STEPS,
+        float | None,
+        typer.Option(
+            "--cross-steps",
+            help="Fraction of steps in which words keep their places; default "
+            f"{defaults.CROSS_STEPS}.",
+        ),
+    ] = None,
     self_steps: Annotated[
-        float, typer.Option("--self-steps", help="Fraction of steps in which shapes are kept.")
-    ] = defaults.SELF_STEPS,
+        float | None,
+        typer.Option(
+            "--self-steps",
+            help=f"Fraction of steps in which shapes are kept; default {defaults.SELF_STEPS}.",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask", metavar="FILE", help="White where the photo may change; of its size."
+        ),
+    ] = None,
+    blend: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--blend", metavar="WORD", help="Change only where this word looks; may be repeated."
+        ),
+    ] = None,
+    blend_except: Annotated[
+        list[str] | None,
+        typer.Option("--blend-except", metavar="WORD", help="But not where this word looks."),
+    ] = None,
+    blend_threshold: Annotated[
+        float,
+        typer.Option("--blend-threshold", help="0 to 1; higher keeps the change smaller."),
+    ] = defaults.BLEND_THRESHOLD,
+    detail: Annotated[
+        Detail,
+        typer.Option(
+            "--detail",
+            help="Fine detail of the photo, put back over the edit: everywhere (photo), nowhere "
+            "(model), or where the shapes stayed (auto).",
+        ),
+    ] = "auto",
+    source_branch: Annotated[
+        SourceBranch,
+        typer.Option(
+            "--source-branch",
+            help="What targets follow: the replay, or the photo's exact trajectory.",
+        ),
+    ] = "replay",
     align: Annotated[
         Align, typer.Option("--align", help="How the words of source and target are paired.")
     ] = "auto",
@@ -153,163 +183,120 @@ def edit(
 
     Invert once, edit often: [bold]nulltext edit --inversion dahlia.safetensors
     --target "a photo of a red flower"[/bold]
+
+    Touch nothing else: [bold]nulltext edit dahlia.jpg --source "a photo of an orange flower"
+    --target "a photo of a red flower" --mask mask.png --full -o red.png[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     targets = target or []
     effort = (method, steps, budget, solver, inner_steps)
-    request = _Request(image, source, inversion, save_inversion, *effort, guidance, crop, seed)
-    _check_request(request, targets, full=full)
+    request = Request(
+        *(image, source, inversion, save_inversion, *effort, guidance, crop, seed),
+        mask=mask,
+        full=full,
+    )
+    request.check(targets)
+    steering = _steering(strength, cross_steps, self_steps)
     weights = parse_weights(weight or [])
-    outputs = _output_paths(request, output, strip, len(targets))
-    from nulltext.cli.work import open_model, save_edit, save_strip
+    outputs = request.output_paths(output, [strip, sweep], len(targets))
+    from nulltext.cli.results import Canvas, place, save_placed, save_strip, save_sweep
+    from nulltext.cli.work import open_model
     from nulltext.editing import EditSpec, edit_steps
     from nulltext.record import run
+    from nulltext.sampling import exact_source_step, source_step
+    from nulltext.strength import at_strength
 
-    specs = [EditSpec(words, cross_steps, self_steps, weights, align) for words in targets]
-    opened = _Opened.of(request)
-    prompt = opened.prompt
-    loaded = open_model(reporter, model, device, dtype, [prompt, *targets])
-    made, seconds_invert, evaluations = _inversion(reporter, loaded, opened, specs)
+    local = _local_blend(blend or [], blend_except or [], blend_threshold)
+    opened = Opened.of(request)
+    knobs = [(words, steering) for words in targets]
+    if sweep:
+        knobs += [(words, at_strength(s)) for words in targets for s in SWEPT]
+    specs = [
+        EditSpec(words, s.cross_steps, s.self_steps, weights, align, local, opened.mask, s.pull)
+        for words, s in knobs
+    ]
+    loaded = open_model(reporter, model, device, dtype, [opened.prompt, *targets])
+    made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
     started = time.perf_counter()
+    branch = exact_source_step if source_branch == "exact" else source_step
     with reporter.progress(loaded) as on_step:
-        result = run(edit_steps(loaded, made, specs), on_step)
-    seconds_edit = time.perf_counter() - started
-    for path, row, spec in zip(outputs, result.images, specs, strict=True):
-        save_edit(path, row, spec, made, opened.photo if full else None)
+        result = run(edit_steps(loaded, made, specs, source_branch=branch), on_step)
+    seconds = (seconds_invert, time.perf_counter() - started)
+    canvas = Canvas.of(made, opened.photo if full else None)
+    placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(specs)]
+    wanted = placed[: len(targets)]
+    save_placed(reporter, outputs, wanted, made, canvas)
     if strip:
-        save_strip(strip, loaded, made, result, specs)
-    header = made.header
+        save_strip(strip, loaded, made, result, wanted)
+    if sweep:
+        save_sweep(sweep, placed[len(targets) :], SWEPT)
+    files = {"outputs": outputs, "strip": strip, "sweep": sweep}
+    _report(reporter, files, made, result, wanted, seconds, evaluations)
+
+
+def _steering(strength: float | None, cross: float | None, self_: float | None) -> Steering:
+    """The knobs, from one strength or one by one."""
+    from nulltext.strength import Steering, at_strength
+
+    if strength is None:
+        return Steering(
+            defaults.CROSS_STEPS if cross is None else cross,
+            defaults.SELF_STEPS if self_ is None else self_,
+            0.0,
+        )
+    if cross is not None or self_ is not None:
+        name = "--self-steps" if cross is None else "--cross-steps"
+        raise OptionError(f"--strength sets {name}, too; leave one of them out.")
+    return at_strength(strength)
+
+
+def _local_blend(
+    words: Sequence[str], except_words: Sequence[str], threshold: float
+) -> LocalBlend | None:
+    from nulltext.attention.blend import LocalBlend
+
+    if not words:
+        if except_words:
+            raise OptionError("--blend-except takes away from a --blend; name a word to blend.")
+        return None
+    return LocalBlend(tuple(words), tuple(except_words), threshold)
+
+
+def _report(
+    reporter: Reporter,
+    files: dict[str, Any],
+    made: Inversion,
+    result: Edit,
+    placed: Sequence[Placed],
+    seconds: tuple[float, float],
+    evaluations: int,
+) -> None:
+    """Say what came of it."""
+    header, outputs = made.header, [str(path) for path in files["outputs"]]
+    further = [files["strip"], files["sweep"]]
+    outside = min(one.psnr_outside for one in placed)
+    changed = max(one.changed_fraction for one in placed)
     reporter.result(
         {
-            "outputs": [str(path) for path in outputs],
-            "strip": str(strip) if strip else None,
+            "outputs": outputs,
+            "strip": str(files["strip"]) if files["strip"] else None,
+            "sweep": str(files["sweep"]) if files["sweep"] else None,
             "psnr_bound": header.psnr_bound,
+            "psnr_replay": header.psnr_reconstruction,
             "psnr_reconstruction": result.psnr_reconstruction,
-            "seconds_invert": seconds_invert,
-            "seconds_edit": seconds_edit,
+            "changed_fraction": changed,
+            "psnr_outside": outside,
+            "mask_fraction": [one.mask_fraction for one in placed],
+            "seconds_invert": seconds[0],
+            "seconds_edit": seconds[1],
             "unet_evaluations": evaluations + result.unet_evaluations,
         },
         [
-            ("" if inversion else f"Inverted in {seconds_invert:.1f} s. ")
-            + f"Edited in {seconds_edit:.1f} s.",
+            (f"Inverted in {seconds[0]:.1f} s. " if seconds[0] else "")
+            + f"Edited in {seconds[1]:.1f} s.",
             f"Reconstruction {decibels(result.psnr_reconstruction)}; "
             f"the autoencoder alone reaches {decibels(header.psnr_bound)}.",
-            *[f"Saved {path}" for path in [*outputs, *([strip] if strip else [])]],
+            f"Changed {100 * changed:.1f} % of the pixels; elsewhere {decibels(outside)}.",
+            *[f"Saved {path}" for path in [*outputs, *filter(None, further)]],
         ],
     )
-
-
-def _check_request(request: _Request, targets: list[str], *, full: bool) -> None:
-    """Refuse what cannot be meant, before anything is opened."""
-    if not targets:
-        raise OptionError('There is no --target; say what the photo shall show: --target "…".')
-    if request.inversion is None:
-        if request.image is None:
-            raise OptionError("There is no IMAGE; pass a photo, or --inversion FILE.")
-        if request.source is None:
-            raise OptionError('There is no --source; say what the photo shows: --source "…".')
-        return
-    effort = ("method", "steps", "budget", "solver", "inner_steps")
-    settled = (*effort, "guidance", "crop", "save_inversion")
-    given = [name for name in settled if getattr(request, name) is not None]
-    if given:
-        raise OptionError(
-            f"--{given[0].replace('_', '-')} is settled by the saved inversion; leave it out, "
-            "or leave out --inversion to invert again."
-        )
-    if full and request.image is None:
-        raise OptionError("--full pastes into the photo; pass IMAGE beside --inversion.")
-
-
-def _output_paths(
-    request: _Request, output: Path | None, strip: Path | None, count: int
-) -> list[Path]:
-    """Where the pictures go; refuses early what cannot be written or would be overwritten."""
-    from nulltext.cli.work import check_inversion_target
-    from nulltext.images import check_writable
-
-    origin = request.image or request.inversion
-    assert origin is not None
-    paths = numbered(output or Path(f"{origin.stem}-edited.png"), count)
-    pictures = [*paths, *([strip] if strip else [])]
-    for path in pictures:
-        check_writable(path)
-    written = [*pictures]
-    if request.save_inversion:
-        written.append(check_inversion_target(request.save_inversion))
-    taken = {p.resolve(): "is read" for p in (request.image, request.inversion) if p is not None}
-    for path in written:
-        if path.resolve() in taken:
-            raise OptionError(
-                f"'{path}' {taken[path.resolve()]} by this very command; choose another name."
-            )
-        taken[path.resolve()] = "is also written"
-    return paths
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """The request with its files open."""
-
-    request: _Request
-    photo: Photo | None
-    box: CropBox | None
-    saved: Inversion | None
-
-    @classmethod
-    def of(cls, request: _Request) -> _Opened:
-        from nulltext.cli.work import check_same_photo, open_photo
-        from nulltext.photos import load_photo
-        from nulltext.record import Inversion
-
-        if request.inversion is None:
-            assert request.image is not None
-            photo, box = open_photo(request.image, request.crop)
-            return cls(request, photo, box, None)
-        saved = Inversion.load(request.inversion)
-        if request.source is not None and request.source != saved.header.prompt:
-            raise OptionError(
-                f'The inversion was made for "{saved.header.prompt}"; leave --source out, '
-                "or leave out --inversion to invert again."
-            )
-        if request.image is None:
-            return cls(request, None, None, saved)
-        loaded = load_photo(request.image)
-        check_same_photo(saved, loaded)
-        return cls(request, loaded, None, saved)
-
-    @property
-    def prompt(self) -> str:
-        return self.saved.header.prompt if self.saved else str(self.request.source)
-
-
-def _inversion(
-    reporter: Reporter, model: LatentDiffusion, opened: _Opened, specs: list[EditSpec]
-) -> tuple[Inversion, float, int]:
-    """(inversion, seconds, UNet evaluations): the saved one, or a new one."""
-    from nulltext.cli.work import invert_with_bars
-    from nulltext.editing import check_specs
-    from nulltext.sampling import check_model
-
-    if opened.saved is not None:
-        check_model(model, opened.saved)
-    check_specs(model, opened.prompt, specs)
-    if opened.saved is not None:
-        return opened.saved, 0.0, 0
-    request = opened.request
-    assert opened.photo is not None
-    assert opened.box is not None
-    made = invert_with_bars(
-        reporter,
-        model,
-        opened.photo,
-        opened.prompt,
-        opened.box,
-        plan=request.plan(),
-        guidance=(defaults.GUIDANCE_SCALE if request.guidance is None else request.guidance),
-        seed=request.seed,
-    )
-    if request.save_inversion:
-        made.save(request.save_inversion)
-        reporter.note(f"Saved {request.save_inversion}")
-    return made, made.header.seconds, made.header.unet_evaluations

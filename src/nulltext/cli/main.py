@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from nulltext.cli.attention import attention
 from nulltext.cli.edit import edit
 from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
@@ -34,6 +35,7 @@ app.command()(edit)
 app.command()(invert)
 app.command()(replay)
 app.command()(inspect)
+app.command()(attention)
 
 
 def _version(wanted: bool) -> None:

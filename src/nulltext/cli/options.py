@@ -14,6 +14,8 @@ class Method(StrEnum):
 
     NULL_TEXT = "null-text"
     DDIM = "ddim"
+    DIRECT = "direct"
+    NEGATIVE_PROMPT = "negative-prompt"
 
 
 class Solver(StrEnum):
@@ -34,6 +36,8 @@ class Budget(StrEnum):
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Align = Literal["auto", "replace", "refine"]
+Detail = Literal["auto", "photo", "model"]
+SourceBranch = Literal["replay", "exact"]
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")

@@ -35,6 +35,7 @@ PREVIEW_SHARE = 0.05
 STAGES = {
     "pivot": "DDIM inversion",
     "optimise": "Null-text optimisation",
+    "correct": "Corrections",
     "replay": "Replay",
     "edit": "Editing",
 }
@@ -113,6 +114,8 @@ class _StepBars:
 
 def decibels(value: float) -> str:
     """A PSNR for a person."""
+    if math.isinf(value):
+        return "exact to the byte"
     return f"{value:.2f} dB"
 
 

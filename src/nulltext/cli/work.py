@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from nulltext.cli.report import Reporter, decibels
-from nulltext.editing import Edit, EditSpec
+from nulltext.cli.report import Reporter
 from nulltext.errors import ImageError, OptionError
 from nulltext.files import check_target
 from nulltext.images import (
     CropBox,
     from_uint8,
     largest_centred_square,
-    paste_back,
-    save_image,
-    to_pil,
     to_tensor,
     to_uint8,
 )
@@ -30,7 +23,6 @@ from nulltext.models.load import DType, load
 from nulltext.photos import Photo, load_photo
 from nulltext.prompts import spelled_out
 from nulltext.record import Inversion, run
-from nulltext.strip import Tile, comparison_strip
 
 SAME_PHOTO = 2.0
 """Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
@@ -119,51 +111,3 @@ def check_same_photo(inversion: Inversion, photo: Photo) -> None:
         f'({header.image_size[0]} x {header.image_size[1]}, "{header.prompt}"); '
         "pass that photo, or invert this one."
     )
-
-
-def save_edit(
-    path: Path, row: Tensor, spec: EditSpec, inversion: Inversion, photo: Photo | None
-) -> None:
-    """Write one edit [3, H, W], into the photo if there is one, its settings as PNG text."""
-    header = inversion.header
-    picture = to_pil(row)
-    if photo is not None:
-        picture = paste_back(photo, picture, CropBox.from_list(header.crop))
-    settings = {
-        "source": header.prompt,
-        "target": spec.target,
-        "model": header.model,
-        "method": header.method,
-        "steps": inversion.num_steps,
-        "guidance": header.guidance_scale,
-        "cross_steps": spec.cross_steps,
-        "self_steps": spec.self_steps,
-        "align": spec.alignment,
-        "weights": dict(spec.weights),
-    }
-    profile = photo.icc_profile if photo is not None else None
-    save_image(picture, path, icc_profile=profile, text={"nulltext": json.dumps(settings)})
-
-
-def save_strip(
-    path: Path,
-    model: LatentDiffusion,
-    inversion: Inversion,
-    edit: Edit,
-    specs: Sequence[EditSpec],
-) -> None:
-    """Write photo, autoencoder's bound, reconstruction and edits side by side."""
-    header = inversion.header
-    bound = model.decode(inversion.trajectory[:1]).cpu()
-    tiles = [
-        Tile(to_pil(from_uint8(inversion.photo)), f"photo\n{header.prompt}"),
-        Tile(to_pil(bound), f"autoencoder's bound, {decibels(header.psnr_bound)}"),
-        Tile(
-            to_pil(edit.reconstruction),
-            f"reconstruction ({header.method}), {decibels(edit.psnr_reconstruction)}",
-        ),
-    ]
-    for row, spec in zip(edit.images, specs, strict=True):
-        weights = "".join(f"\n{word} × {factor:g}" for word, factor in spec.weights.items())
-        tiles.append(Tile(to_pil(row), spec.target + weights))
-    save_image(comparison_strip(tiles), path)

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
+from nulltext.inversion.direct import Direct
+from nulltext.inversion.negative_prompt import NegativePrompt
 from nulltext.inversion.null_text import NullText
 
 METHODS: dict[str, Callable[[], InversionMethod]] = {
     DDIM.name: DDIM,
     NullText.name: NullText,
+    Direct.name: Direct,
+    NegativePrompt.name: NegativePrompt,
 }
 
 

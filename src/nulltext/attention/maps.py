@@ -1,0 +1,132 @@
+"""Where words look: cross-attention, gathered into one map per token.
+
+With M_s [heads, pixels, L] the probabilities at site s (of the prompt rows, as they acted, word
+weights included), and U the bilinear enlargement to the grid of the largest site that is read:
+
+    A_t[l] = mean over sites s of U( mean over heads |M_s[:, :, l]| )         one step
+    A[l]   = mean over steps of A_t[l]                                       a whole run
+
+The modulus is for words with a negative weight: they look somewhere, too. A word's map is the sum
+over its tokens, the share of each pixel's attention that the word gets. Only sites of at most
+`largest_self_site` pixels are read: that is where words have places.
+Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, fig. 4; Tang et al. 2023 (DAAM), eq. 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from nulltext.attention.processor import Action, AttentionController, Site
+
+
+@dataclass
+class StepMaps:
+    """What one pass of the UNet attends to, site by site."""
+
+    largest_pixels: int
+    """Sites of more pixels are not read."""
+    sites: dict[str, Tensor] = field(default_factory=dict)
+    """Site name to [rows, L, h, w], float32, >= 0: the mean over heads."""
+
+    def wants(self, site: Site) -> bool:
+        """Whether a site is read."""
+        return site.kind == "cross" and site.pixels <= self.largest_pixels
+
+    def add(self, probabilities: Tensor, site: Site) -> None:
+        """Take [rows, heads, pixels, L] of a site; rows of a second pass go below the first's."""
+        maps = probabilities.abs().mean(dim=1).transpose(1, 2).float()
+        maps = maps.unflatten(-1, (site.height, site.width))
+        before = self.sites.get(site.name)
+        self.sites[site.name] = maps if before is None else torch.cat([before, maps])
+
+    def token_maps(self) -> Tensor:
+        """A_t: [rows, L, h, w] on the grid of the largest site."""
+        assert self.sites, f"no cross-attention of at most {self.largest_pixels} pixels was met"
+        sizes = [maps.shape[-2:] for maps in self.sites.values()]
+        grid = max(sizes, key=lambda size: size[0] * size[1])
+        enlarged = [_enlarged(maps, (grid[0], grid[1])) for maps in self.sites.values()]
+        return torch.stack(enlarged).mean(dim=0)
+
+
+def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+@dataclass
+class RunningMean:
+    """The mean over the steps so far: A."""
+
+    total: Tensor | None = None
+    count: int = 0
+
+    def add(self, maps: Tensor) -> None:
+        """Take one step's maps, always of one shape."""
+        self.total = maps.clone() if self.total is None else self.total + maps
+        self.count += 1
+
+    @property
+    def value(self) -> Tensor:
+        """The mean; there must have been a step."""
+        assert self.total is not None
+        return self.total / self.count
+
+
+def word_map(token_maps: Tensor, tokens: Sequence[int]) -> Tensor:
+    """[L, h, w] to [h, w]: the attention that a word's tokens get together."""
+    return token_maps[list(tokens)].sum(dim=0)
+
+
+class Bystander:
+    """A controller that leaves all attention alone."""
+
+    def __init__(self, *, guided: bool) -> None:
+        self.guided = guided
+
+    def action(self, site: Site) -> Action:  # noqa: ARG002
+        """Ignore, everywhere."""
+        return "ignore"
+
+    def observe(self, probabilities: Tensor, site: Site) -> None:  # noqa: ARG002
+        """Never called."""
+        raise AssertionError(site)
+
+    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:  # noqa: ARG002
+        """Never called."""
+        raise AssertionError(site)
+
+
+class Watched:
+    """A controller whose attention, after whatever it does, is also shown to `StepMaps`.
+
+    The UNet's output is that of the controller alone, bit for bit.
+    """
+
+    def __init__(self, controller: AttentionController, maps: StepMaps) -> None:
+        self.controller, self.maps = controller, maps
+        self.guided = controller.guided
+
+    def action(self, site: Site) -> Action:
+        """The controller's action; where it ignores a site that is read, observe."""
+        action = self.controller.action(site)
+        return "observe" if action == "ignore" and self.maps.wants(site) else action
+
+    def observe(self, probabilities: Tensor, site: Site) -> None:
+        """Show the probabilities to whoever asked."""
+        if self.controller.action(site) == "observe":
+            self.controller.observe(probabilities, site)
+        if self.maps.wants(site):
+            self.maps.add(probabilities, site)
+
+    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
+        """The controller's probabilities, on their way also read."""
+        edited = self.controller.edit(own, site)
+        if self.maps.wants(site):
+            self.maps.add(edited, site)
+        return edited

@@ -1,0 +1,79 @@
+"""`nulltext attention`: one heat map per word over the photo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nulltext import defaults
+from nulltext.cli.options import (
+    DeviceOption,
+    DTypeOption,
+    FileArgument,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+)
+from nulltext.cli.report import Reporter
+
+
+def attention(
+    file: FileArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.png", help="Default: FILE-attention.png."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Also the words of an edit to this; may be repeated."),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            "--every", metavar="N", min=1, help="Also a row for every N-th step, noisiest first."
+        ),
+    ] = None,
+    npy: Annotated[
+        Path | None,
+        typer.Option("--npy", metavar="FILE.npz", help="Also the numbers, mean and per step."),
+    ] = None,
+    model: ModelOption = defaults.MODEL,
+    device: DeviceOption = None,
+    dtype: DTypeOption = "float32",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw which part of the photo each word of its prompt is about.
+
+    Example: [bold]nulltext attention dahlia.safetensors -o attention.png[/bold]
+    """
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    from nulltext.cli.pictures import heat_grid, save_arrays, word_rows
+    from nulltext.cli.work import open_model
+    from nulltext.editing import EditSpec, check_specs
+    from nulltext.files import check_target
+    from nulltext.heatmaps import heat_map_steps
+    from nulltext.images import check_writable, save_image
+    from nulltext.record import Inversion, run
+
+    picture = output or Path(f"{file.stem}-attention.png")
+    check_writable(picture)
+    if npy:
+        check_target(npy)
+    inversion = Inversion.load(file)
+    specs = [EditSpec(words) for words in target or []]
+    loaded = open_model(reporter, model, device, dtype, target or [])
+    check_specs(loaded, inversion.header.prompt, specs)
+    with reporter.progress(loaded) as on_step:
+        prompts = run(heat_map_steps(loaded, inversion, specs), on_step)
+    save_image(heat_grid(inversion, prompts, every), picture)
+    if npy:
+        save_arrays(npy, prompts)
+    words = word_rows(prompts)
+    reporter.result(
+        {"output": str(picture), "npy": str(npy) if npy else None, "words": words},
+        [f"{row['word']:<20}{100 * row['mean']:6.2f} % of the attention" for row in words]
+        + [f"Saved {path}" for path in (picture, npy) if path],
+    )

@@ -1,0 +1,42 @@
+"""Negative-prompt inversion: the source prompt itself stands where the empty one stood.
+
+    ∅ = C,  so that  eps_∅ + w (eps_C - eps_∅) = eps_C  for the source, whatever w
+
+The source is replayed as at w = 1, off the pivot by the discretisation error alone; targets are
+guided away from the source prompt. Nothing is optimised.
+Source: Miyake et al. 2023 (Negative-prompt Inversion), sec. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nulltext.inversion.base import Problem, Solution
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.record import StepInfo
+from nulltext.sampling import pivot_steps
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """Negative-prompt inversion; it has no options."""
+
+    name: ClassVar[str] = "negative-prompt"
+
+    def check(self, guidance_scale: float) -> None:
+        """Any scale will do."""
+
+    def steps(
+        self, model: LatentDiffusion, problem: Problem
+    ) -> Generator[StepInfo, None, Solution]:
+        """The pivot trajectory; costs T UNet evaluations."""
+        trajectory = yield from pivot_steps(
+            model, problem.latents, problem.prompt_embeds, problem.num_steps
+        )
+        return Solution(
+            trajectory=trajectory,
+            unet_evaluations=problem.num_steps,
+            null_embeds=problem.prompt_embeds,
+        )

@@ -1,0 +1,101 @@
+"""Masks that a person supplies: white where the photo may change.
+
+A mask m in [0, 1] is the file's luminance times its opacity, so a drawing on a transparent sheet
+works as well. It is laid on the photo, or on the crop, whichever has its proportions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from nulltext.errors import ImageError
+from nulltext.images import CropBox
+from nulltext.photos import Photo, load_photo
+
+CONTEXT = 2.0
+"""Side of an automatic crop in sides of what is masked: the model needs the surroundings, too."""
+
+
+def load_mask(source: str | Path | Image.Image) -> Image.Image:
+    """Read a mask as mode L: 255 where the photo may change.
+
+    Raises:
+        ImageError: it cannot be read, is black (or transparent) or white everywhere.
+    """
+    name = "The mask" if isinstance(source, Image.Image) else f"The mask '{source}'"
+    grey = _luminance(load_photo(source))
+    low, high = grey.getextrema()
+    if high == 0:
+        raise ImageError(f"{name} is black everywhere: paint white what may change.")
+    if low == 255:
+        raise ImageError(f"{name} is white everywhere and masks nothing: leave it out.")
+    return grey
+
+
+def _luminance(photo: Photo) -> Image.Image:
+    grey = (photo.straight or photo.image).convert("L")
+    return grey if photo.alpha is None else ImageChops.multiply(grey, photo.alpha)
+
+
+def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -> Tensor:
+    """The part of a mask that lies over a crop: [box.height, box.width], float32, in [0, 1].
+
+    Raises:
+        ImageError: its proportions are neither the photo's nor the crop's, or nothing of it is
+            white inside the crop.
+    """
+    crop_size = (box.width, box.height)
+    if _similar(mask.size, photo_size):
+        edges = (box.x, box.y, box.x + box.width, box.y + box.height)
+        fitted = _resized(mask, photo_size).crop(edges)
+    elif _similar(mask.size, crop_size):
+        fitted = _resized(mask, crop_size)
+    else:
+        raise ImageError(
+            f"The mask is {mask.width} x {mask.height} px: give one of the photo's size, "
+            f"{photo_size[0]} x {photo_size[1]}, or of the crop's, {box.width} x {box.height}."
+        )
+    if fitted.getextrema()[1] == 0:
+        raise ImageError(
+            f"The mask has no white inside the crop {box.x},{box.y},{box.width}: "
+            "move the crop, or leave it out to have it put around the mask."
+        )
+    return torch.from_numpy(np.array(fitted)).float() / 255
+
+
+def _similar(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two sizes have the same proportions, give or take a pixel of rounding."""
+    return abs(a[0] * b[1] - b[0] * a[1]) <= max(*a, *b)
+
+
+def _resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def crop_around(mask: Image.Image, photo_size: tuple[int, int], smallest: int) -> CropBox:
+    """The square of a photo that shows a mask with its surroundings.
+
+    Args:
+        mask: of the photo's proportions, else the largest centred square of the photo is returned.
+        smallest: pixels that a side shall have at least, such as the model's resolution.
+
+    The side is `CONTEXT` times the larger side of the white part, within `smallest` and the photo's
+    shorter side; the white part is as near to its middle as the photo's borders allow.
+    """
+    width, height = photo_size
+    longest = min(width, height)
+    left, top, right, bottom = 0, 0, width, height
+    side = longest
+    if _similar(mask.size, photo_size):
+        white = _resized(mask, photo_size).getbbox()
+        assert white is not None, "an empty mask is refused when it is loaded"
+        left, top, right, bottom = white
+        wanted = round(CONTEXT * max(right - left, bottom - top))
+        side = min(max(wanted, smallest), longest)
+    x, y = ((low + high - side) // 2 for low, high in ((left, right), (top, bottom)))
+    return CropBox(min(max(x, 0), width - side), min(max(y, 0), height - side), side, side)
