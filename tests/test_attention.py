@@ -284,11 +284,11 @@ def test_threads_on_one_model_do_not_disturb_each_other(tiny):
 @torch.no_grad()
 def test_processors_of_the_pipeline_keep_working_underneath(tiny):
     pipe = tiny.to_diffusers()
-    plain = tiny.predict_noise(*batch(tiny))
+    plain, fused = tiny.predict_noise(*batch(tiny)), tiny.unet.attn_processors
     pipe.enable_attention_slicing(1)
     try:
         with attach(tiny.unet, Probe("observe")):
             sliced = tiny.predict_noise(*batch(tiny))
     finally:
-        tiny.unet.set_default_attn_processor()
+        tiny.unet.set_attn_processor(fused)
     torch.testing.assert_close(sliced, plain, atol=1e-5, rtol=1e-5)
