@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
@@ -153,6 +153,33 @@ def test_save_inversion_keeps_it(here, model, run):
     )
     assert code == 0, err
     assert nulltext.Inversion.load("kept.safetensors").header.prompt == "a cat"
+
+
+def test_a_weight_goes_to_the_targets_that_have_its_word(here, model, run):
+    code, _, err = run(
+        *("edit", "cat.png", "--source", "a cat", "--target", "a red cat", "--target", "a dog"),
+        *("--weight", "red=2", "--model", model, "--steps", 2, "-o", "out.png"),
+    )
+    assert code == 0, err
+    weights = []
+    for name in ("out-1.png", "out-2.png"):
+        with Image.open(name) as picture:
+            weights.append(json.loads(picture.text["nulltext"])["weights"])
+    assert weights == [{"red": 2.0}, {}]
+
+
+def test_the_colour_profile_of_the_photo_is_kept(here, model, run):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels("cat.png")).save("managed.png", icc_profile=profile)
+    for extra in ((), ("--full",)):
+        code, _, err = run(
+            *("edit", "managed.png", "--source", "a cat", "--target", "a dog", "--model", model),
+            *("--steps", 2, "-o", "out.png", "--strip", "strip.png", *extra),
+        )
+        assert code == 0, err
+        for name in ("out.png", "strip.png"):
+            with Image.open(name) as picture:
+                assert picture.info.get("icc_profile") == profile, name
 
 
 def test_words_that_the_model_does_not_know_are_pointed_out(here, run):

@@ -201,6 +201,15 @@ def _shape(character: str) -> str:
     return {"L": "w", "N": "w", "M": "m"}.get(unicodedata.category(character)[0], ".")
 
 
+def has_word(prompt: TokenizedPrompt, word: str) -> bool:
+    """Whether `find_words` would find the word or phrase."""
+    try:
+        find_words(prompt, word)
+    except PromptError:
+        return False
+    return True
+
+
 def word_key(word: str) -> str:
     """What two spellings of the same word have in common."""
     return unicodedata.normalize("NFC", word).casefold().replace("\u2019", "'")

@@ -145,7 +145,12 @@ def edit(
         ),
     ] = "replay",
     align: Annotated[
-        Align, typer.Option("--align", help="How the words of source and target are paired.")
+        Align,
+        typer.Option(
+            "--align",
+            help="Which source word a target word takes its place from: auto swaps changed words "
+            "and adds new ones, refine leaves changed words free, replace pairs by position.",
+        ),
     ] = "auto",
     inversion: Annotated[
         Path | None,
@@ -197,10 +202,10 @@ def edit(
     )
     request.check(targets)
     steering = _steering(strength, cross_steps, self_steps)
-    weights = parse_weights(weight or [])
+    factors = parse_weights(weight or [])
     outputs = request.output_paths(output, [strip, sweep], len(targets))
     from nulltext.cli.results import Canvas, place, save_placed, save_strip, save_sweep
-    from nulltext.cli.work import open_model
+    from nulltext.cli.work import open_model, weights_of_targets
     from nulltext.editing import EditSpec, edit_steps
     from nulltext.record import run
     from nulltext.sampling import exact_source_step, source_step
@@ -211,25 +216,27 @@ def edit(
     knobs = [(words, steering) for words in targets]
     if sweep:
         knobs += [(words, at_strength(s)) for words in targets for s in SWEPT]
+    loaded = open_model(reporter, model, device, dtype, [opened.prompt, *targets])
+    weights = weights_of_targets(loaded, targets, factors)
+    blending = (align, local, opened.mask)
     specs = [
-        EditSpec(words, s.cross_steps, s.self_steps, weights, align, local, opened.mask, s.pull)
+        EditSpec(words, s.cross_steps, s.self_steps, weights[words], *blending, s.pull)
         for words, s in knobs
     ]
-    loaded = open_model(reporter, model, device, dtype, [opened.prompt, *targets])
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
     started = time.perf_counter()
     branch = exact_source_step if source_branch == "exact" else source_step
     with reporter.progress(loaded) as on_step:
         result = run(edit_steps(loaded, made, specs, source_branch=branch), on_step)
     seconds = (seconds_invert, time.perf_counter() - started)
-    canvas = Canvas.of(made, opened.photo if full else None)
+    canvas = Canvas.of(made, opened.photo, full=full)
     placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(specs)]
     wanted = placed[: len(targets)]
     save_placed(reporter, outputs, wanted, made, canvas)
     if strip:
-        save_strip(strip, loaded, made, result, wanted)
+        save_strip(strip, loaded, made, result, wanted, canvas)
     if sweep:
-        save_sweep(sweep, placed[len(targets) :], SWEPT)
+        save_sweep(sweep, placed[len(targets) :], SWEPT, canvas)
     files = {"outputs": outputs, "strip": strip, "sweep": sweep}
     _report(reporter, files, made, result, wanted, seconds, evaluations)
 

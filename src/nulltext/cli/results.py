@@ -42,12 +42,14 @@ class Canvas:
     """Whether it is the photo at its own size."""
 
     @classmethod
-    def of(cls, inversion: Inversion, photo: Photo | None) -> Canvas:
-        """The photo if there is one, else the crop that the inversion holds."""
-        if photo is not None:
+    def of(cls, inversion: Inversion, photo: Photo | None, *, full: bool) -> Canvas:
+        """The photo at its own size, or the crop that the inversion holds (in its colours)."""
+        if full:
+            assert photo is not None
             return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
         crop = to_pil(from_uint8(inversion.photo))
-        return cls(Photo(crop), CropBox(0, 0, *crop.size), full=False)
+        profile = photo.icc_profile if photo is not None else None
+        return cls(Photo(crop, icc_profile=profile), CropBox(0, 0, *crop.size), full=False)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def save_placed(
     canvas: Canvas,
 ) -> None:
     """Write edits, their settings as PNG text, and remark on their blends."""
-    profile = canvas.photo.icc_profile if canvas.full else None
+    profile = canvas.photo.icc_profile
     for path, one in zip(paths, placed, strict=True):
         text = {"nulltext": json.dumps(_settings(inversion, one.spec))}
         save_image(one.image, path, icc_profile=profile, text=text)
@@ -157,7 +159,12 @@ def _settings(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
 
 
 def save_strip(
-    path: Path, model: LatentDiffusion, inversion: Inversion, edit: Edit, placed: Sequence[Placed]
+    path: Path,
+    model: LatentDiffusion,
+    inversion: Inversion,
+    edit: Edit,
+    placed: Sequence[Placed],
+    canvas: Canvas,
 ) -> None:
     """Write photo, autoencoder's bound, reconstruction and edits side by side."""
     header = inversion.header
@@ -173,10 +180,12 @@ def save_strip(
     for one in placed:
         weights = "".join(f"\n{word} × {factor:g}" for word, factor in one.spec.weights.items())
         tiles.append(Tile(one.image, one.spec.target + weights))
-    save_image(comparison_strip(tiles), path)
+    save_image(comparison_strip(tiles), path, icc_profile=canvas.photo.icc_profile)
 
 
-def save_sweep(path: Path, placed: Sequence[Placed], strengths: Sequence[float]) -> None:
+def save_sweep(
+    path: Path, placed: Sequence[Placed], strengths: Sequence[float], canvas: Canvas
+) -> None:
     """Write one row per target, one column per strength; `placed` is in that order."""
     columns = len(strengths)
     rows = []
@@ -185,4 +194,4 @@ def save_sweep(path: Path, placed: Sequence[Placed], strengths: Sequence[float])
         captions = [f"strength {strength:g}" for strength in strengths]
         captions[0] = f"{row[0].spec.target}\n{captions[0]}"
         rows.append([Tile(one.image, text) for one, text in zip(row, captions, strict=True)])
-    save_image(tile_grid(rows), path)
+    save_image(tile_grid(rows), path, icc_profile=canvas.photo.icc_profile)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nulltext.cli.report import Reporter
@@ -21,7 +21,7 @@ from nulltext.inversion_file import SUFFIX
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import DType, load
 from nulltext.photos import Photo, load_photo
-from nulltext.prompts import spelled_out
+from nulltext.prompts import find_words, has_word, spelled_out
 from nulltext.record import Inversion, run
 
 SAME_PHOTO = 2.0
@@ -62,6 +62,25 @@ def open_model(
             "letter by letter there; it has hardly learnt what that means."
         )
     return loaded
+
+
+def weights_of_targets(
+    model: LatentDiffusion, targets: Sequence[str], factors: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """For each target, the weights whose words it has.
+
+    Raises:
+        PromptError: no target has the word.
+    """
+    prompts = {target: model.tokenize(target) for target in targets}
+    owned: dict[str, dict[str, float]] = {target: {} for target in targets}
+    for word, factor in factors.items():
+        homes = [target for target, prompt in prompts.items() if has_word(prompt, word)]
+        if not homes:
+            find_words(prompts[targets[0]], word)  # says which words there are
+        for target in homes:
+            owned[target][word] = factor
+    return owned
 
 
 def invert_with_bars(
