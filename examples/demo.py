@@ -42,7 +42,7 @@ def main() -> None:
     run("invert", str(photo), "--prompt", SOURCE, "-o", str(inversion))
     targets = [word for target in TARGETS for word in ("--target", target)]
     run(
-        *("edit", str(photo), "--inversion", str(inversion), *targets),
+        *("edit", str(photo), "--inversion", str(inversion), *targets, "--full"),
         *("-o", str(folder / "dahlia.png"), "--strip", str(strip)),
     )
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Open {strip} to see it all.")

@@ -60,7 +60,7 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
         raise InversionFileError(
             f"The inversion was made with the model '{inversion.header.model}' "
             f"({inversion.header.fingerprint[:8]}), and '{model.name}' "
-            f"({model.fingerprint[:8]}) has other weights; "
+            f"({model.fingerprint[:8]}) has other weights or settings; "
             "pass that model with --model, or invert the photo again."
         )
     channels, _, _ = model.latents_shape

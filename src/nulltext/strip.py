@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 TILE = 256
-"""Tiles are enlarged to at least this many pixels, so that a caption has room."""
+"""Tiles are at least this many pixels high, so that a caption has room."""
 
 MARGIN = 12
 FONT_SIZE = 14
@@ -30,9 +30,10 @@ class Tile:
 
 
 def comparison_strip(tiles: Sequence[Tile]) -> Image.Image:
-    """Lay tiles in a row, captions below, as one RGB picture."""
+    """Lay tiles in a row, all as high as the lowest, captions below, as one RGB picture."""
     font = ImageFont.load_default(FONT_SIZE)
-    pictures = [_enlarged(tile.image.convert("RGB")) for tile in tiles]
+    row_height = max(TILE, min(tile.image.height for tile in tiles))
+    pictures = [_scaled(tile.image.convert("RGB"), row_height) for tile in tiles]
     captions = [
         _wrapped(tile.caption, picture.width, font)
         for tile, picture in zip(tiles, pictures, strict=True)
@@ -64,9 +65,8 @@ def tile_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     return grid
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
-    factor = max(1.0, TILE / min(image.size))
-    size = (round(image.width * factor), round(image.height * factor))
+def _scaled(image: Image.Image, height: int) -> Image.Image:
+    size = (max(1, round(image.width * height / image.height)), height)
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 

@@ -211,32 +211,32 @@ def edit(
     from nulltext.sampling import exact_source_step, source_step
     from nulltext.strength import at_strength
 
-    local = _local_blend(blend or [], blend_except or [], blend_threshold)
+    blending = _local_blend(blend or [], blend_except or [], blend_threshold)
     opened = Opened.of(request)
-    knobs = [(words, steering) for words in targets]
-    if sweep:
-        knobs += [(words, at_strength(s)) for words in targets for s in SWEPT]
+    swept = [(words, at_strength(s)) for words in targets for s in SWEPT] if sweep else []
+    knobs = [*((words, steering) for words in targets), *swept]
     loaded = open_model(reporter, model, device, dtype, [opened.prompt, *targets])
     weights = weights_of_targets(loaded, targets, factors)
-    blending = (align, local, opened.mask)
+    shared = (align, blending, opened.mask)
     specs = [
-        EditSpec(words, s.cross_steps, s.self_steps, weights[words], *blending, s.pull)
+        EditSpec(words, s.cross_steps, s.self_steps, weights[words], *shared, s.pull)
         for words, s in knobs
     ]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
+    branches = {"exact": exact_source_step, "replay": source_step}
     started = time.perf_counter()
-    branch = exact_source_step if source_branch == "exact" else source_step
     with reporter.progress(loaded) as on_step:
-        result = run(edit_steps(loaded, made, specs, source_branch=branch), on_step)
+        loop = edit_steps(loaded, made, specs, source_branch=branches[source_branch])
+        result = run(loop, on_step)
     seconds = (seconds_invert, time.perf_counter() - started)
     canvas = Canvas.of(made, opened.photo, full=full)
     placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(specs)]
-    wanted = placed[: len(targets)]
+    wanted, grid = placed[: len(targets)], placed[len(targets) :]
     save_placed(reporter, outputs, wanted, made, canvas)
     if strip:
         save_strip(strip, loaded, made, result, wanted, canvas)
     if sweep:
-        save_sweep(sweep, placed[len(targets) :], SWEPT, canvas)
+        save_sweep(sweep, grid, SWEPT, canvas)
     files = {"outputs": outputs, "strip": strip, "sweep": sweep}
     _report(reporter, files, made, result, wanted, seconds, evaluations)
 

@@ -170,7 +170,7 @@ def save_strip(
     header = inversion.header
     bound = model.decode(inversion.trajectory[:1]).cpu()
     tiles = [
-        Tile(to_pil(from_uint8(inversion.photo)), f"photo\n{header.prompt}"),
+        Tile(canvas.photo.image, f"photo\n{header.prompt}"),
         Tile(to_pil(bound), f"autoencoder's bound, {decibels(header.psnr_bound)}"),
         Tile(
             to_pil(edit.reconstruction),
