@@ -6,6 +6,7 @@ Nothing here imports torch: the verbs do that when they run, so `--help` answers
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -58,7 +59,12 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; the console script's entry."""
+    """Run the command line; the console script's entry.
+
+    The garbage collector rests while libraries and model are loaded, whose objects stay to the end
+    (`open_model` wakes it): looking through them again and again is a quarter of the start.
+    """
+    gc.disable()
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -71,6 +77,8 @@ def main() -> None:
         if stop.code == EXIT_INTERRUPTED:
             sys.stderr.write("Interrupted; files that were finished before are whole.\n")
         raise
+    finally:
+        gc.enable()
 
 
 def _complain(error: NulltextError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def open_model(
     """Load a model, and look at the prompts through its eyes before any long work."""
     with reporter.busy(f"Loading the model '{model}' …"):
         loaded = load(model, device=device, dtype=dtype)
+    gc.freeze()  # what has been imported and loaded until here stays; see `cli.main`
+    gc.enable()
     unknown: dict[str, None] = {}
     for prompt in prompts:
         unknown |= dict.fromkeys(spelled_out(loaded.tokenize(prompt)))
