@@ -209,18 +209,15 @@ def edit(
     from nulltext.editing import EditSpec, edit_steps
     from nulltext.record import run
     from nulltext.sampling import exact_source_step, source_step
-    from nulltext.strength import at_strength
 
     blending = _local_blend(blend or [], blend_except or [], blend_threshold)
     opened = Opened.of(request)
-    swept = [(words, at_strength(s)) for words in targets for s in SWEPT] if sweep else []
-    knobs = [*((words, steering) for words in targets), *swept]
     loaded = open_model(reporter, model, device, dtype, [opened.prompt, *targets])
     weights = weights_of_targets(loaded, targets, factors)
     shared = (align, blending, opened.mask)
     specs = [
         EditSpec(words, s.cross_steps, s.self_steps, weights[words], *shared, s.pull)
-        for words, s in knobs
+        for words, s in _knobs(targets, steering, swept=sweep is not None)
     ]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
     branches = {"exact": exact_source_step, "replay": source_step}
@@ -239,6 +236,17 @@ def edit(
         save_sweep(sweep, grid, SWEPT, canvas)
     files = {"outputs": outputs, "strip": strip, "sweep": sweep}
     _report(reporter, files, made, result, wanted, seconds, evaluations)
+
+
+def _knobs(
+    targets: Sequence[str], steering: Steering, *, swept: bool
+) -> list[tuple[str, Steering]]:
+    """The edits that were asked for, then those of a sweep: each target at each strength."""
+    from nulltext.strength import at_strength
+
+    strengths = SWEPT if swept else ()
+    grid = [(words, at_strength(s)) for words in targets for s in strengths]
+    return [(words, steering) for words in targets] + grid
 
 
 def _steering(strength: float | None, cross: float | None, self_: float | None) -> Steering:
