@@ -26,7 +26,7 @@ ROWS = [
     ["sampling", "regions"],
     ["inversion", "edit_spec", "targets"],
     ["editing"],
-    ["heatmaps"],
+    ["heatmaps", "training"],
     ["cli"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

@@ -68,7 +68,7 @@ def load(
     """
     if not isinstance(model, str | Path):
         return _from_pipeline(model)
-    target, precision = _device(device), _dtype(dtype)
+    target, precision = find_device(device), _dtype(dtype)
     source = _locate(model)
     with _quiet_libraries():
         _check_index(_read_json(source, "model_index.json"), str(model))
@@ -275,7 +275,8 @@ def _check_architecture(model: LatentDiffusion) -> None:
         )
 
 
-def _device(device: str | None) -> torch.device:
+def find_device(device: str | None) -> torch.device:
+    """A device by name (OptionError if it cannot be used), or the best there is."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -1,0 +1,181 @@
+"""`nulltext train`: from captioned photos to a model to edit with."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
+from nulltext.cli.report import Reporter
+from nulltext.errors import OptionError
+from nulltext.files import unwritable
+
+if TYPE_CHECKING:
+    from nulltext.training.loop import TrainInfo
+
+STATE = "training"
+"""What is appended to the model folder's name for the folder with checkpoints and samples."""
+
+SHOWN_EVERY = 0.5
+"""Seconds between two updates of the figures beside the bar."""
+
+
+class Stage(StrEnum):
+    """Names of the stages (a test keeps them equal to the registry's)."""
+
+    AUTOENCODER = "autoencoder"
+    DECODER = "decoder"
+    DENOISER = "denoiser"
+    EXPORT = "export"
+
+
+def train(
+    photos: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Photos with labels.jsonl, captions.jsonl, or a .txt beside each photo.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="MODEL", help="Folder of the new model.")
+    ],
+    config: Annotated[
+        str, typer.Option("--config", metavar="RECIPE", help="Name of a recipe, or a JSON file.")
+    ] = "flowers",
+    stage: Annotated[
+        list[Stage] | None,
+        typer.Option("--stage", help="Only this stage; may be repeated. Default: all."),
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--fresh", help="Continue from the checkpoints, or begin anew."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="MODEL", help="Begin from this model's weights."),
+    ] = None,
+    device: DeviceOption = None,
+    autocast: Annotated[
+        Literal["auto", "bfloat16", "off"],
+        typer.Option("--autocast", help="Precision of products; auto: bfloat16 where it is fast."),
+    ] = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a small text-to-image model from photos and their captions.
+
+    Checkpoints and sample pictures go to MODEL.training; after an interruption, --resume continues
+    from there, also with other stages already done.
+
+    Example: [bold]nulltext train photos/ -o my-flowers --config flowers[/bold]
+    """
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    from nulltext.models.load import find_device, load
+    from nulltext.training.recipe import load_recipe
+    from nulltext.training.stages import STAGES, Workshop, autocast_dtype
+
+    recipe = load_recipe(config)
+    folder = output.with_name(f"{output.name}.{STATE}")
+    _prepare(folder, resume)
+    target = find_device(device)
+    shop = Workshop(
+        recipe=recipe,
+        photos=photos,
+        folder=folder,
+        device=target,
+        autocast=autocast_dtype(autocast, target),
+        origin=None if init is None else load(init, device="cpu"),
+    )
+    trained, held_out = shop.examples
+    reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
+    wanted = stage or list(Stage)
+    started = time.monotonic()
+    for name, run in STAGES.items():
+        if name in wanted:
+            _with_bars(reporter, run(shop))
+    values: dict[str, object] = {"model": None, "seconds": round(time.monotonic() - started, 1)}
+    lines = [f"Checkpoints and samples are in {folder}"]
+    if Stage.EXPORT in wanted:
+        from nulltext.training.export import export
+
+        with reporter.busy("Writing the model …"):
+            export(shop, output, commit=_commit())
+        values["model"] = str(output)
+        lines = [
+            f"Saved the model {output}",
+            f'Next: nulltext edit PHOTO --source "…" --target "…" --model '
+            f"{shlex.quote(str(output))}",
+        ]
+    reporter.result(values, lines)
+
+
+def _prepare(folder: Path, resume: bool | None) -> None:
+    """Make the folder of checkpoints ready, and never take old work for new by accident."""
+    try:
+        if resume is None and folder.exists() and any(folder.iterdir()):
+            raise OptionError(
+                f"'{folder}' holds an earlier training: pass --resume to continue it, or --fresh "
+                "to begin anew (its checkpoints are then deleted)."
+            )
+        if resume is False and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
+    """Run a stage under a bar with its losses, its throughput and the time left."""
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=reporter.console) as progress:
+        bars: dict[str, TaskID] = {}
+        since, seen, due = time.monotonic(), 0, 0.0
+        for info in steps:
+            if info.stage not in bars:
+                bars[info.stage] = progress.add_task(info.stage, total=info.total, figures="")
+                since, seen = time.monotonic(), 0
+            progress.update(bars[info.stage], completed=info.step)
+            seen += info.seen
+            now = time.monotonic()
+            if now >= due or info.step == info.total:
+                figures = [f"{name} {value:.3g}" for name, value in info.parts.items()]
+                figures.append(f"{seen / max(now - since, 1e-9):.3g}/s")
+                progress.update(bars[info.stage], figures="  ".join(figures))
+                due = now + SHOWN_EVERY
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, where it runs from a clone."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""The recipe: from captioned photos to a small Stable Diffusion folder."""

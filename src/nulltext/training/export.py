@@ -1,0 +1,103 @@
+"""From checkpoints to an ordinary Stable Diffusion folder.
+
+Half precision, no file of 16 MB or more (larger weights are sharded), a model card, safetensors
+and JSON only: diffusers, transformers and `nulltext --model FOLDER` open it alike.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+
+from nulltext.errors import OptionError, OutputError
+from nulltext.files import replace_file, unwritable
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.training.build import scheduler_config
+from nulltext.training.card import model_card
+from nulltext.training.latents import load_views
+from nulltext.training.loop import averaged_weights, checkpoint_path
+from nulltext.training.stages import Workshop, encoder_of, untrained, views_place
+
+SHARD = "15MB"
+"""Largest file of weights."""
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+"""What `model_index.json` says; written last, so that an unfinished folder is none."""
+
+
+def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int]]:
+    """The model as its checkpoints have it now, finished or not, and their updates.
+
+    Raises:
+        OptionError: the autoencoder is unfinished, or there is no denoiser yet.
+    """
+    vae, source = encoder_of(shop)
+    views = load_views(*views_place(shop, source))
+    path = checkpoint_path(shop.folder, "denoiser")
+    if views is None or not path.is_file():
+        raise OptionError(
+            f"There is no denoiser in '{shop.folder}' yet; train it first (--stage denoiser)."
+        )
+    model = untrained(shop, vae, scale=views.scale)
+    weights, updates = averaged_weights(path)
+    for name in ("unet", "text_encoder"):
+        part = {n.removeprefix(f"{name}."): w for n, w in weights.items() if n.startswith(name)}
+        module = getattr(model, name)
+        module.load_state_dict(part)
+        module.requires_grad_(False).eval()
+    done = {stage: _updates(shop, stage) for stage in ("autoencoder", "decoder")}
+    return model, done | {"denoiser": updates}
+
+
+def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> LatentDiffusion:
+    """Write the model to `folder`; returns it.
+
+    Args:
+        commit: of the code that trained it, for the card.
+
+    Raises:
+        OptionError: as in `trained`.
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise OutputError(f"'{folder}' is not empty and holds no model: choose another folder.")
+    model, updates = trained(shop)
+    fresh = folder.with_name(f"{folder.name}.partial")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name in ("vae", "unet", "text_encoder"):
+            part = getattr(model, name)
+            part.to(torch.float16).save_pretrained(fresh / name, max_shard_size=SHARD)
+            part.to(torch.float32)
+        model.tokenizer.save_pretrained(fresh / "tokenizer")
+        DDIMScheduler(**scheduler_config()).save_pretrained(fresh / "scheduler")
+        replace_file(fresh / "README.md", model_card(shop, model, updates, commit).encode())
+        replace_file(fresh / "recipe.json", shop.recipe.to_json().encode())
+        replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.replace(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return model
+
+
+def _updates(shop: Workshop, stage: str) -> int:
+    path = checkpoint_path(shop.folder, stage)
+    return averaged_weights(path)[1] if path.is_file() else 0

@@ -1,0 +1,191 @@
+"""A recipe: every number that a model is made from, in one JSON file.
+
+    {"name": "flowers", "resolution": 128, "autoencoder": {"channels": [32, 64, 128, 128], …}, …}
+
+Fields that are left out have the defaults below; a field that does not exist is refused, so that a
+slip of the pen is not a silent default. The recipes of the package are in `configs/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nulltext.errors import OptionError, reason_of
+from nulltext.training.autoencoder import AutoencoderLoss
+from nulltext.training.captions import CaptionSettings
+from nulltext.training.denoiser import DenoiserLoss
+from nulltext.training.latents import ViewSettings
+from nulltext.training.loop import LoopSettings
+from nulltext.training.vocabulary import TokenizerSettings
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """The autoencoder and its two stages."""
+
+    channels: tuple[int, ...] = (32, 64, 128, 128)
+    """Width at each resolution, the photo's first; each but the last halves it."""
+    layers: int = 1
+    """Residual blocks at each resolution of the encoder; the decoder has one more."""
+    latent_channels: int = 16
+    """Numbers per latent pixel: more keep more of the photo and are harder to generate."""
+    norm_groups: int = 16
+    """Groups of its normalisation; divides every width."""
+    crop: int = 64
+    """Side of the training crops in pixels."""
+    loss: AutoencoderLoss = field(default_factory=AutoencoderLoss)
+    """What it is punished for."""
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(6000, 24, 1e-3))
+    """Encoder and decoder together."""
+    decoder_loop: LoopSettings = field(default_factory=lambda: LoopSettings(3000, 24, 3e-4))
+    """The decoder alone, after that; the latents do not change any more."""
+
+
+@dataclass(frozen=True)
+class DenoiserRecipe:
+    """The UNet, the text encoder, and their stage."""
+
+    channels: tuple[int, ...] = (64, 128, 256)
+    """Width at each resolution of the UNet, the latents' first."""
+    attention: tuple[bool, ...] = (True, True, False)
+    """At which of them pixels look at words."""
+    layers: int = 1
+    """Blocks at each resolution."""
+    heads: int = 4
+    """Heads of each attention layer."""
+    text_width: int = 192
+    """Width of the text encoder, and of what the UNet reads."""
+    text_layers: int = 3
+    """Layers of the text encoder."""
+    text_heads: int = 3
+    """Heads of each of them."""
+    loss: DenoiserLoss = field(default_factory=DenoiserLoss)
+    """What the UNet is punished for."""
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(4000, 64, 4e-4))
+    """UNet and text encoder together."""
+    prompts: tuple[str, ...] = ("a photo of a flower",) * 8
+    """What the sample pictures show."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model is made from."""
+
+    name: str
+    """What the model is called."""
+    resolution: int = 128
+    """Side of its pictures in pixels."""
+    photo_side: int = 160
+    """Side that photos are shrunk to before crops are taken, at least the resolution."""
+    seed: int = 0
+    """Where all chance comes from."""
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    """Size of the vocabulary and of a prompt."""
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    """How captions are composed from labels."""
+    views: ViewSettings = field(default_factory=ViewSettings)
+    """How photos are cropped and recoloured."""
+    autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
+    """Pixels to latents and back."""
+    denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    """Latents from noise and words."""
+
+    def __post_init__(self) -> None:
+        stride = 2 ** (len(self.autoencoder.channels) - 1)
+        halves = stride * 2 ** (len(self.denoiser.channels) - 1)
+        if self.resolution % halves or self.photo_side < self.resolution:
+            raise OptionError(
+                f"The recipe's resolution is {self.resolution} and its photos have "
+                f"{self.photo_side} pixels; the resolution is a multiple of {halves} and no larger "
+                "than the photos."
+            )
+        if not 0 < self.autoencoder.crop <= self.resolution or self.autoencoder.crop % stride:
+            raise OptionError(
+                f"The autoencoder's crops have {self.autoencoder.crop} pixels; take a multiple of "
+                f"{stride} up to {self.resolution}."
+            )
+        if len(self.denoiser.attention) != len(self.denoiser.channels):
+            raise OptionError(
+                f"The denoiser has {len(self.denoiser.channels)} channels and "
+                f"{len(self.denoiser.attention)} attention flags; give one for each."
+            )
+
+    def to_json(self) -> str:
+        """All fields, defaults included."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def recipes() -> tuple[str, ...]:
+    """Names of the package's own recipes."""
+    folder = resources.files("nulltext.training").joinpath("configs")
+    return tuple(sorted(Path(str(p)).stem for p in folder.iterdir() if p.name.endswith(".json")))
+
+
+def load_recipe(source: str) -> Recipe:
+    """Read a recipe of the package by name, or a JSON file.
+
+    Raises:
+        OptionError: there is none, it is no JSON, or a field is unknown or of a wrong type.
+    """
+    if source in recipes():
+        text = resources.files("nulltext.training").joinpath(f"configs/{source}.json").read_text()
+    else:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise OptionError(
+                f"The recipe '{source}' cannot be read ({reason_of(error)}): give a JSON file, or "
+                f"one of {', '.join(recipes())}."
+            ) from error
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"The recipe '{source}' is no JSON: {error}.") from error
+    recipe: Recipe = _build(Recipe, data, "recipe")
+    return recipe
+
+
+def _build(kind: Any, value: Any, place: str) -> Any:
+    """A value of a dataclass field's type from JSON."""
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, place)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise OptionError(f"{place} is {value!r}; expected a list.")
+        item = typing.get_args(kind)[0]
+        return tuple(_build(item, entry, f"{place}[{i}]") for i, entry in enumerate(value))
+    assert origin is not types.UnionType, place
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise OptionError(f"{place} is {value!r}; expected {kind.__name__}.")
+    return kind(value)
+
+
+def _dataclass(kind: Any, value: Any, place: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{place} is {value!r}; expected an object with fields.")
+    known = typing.get_type_hints(kind)
+    for name in value:
+        if name not in known:
+            raise OptionError(f"{place} has no field '{name}'; it has {', '.join(known)}.")
+    required = [f.name for f in dataclasses.fields(kind) if _required(f)]
+    for name in required:
+        if name not in value:
+            raise OptionError(f"{place} lacks the field '{name}'.")
+    return kind(
+        **{name: _build(known[name], entry, f"{place}.{name}") for name, entry in value.items()}
+    )
+
+
+def _required(entry: Any) -> bool:
+    missing = dataclasses.MISSING
+    return entry.default is missing and entry.default_factory is missing

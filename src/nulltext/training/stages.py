@@ -1,0 +1,294 @@
+"""The recipe's stages, in order; each is a generator that reports its updates.
+
+    tokenizer -> autoencoder -> decoder            words to tokens; pixels to latents and back
+                            \\-> views -> denoiser   photos to latents; latents from noise and words
+    export                                         an ordinary Stable Diffusion folder
+
+Decoder and denoiser need the encoder only, so they may train at the same time. All state is in one
+work folder: killed at any moment, every stage continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nulltext.errors import ImageError, OptionError
+from nulltext.models.fingerprint import fingerprint
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.schedule import Schedule
+from nulltext.training.autoencoder import AutoencoderStage, DecoderStage
+from nulltext.training.build import (
+    build_autoencoder,
+    build_text_encoder,
+    build_unet,
+    scheduler_config,
+)
+from nulltext.training.captions import CaptionSettings, compose
+from nulltext.training.collection import TRAIN, Example, digest, load_pixels, read_collection
+from nulltext.training.denoiser import DenoiserStage
+from nulltext.training.latents import Views, encode_views, load_views, save_views
+from nulltext.training.loop import (
+    TrainInfo,
+    averaged_weights,
+    checkpoint_path,
+    step_generator,
+    train,
+)
+from nulltext.training.recipe import Recipe
+from nulltext.training.vocabulary import common_words, train_tokenizer
+from nulltext.training.warm_start import warm_start, warm_start_embeddings
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+Stage = Generator[TrainInfo, None, None]
+
+HELD_OUT_SHARE = 0.05
+"""Share of the photos that is kept for the sample pictures where no split is given."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A recipe, its photos, and the place where the work is done."""
+
+    recipe: Recipe
+    photos: Path
+    """The folder of captioned photos."""
+    folder: Path
+    """Checkpoints, sample pictures, encoded views."""
+    device: torch.device
+    autocast: torch.dtype | None = None
+    """Dtype of the matrix products, None for float32."""
+    origin: LatentDiffusion | None = None
+    """A model to begin from, as far as its tensors fit."""
+
+    @cached_property
+    def examples(self) -> tuple[list[Example], list[Example]]:
+        """What is trained on, and what is held out."""
+        everything = read_collection(self.photos)
+        trained = [example for example in everything if example.split == TRAIN]
+        held_out = [example for example in everything if example.split != TRAIN]
+        if not held_out:
+            every = max(2, round(1 / HELD_OUT_SHARE))
+            trained = [e for i, e in enumerate(everything) if i % every]
+            held_out = everything[::every]
+        if not trained:
+            raise ImageError(f"'{self.photos}' has no photo of the split '{TRAIN}' to train on.")
+        return trained, held_out
+
+    @cached_property
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """Trained and held-out photos, uint8 [N, 3, S, S]."""
+        trained, held_out = self.examples
+        side = self.recipe.photo_side
+        return load_pixels(trained, side), load_pixels(held_out[:SHOWN_AT_MOST], side)
+
+    @cached_property
+    def identity(self) -> str:
+        """What every stage depends on."""
+        own = self.recipe
+        parts = (own.resolution, own.photo_side, digest(self.pixels[0]))
+        return repr((*parts, None if self.origin is None else self.origin.fingerprint))
+
+
+SHOWN_AT_MOST = 64
+
+
+def tokenizer_of(shop: Workshop) -> CLIPTokenizer:
+    """The tokenizer's stage: learnt in seconds, kept in the work folder."""
+    from transformers import CLIPTokenizer
+
+    kept = shop.folder / "tokenizer"
+    if (kept / "tokenizer.json").is_file():
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(kept)
+        return tokenizer
+    trained, _ = shop.examples
+    everything = CaptionSettings(empty=0.0, filler=0.0)
+    captions = [text for e in trained for text in e.captions]
+    rng = step_generator(shop.recipe.seed, 0)
+    captions += [compose(e, everything, (), rng).text for e in trained if not e.captions]
+    tokenizer = train_tokenizer(captions, shop.recipe.tokenizer)
+    tokenizer.save_pretrained(kept)
+    return tokenizer
+
+
+def autoencoder_stage(shop: Workshop) -> Stage:
+    """Train encoder and decoder."""
+    vae = build_autoencoder(shop.recipe)
+    if shop.origin is not None:
+        warm_start(vae, dict(shop.origin.vae.named_parameters()))
+    own = shop.recipe.autoencoder
+    objective = AutoencoderStage(
+        vae.to(shop.device).train(),
+        *shop.pixels,
+        resolution=shop.recipe.resolution,
+        crop=own.crop,
+        loss=own.loss,
+    )
+    yield from _run(shop, objective, "autoencoder", _without_loops(own))
+
+
+def decoder_stage(shop: Workshop) -> Stage:
+    """Train the decoder alone."""
+    vae, source = encoder_of(shop)
+    own = shop.recipe.autoencoder
+    objective = DecoderStage(
+        vae.to(shop.device).train(),
+        *shop.pixels,
+        resolution=shop.recipe.resolution,
+        crop=own.crop,
+        loss=own.loss,
+    )
+    yield from _run(shop, objective, "decoder", source)
+
+
+def views_stage(shop: Workshop) -> Stage:
+    """Encode the photos, unless that is done."""
+    vae, source = encoder_of(shop)
+    path, identity = views_place(shop, source)
+    if load_views(path, identity) is not None:
+        return
+    trained, _ = shop.examples
+    vae.to(shop.device).eval()
+    for info in encode_views(
+        vae,
+        shop.pixels[0],
+        trained,
+        shop.recipe.views,
+        resolution=shop.recipe.resolution,
+        seed=shop.recipe.seed,
+    ):
+        if isinstance(info, Views):
+            save_views(info, path, identity)
+        else:
+            yield info
+
+
+def denoiser_stage(shop: Workshop) -> Stage:
+    """Train UNet and text encoder."""
+    yield from views_stage(shop)
+    vae, source = encoder_of(shop)
+    path, identity = views_place(shop, source)
+    views = load_views(path, identity)
+    assert views is not None, path
+    model = untrained(shop, vae, scale=views.scale)
+    own = shop.recipe.denoiser
+    objective = DenoiserStage(
+        model,
+        views,
+        captions=shop.recipe.captions,
+        fillers=common_words(),
+        loss=own.loss,
+        prompts=own.prompts,
+    )
+    objective.module.train()
+    settings = asdict(replace(own, prompts=()))
+    settings.pop("loop")
+    recipe = json.dumps([settings, asdict(shop.recipe.captions), identity])
+    yield from _run(shop, objective, "denoiser", recipe)
+
+
+def untrained(shop: Workshop, vae: AutoencoderKL, *, scale: float) -> LatentDiffusion:
+    """The model around an autoencoder; UNet and text encoder as the stage begins with them."""
+    tokenizer = tokenizer_of(shop)
+    unet, text_encoder = build_unet(shop.recipe), build_text_encoder(shop.recipe, tokenizer)
+    if shop.origin is not None:
+        warm_start(unet, dict(shop.origin.unet.named_parameters()))
+        warm_start(text_encoder, dict(shop.origin.text_encoder.named_parameters()))
+        warm_start_embeddings(text_encoder, tokenizer, shop.origin)
+    vae.register_to_config(scaling_factor=scale)
+    parts = {"unet": unet, "vae": vae.eval(), "text_encoder": text_encoder}
+    schedule = Schedule.from_config(scheduler_config())
+    return LatentDiffusion(
+        name=shop.recipe.name,
+        fingerprint=fingerprint(parts, schedule),
+        tokenizer=tokenizer,
+        schedule=schedule,
+        **{name: part.to(shop.device) for name, part in parts.items()},
+    )
+
+
+def encoder_of(shop: Workshop) -> tuple[AutoencoderKL, str]:
+    """The trained autoencoder, with the later decoder where there is one, and its encoder's digest.
+
+    Raises:
+        OptionError: its stage has not been trained to the end.
+    """
+    path = checkpoint_path(shop.folder, "autoencoder")
+    wanted = shop.recipe.autoencoder.loop.steps
+    weights, done = averaged_weights(path) if path.is_file() else ({}, 0)
+    if done < wanted:
+        raise OptionError(
+            f"The autoencoder has {done} of {wanted} updates; train it first (--stage autoencoder)."
+        )
+    vae = build_autoencoder(shop.recipe)
+    identity = hashlib.sha256()
+    for name in sorted(weights):
+        if name.startswith(("encoder.", "quant_conv.")):
+            identity.update(weights[name].numpy().tobytes())
+    later = checkpoint_path(shop.folder, "decoder")
+    if later.is_file():
+        weights |= averaged_weights(later)[0]
+    vae.load_state_dict(weights)
+    return vae.requires_grad_(False), identity.hexdigest()[:16]
+
+
+def _run(
+    shop: Workshop, objective: AutoencoderStage | DenoiserStage, stage: str, recipe: str
+) -> Stage:
+    """A stage's loop; its weights want gradients and nothing else does."""
+    own = shop.recipe
+    settings = {
+        "autoencoder": own.autoencoder.loop,
+        "decoder": own.autoencoder.decoder_loop,
+        "denoiser": own.denoiser.loop,
+    }[stage]
+    objective.module.requires_grad_(True)
+    yield from train(
+        objective,
+        settings,
+        shop.folder,
+        seed=own.seed,
+        recipe=f"{shop.identity} {recipe}",
+        autocast=shop.autocast,
+    )
+
+
+def _without_loops(own: object) -> str:
+    settings = asdict(own)  # type: ignore[call-overload]
+    return json.dumps({k: v for k, v in settings.items() if not k.endswith("loop")})
+
+
+def views_place(shop: Workshop, source: str) -> tuple[Path, str]:
+    """Where encoded views are kept, and what must be the same for them to be used."""
+    settings = json.dumps([asdict(shop.recipe.views), shop.recipe.seed, source])
+    return shop.folder / "views.safetensors", f"{shop.identity} {settings}"
+
+
+STAGES = {
+    "autoencoder": autoencoder_stage,
+    "decoder": decoder_stage,
+    "denoiser": denoiser_stage,
+}
+"""Stages that train, in order."""
+
+
+def autocast_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products: "off", "bfloat16", or "auto" for what is fast on the device.
+
+    A CPU without bfloat16 instructions emulates them, several times slower than float32.
+    """
+    if wanted == "off":
+        return None
+    fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return torch.bfloat16 if wanted == "bfloat16" or fast else None

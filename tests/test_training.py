@@ -1,0 +1,247 @@
+"""Training: the whole recipe on photos made here, killed and resumed, and each stage's formulae."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from torch import nn
+from typer.testing import CliRunner
+
+from nulltext.cli.main import app
+from nulltext.errors import ImageError, OptionError
+from nulltext.models.load import load
+from nulltext.training.collection import read_collection
+from nulltext.training.loop import (
+    LoopSettings,
+    TrainingState,
+    averaged_weights,
+    checkpoint_path,
+    learning_rate,
+)
+from nulltext.training.recipe import load_recipe
+
+LOOP = {"steps": 7, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 2}
+RECIPE = {
+    "name": "dots",
+    "resolution": 32,
+    "photo_side": 36,
+    "tokenizer": {"vocabulary": 900, "length": 16},
+    "views": {"views": 2},
+    "autoencoder": {
+        "channels": [16, 16, 32],
+        "latent_channels": 4,
+        "norm_groups": 8,
+        "crop": 16,
+        "loop": LOOP | {"checkpoint_every": 3, "sample_every": 5},
+        "decoder_loop": LOOP | {"steps": 3},
+    },
+    "denoiser": {
+        "channels": [32, 64],
+        "attention": [True, False],
+        "heads": 2,
+        "text_width": 32,
+        "text_layers": 1,
+        "text_heads": 2,
+        "loop": LOOP | {"checkpoint_every": 3},
+        "prompts": ["a red dot"],
+    },
+}
+COLOURS = {"red": (200, 30, 30), "blue": (30, 40, 200), "white": (240, 240, 240)}
+
+
+@pytest.fixture(scope="module")
+def dots(tmp_path_factory):
+    """Fifty photos of dots, each with a caption beside it."""
+    folder = tmp_path_factory.mktemp("dots")
+    names = list(COLOURS)
+    for number in range(50):
+        image = Image.new("RGB", (48, 40), (20, 90 + number, 30))
+        left = 4 + number % 12
+        ImageDraw.Draw(image).ellipse((left, 8, left + 22, 30), COLOURS[names[number % 3]])
+        image.save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(f"a {names[number % 3]} dot on grass")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "dots.json"
+    path.write_text(json.dumps(RECIPE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_folder(dots, recipe_file, tmp_path_factory):
+    """A model trained from end to end by the command line."""
+    output = tmp_path_factory.mktemp("models") / "dots"
+    done = run(dots, output, recipe_file, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["model"] == str(output)
+    return output
+
+
+def run(dots, output, recipe_file, *options):
+    arguments = ["train", str(dots), "-o", str(output), "--config", str(recipe_file)]
+    return CliRunner().invoke(app, [*arguments, "--device", "cpu", *options])
+
+
+def weights(output, stage):
+    return averaged_weights(checkpoint_path(output.with_name(f"{output.name}.training"), stage))[0]
+
+
+def test_what_it_makes_is_an_ordinary_pipeline(model_folder):
+    ours = load(model_folder)
+    theirs = StableDiffusionPipeline.from_pretrained(model_folder, low_cpu_mem_usage=False)
+    assert ours.resolution == (32, 32)
+    embeds = ours.embed(["a red dot on grass"])
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = ours.predict_noise(latents, 500, embeds)
+        other = theirs.unet.float()(latents, 500, encoder_hidden_states=embeds).sample
+    torch.testing.assert_close(own, other)
+    assert theirs.scheduler.config.prediction_type == "epsilon"
+    assert max(p.stat().st_size for p in model_folder.rglob("*") if p.is_file()) < 16e6
+    card = (model_folder / "README.md").read_text()
+    assert "7 of 7" in card
+    assert "48 photos" not in card  # 47 of the 50 are trained on
+    assert "47 photos" in card
+
+
+def test_the_scale_gives_latents_unit_variance(model_folder, dots):
+    model = load(model_folder)
+    photos = [Image.open(p).convert("RGB").crop((4, 0, 44, 40)) for p in sorted(dots.glob("*.png"))]
+    pixels = np.stack([np.asarray(photo.resize((32, 32), Image.LANCZOS)) for photo in photos])
+    latents = model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert latents.std().item() == pytest.approx(1.0, abs=0.1)  # views are also mirrored
+
+
+def test_killed_and_resumed_it_ends_with_the_same_weights(
+    model_folder, dots, recipe_file, tmp_path
+):
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "nulltext.cli.main", "train", str(dots), "-o", str(output)]
+    command += ["--config", str(recipe_file), "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = checkpoint_path(output.with_name("killed.training"), "autoencoder")
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    refused = run(dots, output, recipe_file)
+    assert "--resume" in str(refused.exception)
+    done = run(dots, output, recipe_file, "--resume")
+    assert done.exit_code == 0, done.output
+    for stage in ("autoencoder", "decoder", "denoiser"):
+        expected, got = weights(model_folder, stage), weights(output, stage)
+        assert expected.keys() == got.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, got[name]), f"{stage} {name}"
+
+
+def test_other_settings_are_not_mixed_with_a_checkpoint(model_folder, dots, tmp_path):
+    changed = json.loads(json.dumps(RECIPE))
+    changed["autoencoder"]["loop"]["learning_rate"] = 2e-3
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(changed))
+    before = weights(model_folder, "autoencoder")
+    done = run(dots, model_folder, other, "--resume", "--stage", "autoencoder")
+    assert isinstance(done.exception, OptionError)
+    assert "other settings" in str(done.exception)
+    after = weights(model_folder, "autoencoder")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_stage_says_which_one_must_come_first(dots, recipe_file, tmp_path):
+    done = run(dots, tmp_path / "early", recipe_file, "--stage", "denoiser")
+    assert isinstance(done.exception, OptionError)
+    assert "--stage autoencoder" in str(done.exception)
+
+
+def test_the_update_is_adamw_with_an_average():
+    settings = LoopSettings(steps=10, batch_size=1, learning_rate=0.1, warmup_steps=1, clip_norm=9)
+    module = nn.Linear(2, 1, bias=False)
+    start = module.weight.detach().clone()
+    state = TrainingState(module, settings)
+    first, second, value, average = 0.0, 0.0, start.clone(), start.clone()
+    for step in range(3):
+        inputs = torch.tensor([[1.0, -2.0 + step]])
+        state.update((module(inputs) ** 2).sum())
+        gradient = 2 * (value @ inputs.T) * inputs
+        rate = learning_rate(settings, step)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        scaled = (first / (1 - 0.9 ** (step + 1))) / (
+            (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+        )
+        value = value * (1 - rate * settings.weight_decay) - rate * scaled
+        decay = min(settings.ema_decay, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * value
+    torch.testing.assert_close(module.weight.detach(), value)
+    torch.testing.assert_close(state.ema["weight"], average)
+
+
+def test_the_learning_rate_rises_and_falls():
+    settings = LoopSettings(steps=100, batch_size=1, learning_rate=2.0, warmup_steps=10)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == rates[9] or max(rates) == rates[10]
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rates[50] == pytest.approx(2.0 * (0.02 + 0.98 * 0.5))
+    assert rates[-1] == pytest.approx(2.0 * 0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nmae": 1}, "no field 'nmae'"),
+        ({"autoencoder": {"crop": "big"}}, "recipe.autoencoder.crop is 'big'"),
+        ({"autoencoder": {"crop": True}}, "expected int"),
+        ({"resolution": 36}, "multiple of 8"),
+        ({"photo_side": 16}, "no larger than the photos"),
+        ({"denoiser": RECIPE["denoiser"] | {"attention": [True]}}, "one for each"),
+        ({"autoencoder": RECIPE["autoencoder"] | {"loop": {"steps": 3}}}, "lacks the field"),
+        ({"denoiser": {"channels": 3}}, "expected a list"),
+    ],
+)
+def test_a_slip_in_a_recipe_is_said(change, said, tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(RECIPE | change))
+    with pytest.raises(OptionError, match=said):
+        load_recipe(str(path))
+
+
+def test_a_recipe_survives_being_written(tmp_path):
+    recipe = load_recipe("flowers")
+    (tmp_path / "again.json").write_text(recipe.to_json())
+    assert load_recipe(str(tmp_path / "again.json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no captioned photo"),
+        ({"labels.jsonl": '{"file": "gone.jpg"}'}, "which is not there"),
+        ({"labels.jsonl": '{"file": "../a.jpg"}'}, "outside the folder"),
+        ({"labels.jsonl": '{"file": "a.jpg", "kind": 3}'}, "Line 1"),
+        ({"captions.jsonl": '{"file": "a.jpg"}'}, "no caption"),
+        ({"captions.jsonl": "["}, "cannot be read"),
+    ],
+)
+def test_a_bad_collection_is_said(files, said, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ImageError, match=said):
+        read_collection(tmp_path)
