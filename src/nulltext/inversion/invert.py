@@ -249,7 +249,7 @@ def _inversion(
 ) -> Inversion:
     """The record of a solved problem; its last two figures are still open."""
     tensors: dict[str, Any] = {
-        name: None if tensor is None else tensor.detach().float().cpu()
+        name: None if tensor is None else tensor.detach().to("cpu", model.precision)
         for name, tensor in (
             ("trajectory", solution.trajectory),
             ("null_embeds", solution.null_embeds),
