@@ -20,7 +20,7 @@ ROWS = [
     ["version", "defaults", "errors"],
     ["files", "prompts", "photos", "schedule", "guidance", "finite"],
     ["images", "word_pairing", "inversion_file", "header"],
-    ["alignment", "strip", "record", "masks", "compositing", "strength"],
+    ["alignment", "strip", "record", "masks", "compositing", "strength", "framing"],
     ["models"],
     ["attention"],
     ["sampling", "regions"],

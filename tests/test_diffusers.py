@@ -107,9 +107,10 @@ def test_tiny_families_replay_alike_in_diffusers(request, family, photo, quiet):
     torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=0)
 
 
-def test_sdxl_replays_alike_in_diffusers(tiny_sdxl, photo, quiet):
+@pytest.mark.parametrize("size", [None, (48, 24)])
+def test_sdxl_replays_alike_in_diffusers(tiny_sdxl, photo, quiet, size):
     """Both encoders, the pooled embeddings and the size conditioning mean what they mean there."""
-    inversion = nulltext.invert(tiny_sdxl, photo, "a photo of a cat", num_steps=5)
+    inversion = nulltext.invert(tiny_sdxl, photo, "a photo of a cat", num_steps=5, size=size)
     theirs = replay_in_stock_sdxl(tiny_sdxl.to_diffusers(), tiny_sdxl, inversion)
     ours = as_pipeline_output(nulltext.replay(tiny_sdxl, inversion).image)
     torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nulltext.errors import ModelError
+from nulltext.framing import SDXL_BUCKETS
 from nulltext.models.sdxl import StableDiffusionXLText
 from nulltext.models.text import ClipText, StableDiffusionText, TextConditioner
 
@@ -33,6 +34,8 @@ class Family:
     """Makes the conditioner of the parts and the pipeline's config."""
     added: str | None = None
     """What its UNets take beside latents, timestep and token rows: their `addition_embed_type`."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Sides that it was trained at; see `LatentDiffusion`."""
 
 
 def _stable_diffusion_text(parts: Parts, _: Mapping[str, Any]) -> TextConditioner:
@@ -62,6 +65,7 @@ FAMILIES = (
         tokenizers=("tokenizer", "tokenizer_2"),
         text=_sdxl_text,
         added="text_time",
+        buckets=SDXL_BUCKETS,
     ),
 )
 

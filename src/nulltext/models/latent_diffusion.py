@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nulltext.finite import check_finite
+from nulltext.framing import Sizes
 from nulltext.models.fingerprint import fingerprint
 from nulltext.models.half import differentiable_in_half
 from nulltext.models.text import TextConditioner
@@ -31,6 +32,9 @@ from nulltext.schedule import Schedule
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTokenizer
+
+BUCKET_UNITS = 16
+"""Parts of a side that buckets are counted in."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class LatentDiffusion:
     """Fingerprint of the weights as they were loaded, in their own precision."""
     loaded_digest: str
     """The same of the weights as they are used: another one after a cast to half precision."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Long and short sides that its family was trained at, in sixteenths of its own side."""
 
     @property
     def fingerprint(self) -> str:
@@ -95,6 +101,17 @@ class LatentDiffusion:
         """(height, width) in pixels that the model was made for."""
         _, height, width = self.latents_shape
         return height * self.vae_stride, width * self.vae_stride
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that it works at: its own, its family's buckets, and any multiple of 8."""
+        height, width = self.resolution
+        unit, buckets = min(height, width) // BUCKET_UNITS, self.buckets
+        if unit % self.vae_stride:
+            buckets = ()
+        sizes = {(unit * a, unit * b) for a, b in buckets}
+        sizes |= {(b, a) for a, b in sizes}
+        return Sizes((width, height), self.vae_stride, tuple(sorted(sizes)))
 
     @property
     def max_tokens(self) -> int:

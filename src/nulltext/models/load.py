@@ -136,6 +136,7 @@ def _assembled(
         schedule=schedule,
         loaded_fingerprint=digests[0],
         loaded_digest=digests[1],
+        buckets=family.buckets,
     )
 
 
