@@ -116,7 +116,7 @@ def test_sdxl_replays_alike_in_diffusers(tiny_sdxl, photo, quiet, size):
     torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=0)
 
 
-PROMPT = "a photo of an orange, black-dotted cat"
+PROMPT = "a photo of an orange, black-dotted cat!"
 
 
 @pytest.mark.parametrize("family", ["tiny_sd1", "tiny_sd2", "flowers"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,7 @@ def tiny_pipeline(family: Family, seed: int = 0) -> Any:
 
 def tiny_sd_pipeline(family: Family) -> StableDiffusionPipeline:
     second = family == "sd2"
-    tokenizer = trained("!" if second else "<|endoftext|>", MAX_TOKENS[family])
+    tokenizer = own_tokenizer("!" if second else "<|endoftext|>", MAX_TOKENS[family])
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -73,7 +74,7 @@ def tiny_sd_pipeline(family: Family) -> StableDiffusionPipeline:
 def tiny_sdxl_pipeline() -> StableDiffusionXLPipeline:
     """Two encoders of unequal width, whose tokenizers differ in their pad token."""
     tokens = MAX_TOKENS["sdxl"]
-    tokenizers = trained("<|endoftext|>", tokens), trained("!", tokens)
+    tokenizers = own_tokenizer("<|endoftext|>", tokens), own_tokenizer("!", tokens)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -109,6 +110,11 @@ def tiny_sdxl_pipeline() -> StableDiffusionXLPipeline:
         scheduler=scheduler("epsilon"),
         add_watermarker=False,
     )
+
+
+def own_tokenizer(pad_token: str, tokens: int) -> CLIPTokenizer:
+    """One that a test may add tokens to."""
+    return copy.deepcopy(trained(pad_token, tokens))
 
 
 def text_config(

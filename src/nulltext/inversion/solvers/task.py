@@ -185,7 +185,7 @@ class Best:
         self.null_embeds = start.detach().clone()
         self.noise_pred = torch.empty_like(task.latents)
         self.cleaner = torch.empty_like(task.latents)
-        self.losses = torch.full((len(start),), math.inf, device=start.device)
+        self.losses = task.latents.new_full((len(start),), math.inf)
 
     def offer(self, null_embeds: Tensor, landing: Landing, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keep what is better than before; returns (losses [b], whether each was better [b]).
