@@ -84,6 +84,21 @@ def test_merged_loras_and_other_loras_have_fingerprints_of_their_own(pipe, tmp_p
     assert nulltext.from_pipe(pipe).fingerprint == model.fingerprint
 
 
+def test_of_several_loras_only_those_count_that_are_awake(tmp_path):
+    pipe = tiny_pipeline("sd1")
+    first, second = (lora_folder(pipe, tmp_path / str(seed), seed) for seed in (1, 2))
+    pipe.load_lora_weights(second, adapter_name="x_10")
+    alone = nulltext.from_pipe(pipe).fingerprint
+    pipe.load_lora_weights(first, adapter_name="x_1")
+    seen = {alone}
+    for awake in (["x_1"], ["x_1", "x_10"]):
+        pipe.set_adapters(awake)
+        seen.add(nulltext.from_pipe(pipe).fingerprint)
+    assert len(seen) == 3
+    pipe.set_adapters(["x_10"])
+    assert nulltext.from_pipe(pipe).fingerprint == alone
+
+
 @torch.no_grad()
 def test_attention_is_read_with_the_lora_in_it(pipe, tmp_path):
     class Identity:

@@ -58,12 +58,12 @@ def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, layer in _adapted_layers(module):
         awake = () if layer.disable_adapters else layer.active_adapters
         for kind in layer.adapter_layer_names:
-            sleeping += [f"{path}.{kind}.{a}" for a in getattr(layer, kind) if a not in awake]
+            sleeping += [f"{path}.{kind}.{a}." for a in getattr(layer, kind) if a not in awake]
         for adapter in awake:
-            if adapter in layer.scaling:
+            if adapter in getattr(layer, "scaling", {}):
                 yield f"{path}.{adapter}.scaling", torch.tensor(float(layer.scaling[adapter]))
     for name, parameter in module.named_parameters():
-        if not name.startswith(tuple(sleeping)):
+        if not f"{name}.".startswith(tuple(sleeping)):
             yield name.replace(".base_layer.", "."), parameter
 
 
