@@ -9,8 +9,9 @@ attention, frozen weights, and one forward less per timestep, at batch 1 and 8.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from nulltext.inversion.base import Problem
 from nulltext.inversion.null_text import NullText
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.prompts import TokenizedPrompt
 from nulltext.record import run
 from nulltext.schedule import Schedule
 from reference_loop import ReferenceLoop, with_naive_attention
@@ -54,19 +56,55 @@ REDUCED = Size((32, 64, 64, 64), 1, 16, 77, 32, 3, 2, 4)
 
 
 @dataclass(frozen=True)
-class RandomModel(LatentDiffusion):
-    """A UNet with random weights, and nothing else; embeddings are noise."""
+class NoiseText:
+    """A text conditioner without a text encoder: embeddings are noise of unit variance."""
 
-    def embed(self, prompts: Any) -> Tensor:
-        """[B, L, D] of unit variance, as a text encoder's."""
+    max_tokens: int
+    width: int
+    device: str
+    settings: str = ""
+
+    @property
+    def tokenizer(self) -> Any:
+        """There is none."""
+        raise NotImplementedError
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """There are none."""
+        return {}
+
+    @property
+    def embeds_shape(self) -> tuple[int, int]:
+        """(L, D)."""
+        return self.max_tokens, self.width
+
+    def tokenize(self, prompt: str, *, allow_empty: bool = False) -> TokenizedPrompt:
+        """There are no words."""
+        raise NotImplementedError
+
+    def embed(self, prompt: str) -> Tensor:  # noqa: ARG002
+        """[1, L, D], always the same."""
         draw = torch.Generator().manual_seed(0)
-        width = self.unet.config.cross_attention_dim
-        return torch.randn(len(prompts), FULL.tokens, width, generator=draw).to(self.device)
+        noise = torch.randn(1, self.max_tokens, self.width, generator=draw)
+        return noise.to(self.device)
+
+    def unet_inputs(self, embeds: Tensor, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002
+        """As Stable Diffusion 1.5's."""
+        return {"encoder_hidden_states": embeds}
+
+    def added_numbers(self, unet: Any) -> int | None:  # noqa: ARG002
+        """None."""
+        return None
+
+    def pipeline(self, unet: Any, vae: Any, scheduler: Any) -> Any:
+        """There is none."""
+        raise NotImplementedError
 
 
-def random_model(size: Size, device: str, dtype: torch.dtype) -> RandomModel:
+def random_model(size: Size, device: str, dtype: torch.dtype) -> LatentDiffusion:
     """SD 1.5's UNet at some size, always with the same weights."""
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
     with torch.device(device):
@@ -77,19 +115,18 @@ def random_model(size: Size, device: str, dtype: torch.dtype) -> RandomModel:
             cross_attention_dim=size.width,
             attention_head_dim=8,
         )
-    absent = cast(Any, None)
-    return RandomModel(
+    return LatentDiffusion(
         name="random",
-        fingerprint="",
         unet=unet.to(dtype=dtype).eval().requires_grad_(False),
-        vae=absent,
-        text_encoder=absent,
-        tokenizer=absent,
+        vae=AutoencoderKL(),  # not used: the photos are latents
+        text=NoiseText(size.tokens, size.width, device),
         schedule=Schedule.from_config(SD15_SCHEDULE),
+        loaded_fingerprint="",
+        loaded_digest="",
     )
 
 
-def problems(model: RandomModel, size: Size, count: int) -> list[Problem]:
+def problems(model: LatentDiffusion, size: Size, count: int) -> list[Problem]:
     """Photos made of noise."""
     draw = torch.Generator().manual_seed(1)
     shape = (1, 4, size.latent_side, size.latent_side)
@@ -131,7 +168,6 @@ def compare(*, reduced: bool, device: str | None) -> None:
 def _reference(size: Size, target: str) -> float:
     """Seconds of the published loop; its model is gone afterwards."""
     model = with_naive_attention(random_model(size, target, torch.float32))
-    assert isinstance(model, RandomModel)
     (problem,) = problems(model, size, 1)
     method = ReferenceLoop(inner_steps=size.inner_steps, tolerance=-1.0)
     started = _start(target)

@@ -1,4 +1,4 @@
-"""Shared fixtures: the bundled model, and small random-weight pipelines of both SD families."""
+"""Shared fixtures: the bundled model, and small random-weight pipelines of all SD families."""
 
 from __future__ import annotations
 
@@ -33,9 +33,15 @@ def tiny_sd2() -> nulltext.LatentDiffusion:
     return nulltext.load(tiny_pipeline("sd2"))
 
 
-@pytest.fixture(params=["sd1", "sd2"])
+@pytest.fixture(scope="session")
+def tiny_sdxl() -> nulltext.LatentDiffusion:
+    """SDXL base in miniature: two text encoders, pooled embedding, size conditioning."""
+    return nulltext.load(tiny_pipeline("sdxl"))
+
+
+@pytest.fixture(params=["sd1", "sd2", "sdxl"])
 def tiny(request: pytest.FixtureRequest) -> nulltext.LatentDiffusion:
-    """Both families in turn."""
+    """All families in turn."""
     return request.getfixturevalue(f"tiny_{request.param}")
 
 

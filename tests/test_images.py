@@ -28,11 +28,27 @@ def test_crop_box_text_and_list() -> None:
     assert box == CropBox(3, 4, 512, 512)
     assert CropBox.from_list(box.as_list()) == box
     assert box.as_list() == [3, 4, 512, 512]
+    wide = CropBox.parse("3,4,600,400")
+    assert wide == CropBox(3, 4, 600, 400)
+    assert [CropBox.parse(str(one)) for one in (box, wide)] == [box, wide]
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1,2", "1,2,3,4", "a,b,c", "1,2,3.5", "1,2,0", "1,2,-3", "-1,2,3", "1;2;3", "1,2,9e9"],
+    [
+        "",
+        "1,2",
+        "1,2,3,4,5",
+        "1,2,0,4",
+        "1,2,4,0",
+        "a,b,c",
+        "1,2,3.5",
+        "1,2,0",
+        "1,2,-3",
+        "-1,2,3",
+        "1;2;3",
+        "1,2,9e9",
+    ],
 )
 def test_crop_box_refuses(text: str) -> None:
     with pytest.raises(OptionError, match="x,y,size") as caught:

@@ -48,15 +48,16 @@ def test_token_maps_are_the_mean_over_heads_and_layers(tiny):
     maps = StepMaps(256)
     with attach(tiny.unet, Watched(Bystander(guided=False), maps)):
         tiny.predict_noise(latents, 500, embeds)
-    expected = torch.zeros(embeds.shape[1], 8, 8)
     layers = cross_attention_by_hand(tiny, latents, 500, embeds)
+    finest = max(int(layer.shape[-1] ** 0.5) for layer in layers)
+    expected = torch.zeros(tiny.max_tokens, finest, finest)
     for layer in layers:
         side = int(layer.shape[-1] ** 0.5)
         square = layer.reshape(1, -1, side, side)
-        expected += interpolate(square, size=(8, 8), mode="bilinear")[0] / len(layers)
+        expected += interpolate(square, size=(finest, finest), mode="bilinear")[0] / len(layers)
     torch.testing.assert_close(maps.token_maps()[0], expected, atol=1e-5, rtol=1e-4)
     # Every pixel spends its whole attention on the tokens of the prompt.
-    torch.testing.assert_close(maps.token_maps().sum(1), torch.ones(1, 8, 8))
+    torch.testing.assert_close(maps.token_maps().sum(1), torch.ones(1, finest, finest))
 
 
 def test_watching_changes_neither_source_nor_targets(tiny, inversion):
@@ -84,7 +85,7 @@ def test_a_word_has_the_sum_of_its_tokens_and_all_words_are_there(tiny, inversio
     (maps,) = nulltext.run(heat_map_steps(tiny, inversion))
     assert [word.word for word in maps.words] == ["a", "white", "cat"]
     for word in maps.words:
-        assert word.steps.shape == (3, 8, 8)
+        assert word.steps.shape == (3, *word.heat.shape)
         torch.testing.assert_close(word.steps.mean(0), word.heat)
         assert bool((word.heat > 0).all())
 

@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 
 import nulltext
 from nulltext.errors import PromptError
+from nulltext.models.text import StableDiffusionText
 from nulltext.prompts import find_words, spelled_out, tokenize
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
 
@@ -201,8 +202,11 @@ def test_a_tokenizer_without_a_limit_takes_the_text_encoders(
 ) -> None:
     endless = trained.__wrapped__()
     endless.model_max_length = int(1e30)  # what transformers gives where none is named
-    model = dataclasses.replace(tiny_sd1, tokenizer=endless)
-    expected = model.text_encoder.config.max_position_embeddings
+    text = tiny_sd1.text
+    assert isinstance(text, StableDiffusionText)
+    clip = dataclasses.replace(text.clip, tokenizer=endless)
+    model = dataclasses.replace(tiny_sd1, text=StableDiffusionText(clip))
+    expected = clip.encoder.config.max_position_embeddings
     assert model.max_tokens == model.tokenize("a cat").length == expected
     endless.model_max_length = expected - 1
     assert model.max_tokens == model.tokenize("a cat").length == expected - 1

@@ -21,19 +21,9 @@ from nulltext.inversion.solvers.task import StepTask
 PROMPT = "a photo of a white daisy"
 
 
-class InDouble:
-    """A model whose noise predictions are float64 from end to end."""
-
-    def __init__(self, model):
-        self.unet = copy.deepcopy(model.unet).double()
-        self.schedule, self.model = model.schedule, model
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def predict_noise(self, latents, timestep, embeds):
-        output = self.unet(latents, timestep, encoder_hidden_states=embeds).sample
-        return self.schedule.noise_from_output(output, latents, timestep)
+def in_double(model):
+    """The same model, its noise predictions float64 from end to end."""
+    return replace(model, unet=copy.deepcopy(model.unet).double())
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def problem_in_double(tiny):
     latents, targets = torch.randn(2, 2, 4, 8, 8, generator=draw, dtype=torch.float64)
     embeds = tiny.embed([PROMPT, "a cat sitting next to a mirror"]).double()
     task = StepTask.at(
-        InDouble(tiny), latents, targets, embeds, timestep=501, num_steps=10, guidance_scale=7.5
+        in_double(tiny), latents, targets, embeds, timestep=501, num_steps=10, guidance_scale=7.5
     )
     return task, tiny.embed([""]).double().repeat(2, 1, 1)
 

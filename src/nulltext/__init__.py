@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nulltext.inversion.solvers.gauss_newton import GaussNewton
     from nulltext.inversion.solvers.secant import Secant
     from nulltext.models.latent_diffusion import LatentDiffusion
-    from nulltext.models.load import load
+    from nulltext.models.load import from_pipe, load
     from nulltext.photos import Photo, load_photo
     from nulltext.record import Inversion, StepInfo, run
     from nulltext.sampling import Replay, exact_source_step, replay, replay_steps, source_step
@@ -69,6 +69,7 @@ _HOMES = {
     "edit": "editing",
     "edit_steps": "editing",
     "exact_source_step": "sampling",
+    "from_pipe": "models.load",
     "heat_map_steps": "heatmaps",
     "invert": "inversion.invert",
     "invert_steps": "inversion.invert",
@@ -114,6 +115,7 @@ __all__ = [
     "edit",
     "edit_steps",
     "exact_source_step",
+    "from_pipe",
     "heat_map_steps",
     "invert",
     "invert_steps",

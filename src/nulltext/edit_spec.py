@@ -109,9 +109,9 @@ def _injection(
     check_edit(source, target, spec.weights)
     words = attention_map(source, target, spec.alignment)
     return Injection(
-        mapping=words.mapping.to(model.device),
-        gate=words.gate.to(model.device),
-        weights=token_weights(target, spec.weights).to(model.device),
+        mapping=words.mapping.to(model.device, model.precision),
+        gate=words.gate.to(model.device, model.precision),
+        weights=token_weights(target, spec.weights).to(model.device, model.precision),
         cross_until=_steps_until(spec.cross_steps, num_steps),
         self_until=_steps_until(spec.self_steps, num_steps),
     )

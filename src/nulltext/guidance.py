@@ -21,7 +21,7 @@ class NoisePredictor(Protocol):
     """Whatever predicts eps: a `LatentDiffusion`, or a formula in a test."""
 
     def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
-        """eps [B, C, h, w], float32, of latents [B, C, h, w] under embeddings [B, L, D]."""
+        """eps [B, C, h, w] of latents [B, C, h, w] under embeddings [B, R, D]."""
         ...
 
 
@@ -42,10 +42,11 @@ def guided_noise(
     """Predict the guided noise; both branches share one UNet call, null first.
 
     Args:
-        latents: [B, C, h, w]. null_embeds, prompt_embeds: [1 or B, L, D].
+        latents: [B, C, h, w]. null_embeds, prompt_embeds: [1 or B, R, D].
 
     Returns:
-        eps [B, C, h, w], float32. Costs 2 B single-image UNet evaluations, or B at w = 1.
+        eps [B, C, h, w] in the model's precision. Costs 2 B single-image UNet evaluations, or B at
+        w = 1.
     """
     batch = latents.shape[0]
     prompt = prompt_embeds.expand(batch, -1, -1)

@@ -41,15 +41,15 @@ class CropBox:
 
     @classmethod
     def parse(cls, text: str) -> CropBox:
-        """Read "x,y,size", a square; raise OptionError for anything else."""
-        match = re.fullmatch(r"\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*", text)
-        x, y, side = map(int, match.groups()) if match else (0, 0, 0)
-        if side < 1:
+        """Read "x,y,size", a square, or "x,y,width,height"; raise OptionError for anything else."""
+        parts = [part.strip() for part in text.split(",")]
+        numbers = [int(part) for part in parts if re.fullmatch(r"[0-9]{1,9}", part)]
+        if len(numbers) != len(parts) or len(parts) not in (3, 4) or min(numbers[2:]) < 1:
             raise OptionError(
-                f"The crop box {text!r} is not of the form x,y,size: give three whole numbers of"
-                " pixels, with x and y at least 0 and size at least 1, such as 0,0,512."
+                f"The crop box {text!r} is not of the form x,y,size or x,y,width,height: give whole"
+                " numbers of pixels, with x and y at least 0 and sides at least 1, such as 0,0,512."
             )
-        return cls(x, y, side, side)
+        return cls(numbers[0], numbers[1], numbers[2], numbers[-1])
 
     @classmethod
     def from_list(cls, values: Sequence[int]) -> CropBox:
@@ -64,6 +64,11 @@ class CropBox:
         """[x, y, width, height], for JSON."""
         return [self.x, self.y, self.width, self.height]
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        sides = [self.width] if self.width == self.height else [self.width, self.height]
+        return ",".join(map(str, (self.x, self.y, *sides)))
+
     def check_inside(self, photo_size: tuple[int, int]) -> None:
         """Raise ImageError unless the box holds a pixel and lies within (width, height)."""
         width, height = photo_size
@@ -74,14 +79,25 @@ class CropBox:
             raise ImageError(
                 f"The crop box of {self.width} x {self.height} px at {self.x},{self.y} does not lie"
                 f" within the photo of {width} x {height} px: the largest square that fits is"
-                f" {square.x},{square.y},{square.width}."
+                f" {square}."
             )
+
+
+def largest_centred(width: int, height: int, proportions: tuple[int, int]) -> CropBox:
+    """The largest box of a photo of width x height px, centred, rounded to the top left.
+
+    Args:
+        proportions: (width, height) of the box, up to a factor.
+    """
+    across, down = proportions
+    scale = min(width / across, height / down)
+    sides = (min(width, max(1, round(scale * across))), min(height, max(1, round(scale * down))))
+    return CropBox((width - sides[0]) // 2, (height - sides[1]) // 2, *sides)
 
 
 def largest_centred_square(width: int, height: int) -> CropBox:
     """The largest square of a photo of width x height px, centred, rounded to the top left."""
-    side = min(width, height)
-    return CropBox((width - side) // 2, (height - side) // 2, side, side)
+    return largest_centred(width, height, (1, 1))
 
 
 def to_tensor(photo: Photo, box: CropBox, size: tuple[int, int]) -> Tensor:

@@ -14,11 +14,11 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from nulltext.errors import ImageError
-from nulltext.images import CropBox
+from nulltext.images import CropBox, largest_centred
 from nulltext.photos import Photo, load_photo
 
 CONTEXT = 2.0
-"""Side of an automatic crop in sides of what is masked: the model needs the surroundings, too."""
+"""Sides of an automatic crop in sides of what is masked: the model needs the surroundings, too."""
 
 
 def load_mask(source: str | Path | Image.Image) -> Image.Image:
@@ -62,7 +62,7 @@ def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -
         )
     if fitted.getextrema()[1] == 0:
         raise ImageError(
-            f"The mask has no white inside the crop {box.x},{box.y},{box.width}: "
+            f"The mask has no white inside the crop {box}: "
             "move the crop, or leave it out to have it put around the mask."
         )
     return torch.from_numpy(np.array(fitted)).float() / 255
@@ -77,25 +77,35 @@ def _resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def crop_around(mask: Image.Image, photo_size: tuple[int, int], smallest: int) -> CropBox:
-    """The square of a photo that shows a mask with its surroundings.
+def crop_around(
+    mask: Image.Image,
+    photo_size: tuple[int, int],
+    smallest: int,
+    proportions: tuple[int, int] = (1, 1),
+) -> CropBox:
+    """The box of a photo that shows a mask with its surroundings.
 
     Args:
-        mask: of the photo's proportions, else the largest centred square of the photo is returned.
+        mask: of the photo's proportions, else the largest centred box of the photo is returned.
         smallest: pixels that a side shall have at least, such as the model's resolution.
+        proportions: (width, height) of the box, up to a factor; a square by default.
 
-    The side is `CONTEXT` times the larger side of the white part, within `smallest` and the photo's
-    shorter side; the white part is as near to its middle as the photo's borders allow.
+    Its sides are at least `CONTEXT` times those of the white part, within `smallest` and what the
+    photo holds; the white part is as near to its middle as the photo's borders allow.
     """
     width, height = photo_size
-    longest = min(width, height)
-    left, top, right, bottom = 0, 0, width, height
-    side = longest
-    if _similar(mask.size, photo_size):
-        white = _resized(mask, photo_size).getbbox()
-        assert white is not None, "an empty mask is refused when it is loaded"
-        left, top, right, bottom = white
-        wanted = round(CONTEXT * max(right - left, bottom - top))
-        side = min(max(wanted, smallest), longest)
-    x, y = ((low + high - side) // 2 for low, high in ((left, right), (top, bottom)))
-    return CropBox(min(max(x, 0), width - side), min(max(y, 0), height - side), side, side)
+    across, down = proportions
+    largest = largest_centred(width, height, proportions)
+    if not _similar(mask.size, photo_size):
+        return largest
+    white = _resized(mask, photo_size).getbbox()
+    assert white is not None, "an empty mask is refused when it is loaded"
+    left, top, right, bottom = white
+    wanted = CONTEXT * max((right - left) / across, (bottom - top) / down)
+    scale = max(wanted, smallest / min(proportions))
+    sides = (
+        min(round(scale * across), largest.width),
+        min(round(scale * down), largest.height),
+    )
+    x, y = (left + right - sides[0]) // 2, (top + bottom - sides[1]) // 2
+    return CropBox(min(max(x, 0), width - sides[0]), min(max(y, 0), height - sides[1]), *sides)

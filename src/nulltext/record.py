@@ -55,30 +55,31 @@ class Inversion:
     """A photo as a point from which a diffusion model can sample it again."""
 
     trajectory: Tensor
-    """[T + 1, C, h, w], float32: z*_0 (the encoded photo) … z*_T (the noise)."""
+    """[T + 1, C, h, w]: z*_0 (the encoded photo) … z*_T (the noise); float32, as all its tensors
+    but the photo, or float64 from float64 weights."""
     photo: Tensor
-    """[3, H, W], uint8: the crop at the model's resolution."""
+    """[3, H, W], uint8: the crop at the size that the model saw."""
     header: InversionHeader = field(repr=False)
     null_embeds: Tensor | None = None
-    """None (the model's own empty prompt), [1, L, D], or [T, L, D], first for the noisiest."""
+    """None (the model's own empty prompt), [1, R, D], or [T, R, D], first for the noisiest."""
     prompt_embeds: Tensor | None = None
-    """None (the prompt's own embedding), [1, L, D] or [T, L, D]."""
+    """None (the prompt's own embedding), [1, R, D] or [T, R, D]."""
     corrections: Tensor | None = None
     """None or [T, C, h, w]."""
 
     def __post_init__(self) -> None:
-        steps, number = self.num_steps, torch.float32
+        steps, numbers = self.num_steps, (torch.float32, torch.float64)
         expected = {
-            "trajectory": (4, (steps + 1,), number),
-            "photo": (3, (RGB,), torch.uint8),
-            "null_embeds": (3, (1, steps), number),
-            "prompt_embeds": (3, (1, steps), number),
-            "corrections": (4, (steps,), number),
+            "trajectory": (4, (steps + 1,), numbers),
+            "photo": (3, (RGB,), (torch.uint8,)),
+            "null_embeds": (3, (1, steps), numbers),
+            "prompt_embeds": (3, (1, steps), numbers),
+            "corrections": (4, (steps,), numbers),
         }
         for name, tensor in self.tensors().items():
-            dimensions, lengths, dtype = expected[name]
+            dimensions, lengths, dtypes = expected[name]
             fits = tensor.ndim == dimensions and tensor.shape[0] in lengths
-            if not fits or tensor.dtype != dtype or tensor.numel() == 0:
+            if not fits or tensor.dtype not in dtypes or tensor.numel() == 0:
                 raise InversionFileError(
                     f"{name} is {list(tensor.shape)} of {tensor.dtype}, which does not fit an "
                     f"inversion of {steps} steps; invert the photo again."

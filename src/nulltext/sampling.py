@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nulltext.errors import InversionFileError, NumericalError
+from nulltext.errors import InversionFileError
+from nulltext.finite import check_finite
 from nulltext.guidance import guided_noise
 from nulltext.images import from_uint8, psnr
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -27,9 +28,9 @@ class Conditions:
     """The embeddings that each step of a replay runs under."""
 
     null_embeds: Tensor
-    """[1 or T, L, D]."""
+    """[1 or T, R, D]."""
     prompt_embeds: Tensor
-    """[1 or T, L, D]."""
+    """[1 or T, R, D]."""
 
     @classmethod
     def of(cls, model: LatentDiffusion, inversion: Inversion) -> Conditions:
@@ -42,11 +43,11 @@ class Conditions:
         )
 
     def null(self, index: int) -> Tensor:
-        """[1, L, D] of the step with this index (0 is the noisiest)."""
+        """[1, R, D] of the step with this index (0 is the noisiest)."""
         return _row(self.null_embeds, index)
 
     def prompt(self, index: int) -> Tensor:
-        """[1, L, D] of the step with this index (0 is the noisiest)."""
+        """[1, R, D] of the step with this index (0 is the noisiest)."""
         return _row(self.prompt_embeds, index)
 
 
@@ -65,8 +66,10 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
         )
     channels, _, _ = model.latents_shape
     embeds = [e for e in (inversion.null_embeds, inversion.prompt_embeds) if e is not None]
-    embedding = (model.max_tokens, model.text_encoder.config.hidden_size)
-    if inversion.trajectory.shape[1] != channels or any(e.shape[1:] != embedding for e in embeds):
+    _, latent_channels, height, width = inversion.trajectory.shape
+    pixels = (height * model.vae_stride, width * model.vae_stride)
+    fits = latent_channels == channels and tuple(inversion.photo.shape[1:]) == pixels
+    if not fits or any(tuple(e.shape[1:]) != model.embeds_shape for e in embeds):
         raise InversionFileError(
             f"The inversion's tensors have a shape that does not fit the model '{model.name}'; "
             "invert the photo again."
@@ -84,7 +87,7 @@ def pivot_steps(
     """DDIM inversion by the conditional branch alone (w = 1).
 
     Args:
-        latents: z_0, [1, C, h, w]. prompt_embeds: [1, L, D].
+        latents: z_0, [1, C, h, w]. prompt_embeds: [1, R, D].
 
     Returns:
         the trajectory z*_0 … z*_T, [T + 1, C, h, w]. Costs T UNet evaluations.
@@ -230,19 +233,6 @@ def replay(
     """Reconstruct the photo from its inversion; see `replay_steps` for the errors."""
     image = model.decode(run(replay_steps(model, inversion), on_step)).cpu()
     return Replay(image=image, psnr=psnr(image, from_uint8(inversion.photo)))
-
-
-def check_finite(latents: Tensor, what: str, timestep: int) -> None:
-    """Stop where numbers end.
-
-    Raises:
-        NumericalError: a value is infinite or NaN.
-    """
-    if not bool(torch.isfinite(latents).all()):
-        raise NumericalError(
-            f"{what} left the finite numbers at timestep {timestep}; "
-            "pass --dtype float32, or a lower --guidance."
-        )
 
 
 def _row(embeds: Tensor, index: int) -> Tensor:

@@ -36,6 +36,9 @@ SMALLEST_ALPHA_CUMPROD = 2.0**-24
 """Stands in for zero at a zero-terminal-SNR timestep, where noise alone does not fix x0
 (the value that diffusers' Euler scheduler uses for the same purpose)."""
 
+NOT_DISCRETE = ("FlowMatch", "EDM", "CosineDPM")
+"""How the names of schedulers begin whose models know no alpha-bar."""
+
 COSINE_OFFSET = 0.008
 """The s of the squared-cosine schedule (Nichol & Dhariwal 2021, eq. 17)."""
 
@@ -67,8 +70,15 @@ class Schedule:
         own Stable Diffusion pipelines switch it off).
 
         Raises:
-            ModelError: a field has a value that is not known here.
+            ModelError: a field has a value that is not known here, or the scheduler is of another
+                kind of model.
         """
+        kind = str(config.get("_class_name", ""))
+        if kind.startswith(NOT_DISCRETE) or config.get("use_flow_sigmas", False):
+            raise ModelError(
+                f"The scheduler is a {kind}, whose noise levels are no DDIM schedule (flow "
+                "matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base checkpoint."
+            )
         train_steps = int(config.get("num_train_timesteps", 1000))
         betas = _betas(config, train_steps)
         alphas_cumprod = np.cumprod(1.0 - betas)

@@ -16,11 +16,12 @@ from torch import Tensor
 from nulltext.attention.maps import RunningMean, StepMaps, Watched
 from nulltext.attention.processor import AttentionController, attach
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector, largest_self_site
+from nulltext.finite import check_finite
 from nulltext.guidance import CONDITIONAL_ONLY, guided_noise
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import Inversion
 from nulltext.regions import Region
-from nulltext.sampling import check_finite, start_latents
+from nulltext.sampling import start_latents
 
 TARGETS_PER_BATCH = 4
 """Targets that go through the UNet together; more only costs memory on small devices."""

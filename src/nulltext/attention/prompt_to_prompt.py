@@ -16,6 +16,7 @@ with other data (N is ours). As there, weights may be negative and their rows st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -33,8 +34,12 @@ SELF_SIDE_FLOOR = 16
 
 
 def largest_self_site(height: int, width: int) -> int:
-    """Most pixels that a site may have for self-attention to be injected there."""
-    return max(height * width // SELF_DIVISOR**2, SELF_SIDE_FLOOR**2)
+    """Most pixels that a site may have for self-attention to be injected there.
+
+    UNets halve odd sides upwards: latents of 65 x 97 have a site of 17 x 25.
+    """
+    rows, columns = (math.ceil(side / SELF_DIVISOR) for side in (height, width))
+    return max(rows * columns, SELF_SIDE_FLOOR**2)
 
 
 @dataclass(frozen=True)

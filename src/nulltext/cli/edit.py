@@ -24,6 +24,7 @@ from nulltext.cli.options import (
     ModelOption,
     QuietOption,
     SeedOption,
+    SizeOption,
     SolverOption,
     SourceBranch,
 )
@@ -174,6 +175,7 @@ def edit(
         typer.Option("--guidance", metavar="W", help="How strongly words steer; default 7.5."),
     ] = None,
     crop: CropOption = None,
+    size: SizeOption = None,
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
@@ -196,7 +198,7 @@ def edit(
     targets = target or []
     effort = (method, steps, budget, solver, inner_steps)
     request = Request(
-        *(image, source, inversion, save_inversion, *effort, guidance, crop, seed),
+        *(image, source, inversion, save_inversion, *effort, guidance, crop, size, seed),
         mask=mask,
         full=full,
     )

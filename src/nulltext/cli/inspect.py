@@ -16,6 +16,7 @@ LABELS = {
     "seed": "Seed",
     "image_size": "Photo (width, height)",
     "crop": "Crop (x, y, width, height)",
+    "size": "Seen at (width, height)",
     "image_sha256": "Photo's SHA-256",
     "psnr_bound": "PSNR bound",
     "psnr_reconstruction": "PSNR reconstruction",
@@ -38,6 +39,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False, quiet: QuietOption 
     inversion = Inversion.load(file)
     values = asdict(inversion.header)
     values["steps"] = inversion.num_steps
+    values["size"] = [inversion.photo.shape[2], inversion.photo.shape[1]]
     values["tensors"] = {name: list(t.shape) for name, t in inversion.tensors().items()}
     shown = [f"{label:<28}{_readable(values[key])}" for key, label in LABELS.items()]
     reporter.result({"file": str(file), **values}, [f"{'File':<28}{file}", *shown])

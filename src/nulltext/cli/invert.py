@@ -20,6 +20,7 @@ from nulltext.cli.options import (
     ModelOption,
     QuietOption,
     SeedOption,
+    SizeOption,
     SolverOption,
 )
 from nulltext.cli.report import Reporter, decibels
@@ -48,6 +49,7 @@ def invert(
         float, typer.Option("--guidance", metavar="W", help="How strongly words will steer.")
     ] = defaults.GUIDANCE_SCALE,
     crop: CropOption = None,
+    size: SizeOption = None,
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
@@ -62,11 +64,13 @@ def invert(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli.work import check_inversion_target, invert_with_bars, open_model, open_photo
+    from nulltext.framing import parse_size
     from nulltext.inversion.budgets import planned
 
     plan = planned(method, budget=budget, solver=solver, num_steps=steps, inner_steps=inner_steps)
     target = check_inversion_target(output or Path(f"{image.stem}.safetensors"))
-    photo, box = open_photo(image, crop)
+    wanted = None if size is None else parse_size(size)
+    photo, box = open_photo(image, crop, wanted)
     loaded = open_model(reporter, model, device, dtype, [prompt])
     inversion = invert_with_bars(
         reporter,
@@ -74,6 +78,7 @@ def invert(
         photo,
         prompt,
         box,
+        wanted,
         plan=plan,
         guidance=guidance,
         seed=seed,

@@ -45,7 +45,18 @@ FileArgument = Annotated[
 CropOption = Annotated[
     str | None,
     typer.Option(
-        "--crop", metavar="X,Y,SIZE", help="Square to edit; default: the largest centred one."
+        "--crop",
+        metavar="X,Y,SIZE",
+        help="Square to edit, or X,Y,WIDTH,HEIGHT; default: the largest centred one.",
+    ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="WIDTHxHEIGHT",
+        help="Size that the model works at, such as 768x512; photo: the whole photo in its own "
+        "proportions; default: the model's own.",
     ),
 ]
 ModelOption = Annotated[

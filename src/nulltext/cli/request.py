@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.editing import EditSpec
+    from nulltext.framing import SizeChoice
     from nulltext.images import CropBox
     from nulltext.inversion.budgets import Plan
     from nulltext.models.latent_diffusion import LatentDiffusion
@@ -42,6 +43,7 @@ class Request:
     inner_steps: int | None
     guidance: float | None
     crop: str | None
+    size: str | None
     seed: int
     mask: Path | None
     full: bool
@@ -57,7 +59,7 @@ class Request:
                 raise OptionError('There is no --source; say what the photo shows: --source "…".')
             return
         effort = ("method", "steps", "budget", "solver", "inner_steps")
-        settled = (*effort, "guidance", "crop", "save_inversion")
+        settled = (*effort, "guidance", "crop", "size", "save_inversion")
         given = [name for name in settled if getattr(self, name) is not None]
         if given:
             raise OptionError(
@@ -66,6 +68,17 @@ class Request:
             )
         if self.full and self.image is None:
             raise OptionError("--full pastes into the photo; pass IMAGE beside --inversion.")
+
+    @property
+    def size_choice(self) -> SizeChoice:
+        """What --size says.
+
+        Raises:
+            OptionError: it cannot be read.
+        """
+        from nulltext.framing import parse_size
+
+        return None if self.size is None else parse_size(self.size)
 
     def plan(self) -> Plan:
         """How to invert."""
@@ -166,9 +179,12 @@ def _cropped(request: Request, drawn: object | None) -> tuple[Photo, CropBox, tu
     from nulltext.masks import crop_around
 
     assert request.image is not None
-    photo, box = open_photo(request.image, request.crop)
-    if request.full and request.crop is None and isinstance(drawn, Image.Image):
-        box = crop_around(drawn, photo.size, SMALLEST_CROP)
+    size = request.size_choice
+    photo, box = open_photo(request.image, request.crop, size)
+    free = request.crop is None and size != "photo"
+    if request.full and free and isinstance(drawn, Image.Image):
+        proportions = (box.width, box.height)
+        box = crop_around(drawn, photo.size, SMALLEST_CROP, proportions)
     return photo, box, photo.size
 
 
@@ -193,6 +209,7 @@ def obtain_inversion(
         opened.photo,
         opened.prompt,
         opened.box,
+        request.size_choice,
         plan=request.plan(),
         guidance=(defaults.GUIDANCE_SCALE if request.guidance is None else request.guidance),
         seed=request.seed,

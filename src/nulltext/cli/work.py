@@ -9,10 +9,10 @@ from pathlib import Path
 from nulltext.cli.report import Reporter
 from nulltext.errors import ImageError, OptionError
 from nulltext.files import check_target
+from nulltext.framing import SizeChoice, box_for
 from nulltext.images import (
     CropBox,
     from_uint8,
-    largest_centred_square,
     to_tensor,
     to_uint8,
 )
@@ -38,12 +38,12 @@ def check_inversion_target(path: Path) -> Path:
     return path
 
 
-def open_photo(image: Path, crop: str | None) -> tuple[Photo, CropBox]:
+def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, CropBox]:
     """Load a photo, and find the region that is asked for in it."""
     box = None if crop is None else CropBox.parse(crop)
     photo = load_photo(image)
     if box is None:
-        box = largest_centred_square(*photo.size)
+        box = box_for(photo.size, size)
     box.check_inside(photo.size)
     return photo, box
 
@@ -92,13 +92,14 @@ def invert_with_bars(
     photo: Photo,
     prompt: str,
     box: CropBox,
+    size: SizeChoice,
     *,
     plan: Plan,
     guidance: float,
     seed: int,
 ) -> Inversion:
     """`invert`, with progress bars and the PSNR so far."""
-    preview = from_uint8(to_uint8(to_tensor(photo, box, model.resolution)))
+    preview = from_uint8(to_uint8(to_tensor(photo, box, model.sizes.of(box, size))))
     loop = invert_steps(
         model,
         photo,
@@ -107,6 +108,7 @@ def invert_with_bars(
         num_steps=plan.num_steps,
         guidance_scale=guidance,
         crop=box,
+        size=size,
         seed=seed,
     )
     with reporter.progress(model, preview) as on_step:

@@ -20,7 +20,7 @@ class Problem:
     latents: Tensor
     """z_0, [1, C, h, w], scaled."""
     prompt_embeds: Tensor
-    """C, [1, L, D]."""
+    """C, [1, R, D]."""
     num_steps: int
     """T."""
     guidance_scale: float
@@ -38,9 +38,9 @@ class Solution:
     unet_evaluations: int
     """Single-image UNet passes that it took, the pivot's included; a backward pass counts 2."""
     null_embeds: Tensor | None = None
-    """[1 or T, L, D]."""
+    """[1 or T, R, D]."""
     prompt_embeds: Tensor | None = None
-    """[1 or T, L, D]."""
+    """[1 or T, R, D]."""
     corrections: Tensor | None = None
     """[T, C, h, w]."""
     replayed: Tensor | None = None

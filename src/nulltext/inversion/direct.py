@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 
+from nulltext.finite import check_finite
 from nulltext.guidance import guided_evaluations, guided_noise
 from nulltext.inversion.base import Problem, Solution
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -53,6 +54,7 @@ class Direct:
                 )
             cleaner = schedule.cleaner(timestep, num_steps)
             stepped = schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+            check_finite(stepped, "Direct inversion", timestep)
             corrections.append(target - stepped)
             estimate = schedule.clean_estimate(latents, noise_pred, timestep)
             latents = stepped + corrections[-1]  # what a replay will have, rounding included

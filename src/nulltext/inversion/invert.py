@@ -14,11 +14,11 @@ from torch import Tensor
 
 from nulltext.defaults import GUIDANCE_SCALE, METHOD, NUM_STEPS
 from nulltext.errors import OptionError
+from nulltext.framing import SizeChoice, box_for
 from nulltext.header import InversionHeader
 from nulltext.images import (
     CropBox,
     from_uint8,
-    largest_centred_square,
     psnr,
     to_tensor,
     to_uint8,
@@ -50,6 +50,7 @@ def invert(
     num_steps: int = NUM_STEPS,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
+    size: SizeChoice = None,
     seed: int = 0,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Inversion: ...
@@ -65,6 +66,7 @@ def invert(
     num_steps: int = NUM_STEPS,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
+    size: SizeChoice = None,
     seed: int = 0,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> list[Inversion]: ...
@@ -79,6 +81,7 @@ def invert(
     num_steps: int = NUM_STEPS,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
+    size: SizeChoice = None,
     seed: int = 0,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Inversion | list[Inversion]:
@@ -92,7 +95,9 @@ def invert(
             such as `NullText(inner_steps=5)`.
         num_steps: T, 1 to the model's training steps.
         guidance_scale: w of the replay; null-text needs more than 1.
-        crop: the region to invert; the largest centred square by default.
+        crop: the region to invert; by default the largest centred one of the size's proportions.
+        size: (width, height) that the model works at, or "photo" for the whole photo (or crop) at
+            about the model's number of pixels; by default the model's own.
         seed: for the methods that draw noise; each photo starts from it.
         on_step: called with each step's `StepInfo`.
 
@@ -100,7 +105,7 @@ def invert(
         UserError: one of `ImageError`, `PromptError`, `OptionError`.
         NumericalError: the numbers stopped being finite.
     """
-    options = (method, num_steps, guidance_scale, crop, seed)
+    options = (method, num_steps, guidance_scale, crop, size, seed)
     if isinstance(photo, Sequence) and not isinstance(photo, str):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if len(photo) != len(prompts):
@@ -126,13 +131,14 @@ def invert_steps(
     num_steps: int = NUM_STEPS,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
+    size: SizeChoice = None,
     seed: int = 0,
 ) -> Generator[StepInfo, None, Inversion]:
     """`invert` of one photo as a generator that returns the `Inversion`.
 
     Mistakes show at the call, before any work.
     """
-    options = (method, num_steps, guidance_scale, crop, seed)
+    options = (method, num_steps, guidance_scale, crop, size, seed)
     return _steps(model, _Request.checked(model, photo, prompt, *options))
 
 
@@ -142,6 +148,8 @@ class _Request:
 
     photo: Photo
     box: CropBox
+    size: tuple[int, int]
+    """(height, width) that the model works at."""
     prompt: str
     method: InversionMethod
     num_steps: int
@@ -158,6 +166,7 @@ class _Request:
         num_steps: int,
         guidance_scale: float,
         crop: CropBox | None,
+        size: SizeChoice,
         seed: int,
     ) -> _Request:
         chosen = method_named(method) if isinstance(method, str) else method
@@ -167,9 +176,10 @@ class _Request:
         model.schedule.timesteps(num_steps)
         model.tokenize(prompt)
         loaded = photo if isinstance(photo, Photo) else load_photo(photo)
-        box = crop or largest_centred_square(*loaded.size)
+        box = crop or box_for(loaded.size, size)
         box.check_inside(loaded.size)
-        return cls(loaded, box, prompt, chosen, num_steps, guidance_scale, seed)
+        seen_at = model.sizes.of(box, size)
+        return cls(loaded, box, seen_at, prompt, chosen, num_steps, guidance_scale, seed)
 
 
 @dataclass(frozen=True)
@@ -184,7 +194,7 @@ class _Start:
 
     @classmethod
     def of(cls, model: LatentDiffusion, request: _Request) -> _Start:
-        pixels = to_uint8(to_tensor(request.photo, request.box, model.resolution))
+        pixels = to_uint8(to_tensor(request.photo, request.box, request.size))
         image = from_uint8(pixels)
         problem = Problem(
             latents=model.encode(image),
@@ -249,7 +259,7 @@ def _inversion(
 ) -> Inversion:
     """The record of a solved problem; its last two figures are still open."""
     tensors: dict[str, Any] = {
-        name: None if tensor is None else tensor.detach().float().cpu()
+        name: None if tensor is None else tensor.detach().to("cpu", model.precision)
         for name, tensor in (
             ("trajectory", solution.trajectory),
             ("null_embeds", solution.null_embeds),

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,12 +53,16 @@ class NullText:
     """Loss below which the noisiest timestep is good enough."""
     loss_tolerance_slope: float = 2e-5
     """What each further timestep adds to that tolerance."""
+    pooled: Literal["fixed", "optimised"] = "fixed"
+    """Whether the pooled null embedding moves with the tokens' (SDXL; elsewhere there is none)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
             solver_named(self.solver)
         if self.inner_steps < 0:
             raise OptionError(f"inner_steps is {self.inner_steps}; choose 0 or more (10 is usual).")
+        if self.pooled not in ("fixed", "optimised"):
+            raise OptionError(f"pooled is {self.pooled!r}; choose 'fixed' or 'optimised'.")
 
     def check(self, guidance_scale: float) -> None:
         """Refuse scales at which the null embedding has no say.
@@ -101,7 +105,7 @@ class NullText:
         self, model: LatentDiffusion, problems: Sequence[Problem]
     ) -> Generator[StepInfo, None, list[Solution]]:
         """`steps` for several photos at once, each of which stops as early as it would alone."""
-        batch = _Batch.of(problems)
+        batch = _Batch.of(problems, self._free_rows(model))
         pivots = yield from pivots_steps(model, batch.latents, batch.prompt_embeds, batch.num_steps)
         solver = solver_named(self.solver) if isinstance(self.solver, str) else self.solver
         run, latents = solver.begin(), pivots[-1]
@@ -125,6 +129,13 @@ class NullText:
             for row in range(len(problems))
         ]
 
+    def _free_rows(self, model: LatentDiffusion) -> Tensor | None:
+        """Which rows of an embedding are fitted: [R], 1 or 0; None for all."""
+        rows, _ = model.embeds_shape
+        if self.pooled == "optimised" or rows == model.max_tokens:
+            return None
+        return (torch.arange(rows, device=model.device) < model.max_tokens).to(model.precision)
+
 
 @dataclass(frozen=True)
 class _Batch:
@@ -134,9 +145,10 @@ class _Batch:
     prompt_embeds: Tensor
     num_steps: int
     guidance_scale: float
+    free_rows: Tensor | None
 
     @classmethod
-    def of(cls, problems: Sequence[Problem]) -> _Batch:
+    def of(cls, problems: Sequence[Problem], free_rows: Tensor | None) -> _Batch:
         first = problems[0]
         shared = {(problem.num_steps, problem.guidance_scale) for problem in problems}
         assert len(shared) == 1, f"one grid and one scale per batch, not {shared}"
@@ -145,6 +157,7 @@ class _Batch:
             prompt_embeds=torch.cat([problem.prompt_embeds for problem in problems]),
             num_steps=first.num_steps,
             guidance_scale=first.guidance_scale,
+            free_rows=free_rows,
         )
 
     def task(
@@ -158,6 +171,7 @@ class _Batch:
             timestep=timestep,
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
+            free_rows=self.free_rows,
         )
 
 

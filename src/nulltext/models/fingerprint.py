@@ -1,19 +1,21 @@
-"""A fingerprint of a checkpoint's weights, cheap enough to take at every load.
+"""A fingerprint of a checkpoint's weights, cheap enough to take whenever it matters.
 
 The digest runs over the name, the shape and up to 64 evenly spaced values of every tensor of every
 component, upcast to float32, and over the settings that give them their meaning (schedule, what
 the UNet predicts, the autoencoder's scale). Two copies of the same checkpoint agree; another
-training run, a merged LoRA or a swapped autoencoder does not. It identifies, it does not
-authenticate.
+training run, an active or merged LoRA, or a swapped autoencoder does not. A LoRA that sleeps does
+not count. It identifies, it does not authenticate.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nulltext.schedule import Schedule
 
@@ -23,11 +25,17 @@ SAMPLED_TIMESTEPS = 16
 
 
 @torch.no_grad()
-def fingerprint(components: Mapping[str, torch.nn.Module], schedule: Schedule) -> str:
-    """Hex digest of named modules and their schedule, independent of the device they are on."""
-    digest = hashlib.sha256(_settings(components["vae"], schedule).encode())
+def fingerprint(
+    components: Mapping[str, torch.nn.Module], schedule: Schedule, settings: str = ""
+) -> str:
+    """Hex digest of named modules and their schedule, independent of the device they are on.
+
+    Args:
+        settings: whatever else decides what the weights mean.
+    """
+    digest = hashlib.sha256((_settings(components["vae"], schedule) + settings).encode())
     for component, module in sorted(components.items()):
-        for name, parameter in sorted(module.named_parameters()):
+        for name, parameter in sorted(_acting(module)):
             digest.update(f"{component}.{name}{tuple(parameter.shape)}".encode())
             flat = parameter.detach().reshape(-1)
             count = min(flat.numel(), SAMPLES_PER_TENSOR)
@@ -42,3 +50,29 @@ def _settings(vae: Any, schedule: Schedule) -> str:
     final, offset = f"{schedule.final_alpha_cumprod:.5g}", schedule.steps_offset
     scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None)
     return repr((alphas, final, schedule.spacing, offset, schedule.prediction, scale, shift))
+
+
+def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by their names without adapters, then the strengths of the adapters that act."""
+    sleeping: list[str] = []
+    for path, layer in _adapted_layers(module):
+        awake = () if layer.disable_adapters else layer.active_adapters
+        for kind in layer.adapter_layer_names:
+            sleeping += [f"{path}.{kind}.{a}." for a in getattr(layer, kind) if a not in awake]
+        for adapter in awake:
+            if adapter in getattr(layer, "scaling", {}):
+                yield f"{path}.{adapter}.scaling", torch.tensor(float(layer.scaling[adapter]))
+    for name, parameter in module.named_parameters():
+        if not f"{name}.".startswith(tuple(sleeping)):
+            yield name.replace(".base_layer.", "."), parameter
+
+
+def _adapted_layers(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers that peft has put adapters on, as diffusers does to load a LoRA."""
+    if "peft" not in sys.modules:
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, layer in module.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            yield path, layer

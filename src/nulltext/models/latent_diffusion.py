@@ -2,12 +2,13 @@
 
     z_0 = s (mode of q(z | x) - m)      encode, s the autoencoder's scaling factor, m its shift
     x   = D(z_0 / s + m)                decode
-    C   = text encoder(prompt)          embed
+    C   = text encoders(prompt)         embed
     eps = UNet(z_t, t, C)               predict_noise, v and x0 predictions converted to eps
 
 Everything that depends on the checkpoint (scale, prediction type, token limit, resolution) is read
-from its configs. Source: Rombach et al. 2022, sec. 3; the layout is diffusers'
-`StableDiffusionPipeline`.
+from its configs, and what its family is conditioned on is its `TextConditioner`'s business. Latents
+and embeddings are float32 whatever the weights are (float64 for float64 weights).
+Source: Rombach et al. 2022, sec. 3.
 """
 
 from __future__ import annotations
@@ -15,18 +16,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nulltext.errors import PromptError
-from nulltext.prompts import TokenizedPrompt, tokenize
+from nulltext.finite import check_finite
+from nulltext.framing import Sizes
+from nulltext.models.fingerprint import fingerprint
+from nulltext.models.half import differentiable_in_half
+from nulltext.models.text import TextConditioner
+from nulltext.prompts import TokenizedPrompt
 from nulltext.schedule import Schedule
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTokenizer
+
+BUCKET_UNITS = 16
+"""Parts of a side that buckets are counted in."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,41 @@ class LatentDiffusion:
 
     name: str
     """What it was loaded as: a bundled name, a folder, a hub id."""
-    fingerprint: str
-    """Identifies the weights; a saved inversion is bound to it."""
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    text: TextConditioner
+    """Tokenizers and text encoders, and how the family's UNet is conditioned on them."""
     schedule: Schedule
+    loaded_fingerprint: str
+    """Fingerprint of the weights as they were loaded, in their own precision."""
+    loaded_digest: str
+    """The same of the weights as they are used: another one after a cast to half precision."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Long and short sides that its family was trained at, in sixteenths of its own side."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights as they are now; a saved inversion is bound to it.
+
+        It changes where a LoRA is loaded, put to sleep or merged, and comes back with the weights.
+        """
+        now = fingerprint(self.components, self.schedule, self.text.settings)
+        return self.loaded_fingerprint if now == self.loaded_digest else now
+
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """All modules with weights, by their names in a checkpoint's folder."""
+        return {"unet": self.unet, "vae": self.vae, **self.text.modules}
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer by which words and tokens are counted."""
+        return self.text.tokenizer
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of latents, embeddings and noise predictions: float32, or float64 for such weights."""
+        return torch.promote_types(self.unet.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
@@ -67,14 +103,25 @@ class LatentDiffusion:
         return height * self.vae_stride, width * self.vae_stride
 
     @property
+    def sizes(self) -> Sizes:
+        """The sizes that it works at: its own, its family's buckets, and any multiple of 8."""
+        height, width = self.resolution
+        unit, buckets = min(height, width) // BUCKET_UNITS, self.buckets
+        if unit % self.vae_stride:
+            buckets = ()
+        sizes = {(unit * a, unit * b) for a, b in buckets}
+        sizes |= {(b, a) for a, b in sizes}
+        return Sizes((width, height), self.vae_stride, tuple(sorted(sizes)))
+
+    @property
     def max_tokens(self) -> int:
         """Length of a padded prompt, L, begin and end of text included."""
-        return int(
-            min(
-                self.tokenizer.model_max_length,
-                self.text_encoder.config.max_position_embeddings,
-            )
-        )
+        return self.text.max_tokens
+
+    @property
+    def embeds_shape(self) -> tuple[int, int]:
+        """(R, D) of an embedded prompt: L token rows, then the family's pooled ones if any."""
+        return self.text.embeds_shape
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -84,17 +131,28 @@ class LatentDiffusion:
             images: [B, 3, H, W] in [-1, 1], H and W multiples of `vae_stride`.
 
         Returns:
-            scaled latents [B, C, h, w], float32, on the model's device.
+            scaled latents [B, C, h, w], `precision`, on the model's device.
+
+        Raises:
+            NumericalError: the autoencoder left the finite numbers.
         """
-        images = images.to(self.vae.device, self.vae.dtype)
-        latents = self.vae.encode(images).latent_dist.mode().float()
+        with self._vae_in_safe_precision():
+            images = images.to(self.vae.device, self.vae.dtype)
+            latents = self.vae.encode(images).latent_dist.mode().to(self.precision)
+        check_finite(latents, "The autoencoder's encoding of the photo")
         return (latents - self._vae_shift) * self._vae_scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents [B, C, h, w] to images [B, 3, H, W], float32, about [-1, 1]."""
+        """Decode scaled latents [B, C, h, w] to images [B, 3, H, W], float32, about [-1, 1].
+
+        Raises:
+            NumericalError: the autoencoder left the finite numbers.
+        """
         latents = latents / self._vae_scale + self._vae_shift
-        images: Tensor = self.vae.decode(latents.to(self.vae.device, self.vae.dtype)).sample
+        with self._vae_in_safe_precision():
+            images: Tensor = self.vae.decode(latents.to(self.vae.device, self.vae.dtype)).sample
+        check_finite(images, "The autoencoder's picture")
         return images.float()
 
     def tokenize(self, prompt: str, *, allow_empty: bool = False) -> TokenizedPrompt:
@@ -104,45 +162,48 @@ class LatentDiffusion:
             PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer, or
                 names a learnt token of several vectors.
         """
-        added = self.tokenizer.get_added_vocab()
-        for token in added:
-            if f"{token}_1" in added and token in prompt:
-                raise PromptError(
-                    f"'{token}' is a textual-inversion token of several vectors, which nulltext "
-                    f"cannot align; write its parts out: {token} {token}_1 …"
-                )
-        return tokenize(self.tokenizer, prompt, max_length=self.max_tokens, allow_empty=allow_empty)
+        return self.text.tokenize(prompt, allow_empty=allow_empty)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Embed prompts, "" included: [B, L, D], float32.
+        """Embed prompts, "" included: [B, R, D], `precision`.
+
+        Each goes through the text encoder alone, so that its neighbours do not change its last bit.
 
         Raises:
             PromptError: a prompt is too long or unreadable to the tokenizer.
+            NumericalError: a text encoder left the finite numbers.
         """
-        tokenized = [self.tokenize(prompt, allow_empty=True) for prompt in prompts]
-        ids = torch.tensor([t.token_ids for t in tokenized], device=self.text_encoder.device)
-        mask = None
-        if getattr(self.text_encoder.config, "use_attention_mask", False):
-            lengths = torch.tensor([t.end_of_text + 1 for t in tokenized], device=ids.device)
-            mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-        embeds: Tensor = self.text_encoder(ids, attention_mask=mask).last_hidden_state
-        return embeds.float()
+        rows = [self.text.embed(prompt) for prompt in prompts]
+        embeds = torch.cat(rows).to(self.device, self.precision)
+        check_finite(embeds, "The text encoder's embedding of the prompt")
+        return embeds
 
     def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
         """Predict eps; costs B single-image UNet evaluations, differentiable in the embeddings.
 
         Args:
-            latents: [B, C, h, w], scaled. prompt_embeds: [B, L, D]. Both any float dtype.
+            latents: [B, C, h, w], scaled. prompt_embeds: [B, R, D]. Both any float dtype.
 
         Returns:
-            eps [B, C, h, w], float32.
+            eps [B, C, h, w], `precision`.
         """
         dtype = self.unet.dtype
-        output = self.unet(
-            latents.to(dtype), timestep, encoder_hidden_states=prompt_embeds.to(dtype)
-        ).sample
-        return self.schedule.noise_from_output(output.float(), latents.float(), timestep)
+        size = (latents.shape[-2] * self.vae_stride, latents.shape[-1] * self.vae_stride)
+
+        def output_under(embeds: Tensor) -> Tensor:
+            inputs = self.text.unet_inputs(embeds, size)
+            output: Tensor = self.unet(latents.to(dtype), timestep, **inputs).sample
+            return output
+
+        if dtype == torch.float16 and torch.is_grad_enabled() and prompt_embeds.requires_grad:
+            output = differentiable_in_half(output_under, prompt_embeds, dtype)
+        else:
+            output = output_under(prompt_embeds.to(dtype))
+        precision = self.precision
+        return self.schedule.noise_from_output(
+            output.to(precision), latents.to(precision), timestep
+        )
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -156,9 +217,12 @@ class LatentDiffusion:
             for parameter in trainable:
                 parameter.requires_grad_(True)
 
-    def to_diffusers(self) -> StableDiffusionPipeline:
-        """This model as a stock diffusers pipeline with its DDIM scheduler; weights are shared."""
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
+    def to_diffusers(self) -> Any:
+        """This model as its family's stock diffusers pipeline with a DDIM scheduler.
+
+        Weights are shared: what is loaded into the pipeline works through this model, too.
+        """
+        from diffusers import DDIMScheduler
 
         schedule = self.schedule
         final_is_one = schedule.final_alpha_cumprod == 1.0
@@ -172,16 +236,25 @@ class LatentDiffusion:
             prediction_type=schedule.prediction,
             timestep_spacing=schedule.spacing,
         )
-        return StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        return self.text.pipeline(self.unet, self.vae, scheduler)
+
+    @contextmanager
+    def _vae_in_safe_precision(self) -> Iterator[None]:
+        """Let an autoencoder that overflows in half precision (`force_upcast`) work in float32.
+
+        Half weights are float32 numbers, so casting them back afterwards restores every bit. The
+        cast is torch's own: diffusers' would warn of it each time.
+        """
+        stored = self.vae.dtype
+        fragile = torch.finfo(stored).bits < torch.finfo(torch.float32).bits
+        if not (fragile and getattr(self.vae.config, "force_upcast", True)):
+            yield
+            return
+        torch.nn.Module.to(self.vae, torch.float32)
+        try:
+            yield
+        finally:
+            torch.nn.Module.to(self.vae, stored)
 
     @property
     def _vae_scale(self) -> float:

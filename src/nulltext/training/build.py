@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -91,11 +91,6 @@ def build_unet(recipe: Recipe) -> UNet2DConditionModel:
             cross_attention_dim=own.text_width,
             attention_head_dim=own.heads,  # what diffusers calls so is the number of heads
         )
-
-
-def scheduler_config() -> dict[str, Any]:
-    """What `Schedule.from_config` and diffusers read."""
-    return dict(SCHEDULER)
 
 
 @contextmanager

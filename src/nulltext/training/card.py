@@ -57,7 +57,8 @@ def model_card(
 
 
 def _sizes(model: LatentDiffusion) -> str:
-    parts = {"autoencoder": model.vae, "UNet": model.unet, "text encoder": model.text_encoder}
+    names = {"vae": "autoencoder", "unet": "UNet", "text_encoder": "text encoder"}
+    parts = {spoken: model.components[name] for name, spoken in names.items()}
     sizes = (
         f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.1f} M"
         for name, part in parts.items()

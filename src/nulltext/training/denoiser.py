@@ -68,8 +68,9 @@ class DenoiserStage:
     ) -> None:
         """Args: prompts: what the sample pictures shall show."""
         self.module: nn.Module = nn.ModuleDict(
-            {"unet": model.unet, "text_encoder": model.text_encoder}
+            {name: model.components[name] for name in ("unet", "text_encoder")}
         )
+        self.text_encoder = model.components["text_encoder"]
         self.model, self.views, self.weigh, self.prompts = model, views, loss, prompts
         self.captions, self.fillers = captions, fillers
         self.alphas_cumprod = torch.from_numpy(model.schedule.alphas_cumprod).float()
@@ -90,7 +91,7 @@ class DenoiserStage:
         ]
         read = [self._read(caption) for caption in captions]
         ids = torch.tensor([row for row, _ in read], device=device)
-        embeds = self.model.text_encoder(ids).last_hidden_state
+        embeds = self.text_encoder(ids).last_hidden_state
         eye = StepMaps(largest_self_site(*clean.shape[-2:]))
         grounded = self.weigh.grounding > 0
         watching: AbstractContextManager[None] = nullcontext()

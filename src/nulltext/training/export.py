@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -16,7 +17,7 @@ from diffusers import DDIMScheduler
 from nulltext.errors import OptionError, OutputError
 from nulltext.files import replace_file, unwritable
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.training.build import scheduler_config
+from nulltext.training.build import SCHEDULER
 from nulltext.training.card import model_card
 from nulltext.training.latents import load_views
 from nulltext.training.loop import averaged_weights, checkpoint_path
@@ -57,7 +58,7 @@ def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int]]:
     weights, updates = averaged_weights(path)
     for name in ("unet", "text_encoder"):
         part = {n.removeprefix(f"{name}."): w for n, w in weights.items() if n.startswith(name)}
-        module = getattr(model, name)
+        module = model.components[name]
         module.load_state_dict(part)
         module.requires_grad_(False).eval()
     done = {stage: _updates(shop, stage) for stage in ("autoencoder", "decoder")}
@@ -82,11 +83,11 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         for name in ("vae", "unet", "text_encoder"):
-            part = getattr(model, name)
+            part: Any = model.components[name]
             part.to(torch.float16).save_pretrained(fresh / name, max_shard_size=SHARD)
             part.to(torch.float32)
         model.tokenizer.save_pretrained(fresh / "tokenizer")
-        DDIMScheduler(**scheduler_config()).save_pretrained(fresh / "scheduler")
+        DDIMScheduler(**SCHEDULER).save_pretrained(fresh / "scheduler")
         replace_file(fresh / "README.md", model_card(shop, model, updates, commit).encode())
         replace_file(fresh / "recipe.json", shop.recipe.to_json().encode())
         replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())

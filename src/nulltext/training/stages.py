@@ -22,15 +22,14 @@ import torch
 from torch import Tensor
 
 from nulltext.errors import ImageError, OptionError
-from nulltext.models.fingerprint import fingerprint
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.schedule import Schedule
+from nulltext.models.load import from_pipe
 from nulltext.training.autoencoder import AutoencoderStage, DecoderStage
 from nulltext.training.build import (
+    SCHEDULER,
     build_autoencoder,
     build_text_encoder,
     build_unet,
-    scheduler_config,
 )
 from nulltext.training.captions import CaptionSettings, compose
 from nulltext.training.collection import TRAIN, Example, digest, load_pixels, read_collection
@@ -200,22 +199,27 @@ def denoiser_stage(shop: Workshop) -> Stage:
 
 def untrained(shop: Workshop, vae: AutoencoderKL, *, scale: float) -> LatentDiffusion:
     """The model around an autoencoder; UNet and text encoder as the stage begins with them."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
     tokenizer = tokenizer_of(shop)
     unet, text_encoder = build_unet(shop.recipe), build_text_encoder(shop.recipe, tokenizer)
     if shop.origin is not None:
         warm_start(unet, dict(shop.origin.unet.named_parameters()))
-        warm_start(text_encoder, dict(shop.origin.text_encoder.named_parameters()))
+        encoder = shop.origin.components["text_encoder"]
+        warm_start(text_encoder, dict(encoder.named_parameters()))
         warm_start_embeddings(text_encoder, tokenizer, shop.origin)
     vae.register_to_config(scaling_factor=scale)
-    parts = {"unet": unet, "vae": vae.eval(), "text_encoder": text_encoder}
-    schedule = Schedule.from_config(scheduler_config())
-    return LatentDiffusion(
-        name=shop.recipe.name,
-        fingerprint=fingerprint(parts, schedule),
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
-        schedule=schedule,
-        **{name: part.to(shop.device) for name, part in parts.items()},
+        unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
+    return replace(from_pipe(pipe.to(shop.device)), name=shop.recipe.name)
 
 
 def encoder_of(shop: Workshop) -> tuple[AutoencoderKL, str]:

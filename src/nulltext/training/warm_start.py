@@ -9,7 +9,7 @@ Source: the idea of Net2Net (Chen et al. 2016), without its wish to keep the fun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,8 @@ def warm_start_embeddings(
 ) -> None:
     """Give each token the embedding that the same token had; the others keep theirs."""
     new = text_encoder.get_input_embeddings().weight
-    old = origin.text_encoder.get_input_embeddings().weight
+    encoder: Any = origin.components["text_encoder"]
+    old = encoder.get_input_embeddings().weight
     numbers = origin.tokenizer.get_vocab()
     fresh = torch.empty_like(new).copy_(new)
     for token, row in tokenizer.get_vocab().items():

@@ -36,7 +36,7 @@ class SolverRun(Protocol):
     """A solver on its way through the timesteps of one batch; it may remember."""
 
     def fit(self, task: StepTask, start: Tensor, loop: InnerLoop) -> Fit:
-        """Lower the losses of all the task's photos from `start` [B, L, D], each on its own."""
+        """Lower the losses of all the task's photos from `start` [B, R, D], each on its own."""
         ...
 
 

@@ -62,14 +62,14 @@ class GaussNewton:
                 self._direction(task, null_embeds, landing, rows),
             )
             del landing  # and its graph: two at a time would double the memory
-            moved = point + within_trust(direction, point, self.trust)
+            moved = point + within_trust(direction, task.sizes(point, rows), self.trust)
             tried, rows = moved[going], rows[going]
         return Fit(best, inner)
 
     def _direction(
         self, task: StepTask, null_embeds: Tensor, landing: Landing, rows: Tensor
     ) -> Tensor:
-        """d of the module's formula, [b, L, D]."""
+        """d of the module's formula, [b, R, D]."""
         point = null_embeds.detach()
         left = -landing.residual.detach()  # what is left of -r to explain
         direction = torch.zeros_like(point)

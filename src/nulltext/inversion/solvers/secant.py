@@ -93,11 +93,12 @@ class SecantRun:
         noise_residual = landing.residual.detach() / gain
         slopes = task.pullback(landing.residual, null_embeds, -noise_residual / gain, rows)
         points, slopes, rows = null_embeds.detach()[going], slopes[going], rows[going]
+        sizes = task.sizes(points, rows)
         steps = [
-            self.memories[row].step_length(point, slope) * slope
-            for row, point, slope in zip(rows.tolist(), points, slopes, strict=True)
+            self.memories[row].step_length(size, slope) * slope
+            for row, size, slope in zip(rows.tolist(), sizes, slopes, strict=True)
         ]
-        shortened = within_trust(torch.stack(steps), points, self.options.trust)
+        shortened = within_trust(torch.stack(steps), sizes, self.options.trust)
         return _Probes(rows, points, shortened, noise_residual[going])
 
     def _combinations(
@@ -121,19 +122,20 @@ class SecantRun:
             if reached >= tolerance and promised * task.noise_gain**2 < worth * reached:
                 steps.append(step)
                 kept.append(i)
-        points = probes.points[kept]
+        points, kept_rows = probes.points[kept], rows[kept]
         if not steps:
-            return points, rows[kept]
-        return points + within_trust(torch.stack(steps), points, self.options.trust), rows[kept]
+            return points, kept_rows
+        sizes = task.sizes(points, kept_rows)
+        return points + within_trust(torch.stack(steps), sizes, self.options.trust), kept_rows
 
 
 @dataclass(frozen=True)
 class _Probes:
     rows: Tensor
     points: Tensor
-    """x, [b, L, D]."""
+    """x, [b, R, D]."""
     steps: Tensor
-    """s, [b, L, D]."""
+    """s, [b, R, D]."""
     noise_residual: Tensor
     """rho at the points, [b, C, h, w]."""
 
@@ -145,10 +147,10 @@ class _Memory:
         self.damping = options.damping
         self.pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=options.memory)
 
-    def step_length(self, point: Tensor, slope: Tensor) -> Tensor:
-        """1 / kappa by the last pair."""
+    def step_length(self, size: Tensor, slope: Tensor) -> Tensor:
+        """1 / kappa by the last pair; without one, by the size of embeddings."""
         if not self.pairs:
-            return FIRST_PROBE * point.norm() / slope.norm().clamp_min(torch.finfo().tiny)
+            return FIRST_PROBE * size / slope.norm().clamp_min(torch.finfo().tiny)
         step, image = self.pairs[-1]
         return step.square().sum() / image.square().sum().clamp_min(torch.finfo().tiny)
 
@@ -158,7 +160,7 @@ class _Memory:
             self.pairs.append((step, image))
 
     def combine(self, noise_residual: Tensor) -> tuple[Tensor, float]:
-        """The best step in the span of the pairs, [L, D], and the mean square that it promises."""
+        """The best step in the span of the pairs, [R, D], and the mean square that it promises."""
         images = torch.stack([image.flatten() for _, image in self.pairs])
         gram = images @ images.T
         damped = gram + self.damping * gram.diagonal().diag()

@@ -9,7 +9,8 @@ With (a, b) the DDIM step's coefficients, w the guidance scale, zbar_t and the p
 so the noise that the null branch ought to predict, u*, is known in closed form, and r is the
 distance rho = eps_∅ - u* from it, scaled by the gain b (1 - w). A solver sees r and two products
 with its Jacobian J: J^T u by a backward pass, J v by forward-mode differentiation (or nearly, by a
-difference of two residuals). Every product is counted where it is made, photo by photo.
+difference of two residuals). Every product is counted where it is made, photo by photo (a pass that
+is repeated at a smaller scale, since it overflowed in float16, is not counted again).
 Source: Mokady et al. 2023, eq. 3; u* follows from it and eq. 1 (guidance).
 """
 
@@ -24,11 +25,17 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nulltext.errors import NumericalError
+from nulltext.finite import ADVICE, check_finite
 from nulltext.guidance import guide
+from nulltext.models.half import through_half
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 DERIVATIVE_COST = 2
 """UNet evaluations that a backward or a forward-mode pass counts for."""
+
+PROMPT_SHARE = 0.5
+"""A null embedding smaller than this part of its prompt's embedding, as SDXL's zeros are, is no
+measure of how large embeddings are; the prompt's is."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ class StepTask:
     timestep: int
     cleaner_timestep: int
     guidance_scale: float
+    natural_sizes: Tensor
+    """[B], norm of an embedding of each photo's prompt, times `PROMPT_SHARE`."""
+    free_rows: Tensor | None = None
+    """[R], 1 for the rows of an embedding that may move, 0 for those that stay; None frees all."""
     unet_evaluations: list[int] = field(default_factory=list)
     """Evaluations so far, one count for each photo."""
 
@@ -76,10 +87,11 @@ class StepTask:
         timestep: int,
         num_steps: int,
         guidance_scale: float,
+        free_rows: Tensor | None = None,
     ) -> StepTask:
         """Set a timestep's problem up; costs one evaluation per photo, for eps_C.
 
-        Args: latents, targets: [B, C, h, w]. prompt_embeds: [B, L, D].
+        Args: latents, targets: [B, C, h, w]. prompt_embeds: [B, R, D]. free_rows: see the field.
         """
         with torch.no_grad():
             noise_prompt = model.predict_noise(latents, timestep, prompt_embeds)
@@ -91,6 +103,8 @@ class StepTask:
             timestep=timestep,
             cleaner_timestep=model.schedule.cleaner(timestep, num_steps),
             guidance_scale=guidance_scale,
+            natural_sizes=PROMPT_SHARE * prompt_embeds.detach().flatten(1).norm(dim=1),
+            free_rows=free_rows,
             unet_evaluations=[1] * len(latents),
         )
 
@@ -106,7 +120,7 @@ class StepTask:
         return b * (1.0 - self.guidance_scale)
 
     def evaluate(self, null_embeds: Tensor, rows: Tensor) -> Landing:
-        """r under null embeddings [b, L, D], differentiable; one evaluation per row."""
+        """r under null embeddings [b, R, D], differentiable; one evaluation per row."""
         self._count(rows, 1)
         return self._land(null_embeds, rows)
 
@@ -115,21 +129,39 @@ class StepTask:
     ) -> Tensor:
         """J^T u for outputs that `evaluate` led to from null_embeds; a backward pass per row.
 
-        The graph stays, so that one evaluation serves several products.
+        The graph stays, so that one evaluation serves several products. Rows that stay get 0.
+
+        Raises:
+            NumericalError: it is infinite or NaN; names the timestep.
         """
         self._count(rows, DERIVATIVE_COST)
         (product,) = torch.autograd.grad(outputs, null_embeds, cotangents, retain_graph=True)
-        return product
+        check_finite(product, "The gradient in the null embedding", self.timestep)
+        return product if self.free_rows is None else product * self.free_rows[:, None]
 
     def pushforward(self, null_embeds: Tensor, tangents: Tensor, rows: Tensor) -> Tensor:
-        """J v, exactly: [b, C, h, w] of tangents [b, L, D]; a forward-mode pass per row.
+        """J v, exactly: [b, C, h, w] of tangents [b, R, D]; a forward-mode pass per row.
 
         Fused attention kernels have no forward-mode derivative, so plain attention takes over.
+
+        Raises:
+            NumericalError: it is infinite or NaN; names the timestep.
         """
         self._count(rows, DERIVATIVE_COST)
-        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            residual = self._land(forward_ad.make_dual(null_embeds, tangents), rows).residual
+
+        def push(vectors: Tensor) -> Tensor:
+            residual = self._land(forward_ad.make_dual(null_embeds, vectors), rows).residual
             return forward_ad.unpack_dual(residual).tangent
+
+        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            product = through_half(push, tangents, self.model.unet.dtype)
+        check_finite(product, "The derivative along the null embedding", self.timestep)
+        return product
+
+    def sizes(self, null_embeds: Tensor, rows: Tensor) -> Tensor:
+        """How large embeddings are at null_embeds [b, R, D]: [b], what steps are measured by."""
+        own = null_embeds.detach().flatten(1).norm(dim=1)
+        return torch.maximum(own, self.natural_sizes[rows])
 
     def _land(self, null_embeds: Tensor, rows: Tensor) -> Landing:
         latents = self.latents[rows]
@@ -153,7 +185,7 @@ class Best:
         self.null_embeds = start.detach().clone()
         self.noise_pred = torch.empty_like(task.latents)
         self.cleaner = torch.empty_like(task.latents)
-        self.losses = torch.full((len(start),), math.inf, device=start.device)
+        self.losses = task.latents.new_full((len(start),), math.inf)
 
     def offer(self, null_embeds: Tensor, landing: Landing, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keep what is better than before; returns (losses [b], whether each was better [b]).
@@ -165,8 +197,7 @@ class Best:
         if not bool(torch.isfinite(losses).all()):
             worst = losses[~torch.isfinite(losses)][0].item()
             raise NumericalError(
-                f"The null-text loss is {worst} at timestep {self.task.timestep}; "
-                "pass --dtype float32, or a lower --guidance."
+                f"The null-text loss is {worst} at timestep {self.task.timestep}; {ADVICE}."
             )
         better = losses < self.losses[rows]
         kept = rows[better]
@@ -177,12 +208,11 @@ class Best:
         return losses, better
 
 
-def within_trust(steps: Tensor, points: Tensor, fraction: float) -> Tensor:
-    """Shorten steps [b, L, D] that are longer than a fraction of their points' norms.
+def within_trust(steps: Tensor, sizes: Tensor, fraction: float) -> Tensor:
+    """Shorten steps [b, R, D] that are longer than a fraction of the embeddings' sizes [b].
 
     A linear model of the residual is worth nothing far away, and an embedding of another size than
     the text encoder's is none that the UNet knows.
     """
-    longest = fraction * points.flatten(1).norm(dim=1)
     lengths = steps.flatten(1).norm(dim=1).clamp_min(torch.finfo(steps.dtype).tiny)
-    return (longest / lengths).clamp_max(1.0)[:, None, None] * steps
+    return (fraction * sizes / lengths).clamp_max(1.0)[:, None, None] * steps

@@ -1,0 +1,160 @@
+"""Reading a checkpoint in diffusers format, component by component, from a folder or the hub.
+
+Only the library classes named here are ever made: nothing in a checkpoint can choose code to run,
+and only safetensors and JSON are opened. Weights are read as float32, so that the fingerprint does
+not depend on the precision that is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import CRITICAL
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nulltext.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder, or a model of the hub."""
+
+    source: Path | str
+    """The folder, or the hub id."""
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object of the checkpoint.
+
+        Raises:
+            ModelError: it is missing or damaged.
+        """
+        try:
+            content = json.loads(self._file(name).read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ModelError(
+                f"{name} of the model '{self.source}' cannot be read ({first_line(error)}); "
+                "get the model again."
+            ) from error
+        if not isinstance(content, dict):
+            raise ModelError(
+                f"{name} of the model '{self.source}' is no JSON object; get the model again."
+            )
+        return content
+
+    def component(self, name: str, class_name: str) -> Any:
+        """A module with weights, by its folder's name, as the library class of this name.
+
+        Raises:
+            ModelError: a file or a weight is missing, damaged, or no safetensors.
+        """
+        options: dict[str, Any] = {
+            "dtype": torch.float32,
+            "use_safetensors": True,
+            "output_loading_info": True,
+        }
+        if name in ("unet", "vae"):
+            options["low_cpu_mem_usage"] = False  # True would need accelerate
+        try:
+            loader = _library_class(class_name)
+            module, info = loader.from_pretrained(str(self.source), subfolder=name, **options)
+        except Exception as error:  # the libraries raise many kinds; the reason is in the text
+            raise ModelError(
+                f"The {name} of the model '{self.source}' cannot be loaded from safetensors "
+                f"({first_line(error)}); get the model again, or convert it with "
+                "save_pretrained(..., safe_serialization=True)."
+            ) from error
+        missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+        if missing:
+            raise ModelError(
+                f"The {name} of the model '{self.source}' lacks {len(missing)} weights "
+                f"({missing[0]}, …); get the model again."
+            )
+        return module
+
+    def tokenizer(self, name: str) -> Any:
+        """A CLIP tokenizer, by its folder's name.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        from transformers import CLIPTokenizer
+
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(str(self.source), subfolder=name)
+            if len(tokenizer) <= len(tokenizer.all_special_ids):
+                raise ValueError("its vocabulary is empty")
+            return tokenizer
+        except Exception as error:  # the library raises many kinds; the reason is in the text
+            raise ModelError(
+                f"The {name} of the model '{self.source}' cannot be loaded ({first_line(error)}); "
+                "get the model again."
+            ) from error
+
+    def _file(self, name: str) -> Path:
+        """A file of the checkpoint, downloaded when it lives on the hub."""
+        if isinstance(self.source, Path):
+            path = self.source / name
+            if not path.is_file():
+                raise ModelError(
+                    f"The model folder '{self.source}' has no {name}; "
+                    "pass a complete folder written by save_pretrained()."
+                )
+            return path
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.source, name))
+        except Exception as error:  # the hub's client raises many kinds; the reason is in the text
+            raise ModelError(
+                f"There is no folder '{self.source}', and {name} of the hub model '{self.source}' "
+                f"cannot be had ({first_line(error)}); check the name and the connection, or pass "
+                "a local folder."
+            ) from error
+
+
+def _library_class(name: str) -> Any:
+    import diffusers
+    import transformers
+
+    known = {
+        "UNet2DConditionModel": diffusers,
+        "AutoencoderKL": diffusers,
+        "CLIPTextModel": transformers,
+        "CLIPTextModelWithProjection": transformers,
+    }
+    return getattr(known[name], name)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its full stop and whatever comes below."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' own bars and advice off the terminal while weights load."""
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [(lib, lib.get_verbosity()) for lib in (*libraries, hub_logging)]
+    bars = [lib for lib in libraries if lib.is_progress_bar_enabled()]
+    for lib, _ in levels:
+        lib.set_verbosity_error()
+    hub_logging.set_verbosity(CRITICAL)  # its retries are errors, and ours says what came of them
+    for lib in bars:
+        lib.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for lib, level in levels:
+            lib.set_verbosity(level)
+        for lib in bars:
+            lib.enable_progress_bar()
