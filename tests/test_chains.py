@@ -70,6 +70,17 @@ def test_going_back_gives_the_first_picture_again(tiny, inversion):
     assert (pictures[1] - pictures[0]).abs().max() > 0.01
 
 
+def test_a_link_that_changes_nothing_is_the_link_before(tiny, inversion):
+    first = nulltext.EditSpec("a red dog", cross_steps=0.0, self_steps=0.0)
+    same = nulltext.PromptToPrompt(**FULL, weights={"dog": 1.0 + 1e-7})
+    images = nulltext.edit(
+        tiny, inversion, [first, replace(first.then("a red dog"), editor=same)]
+    ).images
+    close(images[1], images[0])
+    source = nulltext.edit(tiny, inversion, nulltext.EditSpec("a red dog", **FULL)).images
+    assert (source - images[:1]).abs().max() > 0.01
+
+
 def test_a_links_maps_come_from_the_maps_of_the_link_before():
     """Two rows of a chain at one layer, token by token."""
     texts = ["a cat on a sofa", "a red cat on a sofa", "a red dog on a dark sofa"]
