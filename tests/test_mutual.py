@@ -225,6 +225,20 @@ def test_the_editor_leaves_the_source_alone_and_does_something(tiny, inversion):
     assert (masked - asked).abs().max() > 1e-3
 
 
+def test_strength_0_is_the_replay_and_strength_1_the_words(tiny, inversion):
+    editor = nulltext.MasaCtrl(start_layer=0.0)
+    specs = [nulltext.EditSpec(TARGET, editor=editor).at_strength(s) for s in (0.0, 0.5, 1.0)]
+    free = nulltext.EditSpec(TARGET, cross_steps=0.0, self_steps=0.0)
+    still, half, words, alone = nulltext.edit(tiny, inversion, [*specs, free]).images
+    replay = nulltext.replay(tiny, inversion).image[0]
+    # the latents are equal; float32 in the autoencoder
+    torch.testing.assert_close(still, replay, atol=1e-5, rtol=0)
+    torch.testing.assert_close(words, alone, atol=1e-3, rtol=0)  # another batch, four guided steps
+    away = [float((image - replay).abs().mean()) for image in (still, half, words)]
+    assert away[0] < away[1]
+    assert (half - words).abs().max() > 0.01
+
+
 def test_both_editors_stand_beside_each_other(tiny, inversion):
     specs = [
         nulltext.EditSpec("a white dog"),

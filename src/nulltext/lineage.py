@@ -71,9 +71,9 @@ def rows_of(
     check_kinds(specs)
     ordered = with_parents(specs)
     index = {id(spec): i for i, spec in enumerate(ordered)}
-    rows = []
+    source, rows = model.tokenize(source_prompt), []
     for spec in ordered:
-        line = [model.tokenize(p) for p in (source_prompt, *(each.target for each in spec.line))]
+        line = [source, *(model.tokenize(each.target) for each in spec.line)]
         check_edit(line[-2], line[-1], reweights=spec.editor.reweights)
         rows.append(
             Row(

@@ -102,7 +102,7 @@ OverOption = Annotated[
         metavar="KNOB=VALUES",
         help="What --sweep varies: strength=0:1:5 (five values) or target-guidance=3,7.5,12; "
         "a second --over goes down the grid. Knobs: strength, cross, self, masa-start, "
-        "target-guidance.",
+        "masa-layer, target-guidance.",
     ),
 ]
 CrossStepsOption = Annotated[

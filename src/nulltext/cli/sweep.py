@@ -45,6 +45,7 @@ KNOBS = {
     "cross": _of_editor("cross_steps"),
     "self": _of_editor("self_steps"),
     "masa-start": _of_editor("start"),
+    "masa-layer": _of_editor("start_layer"),
     "target-guidance": Knob(
         "guidance_scale", lambda spec, value: replace(spec, guidance_scale=value)
     ),
