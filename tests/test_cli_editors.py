@@ -42,6 +42,19 @@ def test_a_chain_writes_one_picture_per_link(here, model, run, saved):
     assert np.abs(last.astype(int) - expected).max() <= 3
 
 
+def test_links_may_be_held_more_than_the_first(here, model, run, saved):
+    code, _, err = run(
+        *("edit", "--inversion", saved, "--model", model, "--target", "a red dog"),
+        *("--then", "a red dog on a sofa", "--strength", "1", "--then-strength", "0"),
+        *("-o", "o.png"),
+    )
+    assert code == 0, err
+    (first, free), (second, held) = picture_of("o-1.png"), picture_of("o-2.png")
+    assert np.array_equal(first, second)
+    assert (free["cross_steps"], held["cross_steps"]) == (0.0, 1.0)
+    assert (free["pull"], held["pull"]) == ("0.0", "inf")
+
+
 def test_masactrl_with_its_options(here, model, run, saved):
     edit = ("edit", "--inversion", saved, "--model", model, "--target", "a cat on a sofa")
     code, _, err = run(
@@ -130,6 +143,8 @@ SWEEP = ("--sweep", "g.png", "--over")
         (("--target-guidance", "-1"), "guidance is -1"),
         (("--target", "a sofa", "--then", "a dog"), "--then goes on from one --target"),
         (("--then", "a dog"), "same as the source"),
+        (("--then", "a sofa", "--then-strength", "3"), "The strength is 3"),
+        (("--then-strength", "0.5"), "--then adds"),
         (("--over", "strength=0:1:5"), "add --sweep"),
         ((*SWEEP, "size=1,2"), "names no knob"),
         ((*SWEEP, "strength=0:1"), "no values that can be read"),

@@ -79,7 +79,10 @@ class Block:
 
 
 def labelled_grid(blocks: Sequence[Block]) -> Image.Image:
-    """Draw blocks below each other, as one RGB picture: headings above, labels to the left."""
+    """Draw blocks below each other, as one RGB picture: headings above, labels to the left.
+
+    All pictures are drawn `TILE` pixels high, so that the labels can be read beside large photos.
+    """
     drawn = [_labelled_block(block) for block in blocks]
     size = (max(each.width for each in drawn), sum(each.height for each in drawn))
     grid = Image.new("RGB", size, PAPER)
@@ -92,9 +95,7 @@ def labelled_grid(blocks: Sequence[Block]) -> Image.Image:
 
 def _labelled_block(block: Block) -> Image.Image:
     font = ImageFont.load_default(FONT_SIZE)
-    images = [image for row in block.images for image in row]
-    height = max(TILE, min(image.height for image in images))
-    pictures = [[_scaled(image.convert("RGB"), height) for image in row] for row in block.images]
+    pictures = [[_scaled(image.convert("RGB"), TILE) for image in row] for row in block.images]
     width = max(picture.width for row in pictures for picture in row)
     left = LABEL + 2 * MARGIN
     right = left + len(block.columns) * (width + MARGIN)
@@ -102,14 +103,14 @@ def _labelled_block(block: Block) -> Image.Image:
     title = _wrapped(block.title, right - 2 * MARGIN, font) if block.title else []
     headings_top = MARGIN + len(title) * LINE + (MARGIN if title else 0)
     top = headings_top + max(map(len, headings)) * LINE + MARGIN
-    result = Image.new("RGB", (right, top + len(pictures) * (height + MARGIN)), PAPER)
+    result = Image.new("RGB", (right, top + len(pictures) * (TILE + MARGIN)), PAPER)
     draw = ImageDraw.Draw(result)
     _write(draw, (MARGIN, MARGIN), title, font)
     for column, lines in enumerate(headings):
         _write(draw, (left + column * (width + MARGIN), headings_top), lines, font)
     for number, (label, row) in enumerate(zip(block.rows, pictures, strict=True)):
-        y = top + number * (height + MARGIN)
-        _write(draw, (MARGIN, y), _wrapped(label, LABEL, font, height // LINE), font)
+        y = top + number * (TILE + MARGIN)
+        _write(draw, (MARGIN, y), _wrapped(label, LABEL, font, TILE // LINE), font)
         for column, picture in enumerate(row):
             result.paste(picture, (left + column * (width + MARGIN), y))
     return result

@@ -43,6 +43,7 @@ class Asked:
 
     targets: Sequence[str]
     then: Sequence[str]
+    then_strength: float | None
     editor: EditorName
     own: Mapping[str, Any]
     """Options of editors that were given, by name; see `FIELDS`."""
@@ -67,6 +68,8 @@ class Asked:
                 f"--then goes on from one --target, and there are {len(self.targets)}; "
                 "pass one, or one command per chain."
             )
+        if self.then_strength is not None and not self.then:
+            raise OptionError("--then-strength is for the edits that --then adds; add one.")
         for name in self.own:
             editor, _ = FIELDS[name]
             if editor is not self.editor:
@@ -94,7 +97,7 @@ class Asked:
         Raises:
             OptionError: a value is out of range, also of options that are not swept.
         """
-        base = self.base()
+        base = self._link(self.base())
         return [] if self.sweep is None else axes_of(self.over, base)
 
     def base(self) -> EditSpec:
@@ -115,6 +118,10 @@ class Asked:
             blend=self._blend(),
         )
         return spec if self.strength is None else spec.at_strength(self.strength)
+
+    def _link(self, base: EditSpec) -> EditSpec:
+        """The base of the edits that --then adds."""
+        return base if self.then_strength is None else base.at_strength(self.then_strength)
 
     def _blend(self) -> LocalBlend | None:
         from nulltext.attention.blend import LocalBlend
@@ -144,7 +151,7 @@ class Asked:
             specs: list[EditSpec] = []
             for words in self.prompts:
                 parent = specs[-1] if self.then and specs else None
-                spec = replace(base, target=words, parent=parent)
+                spec = replace(self._link(base) if parent else base, target=words, parent=parent)
                 if factors:
                     spec = replace(spec, editor=replace(spec.editor, weights=weights[words]))
                 specs.append(spec)

@@ -37,6 +37,14 @@ ThenOption = Annotated[
         help="The next edit, starting from the one before; the whole prompt; may be repeated.",
     ),
 ]
+ThenStrengthOption = Annotated[
+    float | None,
+    typer.Option(
+        "--then-strength",
+        metavar="S",
+        help="How far each --then may go from the picture before it; default: as far as the first.",
+    ),
+]
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -100,9 +108,9 @@ OverOption = Annotated[
     typer.Option(
         "--over",
         metavar="KNOB=VALUES",
-        help="What --sweep varies: strength=0:1:5 (five values) or target-guidance=3,7.5,12; "
-        "a second --over goes down the grid. Knobs: strength, cross, self, masa-start, "
-        "masa-layer, target-guidance.",
+        help="What --sweep varies: strength=0:1:5 (five values) or cross=0,0.5,1; a second --over "
+        "goes down the grid. Knobs: strength, cross, self, masa-start, masa-layer, "
+        "target-guidance.",
     ),
 ]
 CrossStepsOption = Annotated[
