@@ -17,6 +17,7 @@ from nulltext.attention.mutual import FOREGROUND, Mutual, MutualAttention
 from nulltext.attention.processor import attach, self_depths
 from nulltext.errors import OptionError, PromptError
 from nulltext.guidance import guided_noise
+from nulltext.lineage import rows_of
 
 SOURCE, TARGET = "a white cat", "a white cat on a sofa"
 
@@ -278,6 +279,16 @@ def test_what_matches_nothing_is_refused(tiny, inversion, options, error, messag
     spec = nulltext.EditSpec("a white dog", editor=nulltext.MasaCtrl(**options))
     with pytest.raises(error, match=message):
         nulltext.edit(tiny, inversion, spec)
+
+
+def test_a_foreground_word_may_be_gone_later_in_a_chain(tiny, inversion):
+    editor = nulltext.MasaCtrl(foreground=("cat", "dog"))
+    line = nulltext.chain(nulltext.EditSpec("a white dog", editor=editor), "a red dog")
+    plans = [row.plan for row in rows_of(tiny, SOURCE, line, 4, (8, 8))]
+    positions = [
+        tiny.tokenize(text).words[2].tokens for text in (SOURCE, "a white dog", "a red dog")
+    ]
+    assert [plan.foreground for plan in plans] == [tuple(positions[:2]), tuple(positions[1:])]
 
 
 def test_options_are_checked_and_said_once():

@@ -159,16 +159,17 @@ class MasaCtrl:
                 f"{self.start_layer:g} of them; it has {len(depths)}, so choose a start layer "
                 f"of at most {max(depths, default=0):.2f}."
             )
-        tokens = _foreground_tokens(line[-2:], self.foreground) if self.foreground else None
+        tokens = _foreground_tokens(line, self.foreground) if self.foreground else None
         return Mutual(steps_until(self.start, num_steps), self.start_layer, tokens)
 
 
 def _foreground_tokens(
-    prompts: Sequence[TokenizedPrompt], words: Sequence[str]
+    line: Sequence[TokenizedPrompt], words: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Positions of the words in parent and target; each prompt needs one, each word a prompt."""
+    """Positions of the words in parent and target: each needs one, others may be gone by now."""
+    prompts = line[-2:]
     for word in words:
-        if not any(has_word(prompt, word) for prompt in prompts):
+        if not any(has_word(prompt, word) for prompt in line):
             find_words(prompts[-1], word)  # says which words there are
     parent, target = (
         tuple(sorted({t for w in words if has_word(prompt, w) for t in find_words(prompt, w)}))
