@@ -1,17 +1,19 @@
-"""Do edits succeed, and what do they leave alone? 60 edits of validation photos, by method.
+"""Do edits succeed, and what do they leave alone? 60 edits of validation photos.
 
     python benchmarks/editing.py --data DIR --limit 60
 
 Four kinds of edit in turn (another colour, another kind, another background, a stressed colour) on
-photos spread over the validation split, each by every inversion method and source branch, with
-Prompt-to-Prompt at its defaults.
+photos spread over the validation split: every inversion method x every editor x every source
+branch, at their defaults. MasaCtrl cannot stress a word and sits these out.
 
-success     a classifier of colours, kinds and backgrounds, trained here on real training photos,
-            finds the new value more likely than the old one in the edited picture, and more likely
-            than it did in the photo; for a stressed colour, more likely than in the photo
+success     the judge (see `judge.py`), trained on real training photos, calls the edited picture by
+            the new word; for a stressed colour, still by that colour, and the foreground's mean has
+            come closer to it
 PSNR, SSIM  of the edited picture against the photo's own autoencoder round trip, outside the
             foreground (for a background edit: inside it); the foreground is a centred disc of half
-            the area for want of segmented photos, the same for all methods
+            the area for want of segmented photos, the same for all. SSIM is scikit-image's, in
+            Gaussian windows as published, averaged over that region
+replay      PSNR of the method's own reconstruction against the photo; bound: the autoencoder's
 
 Rows are appended to --rows as they are made; a rerun continues there.
 """
@@ -31,21 +33,20 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn import functional
+from skimage.metrics import structural_similarity
+from torch import Tensor
 
 import nulltext
 from captions import caption
-from nulltext.images import from_uint8, largest_centred_square, to_tensor
-from nulltext.photos import load_photo
+from judge import Judge, Label, load_judge, read_labels
+from nulltext.images import from_uint8
 
 METHODS = ("ddim", "null-text", "negative-prompt", "direct")
-BRANCHES = {"replay": nulltext.source_step, "exact": nulltext.exact_source_step}
-ATTRIBUTES = {
-    "colour": ("yellow", "white", "orange", "red", "pink", "purple"),
-    "kind": ("dandelion", "tulip", "rose", "daisy", "sunflower"),
-    "background": ("dark", "green", "grey", "white", "blue"),
+EDITORS: dict[str, nulltext.Editor] = {
+    "prompt-to-prompt": nulltext.PromptToPrompt(),
+    "masactrl": nulltext.MasaCtrl(),
 }
+BRANCHES = {"replay": nulltext.source_step, "exact": nulltext.exact_source_step}
 SWAPS = {
     "colour": {
         "yellow": "red",
@@ -70,14 +71,21 @@ SWAPS = {
         "blue": "green",
     },
 }
+PAINT = {
+    "yellow": (1.0, 0.85, 0.0),
+    "white": (1.0, 1.0, 1.0),
+    "orange": (1.0, 0.5, 0.0),
+    "red": (0.85, 0.0, 0.0),
+    "pink": (1.0, 0.5, 0.7),
+    "purple": (0.5, 0.1, 0.6),
+}
+"""What a stressed colour should come closer to, RGB in [0, 1]."""
 STRESS = 2.0
 TASKS = ("colour", "kind", "background", "reweight")
-SIDE = 64
-"""Side in pixels at which the classifier looks."""
 DISC = math.sqrt(0.5 / math.pi)
 """Radius of the foreground in sides."""
 
-Label = dict[str, str | None]
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Task:
 
     kind: str
     path: Path
-    label: dict[str, str | None]
+    label: Label
 
     @property
     def attribute(self) -> str:
@@ -103,227 +111,154 @@ class Task:
         """Its value in the edit."""
         return self.old if self.kind == "reweight" else SWAPS[self.attribute][self.old]
 
-    @property
-    def spec(self) -> nulltext.EditSpec:
-        """The edit, in words."""
+    def spec(self, editor: nulltext.Editor) -> nulltext.EditSpec | None:
+        """The edit, in words; None if the editor cannot make it."""
         target = caption({**self.label, self.attribute: self.new})
-        weights = {self.old: STRESS} if self.kind == "reweight" else {}
-        return nulltext.EditSpec(target, weights=weights)
-
-
-def read_labels(folder: Path, split: str) -> list[Label]:
-    """The labels of a split."""
-    path = folder / "labels.jsonl"
-    if not path.is_file():
-        raise SystemExit(f"There is no {path}; pass --data a folder of photos with labels.jsonl.")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["split"] == split]
+        if self.kind != "reweight":
+            return nulltext.EditSpec(target, editor=editor)
+        if not isinstance(editor, nulltext.PromptToPrompt):
+            return None
+        return nulltext.EditSpec(target, weights={self.old: STRESS})
 
 
 def fixed_tasks(folder: Path, limit: int) -> list[Task]:
     """The first `limit` edits of a fixed list: kinds of edit in turn, photos evenly spread."""
-    whole = [r for r in read_labels(folder, "validation") if all(r[a] for a in ATTRIBUTES)]
-    tasks = [
-        Task(TASKS[i % len(TASKS)], folder / str(row["file"]), row) for i, row in enumerate(whole)
+    whole = [r for r in read_labels(folder, "validation") if all(r[a] for a in SWAPS)]
+    count = len(whole)
+    stride = next(s for s in range(37, 37 + count) if math.gcd(s, count) == 1)
+    photos = [whole[i * stride % count] for i in range(min(limit, count))]
+    return [
+        Task(TASKS[i % len(TASKS)], folder / str(row["file"]), row) for i, row in enumerate(photos)
     ]
-    # A stride that has no factor in common with the number of kinds keeps them in turn.
-    count = len(tasks)
-    return [tasks[(i * 37) % count] for i in range(min(limit, count))]
 
 
-def pixels(path: Path, side: int) -> Tensor:
-    """A photo's centred square, [1, 3, side, side] in [-1, 1]."""
-    photo = load_photo(path)
-    return to_tensor(photo, largest_centred_square(*photo.size), (side, side))
-
-
-class Judge(nn.Module):
-    """A small convolutional network with one head per attribute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in ((3, 24), (24, 48), (48, 96)):
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
-        self.body = nn.Sequential(*layers)
-        self.heads = nn.ModuleDict({k: nn.Linear(192, len(v)) for k, v in ATTRIBUTES.items()})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits per attribute of images [B, 3, SIDE, SIDE]."""
-        features = self.body(images)
-        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
-        return {name: head(pooled) for name, head in self.heads.items()}
-
-    @torch.no_grad()
-    def probabilities(self, image: Tensor, attribute: str) -> dict[str, float]:
-        """What an image [1, 3, H, W] shows."""
-        small = functional.interpolate(
-            image, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
-        )
-        shares = self(small)[attribute][0].softmax(dim=0).tolist()
-        return dict(zip(ATTRIBUTES[attribute], shares, strict=True))
-
-
-def loss_of(judge: Judge, images: Tensor, targets: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy over the attributes that are labelled (-100: not)."""
-    logits = judge(images)
-    return torch.stack(
-        [functional.cross_entropy(logits[name], targets[name]) for name in ATTRIBUTES]
-    ).sum()
-
-
-def load_split(folder: Path, split: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """All photos of a split, small, with their labels."""
-    rows = read_labels(folder, split)
-    images = torch.cat([pixels(folder / str(row["file"]), SIDE) for row in rows])
-    targets = {
-        name: torch.tensor([v.index(r[name]) if r[name] in v else -100 for r in rows])
-        for name, v in ATTRIBUTES.items()
-    }
-    return images, targets
-
-
-def train_judge(folder: Path, cache: Path, epochs: int) -> Judge:
-    """Train on the training photos, or take the judge of an earlier run."""
-    from safetensors.torch import load_model, save_model
-
-    torch.manual_seed(0)
-    judge = Judge()
-    if cache.is_file():
-        load_model(judge, cache)
-        return judge.eval()
-    images, targets = load_split(folder, "train")
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
-    steps = epochs * (len(images) // 64)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    for _ in track(range(epochs), "Training the judge", console=Console(stderr=True)):
-        order = torch.randperm(len(images))
-        for batch in order[: len(order) // 64 * 64].split(64):
-            shown = images[batch]
-            if torch.rand(()) < 0.5:
-                shown = shown.flip(-1)
-            loss = loss_of(judge, shown, {k: v[batch] for k, v in targets.items()})
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    save_model(judge.eval(), str(cache))
-    return judge
-
-
-def accuracy(judge: Judge, folder: Path) -> dict[str, float]:
-    """Share of labelled validation photos that the judge gets right."""
-    images, targets = load_split(folder, "validation")
-    with torch.no_grad():
-        logits = judge(images)
-    result = {}
-    for name in ATTRIBUTES:
-        known = targets[name] >= 0
-        right = logits[name].argmax(dim=1)[known] == targets[name][known]
-        result[name] = float(right.float().mean())
-    return result
-
-
-def kept_region(task: Task, height: int, width: int) -> Tensor:
-    """Where an edit should leave the picture alone, [H, W] bool."""
+def in_foreground(height: int, width: int) -> Tensor:
+    """The centred disc, [H, W] bool."""
     y = (torch.arange(height) + 0.5)[:, None] / height - 0.5
     x = (torch.arange(width) + 0.5)[None, :] / width - 0.5
-    foreground = (x**2 + y**2).sqrt() < DISC
-    return foreground if task.kind == "background" else ~foreground
+    return (x**2 + y**2).sqrt() < DISC
 
 
-def kept(edited: Tensor, reference: Tensor, region: Tensor) -> dict[str, float]:
-    """PSNR and SSIM (Wang et al. 2004, 7 x 7 windows) over a region; images [1, 3, H, W]."""
-    a, b = edited.clamp(-1, 1) / 2 + 0.5, reference.clamp(-1, 1) / 2 + 0.5
-    error = float((a - b).square()[..., region].mean())
+def succeeded(judge: Judge, task: Task, edited: Tensor, photo: Tensor) -> bool:
+    """Whether an edit is one, by the module's rule; pictures [1, 3, H, W] in [0, 1]."""
+    named = {"colour": judge.colour, "kind": judge.kind, "background": judge.background}
+    [called] = named[task.attribute](edited)
+    if called != task.new or task.kind != "reweight":
+        return called == task.new
+    paint = torch.tensor(PAINT[task.new])
 
-    def mean(x: Tensor) -> Tensor:
-        return functional.avg_pool2d(x, 7, stride=1, padding=3, count_include_pad=False)
+    def distance(picture: Tensor) -> float:
+        disc = in_foreground(*picture.shape[-2:])
+        return float((picture[0, :, disc].mean(dim=1) - paint).norm())
 
-    mean_a, mean_b = mean(a), mean(b)
-    covariance = mean(a * b) - mean_a * mean_b
-    spread = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
-    c1, c2 = 0.01**2, 0.03**2
-    ssim = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    ssim = ssim / ((mean_a**2 + mean_b**2 + c1) * (spread + c2))
+    return distance(edited) < distance(photo)
+
+
+def kept(edited: Tensor, reference: Tensor, region: Tensor) -> Figures:
+    """PSNR and SSIM over a region [H, W]; pictures [1, 3, H, W] in [0, 1]."""
+    error = float((edited - reference).square()[..., region].mean())
+    _, similarity = structural_similarity(
+        edited[0].numpy(),
+        reference[0].numpy(),
+        channel_axis=0,
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
     return {
         "psnr_outside": -10 * math.log10(max(error, 1e-10)),
-        "ssim_outside": float(ssim[..., region].mean()),
+        "ssim_outside": float(torch.from_numpy(similarity)[:, region].mean()),
     }
 
 
 def measure(
     model: nulltext.LatentDiffusion, judge: Judge, task: Task, method: str, steps: int
-) -> dict[str, dict[str, float]]:
-    """Figures of one edit by one method, per source branch."""
-    inversion = nulltext.invert(
-        model, task.path, caption(task.label), method=method, num_steps=steps
-    )
-    reference = model.decode(inversion.trajectory[:1]).cpu()
-    before = judge.probabilities(from_uint8(inversion.photo), task.attribute)
-    region = kept_region(task, *reference.shape[-2:])
+) -> dict[str, Figures]:
+    """Figures of one edit by one method, by "editor, branch"."""
+    words = caption(task.label)
+    inversion = nulltext.invert(model, task.path, words, method=method, num_steps=steps)
+    reference = model.decode(inversion.trajectory[:1].to(model.device)).cpu()
+    photo, reference = (as_unit(x) for x in (from_uint8(inversion.photo), reference))
+    disc = in_foreground(*reference.shape[-2:])
+    region = disc if task.kind == "background" else ~disc
     rows = {}
-    for name, branch in BRANCHES.items():
-        if method == "direct" and name == "exact":
-            continue  # its replay is the exact trajectory
-        started = time.perf_counter()
-        edit = nulltext.edit(model, inversion, task.spec, source_branch=branch)
-        seconds = time.perf_counter() - started
-        after = judge.probabilities(edit.images, task.attribute)
-        success = after[task.new] > before[task.new]
-        if task.kind != "reweight":
-            success = success and after[task.new] > after[task.old]
-        rows[name] = {
-            "success": float(success),
-            **kept(edit.images, reference, region),
-            "psnr_replay": inversion.header.psnr_reconstruction,
-            "psnr_reconstruction": edit.psnr_reconstruction,
-            "psnr_bound": inversion.header.psnr_bound,
-            "seconds": inversion.header.seconds + seconds,
-        }
+    for editor_name, editor in EDITORS.items():
+        spec = task.spec(editor)
+        for branch_name, branch in BRANCHES.items():
+            if spec is None or (method == "direct" and branch_name == "exact"):
+                continue  # the replay of direct inversion is the exact trajectory
+            started = time.perf_counter()
+            edit = nulltext.edit(model, inversion, spec, source_branch=branch)
+            seconds = time.perf_counter() - started
+            edited = as_unit(edit.images)
+            rows[f"{editor_name}, {branch_name}"] = {
+                "success": float(succeeded(judge, task, edited, photo)),
+                **kept(edited, reference, region),
+                "psnr_replay": inversion.header.psnr_reconstruction,
+                "psnr_reconstruction": edit.psnr_reconstruction,
+                "psnr_bound": inversion.header.psnr_bound,
+                "seconds": inversion.header.seconds + seconds,
+            }
     return rows
 
 
-def print_table(console: Console, title: str, rows: dict[str, list[dict[str, float]]]) -> None:
-    """One line per method and source branch."""
-    columns = {
-        "success": ("success %", 100.0, 0),
-        "psnr_outside": ("PSNR outside dB", 1.0, 2),
-        "ssim_outside": ("SSIM outside", 1.0, 3),
-        "psnr_replay": ("PSNR replay dB", 1.0, 2),
-        "psnr_reconstruction": ("PSNR beside dB", 1.0, 2),
-        "seconds": ("seconds", 1.0, 1),
-    }
+def as_unit(images: Tensor) -> Tensor:
+    """From about [-1, 1] to [0, 1]."""
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+COLUMNS = {
+    "success": ("success %", 100.0, 0),
+    "psnr_outside": ("PSNR outside dB", 1.0, 2),
+    "ssim_outside": ("SSIM outside", 1.0, 3),
+    "psnr_replay": ("PSNR replay dB", 1.0, 2),
+    "psnr_reconstruction": ("PSNR beside dB", 1.0, 2),
+    "psnr_bound": ("bound dB", 1.0, 2),
+    "seconds": ("seconds", 1.0, 1),
+}
+
+
+def print_table(console: Console, title: str, rows: dict[str, list[Figures]]) -> None:
+    """One line per method, editor and source branch."""
     table = Table(title=title)
-    for name in ("method", *(column[0] for column in columns.values())):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in ("method, editor, source", "edits", *(column[0] for column in COLUMNS.values())):
+        table.add_column(name, justify="left" if name.startswith("method") else "right")
     for name, figures in rows.items():
         values = (
             f"{scale * statistics.mean(f[key] for f in figures):.{digits}f}"
-            for key, (_, scale, digits) in columns.items()
+            for key, (_, scale, digits) in COLUMNS.items()
         )
-        table.add_row(name, *values)
+        table.add_row(name, str(len(figures)), *values)
     console.print(table)
 
 
 def grouped(
-    tasks: Sequence[Task], known: dict[str, dict[str, dict[str, float]]], prefix: str
-) -> dict[str, list[dict[str, float]]]:
-    """Figures by "method, branch", over the tasks that all methods have done."""
-    result: dict[str, list[dict[str, float]]] = {}
+    tasks: Sequence[Task], methods: Sequence[str], known: dict[str, dict[str, Figures]], prefix: str
+) -> dict[str, list[Figures]]:
+    """Figures by "method, editor, branch", over the tasks that all methods have done."""
+    result: dict[str, list[Figures]] = {}
     for task in tasks:
-        rows = {m: known.get(f"{prefix} {m} {task.kind} {task.path.name}") for m in METHODS}
+        rows = {method: known.get(key_of(prefix, method, task)) for method in methods}
         if None in rows.values():
             continue
-        for method, branches in rows.items():
-            for branch, figures in (branches or {}).items():
-                result.setdefault(f"{method}, {branch}", []).append(figures)
-    return result
+        for method, by_name in rows.items():
+            for name, figures in (by_name or {}).items():
+                result.setdefault(f"{method}, {name}", []).append(figures)
+    return dict(sorted(result.items(), key=lambda item: item[0].split(", ")[1], reverse=True))
+
+
+def key_of(prefix: str, method: str, task: Task) -> str:
+    """The name of a row in the file of rows."""
+    return f"{prefix} {method} {task.kind} {task.path.name}"
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Figures]]:
+    """What earlier runs have measured."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    entries = [json.loads(line) for line in lines]
+    return {entry["key"]: entry["rows"] for entry in entries}
 
 
 def main() -> None:
@@ -331,35 +266,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl")
     parser.add_argument("--limit", type=int, default=60, help="number of edits")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=8, help="of the judge")
     parser.add_argument("--model", default="flowers")
     parser.add_argument("--device", default=None)
     parser.add_argument("--rows", type=Path, default=Path("build/editing.jsonl"))
     options = parser.parse_args()
     options.rows.parent.mkdir(parents=True, exist_ok=True)
-    judge = train_judge(options.data, options.rows.parent / "judge.safetensors", options.epochs)
-    console = Console()
-    right = accuracy(judge, options.data)
-    console.print("Judge, validation:", {k: round(v, 3) for k, v in right.items()})
     tasks = fixed_tasks(options.data, options.limit)
+    judge = load_judge(options.data, options.rows.parent / "judge.safetensors")
+    console = Console(width=150)
+    console.print("Judge, validation:", {k: round(v, 3) for k, v in judge.accuracy.items()})
     model = nulltext.load(options.model, device=options.device)
-    known: dict[str, dict[str, dict[str, float]]] = {}
-    if options.rows.is_file():
-        for line in options.rows.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            known[entry["key"]] = entry["rows"]
-    prefix = f"{model.fingerprint} {options.steps}"
+    known = read_rows(options.rows)
+    prefix = f"{model.fingerprint} {options.steps} skimage"
     for task in track(tasks, "Edits", console=Console(stderr=True)):
-        for method in METHODS:
-            key = f"{prefix} {method} {task.kind} {task.path.name}"
+        for method in options.methods:
+            key = key_of(prefix, method, task)
             if key not in known:
                 known[key] = measure(model, judge, task, method, options.steps)
                 with options.rows.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps({"key": key, "rows": known[key]}) + "\n")
     for kind in (None, *TASKS):
         some = [task for task in tasks if kind in (None, task.kind)]
-        rows = grouped(some, known, prefix)
+        rows = grouped(some, options.methods, known, prefix)
         if rows:
             print_table(console, f"{kind or 'all'}: {len(some)} edits", rows)
 

@@ -183,6 +183,6 @@ def test_a_weight_needs_its_word() -> None:
 def test_an_edit_must_change_something() -> None:
     source = prompt("a cat")
     with pytest.raises(PromptError, match="says the same"):
-        check_edit(source, prompt("A  CAT"), {})
-    check_edit(source, prompt("A  CAT"), {"cat": 2.0})
-    check_edit(source, prompt("a dog"), {})
+        check_edit(source, prompt("A  CAT"), reweights=False)
+    check_edit(source, prompt("A  CAT"), reweights=True)
+    check_edit(source, prompt("a dog"), reweights=False)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import nulltext
+from nulltext.cli.edit_options import EditorName
 from nulltext.cli.options import Method
+from nulltext.editors import EDITORS
 from nulltext.inversion.registry import METHODS
 
 PACKAGE = Path(nulltext.__path__[0])
@@ -23,8 +25,10 @@ ROWS = [
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing"],
     ["models"],
     ["attention"],
-    ["sampling", "regions"],
-    ["inversion", "edit_spec", "targets"],
+    ["sampling", "regions", "editors"],
+    ["inversion", "edit_spec"],
+    ["lineage"],
+    ["targets"],
     ["editing"],
     ["heatmaps", "training"],
     ["cli"],
@@ -87,6 +91,7 @@ def test_the_public_face_is_complete_and_documented():
 
 def test_the_command_line_names_every_method():
     assert {m.value for m in Method} == set(METHODS)
+    assert {e.value for e in EditorName} == set(EDITORS)
 
 
 @pytest.mark.parametrize("start", ["import nulltext", "import nulltext.cli.main"])

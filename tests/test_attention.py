@@ -12,13 +12,10 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from nulltext.attention.processor import Action, Site, attach
-from nulltext.attention.prompt_to_prompt import (
-    Injection,
-    MapInjector,
-    MapRecorder,
-    largest_self_site,
-)
+from nulltext.attention.controller import Action, Layer, Site
+from nulltext.attention.lending import Loan, Recorder, Turn
+from nulltext.attention.processor import attach
+from nulltext.attention.prompt_to_prompt import Injection, MapInjector, largest_self_site
 from nulltext.errors import ModelError
 
 L = 24
@@ -38,8 +35,8 @@ class Probe:
         self.sites.append(site)
         return self.what
 
-    def observe(self, probabilities: Tensor, site: Site) -> None:
-        self.seen[site.name] = probabilities
+    def observe(self, layer: Layer, site: Site) -> None:
+        self.seen[site.name] = layer.probabilities()
 
     def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
         self.seen[site.name] = own()
@@ -163,7 +160,14 @@ def injection(*, gate=None, weights=None, cross_until=5, self_until=3):
         ones if weights is None else weights,
         cross_until,
         self_until,
+        self_pixels=256,
     )
+
+
+def injector(injections, step, source=None):
+    """An injector of rows that all start from a source with these maps at "layer"."""
+    loan = Loan(injections, step, maps={} if source is None else {"layer": source})
+    return MapInjector([Turn(i, loan, Loan([], step)) for i in injections], step, guided=True)
 
 
 def maps(rows, keys, seed):
@@ -177,9 +181,9 @@ def test_cross_attention_follows_the_formula_row_by_row():
     injections = [injection(gate=gate, weights=weights), injection(cross_until=2)]
     source, own = maps(1, L, 0), maps(2, L, 1)
     site = Site("layer", "cross", 4, 4)
-    injector = MapInjector(injections, 3, 256, True, {"layer": source})
-    assert injector.action(site) == "edit"
-    got = injector.edit(lambda: own, site)
+    controller = injector(injections, 3, source)
+    assert controller.action(site) == "edit"
+    got = controller.edit(lambda: own, site)
     mixed = torch.empty_like(own)
     for head in range(3):
         for pixel in range(16):
@@ -200,8 +204,7 @@ def test_rows_stay_probabilities_where_words_come_and_go():
     site = Site("layer", "cross", 4, 4)
     for seed in range(3):
         gate = (torch.rand(L, generator=torch.Generator().manual_seed(seed)) > 0.4).float()
-        injector = MapInjector([injection(gate=gate)], 0, 256, True, {"layer": source})
-        row_sums = injector.edit(lambda: own, site).sum(-1)
+        row_sums = injector([injection(gate=gate)], 0, source).edit(lambda: own, site).sum(-1)
         torch.testing.assert_close(row_sums, torch.ones_like(row_sums))
 
 
@@ -210,10 +213,10 @@ def test_weights_hold_after_the_injection_has_ended():
     weights[2] = -2
     own = maps(1, L, 1)
     site = Site("layer", "cross", 4, 4)
-    late = MapInjector([injection(weights=weights)], 40, 256, True, {})
+    late = injector([injection(weights=weights)], 40)
     assert late.action(site) == "edit"
     torch.testing.assert_close(late.edit(lambda: own, site), own * weights)
-    plain = MapInjector([injection()], 40, 256, True, {})
+    plain = injector([injection()], 40)
     assert plain.action(site) == "ignore"
 
 
@@ -221,9 +224,9 @@ def test_self_attention_is_injected_early_and_at_small_sites_only():
     small, large = Site("layer", "self", 4, 4), Site("layer", "self", 32, 32)
     source, own = maps(1, 16, 0), maps(2, 16, 1)
     injections = [injection(self_until=3), injection(self_until=1)]
-    early = MapInjector(injections, 0, 256, True, {"layer": source})
-    between = MapInjector(injections, 2, 256, True, {"layer": source})
-    late = MapInjector(injections, 3, 256, True, {"layer": source})
+    early = injector(injections, 0, source)
+    between = injector(injections, 2, source)
+    late = injector(injections, 3, source)
     assert [c.action(small) for c in (early, between, late)] == ["edit", "edit", "ignore"]
     assert early.action(large) == "ignore"
 
@@ -239,14 +242,14 @@ def test_self_attention_is_injected_early_and_at_small_sites_only():
 def test_recorder_keeps_just_what_the_injector_will_ask_for():
     for step in range(6):
         injections = [injection(cross_until=4, self_until=2)]
-        recorder = MapRecorder(injections, step, 256, True)
-        injector = MapInjector(injections, step, 256, True, {})
+        recorder = Recorder(Loan(injections, step), guided=True)
+        controller = injector(injections, step)
         for site in (
             Site("a", "cross", 64, 64),
             Site("b", "self", 16, 16),
             Site("c", "self", 32, 32),
         ):
-            assert (recorder.action(site) == "observe") == (injector.action(site) == "edit")
+            assert (recorder.action(site) == "observe") == (controller.action(site) == "edit")
 
 
 def test_the_largest_self_site_follows_the_latents():

@@ -67,9 +67,9 @@ def test_a_word_of_the_target_alone_gives_the_targets_mask():
 def test_a_word_of_neither_prompt_lists_the_words_of_both(tiny):
     source, target = tiny.tokenize(PROMPT), tiny.tokenize("a dark sofa")
     with pytest.raises(PromptError, match=r"'tabby'.*a, white, cat; a, dark, sofa") as caught:
-        blend_tokens(source, target, LocalBlend(("cat", "tabby")))
+        blend_tokens([source, target], LocalBlend(("cat", "tabby")))
     assert "--blend" in str(caught.value)
-    found = blend_tokens(source, target, LocalBlend(("cat", "sofa"), except_words=("a",)))
+    found = blend_tokens([source, target], LocalBlend(("cat", "sofa"), except_words=("a",)))
     assert [len(tokens.inside) > 0 for tokens in found] == [True, True]
     assert found[0].outside == found[1].outside == (1,)
 

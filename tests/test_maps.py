@@ -8,8 +8,9 @@ from diffusers.models.attention_processor import Attention
 from torch.nn.functional import interpolate
 
 import nulltext
+from nulltext.attention.controller import Site
 from nulltext.attention.maps import Bystander, RunningMean, StepMaps, Watched, word_map
-from nulltext.attention.processor import Site, attach
+from nulltext.attention.processor import attach
 from nulltext.editing import edit_steps
 from nulltext.heatmaps import heat_map_steps
 

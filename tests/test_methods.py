@@ -83,7 +83,9 @@ def test_strength_is_monotone_in_all_its_parts():
         assert stronger.pull <= weaker.pull
     assert steps[0].pull == math.inf
     default = nulltext.EditSpec("a dog")
-    assert steps[10] == nulltext.Steering(default.cross_steps, default.self_steps, 0.0)
+    assert steps[10] == nulltext.Steering(
+        default.editor.cross_steps, default.editor.self_steps, 0.0
+    )
     assert steps[20] == nulltext.Steering(0.0, 0.0, 0.0)
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(OptionError, match="from 0 to 1"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from nulltext.strip import MARGIN, TILE, Tile, comparison_strip
+from nulltext.strip import LABEL, MARGIN, TILE, Block, Tile, comparison_strip, labelled_grid
 
 
 def solid(width, height, colour):
@@ -38,3 +38,36 @@ def test_large_tiles_keep_their_size():
         [Tile(solid(512, 512, "red"), "x"), Tile(solid(512, 512, "blue"), "y")]
     )
     assert strip.width == 3 * MARGIN + 2 * 512
+
+
+def test_a_grid_has_each_picture_at_its_row_and_column_and_says_what_they_are():
+    colours = [["red", "lime"], ["blue", "yellow"], ["cyan", "magenta"]]
+    images = [[solid(300, 600, colour) for colour in row] for row in colours]
+    rows = ["strength 0", "a label that is too long for its column", "strength 1"]
+    grid = labelled_grid([Block("title", ["cross 0", "cross 1"], rows, images)])
+    pixels = np.asarray(grid).astype(int)
+    left = LABEL + 2 * MARGIN
+    tops = []
+    for number, row in enumerate(colours):
+        for column, colour in enumerate(row):
+            wanted = np.asarray(solid(1, 1, colour))[0, 0]
+            y, x = np.where((pixels == wanted).all(axis=-1))
+            assert (np.ptp(x) + 1, np.ptp(y) + 1) == (TILE // 2, TILE)
+            assert x.min() == left + column * (TILE // 2 + MARGIN)
+            tops.append(y.min())
+        label = pixels[tops[-1] : tops[-1] + TILE, :left]
+        assert (label < 128).any(), f"row {number} has no label"
+        assert (label[:, -MARGIN:] == 255).all(), "a label runs into the pictures"
+    assert tops == sorted(tops)
+    assert tops[2] - tops[0] == TILE + MARGIN
+    for column in range(2):
+        x = left + column * (TILE // 2 + MARGIN)
+        assert (pixels[: tops[0], x : x + TILE // 2] < 128).any(), "no heading"
+    assert (pixels[:, -MARGIN:] == 255).all()
+
+
+def test_blocks_stand_below_each_other():
+    one = Block("", ["a"], ["b"], [[solid(10, 10, "red")]])
+    two = Block("second", ["a", "c"], ["b"], [[solid(10, 10, "red"), solid(10, 10, "red")]])
+    both, first, second = (labelled_grid(blocks) for blocks in ([one, two], [one], [two]))
+    assert both.size == (second.width, first.height + second.height)

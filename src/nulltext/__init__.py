@@ -20,7 +20,9 @@ from nulltext.version import __version__
 if TYPE_CHECKING:
     from nulltext.attention.blend import LocalBlend
     from nulltext.compositing import composite, region_of_change
-    from nulltext.editing import Edit, EditSpec, edit, edit_steps
+    from nulltext.edit_spec import EditSpec, chain
+    from nulltext.editing import Edit, edit, edit_steps
+    from nulltext.editors import Editor, MasaCtrl, PromptToPrompt
     from nulltext.errors import NulltextError, UserError
     from nulltext.header import InversionHeader
     from nulltext.heatmaps import PromptMaps, WordMap, heat_map_steps
@@ -46,17 +48,20 @@ _HOMES = {
     "DDIM": "inversion.ddim",
     "Direct": "inversion.direct",
     "Edit": "editing",
-    "EditSpec": "editing",
+    "EditSpec": "edit_spec",
+    "Editor": "editors",
     "GaussNewton": "inversion.solvers.gauss_newton",
     "Inversion": "record",
     "InversionHeader": "header",
     "LatentDiffusion": "models.latent_diffusion",
     "LocalBlend": "attention.blend",
+    "MasaCtrl": "editors",
     "NegativePrompt": "inversion.negative_prompt",
     "NullText": "inversion.null_text",
     "NulltextError": "errors",
     "Photo": "photos",
     "PromptMaps": "heatmaps",
+    "PromptToPrompt": "editors",
     "Replay": "sampling",
     "Secant": "inversion.solvers.secant",
     "Steering": "strength",
@@ -65,6 +70,7 @@ _HOMES = {
     "WordMap": "heatmaps",
     "at_strength": "strength",
     "budget_named": "inversion.budgets",
+    "chain": "edit_spec",
     "composite": "compositing",
     "edit": "editing",
     "edit_steps": "editing",
@@ -92,16 +98,19 @@ __all__ = [
     "Direct",
     "Edit",
     "EditSpec",
+    "Editor",
     "GaussNewton",
     "Inversion",
     "InversionHeader",
     "LatentDiffusion",
     "LocalBlend",
+    "MasaCtrl",
     "NegativePrompt",
     "NullText",
     "NulltextError",
     "Photo",
     "PromptMaps",
+    "PromptToPrompt",
     "Replay",
     "Secant",
     "Steering",
@@ -111,6 +120,7 @@ __all__ = [
     "__version__",
     "at_strength",
     "budget_named",
+    "chain",
     "composite",
     "edit",
     "edit_steps",

@@ -86,13 +86,11 @@ def token_weights(target: TokenizedPrompt, weights: Mapping[str, float]) -> Tens
     return factors
 
 
-def check_edit(
-    source: TokenizedPrompt, target: TokenizedPrompt, weights: Mapping[str, float]
-) -> None:
+def check_edit(source: TokenizedPrompt, target: TokenizedPrompt, *, reweights: bool) -> None:
     """Refuse an edit that could change nothing: the same tokens and no weights but 1."""
-    if source.token_ids == target.token_ids and all(w == 1 for w in weights.values()):
+    if source.token_ids == target.token_ids and not reweights:
         raise PromptError(
-            f"The target {quoted(target.text)} says the same as the source; "
+            f"The target {quoted(target.text)} says the same as the source {quoted(source.text)}; "
             "change a word, or pass --weight WORD=FACTOR with another factor than 1."
         )
 

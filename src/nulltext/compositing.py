@@ -11,11 +11,13 @@ the edit did, d = G |e - r| (G a Gaussian, the mean over RGB), cut by Otsu's thr
 faded outwards.
 
 s, in [0, 1], says how much of the fine detail p - U r that the model never saw is carried over:
-nothing (`model`: the model's own pixels), everything (`photo`: for changes of colour), or, pixel by
-pixel, the structure term of SSIM between e and r (`auto`): detail stays where the shapes did.
+nothing (`model`: the model's own pixels), everything (`photo`), or, pixel by pixel, the structure
+term of SSIM between e and r (`auto`): detail stays where the shapes did. For changes of colour,
+`luminance` carries everywhere the luma of p - U r alone: light and shade, and no old colour.
 
 Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; Wang et al.
 2004 (SSIM), eq. 10. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson 1983.
+Luma: ITU-R BT.601, as in JPEG.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate, max_pool2d, pad
 from nulltext.images import CropBox
 from nulltext.photos import Photo
 
-Detail = Literal["auto", "photo", "model"]
+Detail = Literal["auto", "photo", "luminance", "model"]
 
 SMOOTHING = 1 / 64
 """Standard deviation of G in parts of the side: single pixels that flicker are no region."""
@@ -47,6 +49,8 @@ WINDOW = 1 / 64
 STRUCTURE = (0.03 * 2) ** 2 / 2
 """C3 of SSIM for values that span 2: structure below it is noise."""
 BINS = 256
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue."""
 
 
 def region_of_change(edit: Tensor, reconstruction: Tensor) -> Tensor:
@@ -124,6 +128,8 @@ def composite(
         _enlarged(x.clamp(-1, 1), size) for x in (edit, reconstruction)
     )
     lost = pixels - large_reconstruction
+    if detail == "luminance":
+        lost = torch.einsum("c, chw -> hw", lost.new_tensor(LUMA), lost).expand_as(lost)
     wanted = large_edit + _enlarged(share[None], size).clamp(0, 1) * lost
     mixed = pixels + weight * (wanted.clamp(-1, 1) - pixels)
     after = ((mixed + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
@@ -137,7 +143,7 @@ def composite(
 def carried(edit: Tensor, reconstruction: Tensor, detail: Detail) -> Tensor:
     """s: the share of the photo's fine detail that an edit keeps, [H, W] in [0, 1]."""
     if detail != "auto":
-        return torch.full_like(edit[0], 1.0 if detail == "photo" else 0.0)
+        return torch.full_like(edit[0], 0.0 if detail == "model" else 1.0)
     a, b = (x.clamp(-1, 1).mean(dim=0) for x in (edit, reconstruction))
     deviation = WINDOW * min(a.shape)
     mean_a, mean_b = _blurred(a, deviation), _blurred(b, deviation)

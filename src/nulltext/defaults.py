@@ -23,3 +23,9 @@ SELF_STEPS = 0.4
 
 BLEND_THRESHOLD = 0.3
 """Part of a word map's maximum above which local blend lets the picture change."""
+
+MASA_START = 0.08
+"""Fraction of the steps before MasaCtrl begins: step 4 of 50."""
+
+MASA_LAYER = 0.625
+"""Share of the self-attention layers before MasaCtrl begins: layer 10 of 16."""

@@ -1,121 +1,155 @@
-"""One edit as a person says it, and as the sampler takes it.
+"""One edit as a person says it.
 
-Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2, and for the defaults its published code.
+An edit starts from the photo, or, in a chain, from an earlier edit: then that edit is to it what
+the source is to a plain one. Words that came with the earlier target keep their places and looks,
+masks hold back to the earlier picture, and still everything is sampled from the inversion, all at
+once, so nothing decays however long the chain.
+Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2, and for the defaults its published code;
+chains are ours.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
-from nulltext.alignment import Alignment, attention_map, check_edit, token_weights
-from nulltext.attention.blend import LocalBlend, blend_tokens
-from nulltext.attention.prompt_to_prompt import Injection
-from nulltext.defaults import CROSS_STEPS, SELF_STEPS
+from nulltext.alignment import Alignment
+from nulltext.attention.blend import LocalBlend
+from nulltext.editors import Editor, PromptToPrompt
 from nulltext.errors import OptionError
-from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.prompts import TokenizedPrompt
-from nulltext.regions import Region, Words, check_mask, on_latents, rate
+from nulltext.regions import check_mask
+from nulltext.strength import pull_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class EditSpec:
     """One edit, in words."""
 
     target: str
     """What the photo shall show."""
-    cross_steps: float = CROSS_STEPS
-    """Fraction of the steps in which words keep the places that they have in the source: higher
-    keeps the composition, lower lets shapes change."""
-    self_steps: float = SELF_STEPS
-    """Fraction of the steps in which self-attention is the source's: higher keeps shapes and
-    texture, lower lets them change."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Factors on single words of the target: above 1 stronger, below weaker, negative against."""
-    alignment: Alignment = "auto"
-    """How source and target words are paired: "auto" swaps changed words and adds new ones,
-    "replace" pairs by position, "refine" injects only words that both prompts have."""
-
-    blend: LocalBlend | None = None
+    editor: Editor
+    """How the target takes over from the photo."""
+    guidance_scale: float | None
+    """w of the target alone: higher follows its words more strongly; None for the inversion's."""
+    blend: LocalBlend | None
     """Words that the change stays at; None lets it reach everywhere."""
-    mask: Tensor | None = field(default=None, compare=False)
+    mask: Tensor | None = field(compare=False)
     """[H, W] in [0, 1], over the crop, of any size: 1 where the picture may change, between 0 and 1
     where it may change partly; None lets it change everywhere."""
-    pull: float = 0.0
+    pull: float
     """How strongly the target is drawn to its source: 0 not at all, infinite to the replay."""
+    parent: EditSpec | None = field(compare=False)
+    """The edit that this one starts from; None for the photo."""
 
-    def __post_init__(self) -> None:
-        if not self.pull >= 0.0:
-            raise OptionError(f"The pull is {self.pull:g}; choose a number from 0 up.")
-        if self.mask is not None:
-            check_mask(self.mask)
-        for name in ("cross_steps", "self_steps"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise OptionError(
-                    f"{name} is {value:g}; it is a fraction of the steps, from 0 to 1."
-                )
+    def __init__(
+        self,
+        target: str,
+        cross_steps: float | None = None,
+        self_steps: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        alignment: Alignment | None = None,
+        blend: LocalBlend | None = None,
+        mask: Tensor | None = None,
+        pull: float = 0.0,
+        *,
+        editor: Editor | None = None,
+        guidance_scale: float | None = None,
+        parent: EditSpec | None = None,
+    ) -> None:
+        """`cross_steps` to `alignment` are short for the fields of `editor=PromptToPrompt(...)`.
+
+        Raises:
+            OptionError: a value is out of range, or given both here and in the editor.
+        """
+        given: dict[str, Any] = {
+            "cross_steps": cross_steps,
+            "self_steps": self_steps,
+            "weights": weights,
+            "alignment": alignment,
+        }
+        short = {name: value for name, value in given.items() if value is not None}
+        if editor is not None and short:
+            raise OptionError(
+                f"{', '.join(short)} cannot stand beside an editor; set it in the editor."
+            )
+        if not pull >= 0.0:
+            raise OptionError(f"The pull is {pull:g}; choose a number from 0 up.")
+        if mask is not None:
+            check_mask(mask)
+        if guidance_scale is not None and not 0.0 <= guidance_scale < float("inf"):
+            raise OptionError(
+                f"The target's guidance is {guidance_scale:g}; choose a number from 0 up, 7.5 say."
+            )
+        values = {
+            "target": target,
+            "editor": PromptToPrompt(**short) if editor is None else editor,
+            "guidance_scale": guidance_scale,
+            "blend": blend,
+            "mask": mask,
+            "pull": pull,
+            "parent": parent,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def then(self, target: str) -> EditSpec:
+        """The next edit of a chain: it starts from this one, with the same options.
+
+        A weight is kept as long as its word is there. For other options, use `dataclasses.replace`
+        on the result.
+        """
+        return replace(self, target=target, parent=self)
+
+    def at_strength(self, strength: float) -> EditSpec:
+        """This edit at a strength in [0, 1]; see `strength`.
+
+        Raises:
+            OptionError: it is outside 0 to 1.
+        """
+        return replace(self, editor=self.editor.at_strength(strength), pull=pull_at(strength))
+
+    @property
+    def line(self) -> list[EditSpec]:
+        """The edits from the photo to this one, itself included."""
+        return [*(self.parent.line if self.parent else []), self]
 
 
-def check_specs(
-    model: LatentDiffusion, source_prompt: str, specs: Sequence[EditSpec], num_steps: int = 1
-) -> list[Injection]:
-    """Turn edits in words into edits in numbers; needs no inversion, so mistakes show early.
+def chain(first: str | EditSpec, *further: str) -> list[EditSpec]:
+    """Edits that each start from the one before: `edit(model, inversion, chain("…", "…"))`.
+
+    Args:
+        first: the first target; as an `EditSpec`, its options hold for all.
+        further: the whole prompt of each further target.
+    """
+    specs = [EditSpec(first) if isinstance(first, str) else first]
+    for target in further:
+        specs.append(specs[-1].then(target))
+    return specs
+
+
+def with_parents(specs: Sequence[EditSpec]) -> list[EditSpec]:
+    """All edits that must be sampled for these, each once, parents before children.
+
+    Edits of one generation and one kind of editor stand together, since they pass the UNet
+    together. An edit is the same as another if it is the same object.
+    """
+    found = list({id(each): each for spec in specs for each in spec.line}.values())
+    kinds = list(dict.fromkeys(type(spec.editor) for spec in found))
+    return sorted(found, key=lambda spec: (len(spec.line), kinds.index(type(spec.editor))))
+
+
+def check_kinds(specs: Sequence[EditSpec]) -> None:
+    """Refuse chains that change their editor.
 
     Raises:
-        PromptError: see `editing.edit`.
+        OptionError: an edit has another kind of editor than the one that it starts from.
     """
-    source = model.tokenize(source_prompt)
     for spec in specs:
-        _words(model, source, spec, num_steps)
-    return [_injection(model, source, spec, num_steps) for spec in specs]
-
-
-def regions(
-    model: LatentDiffusion,
-    source_prompt: str,
-    specs: Sequence[EditSpec],
-    num_steps: int,
-    size: tuple[int, int],
-) -> list[Region]:
-    """Where each target may depart from the source, on latents of size (h, w)."""
-    source = model.tokenize(source_prompt)
-    return [
-        Region(
-            mask=None if spec.mask is None else on_latents(spec.mask, size),
-            words=_words(model, source, spec, num_steps),
-            rate=rate(spec.pull, num_steps),
-        )
-        for spec in specs
-    ]
-
-
-def _words(
-    model: LatentDiffusion, source: TokenizedPrompt, spec: EditSpec, num_steps: int
-) -> Words | None:
-    if spec.blend is None:
-        return None
-    tokens = blend_tokens(source, model.tokenize(spec.target), spec.blend)
-    return Words(tokens, spec.blend.threshold, _steps_until(spec.blend.start, num_steps))
-
-
-def _injection(
-    model: LatentDiffusion, source: TokenizedPrompt, spec: EditSpec, num_steps: int
-) -> Injection:
-    target = model.tokenize(spec.target)
-    check_edit(source, target, spec.weights)
-    words = attention_map(source, target, spec.alignment)
-    return Injection(
-        mapping=words.mapping.to(model.device, model.precision),
-        gate=words.gate.to(model.device, model.precision),
-        weights=token_weights(target, spec.weights).to(model.device, model.precision),
-        cross_until=_steps_until(spec.cross_steps, num_steps),
-        self_until=_steps_until(spec.self_steps, num_steps),
-    )
-
-
-def _steps_until(fraction: float, num_steps: int) -> int:
-    return math.floor(fraction * num_steps + 0.5)
+        if spec.parent is not None and type(spec.parent.editor) is not type(spec.editor):
+            raise OptionError(
+                f"A chain keeps one kind of editor, but {type(spec.editor).__name__} follows "
+                f"{type(spec.parent.editor).__name__}; save the first picture and invert it."
+            )

@@ -2,11 +2,11 @@
 
 At every step the source is sampled first and alone, by the same call as a replay, so what an edit
 shows as reconstruction *is* the replay, bit for bit, however many targets stand beside it. The
-targets then take the same step as a batch, under the inversion's null embeddings, while
-Prompt-to-Prompt hands them the source's attention maps:
+targets then take the same step as a batch, under the inversion's null embeddings, while their
+editors hand them attention of the source (A_t; `editors`), or in a chain of the target before:
 
-    z^src_{t-1} = source_step(z^src_t)                       its maps M_t are recorded
-    z^tgt_{t-1} = step(z^tgt_t, guided eps(z^tgt_t, t, ∅_t, C_tgt; M_t injected))
+    z^src_{t-1} = source_step(z^src_t)                       its attention A_t is recorded
+    z^tgt_{t-1} = step(z^tgt_t, guided eps(z^tgt_t, t, ∅_t, C_tgt; A_t))
     z^tgt_{t-1} <- z^src_{t-1} + m (z^tgt_{t-1} - z^src_{t-1})     where a region is set: `regions`
 
 Source: Hertz et al. 2022, alg. 1; Mokady et al. 2023, sec. 3.3 (the null embeddings serve both).
@@ -20,14 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nulltext.attention.lending import Recorder
 from nulltext.attention.processor import attach
-from nulltext.attention.prompt_to_prompt import MapRecorder
+from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.edit_spec import EditSpec as EditSpec
-from nulltext.edit_spec import check_specs as check_specs
-from nulltext.edit_spec import regions
 from nulltext.errors import OptionError
-from nulltext.guidance import guided_evaluations
+from nulltext.guidance import guided_evaluations, is_guided
 from nulltext.images import from_uint8, psnr
+from nulltext.lineage import Row, rows_of
+from nulltext.lineage import check_specs as check_specs
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import (
@@ -53,8 +54,8 @@ class Edit:
     unet_evaluations: int
     """Single-image UNet passes, the source's included."""
     masks: Tensor
-    """[K, h, w] in [0, 1], on the latents' grid: where each target was free at the last step; ones
-    without a blend and a mask."""
+    """[K, h, w] in [0, 1], on the latents' grid: where each target was free at the last step, in a
+    chain also where those before it were; ones without a blend and a mask."""
 
 
 def edit(
@@ -74,7 +75,9 @@ def edit(
 
     Raises:
         InversionFileError: the inversion belongs to another model.
-        PromptError: a target is empty, too long, or says the same as the source without weights.
+        PromptError: a target is empty, too long, lacks a word that an option names, or says the
+            same as what it starts from, without weights.
+        OptionError: there is no target, or an option does not fit the model or the chain.
         NumericalError: the latents became infinite or NaN.
     """
     listed = [specs] if isinstance(specs, str | EditSpec) else specs
@@ -101,31 +104,36 @@ def edit_steps(
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
     check_model(model, inversion)
-    injections = check_specs(model, inversion.header.prompt, specs, inversion.num_steps)
-    conditions = Conditions.of(model, inversion)
+    header, conditions = inversion.header, Conditions.of(model, inversion)
     source = start_latents(model, inversion)
     size = (source.shape[-2], source.shape[-1])
-    places = regions(model, inversion.header.prompt, specs, inversion.num_steps, size)
-    targets = Targets.start(model, inversion, [s.target for s in specs], injections, places)
-    eyes = Eyes(targets.self_pixels, on_maps, needed=any(place.words for place in places))
-    for index, timestep in enumerate(inversion.header.timesteps):
+    rows = rows_of(model, header.prompt, specs, inversion.num_steps, size)
+    order = torch.tensor([_index(rows, spec) for spec in specs], device=source.device)
+    targets = Targets.start(model, inversion, rows)
+    eyes = Eyes(largest_self_site(*size), on_maps, order, needed=any(row.looks for row in rows))
+    for index, timestep in enumerate(header.timesteps):
         with torch.no_grad():
             eyes.open()
-            recorder = MapRecorder(injections, index, targets.self_pixels, targets.guided)
+            lent = targets.loan_of(None, index)
+            recorder = Recorder(lent, is_guided(header.guidance_scale))
             with attach(model.unet, watched(recorder, eyes.source)):
                 source, _ = source_branch(model, inversion, conditions, source, index)
-            estimate = targets.step(
-                model, conditions.null(index), index, timestep, recorder.maps, eyes.targets
-            )
+            estimate = targets.step(model, conditions.null(index), index, timestep, lent, eyes)
             eyes.close()
             targets.follow(source, index, eyes)
-        yield StepInfo("edit", index + 1, inversion.num_steps, timestep, clean_estimate=estimate)
+        yield StepInfo(
+            "edit", index + 1, inversion.num_steps, timestep, clean_estimate=estimate[order]
+        )
     reconstruction = model.decode(source).cpu()
-    per_step = guided_evaluations(1 + len(specs), inversion.header.guidance_scale)
+    per_step = guided_evaluations(1, header.guidance_scale) + targets.evaluations
     return Edit(
-        images=torch.cat([model.decode(row).cpu() for row in targets.latents.split(1)]),
+        images=torch.cat([model.decode(row).cpu() for row in targets.latents[order].split(1)]),
         reconstruction=reconstruction,
         psnr_reconstruction=psnr(reconstruction, from_uint8(inversion.photo)),
         unet_evaluations=per_step * inversion.num_steps,
-        masks=targets.shares.cpu(),
+        masks=targets.masks()[order].cpu(),
     )
+
+
+def _index(rows: Sequence[Row], spec: EditSpec) -> int:
+    return next(i for i, row in enumerate(rows) if row.spec is spec)

@@ -8,6 +8,7 @@ the unconditional model. Source: Ho & Salimans 2022, in the form of Mokady et al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -25,9 +26,22 @@ class NoisePredictor(Protocol):
         ...
 
 
-def guide(noise_null: Tensor, noise_prompt: Tensor, guidance_scale: float) -> Tensor:
+GuidanceScale = float | Sequence[float]
+"""w, the same for all rows of a batch or one per row."""
+
+
+def is_guided(guidance_scale: GuidanceScale) -> bool:
+    """Whether any row needs the null branch."""
+    scales = [guidance_scale] if isinstance(guidance_scale, float | int) else guidance_scale
+    return any(scale != CONDITIONAL_ONLY for scale in scales)
+
+
+def guide(noise_null: Tensor, noise_prompt: Tensor, guidance_scale: GuidanceScale) -> Tensor:
     """Combine two noise predictions [B, C, h, w] of the same latents into the guided one."""
-    return noise_null + guidance_scale * (noise_prompt - noise_null)
+    if isinstance(guidance_scale, float | int):
+        return noise_null + guidance_scale * (noise_prompt - noise_null)
+    scales = noise_null.new_tensor(guidance_scale)[:, None, None, None]
+    return noise_null + scales * (noise_prompt - noise_null)
 
 
 def guided_noise(
@@ -37,20 +51,21 @@ def guided_noise(
     *,
     null_embeds: Tensor,
     prompt_embeds: Tensor,
-    guidance_scale: float,
+    guidance_scale: GuidanceScale,
 ) -> Tensor:
     """Predict the guided noise; both branches share one UNet call, null first.
 
     Args:
         latents: [B, C, h, w]. null_embeds, prompt_embeds: [1 or B, R, D].
+        guidance_scale: one w, or B of them.
 
     Returns:
-        eps [B, C, h, w] in the model's precision. Costs 2 B single-image UNet evaluations, or B at
-        w = 1.
+        eps [B, C, h, w] in the model's precision. Costs 2 B single-image UNet evaluations, or B if
+        all w = 1.
     """
     batch = latents.shape[0]
     prompt = prompt_embeds.expand(batch, -1, -1)
-    if guidance_scale == CONDITIONAL_ONLY:
+    if not is_guided(guidance_scale):
         return model.predict_noise(latents, timestep, prompt)
     import torch
 
@@ -60,6 +75,6 @@ def guided_noise(
     return guide(noise_null, noise_prompt, guidance_scale)
 
 
-def guided_evaluations(batch: int, guidance_scale: float) -> int:
+def guided_evaluations(batch: int, guidance_scale: GuidanceScale) -> int:
     """Single-image UNet evaluations that one `guided_noise` call costs."""
-    return batch if guidance_scale == CONDITIONAL_ONLY else 2 * batch
+    return 2 * batch if is_guided(guidance_scale) else batch

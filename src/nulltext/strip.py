@@ -1,7 +1,7 @@
-"""The comparison strip: pictures side by side, each with its caption.
+"""Pictures of pictures: the comparison strip, and the labelled grid.
 
 What a person looks at to judge an edit: the photo, what the autoencoder alone makes of it, the
-reconstruction, and the edits.
+reconstruction, and the edits; or one edit over the values of its knobs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ TILE = 256
 
 MARGIN = 12
 FONT_SIZE = 14
+LINE = round(FONT_SIZE * 1.35)
 MAX_LINES = 5
+LABEL = 130
+"""Width of the column of labels in pixels."""
 PAPER = (255, 255, 255)
 INK = (32, 32, 32)
 
@@ -38,8 +41,7 @@ def comparison_strip(tiles: Sequence[Tile]) -> Image.Image:
         _wrapped(tile.caption, picture.width, font)
         for tile, picture in zip(tiles, pictures, strict=True)
     ]
-    line = round(FONT_SIZE * 1.35)
-    text_height = line * max(len(lines) for lines in captions)
+    text_height = LINE * max(len(lines) for lines in captions)
     width = MARGIN + sum(p.width + MARGIN for p in pictures)
     height = max(p.height for p in pictures) + text_height + 3 * MARGIN
     strip = Image.new("RGB", (width, height), PAPER)
@@ -47,8 +49,7 @@ def comparison_strip(tiles: Sequence[Tile]) -> Image.Image:
     x = MARGIN
     for picture, lines in zip(pictures, captions, strict=True):
         strip.paste(picture, (x, MARGIN))
-        for row, text in enumerate(lines):
-            draw.text((x, 2 * MARGIN + picture.height + row * line), text, fill=INK, font=font)
+        _write(draw, (x, 2 * MARGIN + picture.height), lines, font)
         x += picture.width + MARGIN
     return strip
 
@@ -65,13 +66,76 @@ def tile_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     return grid
 
 
+@dataclass(frozen=True)
+class Block:
+    """Pictures in rows and columns, and what these stand for."""
+
+    title: str
+    """Above the block; may be empty."""
+    columns: Sequence[str]
+    rows: Sequence[str]
+    images: Sequence[Sequence[Image.Image]]
+    """[row][column]."""
+
+
+def labelled_grid(blocks: Sequence[Block]) -> Image.Image:
+    """Draw blocks below each other, as one RGB picture: headings above, labels to the left.
+
+    All pictures are drawn `TILE` pixels high, so that the labels can be read beside large photos.
+    """
+    drawn = [_labelled_block(block) for block in blocks]
+    size = (max(each.width for each in drawn), sum(each.height for each in drawn))
+    grid = Image.new("RGB", size, PAPER)
+    top = 0
+    for each in drawn:
+        grid.paste(each, (0, top))
+        top += each.height
+    return grid
+
+
+def _labelled_block(block: Block) -> Image.Image:
+    font = ImageFont.load_default(FONT_SIZE)
+    pictures = [[_scaled(image.convert("RGB"), TILE) for image in row] for row in block.images]
+    width = max(picture.width for row in pictures for picture in row)
+    left = LABEL + 2 * MARGIN
+    right = left + len(block.columns) * (width + MARGIN)
+    headings = [_wrapped(text, width, font) for text in block.columns]
+    title = _wrapped(block.title, right - 2 * MARGIN, font) if block.title else []
+    headings_top = MARGIN + len(title) * LINE + (MARGIN if title else 0)
+    top = headings_top + max(map(len, headings)) * LINE + MARGIN
+    result = Image.new("RGB", (right, top + len(pictures) * (TILE + MARGIN)), PAPER)
+    draw = ImageDraw.Draw(result)
+    _write(draw, (MARGIN, MARGIN), title, font)
+    for column, lines in enumerate(headings):
+        _write(draw, (left + column * (width + MARGIN), headings_top), lines, font)
+    for number, (label, row) in enumerate(zip(block.rows, pictures, strict=True)):
+        y = top + number * (TILE + MARGIN)
+        _write(draw, (MARGIN, y), _wrapped(label, LABEL, font, TILE // LINE), font)
+        for column, picture in enumerate(row):
+            result.paste(picture, (left + column * (width + MARGIN), y))
+    return result
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    lines: Sequence[str],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    for row, text in enumerate(lines):
+        draw.text((corner[0], corner[1] + row * LINE), text, fill=INK, font=font)
+
+
 def _scaled(image: Image.Image, height: int) -> Image.Image:
     size = (max(1, round(image.width * height / image.height)), height)
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _wrapped(
-    text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    text: str,
+    width: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    most: int = MAX_LINES,
 ) -> list[str]:
     lines: list[str] = []
     for paragraph in text.splitlines():
@@ -83,6 +147,6 @@ def _wrapped(
                 longer = word
             current = longer
         lines.append(current)
-    if len(lines) > MAX_LINES:
-        lines = [*lines[: MAX_LINES - 1], lines[MAX_LINES - 1] + " …"]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1] + " …"]
     return lines

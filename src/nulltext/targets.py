@@ -1,7 +1,7 @@
 """The target rows of an edit on their way through the grid.
 
-All targets take a step as a batch, under the inversion's null embeddings and the attention that
-Prompt-to-Prompt carries over from the source; see `editing` for the formulae.
+All targets of a generation take a step as a batch, under the inversion's null embeddings, their own
+guidance and what their plans take from their parents; see `editing` for the formulae.
 Source: Hertz et al. 2022, alg. 1.
 """
 
@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nulltext.attention.controller import AttentionController
+from nulltext.attention.lending import Loan, Turn
 from nulltext.attention.maps import RunningMean, StepMaps, Watched
-from nulltext.attention.processor import AttentionController, attach
-from nulltext.attention.prompt_to_prompt import Injection, MapInjector, largest_self_site
+from nulltext.attention.processor import attach
 from nulltext.finite import check_finite
-from nulltext.guidance import CONDITIONAL_ONLY, guided_noise
+from nulltext.guidance import guided_evaluations, guided_noise, is_guided
+from nulltext.lineage import Row, passes_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import Inversion
-from nulltext.regions import Region
 from nulltext.sampling import start_latents
-
-TARGETS_PER_BATCH = 4
-"""Targets that go through the UNet together; more only costs memory on small devices."""
 
 OnMaps = Callable[[Tensor, Tensor], None]
 """Shown one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
@@ -33,8 +32,11 @@ OnMaps = Callable[[Tensor, Tensor], None]
 class Eyes:
     """Looks at the attention of source and targets, if anybody wants to know."""
 
-    def __init__(self, largest_pixels: int, on_maps: OnMaps | None, *, needed: bool) -> None:
-        self.largest_pixels, self.on_maps = largest_pixels, on_maps
+    def __init__(
+        self, largest_pixels: int, on_maps: OnMaps | None, order: Tensor, *, needed: bool
+    ) -> None:
+        """`order`: [K], the rows that `on_maps` is shown."""
+        self.largest_pixels, self.on_maps, self.order = largest_pixels, on_maps, order
         self.wanted = needed or on_maps is not None
         self.source: StepMaps | None = None
         self.targets: StepMaps | None = None
@@ -53,14 +55,15 @@ class Eyes:
         for mean, value in zip(self.means, maps, strict=True):
             mean.add(value)
         if self.on_maps is not None:
-            self.on_maps(*maps)
+            self.on_maps(maps[0], maps[1][self.order])
 
-    def of(self, row: int) -> tuple[Tensor, Tensor] | None:
-        """Mean token maps [L, h, w] of the source and of a target; None if nobody looked."""
-        if not self.wanted:
-            return None
+    def of(self, row: int, parent: int | None) -> tuple[Tensor, Tensor] | None:
+        """Mean token maps [L, h, w] of a row's parent and of itself; None if nobody looked yet."""
         source, targets = self.means
-        return source.value[0], targets.value[row]
+        if not self.wanted or targets.count == 0:
+            return None
+        of_parent = source.value[0] if parent is None else targets.value[parent]
+        return of_parent, targets.value[row]
 
 
 @dataclass
@@ -71,45 +74,42 @@ class Targets:
     """[K, C, h, w]."""
     prompt_embeds: Tensor
     """[K, L, D]."""
-    injections: Sequence[Injection]
+    rows: Sequence[Row]
+    """K of them, parents first."""
+    guidance_scales: Sequence[float]
     """K of them."""
-    guidance_scale: float
     num_steps: int
-    self_pixels: int
-    """Most pixels of a site at which self-attention is injected."""
-    regions: Sequence[Region]
-    """K of them: where each may depart from the source."""
     shares: Tensor = field(init=False)
-    """[K, h, w] in [0, 1]: where each was free at the last step."""
+    """[K, h, w] in [0, 1]: where each was free of its parent at the last step."""
+    passes: list[range] = field(init=False)
+    """Rows that pass the UNet together, in order."""
 
     def __post_init__(self) -> None:
         self.shares = torch.ones_like(self.latents[:, 0])
+        self.passes = passes_of(self.rows)
 
     @classmethod
-    def start(
-        cls,
-        model: LatentDiffusion,
-        inversion: Inversion,
-        prompts: Sequence[str],
-        injections: Sequence[Injection],
-        regions: Sequence[Region],
-    ) -> Targets:
+    def start(cls, model: LatentDiffusion, inversion: Inversion, rows: Sequence[Row]) -> Targets:
         """All targets at z*_T."""
-        latents = start_latents(model, inversion)
+        common = inversion.header.guidance_scale
+        own = [row.spec.guidance_scale for row in rows]
         return cls(
-            latents=latents.repeat(len(prompts), 1, 1, 1),
-            prompt_embeds=model.embed(prompts),
-            injections=injections,
-            guidance_scale=inversion.header.guidance_scale,
+            latents=start_latents(model, inversion).repeat(len(rows), 1, 1, 1),
+            prompt_embeds=model.embed([row.spec.target for row in rows]),
+            rows=rows,
+            guidance_scales=[common if scale is None else scale for scale in own],
             num_steps=inversion.num_steps,
-            self_pixels=largest_self_site(*latents.shape[-2:]),
-            regions=regions,
         )
 
     @property
-    def guided(self) -> bool:
-        """Whether the UNet sees null rows."""
-        return self.guidance_scale != CONDITIONAL_ONLY
+    def evaluations(self) -> int:
+        """Single-image UNet passes per step."""
+        scales = [[self.guidance_scales[row] for row in rows] for rows in self.passes]
+        return sum(guided_evaluations(len(each), each) for each in scales)
+
+    def loan_of(self, row: int | None, index: int) -> Loan:
+        """What the source (None) or a row will lend at a step; nothing is in it yet."""
+        return Loan([child.plan for child in self.rows if child.parent == row], index)
 
     def step(
         self,
@@ -117,46 +117,67 @@ class Targets:
         null_embed: Tensor,
         index: int,
         timestep: int,
-        maps: dict[str, Tensor],
-        watch: StepMaps | None = None,
+        lent: Loan,
+        eyes: Eyes,
     ) -> Tensor:
         """Take one step with all rows; returns their estimates of x0, [K, C, h, w].
 
         Args:
-            null_embed: [1, L, D]. maps: the source's, by site. watch: shown the cross-attention.
+            null_embed: [1, L, D]. lent: by the source.
         """
         schedule, moved, estimates = model.schedule, [], []
-        for first in range(0, len(self.injections), TARGETS_PER_BATCH):
-            rows = slice(first, first + TARGETS_PER_BATCH)
-            latents, injections = self.latents[rows], self.injections[rows]
-            injector = MapInjector(injections, index, self.self_pixels, self.guided, maps)
-            with attach(model.unet, watched(injector, watch)):
+        loans = [self.loan_of(row, index) for row in range(len(self.rows))]
+        cleaner = schedule.cleaner(timestep, self.num_steps)
+        for rows in self.passes:
+            latents = self.latents[rows.start : rows.stop]
+            scales = [self.guidance_scales[row] for row in rows]
+            turns = [self._turn(row, lent, loans, eyes) for row in rows]
+            plan = type(turns[0].plan)
+            controller = plan.controller(turns, index, guided=is_guided(scales))
+            with attach(model.unet, watched(controller, eyes.targets)):
                 noise_pred = guided_noise(
                     model,
                     latents,
                     timestep,
                     null_embeds=null_embed,
-                    prompt_embeds=self.prompt_embeds[rows],
-                    guidance_scale=self.guidance_scale,
+                    prompt_embeds=self.prompt_embeds[rows.start : rows.stop],
+                    guidance_scale=scales,
                 )
-            cleaner = schedule.cleaner(timestep, self.num_steps)
             moved.append(schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner))
             estimates.append(schedule.clean_estimate(latents, noise_pred, timestep))
         self.latents = torch.cat(moved)
         check_finite(self.latents, "The edit", timestep)
         return torch.cat(estimates)
 
+    def _turn(self, index: int, lent: Loan, loans: Sequence[Loan], eyes: Eyes) -> Turn[Any]:
+        row = self.rows[index]
+        parent = lent if row.parent is None else loans[row.parent]
+        return Turn(row.plan, parent, loans[index], eyes.of(index, row.parent))
+
     def follow(self, source: Tensor, index: int, eyes: Eyes) -> None:
-        """Lead the targets back to the source [1, C, h, w] where they may not depart from it."""
-        rows = []
-        for row, region in enumerate(self.regions):
-            target = self.latents[row : row + 1]
-            if not region.free:
-                self.shares[row] = region.share(index, eyes.of(row), target)
-                # lerp: the ends 0 and 1 give source and target bit for bit
-                target = torch.lerp(source, target, self.shares[row] * region.rate)
-            rows.append(target)
-        self.latents = torch.cat(rows)
+        """Lead the targets back to their parents where they may not depart from them.
+
+        Args:
+            source: [1, C, h, w], the parent of the first generation.
+        """
+        led: list[Tensor] = []
+        for number, row in enumerate(self.rows):
+            target = self.latents[number : number + 1]
+            if not row.region.free:
+                parent = source if row.parent is None else led[row.parent]
+                maps = eyes.of(number, row.parent)
+                self.shares[number] = row.region.share(index, maps, target)
+                # lerp: the ends 0 and 1 give parent and target bit for bit
+                target = torch.lerp(parent, target, self.shares[number] * row.region.rate)
+            led.append(target)
+        self.latents = torch.cat(led)
+
+    def masks(self) -> Tensor:
+        """[K, h, w] in [0, 1]: where each is free of the photo: its own share or an ancestor's."""
+        masks: list[Tensor] = []
+        for row, share in zip(self.rows, self.shares, strict=True):
+            masks.append(share if row.parent is None else torch.maximum(share, masks[row.parent]))
+        return torch.stack(masks)
 
 
 def watched(controller: AttentionController, watch: StepMaps | None) -> AttentionController:

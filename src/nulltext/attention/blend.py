@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from nulltext.attention.maps import word_map
 from nulltext.defaults import BLEND_THRESHOLD
 from nulltext.errors import OptionError, PromptError
-from nulltext.prompts import TokenizedPrompt, find_words, quoted
+from nulltext.prompts import TokenizedPrompt, find_words, has_word, quoted
 
 POOL = 3
 """Side of the window in which a map takes its maximum, so that masks reach over their borders."""
@@ -65,39 +66,42 @@ class PromptTokens:
 
 
 def blend_tokens(
-    source: TokenizedPrompt, target: TokenizedPrompt, blend: LocalBlend
+    line: Sequence[TokenizedPrompt], blend: LocalBlend
 ) -> tuple[PromptTokens, PromptTokens]:
-    """Find a blend's words in the source and the target prompt.
+    """Find a blend's words in a target prompt and in the one that it is edited from.
+
+    Args:
+        line: prompts from the source to the target. A word of an earlier prompt may be gone by
+            now, as long as another word to blend is left.
 
     Raises:
-        PromptError: a word is in neither; lists the words of both.
+        PromptError: a word is in none of the prompts, or none is in the last two; lists the words.
     """
+    parent, target = line[-2:]
     for word in (*blend.words, *blend.except_words):
-        if not any(_found(prompt, (word,)) for prompt in (source, target)):
-            raise PromptError(
-                f"{word!r} is a word neither of {quoted(source.text)} nor of "
-                f"{quoted(target.text)}. Words: {_listed(source)}; {_listed(target)}. "
-                "Pass one of these to --blend or --blend-except."
-            )
+        if not any(has_word(prompt, word) for prompt in line):
+            _refuse(repr(word), line)
+    if not any(has_word(prompt, word) for prompt in (parent, target) for word in blend.words):
+        _refuse(" or ".join(map(repr, blend.words)), (parent, target))
     both = [
         PromptTokens(_found(prompt, blend.words), _found(prompt, blend.except_words))
-        for prompt in (source, target)
+        for prompt in (parent, target)
     ]
     return both[0], both[1]
 
 
+def _refuse(what: str, prompts: Sequence[TokenizedPrompt]) -> NoReturn:
+    texts = " nor of ".join(quoted(prompt.text) for prompt in prompts)
+    words = "; ".join(", ".join(word.text for word in prompt.words) for prompt in prompts)
+    raise PromptError(
+        f"{what} is a word neither of {texts}. Words: {words}. "
+        "Pass one of these to --blend or --blend-except."
+    )
+
+
 def _found(prompt: TokenizedPrompt, words: Sequence[str]) -> tuple[int, ...]:
-    positions: set[int] = set()
-    for word in words:
-        try:
-            positions |= set(find_words(prompt, word))
-        except PromptError:
-            continue  # the other prompt has it, or `blend_tokens` says so
-    return tuple(sorted(positions))
-
-
-def _listed(prompt: TokenizedPrompt) -> str:
-    return ", ".join(word.text for word in prompt.words)
+    present = [word for word in words if has_word(prompt, word)]
+    return tuple(sorted({place for word in present for place in find_words(prompt, word)}))
 
 
 def blend_mask(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from nulltext.attention.processor import Action, AttentionController, Site
+from nulltext.attention.controller import Action, AttentionController, Layer, Redirection, Site
 
 
 @dataclass
@@ -83,7 +83,7 @@ def word_map(token_maps: Tensor, tokens: Sequence[int]) -> Tensor:
     return token_maps[list(tokens)].sum(dim=0)
 
 
-class Bystander:
+class Bystander(AttentionController):
     """A controller that leaves all attention alone."""
 
     def __init__(self, *, guided: bool) -> None:
@@ -93,17 +93,9 @@ class Bystander:
         """Ignore, everywhere."""
         return "ignore"
 
-    def observe(self, probabilities: Tensor, site: Site) -> None:  # noqa: ARG002
-        """Never called."""
-        raise AssertionError(site)
 
-    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:  # noqa: ARG002
-        """Never called."""
-        raise AssertionError(site)
-
-
-class Watched:
-    """A controller whose attention, after whatever it does, is also shown to `StepMaps`.
+class Watched(AttentionController):
+    """A controller whose cross-attention, after whatever it does, is also shown to `StepMaps`.
 
     The UNet's output is that of the controller alone, bit for bit.
     """
@@ -117,12 +109,12 @@ class Watched:
         action = self.controller.action(site)
         return "observe" if action == "ignore" and self.maps.wants(site) else action
 
-    def observe(self, probabilities: Tensor, site: Site) -> None:
-        """Show the probabilities to whoever asked."""
+    def observe(self, layer: Layer, site: Site) -> None:
+        """Show the layer to whoever asked."""
         if self.controller.action(site) == "observe":
-            self.controller.observe(probabilities, site)
+            self.controller.observe(layer, site)
         if self.maps.wants(site):
-            self.maps.add(probabilities, site)
+            self.maps.add(layer.probabilities(), site)
 
     def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
         """The controller's probabilities, on their way also read."""
@@ -130,3 +122,8 @@ class Watched:
         if self.maps.wants(site):
             self.maps.add(edited, site)
         return edited
+
+    def redirect(self, layer: Layer, site: Site) -> Sequence[Redirection]:
+        """The controller's; cross-attention, which alone is read, is never redirected."""
+        assert not self.maps.wants(site), f"{site}: redirected cross-attention cannot be read"
+        return self.controller.redirect(layer, site)

@@ -3,11 +3,14 @@
 Inside `attach(unet, controller)` every attention layer of the UNet's transformers asks the
 controller what to do at its site (name, kind, true height and width):
 
-    ignore   the layer's own processor runs, as if nobody were there (fused kernels and all);
-    observe  the layer's own processor runs, and the controller is shown the probabilities of the
-             prompt rows, computed beside it: the output is bit for bit the plain one;
-    edit     the prompt rows are attended with the controller's probabilities; the null rows
-             still go through the layer's own processor.
+    ignore    the layer's own processor runs, as if nobody were there (fused kernels and all);
+    observe   the layer's own processor runs, and the controller is shown the layer: its inputs and,
+              computed beside it if asked for, the probabilities of the prompt rows. The output is
+              bit for bit the plain one;
+    edit      the prompt rows are attended with the controller's probabilities; the null rows
+              still go through the layer's own processor;
+    redirect  all rows, null rows included, go through the layer's own processor, but with keys and
+              values of other hidden states, which the controller gives: fused kernels stay.
 
     probabilities = softmax(Q K^T / sqrt(d)),    output = probabilities V
 
@@ -20,62 +23,21 @@ Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, eq. 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock, RLock, get_ident
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from nulltext.attention.controller import AttentionController, Kind, Layer, Site, heads
 from nulltext.errors import ModelError
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-
-Kind = Literal["cross", "self"]
-Action = Literal["ignore", "observe", "edit"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where in the UNet attention is happening."""
-
-    name: str
-    """The layer's module path, unique in the UNet."""
-    kind: Kind
-    """cross: pixels attend to the prompt's tokens; self: to each other."""
-    height: int
-    """Rows of the feature map that the queries are."""
-    width: int
-    """Columns of it."""
-
-    @property
-    def pixels(self) -> int:
-        """Number of queries."""
-        return self.height * self.width
-
-
-class AttentionController(Protocol):
-    """What `attach` consults. Probabilities are [rows, heads, queries, keys], float32."""
-
-    guided: bool
-    """Whether the first half of each batch are null rows."""
-
-    def action(self, site: Site) -> Action:
-        """What to do at a site during this pass."""
-        ...
-
-    def observe(self, probabilities: Tensor, site: Site) -> None:
-        """Look at the prompt rows' probabilities (only after action "observe")."""
-        ...
-
-    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
-        """Give the prompt rows' probabilities; own() computes the layer's own if needed."""
-        ...
-
 
 _LOCKS: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
 """One lock per UNet."""
@@ -107,6 +69,7 @@ class ControlledProcessor:
     original: Any
     controller: AttentionController
     name: str
+    depth: float
     extent: _Extent = field(repr=False)
 
     def __call__(
@@ -121,26 +84,45 @@ class ControlledProcessor:
         if get_ident() != self.extent.thread:
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         kind: Kind = "self" if encoder_hidden_states is None else "cross"
-        site = Site(self.name, kind, self.extent.height, self.extent.width)
+        site = Site(self.name, kind, self.extent.height, self.extent.width, self.depth)
         assert hidden_states.shape[1] == site.pixels, f"{site}: {hidden_states.shape}"
         action = self.controller.action(site)
         if action == "ignore":
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         assert attention_mask is None, "Stable Diffusion's prompts are attended without a mask"
         batch = hidden_states.shape[0]
-        first = batch // 2 if self.controller.guided else 0
-        prompt_rows = hidden_states[first:]
-        context = prompt_rows if encoder_hidden_states is None else encoder_hidden_states[first:]
-        if action == "observe":
-            self.controller.observe(_probabilities(attn, prompt_rows, context), site)
-            return self._plain(attn, hidden_states, encoder_hidden_states, None, temb)
-        edited = self.controller.edit(lambda: _probabilities(attn, prompt_rows, context), site)
-        output = _attend(attn, edited, prompt_rows, context)
+        rows = batch // 2 if self.controller.guided else batch
+        layer = Layer(attn, hidden_states, encoder_hidden_states, rows)
+        if action == "edit":
+            return self._edited(layer, site, temb)
+        if action == "redirect":
+            return self._redirected(layer, site, temb)
+        self.controller.observe(layer, site)
+        return self._plain(attn, hidden_states, encoder_hidden_states, None, temb)
+
+    def _edited(self, layer: Layer, site: Site, temb: Tensor | None) -> Tensor:
+        """Null rows as ever, prompt rows by the controller's probabilities."""
+        first = layer.hidden_states.shape[0] - layer.rows
+        prompt_rows, context = layer.hidden_states[first:], layer.context
+        attended = prompt_rows if context is None else context[first:]
+        edited = self.controller.edit(layer.probabilities, site)
+        output = _attend(layer.attn, edited, prompt_rows, attended)
         if first == 0:
             return output
-        null_context = None if encoder_hidden_states is None else encoder_hidden_states[:first]
-        null_rows = self._plain(attn, hidden_states[:first], null_context, None, temb)
+        null_context = None if context is None else context[:first]
+        null_rows = self._plain(layer.attn, layer.hidden_states[:first], null_context, None, temb)
         return torch.cat([null_rows, output])
+
+    def _redirected(self, layer: Layer, site: Site, temb: Tensor | None) -> Tensor:
+        """All rows, with keys and values of what the controller names."""
+        output: Tensor | None = None
+        for to in self.controller.redirect(layer, site):
+            one = self._plain(layer.attn, layer.hidden_states, to.hidden_states, to.bias, temb)
+            # A layer's output is affine in what it attends to: shares that sum to 1 mix outputs.
+            one = one if to.share is None else to.share * one
+            output = one if output is None else output + one
+        assert output is not None, f"{site}: redirected to nothing"
+        return output
 
     def _plain(
         self,
@@ -158,26 +140,9 @@ class ControlledProcessor:
         return output
 
 
-def _heads(attn: Any, projected: Tensor) -> Tensor:
-    """[B, N, heads * d] -> [B, heads, N, d]."""
-    return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-
-def _probabilities(attn: Any, hidden_states: Tensor, context: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)): [B, heads, N, M], float32 for float32 or half inputs."""
-    query, key = _heads(attn, attn.to_q(hidden_states)), _heads(attn, attn.to_k(context))
-    if attn.norm_q is not None:
-        query = attn.norm_q(query)
-    if attn.norm_k is not None:
-        key = attn.norm_k(key)
-    precision = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(precision) @ key.to(precision).transpose(-1, -2) * attn.scale
-    return scores.softmax(dim=-1)
-
-
 def _attend(attn: Any, probabilities: Tensor, hidden_states: Tensor, context: Tensor) -> Tensor:
     """Weigh the values and project: [B, N, channels], with the layer's own residual."""
-    value = _heads(attn, attn.to_v(context))
+    value = heads(attn, attn.to_v(context))
     mixed = (probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(-2)
     output = attn.to_out[1](attn.to_out[0](mixed))
     if attn.residual_connection:
@@ -194,34 +159,61 @@ def attach(unet: UNet2DConditionModel, controller: AttentionController) -> Itera
     Raises:
         ModelError: the UNet has no attention layer inside a transformer to attach to.
     """
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
     with _LOCKS_GUARD:
         lock = _LOCKS.setdefault(unet, RLock())
     with lock, ExitStack() as restore:
-        matched = 0
-        for transformer_name, transformer in unet.named_modules():
-            if not isinstance(transformer, Transformer2DModel):
-                continue
-            extent = _Extent(get_ident())
-            handle = transformer.register_forward_pre_hook(extent.read, with_kwargs=True)
-            restore.callback(handle.remove)
-            for name, attn in transformer.named_modules():
-                if not isinstance(attn, Attention):
-                    continue
-                _check_plain(attn, f"{transformer_name}.{name}")
-                original = attn.processor
-                restore.callback(attn.set_processor, original)
-                full_name = f"{transformer_name}.{name}"
-                attn.set_processor(ControlledProcessor(original, controller, full_name, extent))
-                matched += 1
-        if not matched:
+        depths = _depths(unet)
+        if not depths:
             raise ModelError(
                 f"No attention layer was found in the UNet ({type(unet).__name__}), so words "
                 "cannot steer it; pass a Stable Diffusion UNet with cross-attention."
             )
+        for transformer_name, transformer in _transformers(unet):
+            extent = _Extent(get_ident())
+            handle = transformer.register_forward_pre_hook(extent.read, with_kwargs=True)
+            restore.callback(handle.remove)
+            for name, attn in _layers(transformer_name, transformer):
+                _check_plain(attn, name)
+                restore.callback(attn.set_processor, attn.processor)
+                attn.set_processor(
+                    ControlledProcessor(attn.processor, controller, name, depths[name], extent)
+                )
         yield
+
+
+def self_depths(unet: UNet2DConditionModel) -> list[float]:
+    """`Site.depth` of all self-attention layers, in the order in which they run."""
+    depths, layers = _depths(unet), dict(unet.named_modules())
+    return sorted(depths[name] for name in depths if not layers[name].is_cross_attention)
+
+
+STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+"""The order in which a UNet runs its blocks, which is not the order in which it holds them."""
+
+
+def _depths(unet: torch.nn.Module) -> dict[str, float]:
+    """Layer name to `Site.depth`."""
+    by_kind: dict[bool, list[str]] = {False: [], True: []}
+    for transformer_name, transformer in _transformers(unet):
+        for name, attn in _layers(transformer_name, transformer):
+            by_kind[attn.is_cross_attention].append(name)
+    return {name: i / len(names) for names in by_kind.values() for i, name in enumerate(names)}
+
+
+def _transformers(unet: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """The UNet's transformers with their names, in the order in which they run."""
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    found = [(n, m) for n, m in unet.named_modules() if isinstance(m, Transformer2DModel)]
+    return sorted(found, key=lambda named: STAGES.get(named[0].split(".")[0], len(STAGES)))
+
+
+def _layers(prefix: str, transformer: torch.nn.Module) -> list[tuple[str, Any]]:
+    """A transformer's attention layers with their names in the UNet."""
+    from diffusers.models.attention_processor import Attention
+
+    modules = transformer.named_modules()
+    return [(f"{prefix}.{name}", m) for name, m in modules if isinstance(m, Attention)]
 
 
 def _check_plain(attn: Any, name: str) -> None:

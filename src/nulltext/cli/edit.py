@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nulltext import defaults
-from nulltext.cli.arguments import parse_weights
+from nulltext.cli import edit_options as only
+from nulltext.cli.asked import Asked
 from nulltext.cli.options import (
     Align,
     BudgetOption,
@@ -30,112 +30,43 @@ from nulltext.cli.options import (
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import Opened, Request, obtain_inversion
-from nulltext.errors import OptionError
 
 if TYPE_CHECKING:
-    from nulltext.attention.blend import LocalBlend
     from nulltext.cli.results import Placed
     from nulltext.editing import Edit
     from nulltext.record import Inversion
-    from nulltext.strength import Steering
-
-SWEPT = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Strengths of a sweep."""
 
 
 def edit(
-    image: Annotated[
-        Path | None,
-        typer.Argument(metavar="[IMAGE]", help="The photo; may be left out with --inversion."),
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="What the photo shows, in words.")
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option("--target", help="What it shall show instead; may be repeated."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="OUT.png",
-            help="Default: IMAGE's name-edited.png; several targets add -1, -2, …",
-        ),
-    ] = None,
-    strip: Annotated[
-        Path | None,
-        typer.Option(
-            "--strip",
-            metavar="STRIP.png",
-            help="Also photo, bound, reconstruction, edits in a row.",
-        ),
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Paste the edit back into the photo at its own size.")
-    ] = False,
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weight", metavar="WORD=FACTOR", help="Stress a word of the target: yellow=2, red=-1."
-        ),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            "--strength",
-            metavar="S",
-            help="How far the edit may go: 0 the photo, 0.5 the default, 1 the words alone.",
-        ),
-    ] = None,
-    sweep: Annotated[
-        Path | None,
-        typer.Option(
-            "--sweep", metavar="GRID.png", help="Also a grid of strengths 0, 0.25, … 1 per target."
-        ),
-    ] = None,
-    cross_steps: Annotated[
-        float | None,
-        typer.Option(
-            "--cross-steps",
-            help="Fraction of steps in which words keep their places; default "
-            f"{defaults.CROSS_STEPS}.",
-        ),
-    ] = None,
-    self_steps: Annotated[
-        float | None,
-        typer.Option(
-            "--self-steps",
-            help=f"Fraction of steps in which shapes are kept; default {defaults.SELF_STEPS}.",
-        ),
-    ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            "--mask", metavar="FILE", help="White where the photo may change; of its size."
-        ),
-    ] = None,
-    blend: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--blend", metavar="WORD", help="Change only where this word looks; may be repeated."
-        ),
-    ] = None,
-    blend_except: Annotated[
-        list[str] | None,
-        typer.Option("--blend-except", metavar="WORD", help="But not where this word looks."),
-    ] = None,
-    blend_threshold: Annotated[
-        float,
-        typer.Option("--blend-threshold", help="0 to 1; higher keeps the change smaller."),
-    ] = defaults.BLEND_THRESHOLD,
+    image: only.ImageArgument = None,
+    source: only.SourceOption = None,
+    target: only.TargetOption = None,
+    then: only.ThenOption = None,
+    then_strength: only.ThenStrengthOption = None,
+    output: only.OutputOption = None,
+    strip: only.StripOption = None,
+    full: only.FullOption = False,
+    editor: only.EditorOption = only.EditorName.PROMPT_TO_PROMPT,
+    weight: only.WeightOption = None,
+    strength: only.StrengthOption = None,
+    target_guidance: only.TargetGuidanceOption = None,
+    sweep: only.SweepOption = None,
+    over: only.OverOption = None,
+    cross_steps: only.CrossStepsOption = None,
+    self_steps: only.SelfStepsOption = None,
+    masa_start: only.MasaStartOption = None,
+    masa_layer: only.MasaLayerOption = None,
+    masa_word: only.MasaWordOption = None,
+    mask: only.MaskOption = None,
+    blend: only.BlendOption = None,
+    blend_except: only.BlendExceptOption = None,
+    blend_threshold: only.BlendThresholdOption = defaults.BLEND_THRESHOLD,
     detail: Annotated[
         Detail,
         typer.Option(
             "--detail",
-            help="Fine detail of the photo, put back over the edit: everywhere (photo), nowhere "
-            "(model), or where the shapes stayed (auto).",
+            help="Fine detail of the photo, put back over the edit: everywhere (photo), its light "
+            "and shade alone (luminance), nowhere (model), or where the shapes stayed (auto).",
         ),
     ] = "auto",
     source_branch: Annotated[
@@ -146,21 +77,16 @@ def edit(
         ),
     ] = "replay",
     align: Annotated[
-        Align,
+        Align | None,
         typer.Option(
             "--align",
-            help="Which source word a target word takes its place from: auto swaps changed words "
-            "and adds new ones, refine leaves changed words free, replace pairs by position.",
+            help="Which source word a target word takes its place from: auto (default) swaps "
+            "changed words and adds new ones, refine leaves changed words free, replace pairs by "
+            "position.",
         ),
-    ] = "auto",
-    inversion: Annotated[
-        Path | None,
-        typer.Option("--inversion", metavar="FILE", help="A saved inversion: no need to invert."),
     ] = None,
-    save_inversion: Annotated[
-        Path | None,
-        typer.Option("--save-inversion", metavar="FILE", help="Keep the inversion for later."),
-    ] = None,
+    inversion: only.InversionOption = None,
+    save_inversion: only.SaveInversionOption = None,
     method: Annotated[
         Method | None, typer.Option("--method", help="How to invert; default null-text.")
     ] = None,
@@ -170,10 +96,7 @@ def edit(
     budget: BudgetOption = None,
     solver: SolverOption = None,
     inner_steps: InnerStepsOption = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option("--guidance", metavar="W", help="How strongly words steer; default 7.5."),
-    ] = None,
+    guidance: only.GuidanceOption = None,
     crop: CropOption = None,
     size: SizeOption = None,
     model: ModelOption = defaults.MODEL,
@@ -193,34 +116,68 @@ def edit(
 
     Touch nothing else: [bold]nulltext edit dahlia.jpg --source "a photo of an orange flower"
     --target "a photo of a red flower" --mask mask.png --full -o red.png[/bold]
+
+    And then: [bold]nulltext edit --inversion dahlia.safetensors --target "a photo of a red flower"
+    --then "a photo of a red flower with a dark background"[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    targets = target or []
+    own = {
+        "cross_steps": cross_steps,
+        "self_steps": self_steps,
+        "align": align,
+        "weight": weight,
+        "masa_start": masa_start,
+        "masa_layer": masa_layer,
+        "masa_word": masa_word,
+    }
+    asked = Asked.given(
+        own,
+        targets=target or [],
+        then=then or [],
+        then_strength=then_strength,
+        editor=editor,
+        strength=strength,
+        target_guidance=target_guidance,
+        blend=blend or [],
+        blend_except=blend_except or [],
+        blend_threshold=blend_threshold,
+        sweep=sweep,
+        over=over or [],
+    )
     effort = (method, steps, budget, solver, inner_steps)
     request = Request(
         *(image, source, inversion, save_inversion, *effort, guidance, crop, size, seed),
         mask=mask,
         full=full,
     )
-    request.check(targets)
-    steering = _steering(strength, cross_steps, self_steps)
-    factors = parse_weights(weight or [])
-    outputs = request.output_paths(output, [strip, sweep], len(targets))
+    request.check(asked.targets)
+    asked.check()
+    outputs = request.output_paths(output, [strip, sweep], len(asked.prompts))
+    files = {"outputs": outputs, "strip": strip, "sweep": sweep}
+    _edit(reporter, request, asked, files, (model, device, dtype), detail, source_branch)
+
+
+def _edit(
+    reporter: Reporter,
+    request: Request,
+    asked: Asked,
+    files: dict[str, Any],
+    checkpoint: tuple[str, str | None, Any],
+    detail: Detail,
+    source_branch: SourceBranch,
+) -> None:
+    """Do it; everything was checked that can be without opening a file."""
     from nulltext.cli.results import Canvas, place, save_placed, save_strip, save_sweep
-    from nulltext.cli.work import open_model, weights_of_targets
-    from nulltext.editing import EditSpec, edit_steps
+    from nulltext.cli.work import open_model
+    from nulltext.editing import edit_steps
     from nulltext.record import run
     from nulltext.sampling import exact_source_step, source_step
 
-    blending = _local_blend(blend or [], blend_except or [], blend_threshold)
+    axes = asked.axes()
     opened = Opened.of(request)
-    loaded = open_model(reporter, model, device, dtype, [opened.prompt, *targets])
-    weights = weights_of_targets(loaded, targets, factors)
-    shared = (align, blending, opened.mask)
-    specs = [
-        EditSpec(words, s.cross_steps, s.self_steps, weights[words], *shared, s.pull)
-        for words, s in _knobs(targets, steering, swept=sweep is not None)
-    ]
+    loaded = open_model(reporter, *checkpoint, [opened.prompt, *asked.prompts])
+    specs, sweep = asked.specs(loaded, opened.mask, axes)
+    specs = [*specs, *(sweep.specs if sweep else [])]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
     branches = {"exact": exact_source_step, "replay": source_step}
     started = time.perf_counter()
@@ -228,55 +185,15 @@ def edit(
         loop = edit_steps(loaded, made, specs, source_branch=branches[source_branch])
         result = run(loop, on_step)
     seconds = (seconds_invert, time.perf_counter() - started)
-    canvas = Canvas.of(made, opened.photo, full=full)
+    canvas = Canvas.of(made, opened.photo, full=request.full)
     placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(specs)]
-    wanted, grid = placed[: len(targets)], placed[len(targets) :]
-    save_placed(reporter, outputs, wanted, made, canvas)
-    if strip:
-        save_strip(strip, loaded, made, result, wanted, canvas)
+    wanted = placed[: len(asked.prompts)]
+    save_placed(reporter, files["outputs"], wanted, made, canvas)
+    if files["strip"]:
+        save_strip(files["strip"], loaded, made, result, wanted, canvas)
     if sweep:
-        save_sweep(sweep, grid, SWEPT, canvas)
-    files = {"outputs": outputs, "strip": strip, "sweep": sweep}
+        save_sweep(files["sweep"], sweep, placed[len(wanted) :], canvas)
     _report(reporter, files, made, result, wanted, seconds, evaluations)
-
-
-def _knobs(
-    targets: Sequence[str], steering: Steering, *, swept: bool
-) -> list[tuple[str, Steering]]:
-    """The edits that were asked for, then those of a sweep: each target at each strength."""
-    from nulltext.strength import at_strength
-
-    strengths = SWEPT if swept else ()
-    grid = [(words, at_strength(s)) for words in targets for s in strengths]
-    return [(words, steering) for words in targets] + grid
-
-
-def _steering(strength: float | None, cross: float | None, self_: float | None) -> Steering:
-    """The knobs, from one strength or one by one."""
-    from nulltext.strength import Steering, at_strength
-
-    if strength is None:
-        return Steering(
-            defaults.CROSS_STEPS if cross is None else cross,
-            defaults.SELF_STEPS if self_ is None else self_,
-            0.0,
-        )
-    if cross is not None or self_ is not None:
-        name = "--self-steps" if cross is None else "--cross-steps"
-        raise OptionError(f"--strength sets {name}, too; leave one of them out.")
-    return at_strength(strength)
-
-
-def _local_blend(
-    words: Sequence[str], except_words: Sequence[str], threshold: float
-) -> LocalBlend | None:
-    from nulltext.attention.blend import LocalBlend
-
-    if not words:
-        if except_words:
-            raise OptionError("--blend-except takes away from a --blend; name a word to blend.")
-        return None
-    return LocalBlend(tuple(words), tuple(except_words), threshold)
 
 
 def _report(

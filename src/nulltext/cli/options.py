@@ -36,7 +36,7 @@ class Budget(StrEnum):
 
 Precision = Literal["float32", "float16", "bfloat16"]
 Align = Literal["auto", "replace", "refine"]
-Detail = Literal["auto", "photo", "model"]
+Detail = Literal["auto", "photo", "luminance", "model"]
 SourceBranch = Literal["replay", "exact"]
 
 FileArgument = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from nulltext.cli.report import Reporter, decibels
+from nulltext.cli.sweep import Sweep
 from nulltext.compositing import (
     Detail,
     changed_fraction,
@@ -25,11 +26,12 @@ from nulltext.compositing import (
     region_of_change,
 )
 from nulltext.editing import Edit, EditSpec
+from nulltext.editors import name_of
 from nulltext.images import CropBox, from_uint8, save_image, to_pil
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo
 from nulltext.record import Inversion
-from nulltext.strip import Tile, comparison_strip, tile_grid
+from nulltext.strip import Block, Tile, comparison_strip, labelled_grid
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,10 @@ def _settings(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
         "method": header.method,
         "steps": inversion.num_steps,
         "guidance": header.guidance_scale,
-        "cross_steps": spec.cross_steps,
-        "self_steps": spec.self_steps,
-        "align": spec.alignment,
-        "weights": dict(spec.weights),
+        "target_guidance": spec.guidance_scale,
+        "after": [earlier.target for earlier in spec.line[:-1]],
+        "editor": name_of(spec.editor),
+        **asdict(spec.editor),
         "pull": str(spec.pull),
         "blend": list(spec.blend.words) if spec.blend else [],
         "mask": spec.mask is not None,
@@ -178,20 +180,31 @@ def save_strip(
         ),
     ]
     for one in placed:
-        weights = "".join(f"\n{word} × {factor:g}" for word, factor in one.spec.weights.items())
-        tiles.append(Tile(one.image, one.spec.target + weights))
+        factors = asdict(one.spec.editor).get("weights", {})
+        weights = "".join(f"\n{word} × {factor:g}" for word, factor in factors.items())
+        then = "then " if one.spec.parent else ""
+        tiles.append(Tile(one.image, then + one.spec.target + weights))
     save_image(comparison_strip(tiles), path, icc_profile=canvas.photo.icc_profile)
 
 
-def save_sweep(
-    path: Path, placed: Sequence[Placed], strengths: Sequence[float], canvas: Canvas
-) -> None:
-    """Write one row per target, one column per strength; `placed` is in that order."""
-    columns = len(strengths)
-    rows = []
-    for first in range(0, len(placed), columns):
-        row = placed[first : first + columns]
-        captions = [f"strength {strength:g}" for strength in strengths]
-        captions[0] = f"{row[0].spec.target}\n{captions[0]}"
-        rows.append([Tile(one.image, text) for one, text in zip(row, captions, strict=True)])
-    save_image(tile_grid(rows), path, icc_profile=canvas.photo.icc_profile)
+def save_sweep(path: Path, sweep: Sweep, placed: Sequence[Placed], canvas: Canvas) -> None:
+    """Write the grid: per target a row, or where a second knob goes down, a block of rows.
+
+    Args:
+        placed: `sweep.specs`, in their order.
+    """
+    pictures = {id(one.spec): one.image for one in placed}
+    across, *down = sweep.axes
+    prompts = [spec.target for spec in sweep.cells[0][0]]
+    rows = [
+        [[pictures[id(cell[prompt])] for cell in row] for row in sweep.cells]
+        for prompt in range(len(prompts))
+    ]  # [prompt][down][across]
+    if down:
+        blocks = [
+            Block(prompt, across.labels, down[0].labels, block)
+            for prompt, block in zip(prompts, rows, strict=True)
+        ]
+    else:
+        blocks = [Block("", across.labels, prompts, [row for block in rows for row in block])]
+    save_image(labelled_grid(blocks), path, icc_profile=canvas.photo.icc_profile)

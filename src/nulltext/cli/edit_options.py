@@ -1,0 +1,185 @@
+"""The options that `nulltext edit` alone has; see `options` for those it shares."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nulltext import defaults
+
+
+class EditorName(StrEnum):
+    """Names of the editors (a test keeps them equal to the registry's)."""
+
+    PROMPT_TO_PROMPT = "prompt-to-prompt"
+    MASACTRL = "masactrl"
+
+
+ImageArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[IMAGE]", help="The photo; may be left out with --inversion."),
+]
+SourceOption = Annotated[
+    str | None, typer.Option("--source", help="What the photo shows, in words.")
+]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="What it shall show instead; may be repeated."),
+]
+ThenOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--then",
+        metavar="TARGET",
+        help="The next edit, starting from the one before; the whole prompt; may be repeated.",
+    ),
+]
+ThenStrengthOption = Annotated[
+    float | None,
+    typer.Option(
+        "--then-strength",
+        metavar="S",
+        help="How far each --then may go from the picture before it; default: as far as the first.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="OUT.png",
+        help="Default: IMAGE's name-edited.png; several pictures add -1, -2, …",
+    ),
+]
+StripOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--strip",
+        metavar="STRIP.png",
+        help="Also photo, bound, reconstruction, edits in a row.",
+    ),
+]
+FullOption = Annotated[
+    bool, typer.Option("--full", help="Paste the edit back into the photo at its own size.")
+]
+EditorOption = Annotated[
+    EditorName,
+    typer.Option(
+        "--editor",
+        help="prompt-to-prompt changes what things are and keeps their shapes; masactrl changes "
+        "shapes and keeps the look.",
+    ),
+]
+WeightOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight", metavar="WORD=FACTOR", help="Stress a word of the target: yellow=2, red=-1."
+    ),
+]
+StrengthOption = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        metavar="S",
+        help="How far the edit may go: 0 the photo, 0.5 the default, 1 the words alone.",
+    ),
+]
+TargetGuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-guidance",
+        metavar="W",
+        help="How strongly the target's words steer; the photo's own stay as inverted.",
+    ),
+]
+SweepOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sweep",
+        metavar="GRID.png",
+        help="Also a labelled grid over one knob or two (--over); default: strengths 0 to 1.",
+    ),
+]
+OverOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--over",
+        metavar="KNOB=VALUES",
+        help="What --sweep varies: strength=0:1:5 (five values) or cross=0,0.5,1; a second --over "
+        "goes down the grid. Knobs: strength, cross, self, masa-start, masa-layer, "
+        "target-guidance.",
+    ),
+]
+CrossStepsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--cross-steps",
+        help=f"Fraction of steps in which words keep their places; default {defaults.CROSS_STEPS}.",
+    ),
+]
+SelfStepsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--self-steps",
+        help=f"Fraction of steps in which shapes are kept; default {defaults.SELF_STEPS}.",
+    ),
+]
+MasaStartOption = Annotated[
+    float | None,
+    typer.Option(
+        "--masa-start",
+        metavar="S",
+        help="masactrl: fraction of steps in which the words alone lay out the picture; default "
+        f"{defaults.MASA_START}.",
+    ),
+]
+MasaLayerOption = Annotated[
+    float | None,
+    typer.Option(
+        "--masa-layer",
+        metavar="L",
+        help="masactrl: share of the self-attention layers that keep to themselves; default "
+        f"{defaults.MASA_LAYER}.",
+    ),
+]
+MasaWordOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--masa-word",
+        metavar="WORD",
+        help="masactrl: what is in front; it is copied from what was in front, and the rest from "
+        "the rest; may be repeated.",
+    ),
+]
+MaskOption = Annotated[
+    Path | None,
+    typer.Option("--mask", metavar="FILE", help="White where the photo may change; of its size."),
+]
+BlendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--blend", metavar="WORD", help="Change only where this word looks; may be repeated."
+    ),
+]
+BlendExceptOption = Annotated[
+    list[str] | None,
+    typer.Option("--blend-except", metavar="WORD", help="But not where this word looks."),
+]
+BlendThresholdOption = Annotated[
+    float, typer.Option("--blend-threshold", help="0 to 1; higher keeps the change smaller.")
+]
+InversionOption = Annotated[
+    Path | None,
+    typer.Option("--inversion", metavar="FILE", help="A saved inversion: no need to invert."),
+]
+SaveInversionOption = Annotated[
+    Path | None,
+    typer.Option("--save-inversion", metavar="FILE", help="Keep the inversion for later."),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option("--guidance", metavar="W", help="How strongly words steer; default 7.5."),
+]
