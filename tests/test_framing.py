@@ -120,8 +120,8 @@ def test_odd_latents_go_through_the_unet_and_their_sites_are_read(tiny, size):
             seen.add((site.height, site.width))
             return "observe"
 
-        def observe(self, probabilities, site):
-            assert probabilities.shape[-2] == site.height * site.width
+        def observe(self, layer, site):
+            assert layer.probabilities().shape[-2] == site.height * site.width
 
     latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
     with attach(tiny.unet, Probe()):
