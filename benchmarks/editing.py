@@ -3,16 +3,18 @@
     python benchmarks/editing.py --data DIR --limit 60
 
 Four kinds of edit in turn (another colour, another kind, another background, a stressed colour) on
-photos spread over the validation split: every inversion method x every editor x every source
-branch, at their defaults. MasaCtrl cannot stress a word and sits these out.
+photos spread over the validation split: every inversion method x every editor, at their defaults,
+and null-text with Prompt-to-Prompt also beside the exact source branch. MasaCtrl cannot stress a
+word and sits these out.
 
 success     the judge (see `judge.py`), trained on real training photos, calls the edited picture by
             the new word; for a stressed colour, still by that colour, and the foreground's mean has
             come closer to it
 PSNR, SSIM  of the edited picture against the photo's own autoencoder round trip, outside the
-            foreground (for a background edit: inside it); the foreground is a centred disc of half
-            the area for want of segmented photos, the same for all. SSIM is scikit-image's, in
-            Gaussian windows as published, averaged over that region
+            foreground (for a background edit: inside it); the foreground is the flower's outline
+            as `nulltext.training.petals` finds it, or a centred disc of half the area where none
+            is believed. SSIM is scikit-image's, in Gaussian windows as published, averaged over
+            that region
 replay      PSNR of the method's own reconstruction against the photo; bound: the autoencoder's
 
 Rows are appended to --rows as they are made; a rerun continues there.
@@ -40,12 +42,15 @@ import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
 from nulltext.images import from_uint8
+from nulltext.training.petals import outline
 
 METHODS = ("ddim", "null-text", "negative-prompt", "direct")
 EDITORS: dict[str, nulltext.Editor] = {
     "prompt-to-prompt": nulltext.PromptToPrompt(),
     "masactrl": nulltext.MasaCtrl(),
 }
+MEASURED_EXACT = ("null-text", "prompt-to-prompt")
+"""Where the exact source branch is measured: `ddim` beside it is `direct`, and its own replay."""
 BRANCHES = {"replay": nulltext.source_step, "exact": nulltext.exact_source_step}
 SWAPS = {
     "colour": {
@@ -83,7 +88,7 @@ PAINT = {
 STRESS = 2.0
 TASKS = ("colour", "kind", "background", "reweight")
 DISC = math.sqrt(0.5 / math.pi)
-"""Radius of the foreground in sides."""
+"""Radius of the disc in sides."""
 
 Figures = dict[str, float]
 
@@ -132,8 +137,13 @@ def fixed_tasks(folder: Path, limit: int) -> list[Task]:
     ]
 
 
-def in_foreground(height: int, width: int) -> Tensor:
-    """The centred disc, [H, W] bool."""
+def foreground(picture: Tensor) -> Tensor:
+    """The flower's outline in a photo [1, 3, H, W] in [0, 1], else a centred disc: [H, W] bool."""
+    pixels = (picture[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+    found = outline(pixels.numpy())
+    if found is not None:
+        return torch.from_numpy(found)
+    height, width = picture.shape[-2:]
     y = (torch.arange(height) + 0.5)[:, None] / height - 0.5
     x = (torch.arange(width) + 0.5)[None, :] / width - 0.5
     return (x**2 + y**2).sqrt() < DISC
@@ -145,11 +155,10 @@ def succeeded(judge: Judge, task: Task, edited: Tensor, photo: Tensor) -> bool:
     [called] = named[task.attribute](edited)
     if called != task.new or task.kind != "reweight":
         return called == task.new
-    paint = torch.tensor(PAINT[task.new])
+    paint, flower = torch.tensor(PAINT[task.new]), foreground(photo)
 
     def distance(picture: Tensor) -> float:
-        disc = in_foreground(*picture.shape[-2:])
-        return float((picture[0, :, disc].mean(dim=1) - paint).norm())
+        return float((picture[0, :, flower].mean(dim=1) - paint).norm())
 
     return distance(edited) < distance(photo)
 
@@ -181,14 +190,14 @@ def measure(
     inversion = nulltext.invert(model, task.path, words, method=method, num_steps=steps)
     reference = model.decode(inversion.trajectory[:1].to(model.device)).cpu()
     photo, reference = (as_unit(x) for x in (from_uint8(inversion.photo), reference))
-    disc = in_foreground(*reference.shape[-2:])
-    region = disc if task.kind == "background" else ~disc
+    flower = foreground(photo)
+    region = flower if task.kind == "background" else ~flower
     rows = {}
     for editor_name, editor in EDITORS.items():
         spec = task.spec(editor)
         for branch_name, branch in BRANCHES.items():
-            if spec is None or (method == "direct" and branch_name == "exact"):
-                continue  # the replay of direct inversion is the exact trajectory
+            if spec is None or (branch_name == "exact" and (method, editor_name) != MEASURED_EXACT):
+                continue
             started = time.perf_counter()
             edit = nulltext.edit(model, inversion, spec, source_branch=branch)
             seconds = time.perf_counter() - started
@@ -279,7 +288,7 @@ def main() -> None:
     console.print("Judge, validation:", {k: round(v, 3) for k, v in judge.accuracy.items()})
     model = nulltext.load(options.model, device=options.device)
     known = read_rows(options.rows)
-    prefix = f"{model.fingerprint} {options.steps} skimage"
+    prefix = f"{model.fingerprint} {options.steps} outlines"
     for task in track(tasks, "Edits", console=Console(stderr=True)):
         for method in options.methods:
             key = key_of(prefix, method, task)

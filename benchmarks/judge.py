@@ -57,9 +57,13 @@ class Judge(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits per attribute of images [B, 3, SIDE, SIDE] in [-1, 1]."""
-        features = self.body(images)
-        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+        pooled = self._pooled(images)
         return {name: head(pooled) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the heads read, [B, 192], of images [B, 3, H, W] in [0, 1]."""
+        return self._pooled(_small(images))
 
     def kind(self, images: Tensor) -> list[str]:
         """The kind of flower in each image, [B, 3, H, W] in [0, 1]."""
@@ -73,13 +77,20 @@ class Judge(nn.Module):
         """What is behind it."""
         return self._named("background", images)
 
+    def _pooled(self, images: Tensor) -> Tensor:
+        features = self.body(images)
+        return torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+
     @torch.no_grad()
     def _named(self, attribute: str, images: Tensor) -> list[str]:
-        small = functional.interpolate(
-            2 * images - 1, size=(SIDE, SIDE), mode="bilinear", antialias=True
-        )
         names = ATTRIBUTES[attribute]
-        return [names[int(index)] for index in self(small)[attribute].argmax(dim=1)]
+        return [names[int(index)] for index in self(_small(images))[attribute].argmax(dim=1)]
+
+
+def _small(images: Tensor) -> Tensor:
+    return functional.interpolate(
+        2 * images - 1, size=(SIDE, SIDE), mode="bilinear", antialias=True
+    )
 
 
 def load_judge(data_dir: Path, cache_path: Path) -> Judge:
