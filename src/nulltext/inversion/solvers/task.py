@@ -1,13 +1,18 @@
-"""One timestep of null-text inversion as a nonlinear least-squares problem in the null embedding.
+"""One timestep around the pivot as a nonlinear least-squares problem in one branch's embedding.
 
-With (a, b) the DDIM step's coefficients, w the guidance scale, zbar_t and the pivot z*_{t-1} fixed:
+Guidance mixes a branch that stays with one that moves: eps = eps_fix + v (eps_E - eps_fix), where
 
-    r(∅) = a zbar_t + b (eps_∅ + w (eps_C - eps_∅)) - z*_{t-1} = b (1 - w) (eps_∅ - u*)
-    u*   = eps_C + (eps_C - eps*) / (w - 1),   eps* = (z*_{t-1} - a zbar_t) / b
-    L(∅) = mean r^2
+    null-text      E = ∅ moves, C stays:   v = 1 - w
+    textual        E = C moves, ∅ stays:   v = w
 
-so the noise that the null branch ought to predict, u*, is known in closed form, and r is the
-distance rho = eps_∅ - u* from it, scaled by the gain b (1 - w). A solver sees r and two products
+With (a, b) the DDIM step's coefficients, zbar_t and the pivot z*_{t-1} fixed:
+
+    r(E) = a zbar_t + b (eps_fix + v (eps_E - eps_fix)) - z*_{t-1} = b v (eps_E - u*)
+    u*   = eps_fix + (eps* - eps_fix) / v,   eps* = (z*_{t-1} - a zbar_t) / b
+    L(E) = mean r^2
+
+so the noise that the moving branch ought to predict, u*, is known in closed form, and r is the
+distance rho = eps_E - u* from it, scaled by the gain b v. A solver sees r and two products
 with its Jacobian J: J^T u by a backward pass, J v by forward-mode differentiation (or nearly, by a
 difference of two residuals). Every product is counted where it is made, photo by photo.
 Source: Mokady et al. 2023, eq. 3; u* follows from it and eq. 1 (guidance).
@@ -33,7 +38,7 @@ DERIVATIVE_COST = 2
 
 @dataclass(frozen=True)
 class Landing:
-    """Where one step arrives under some null embeddings."""
+    """Where one step arrives under some embeddings."""
 
     noise_pred: Tensor
     """Guided eps, [b, C, h, w]."""
@@ -57,13 +62,16 @@ class StepTask:
     """zbar_t, [B, C, h, w]."""
     targets: Tensor
     """z*_{t-1}, [B, C, h, w]."""
-    noise_prompt: Tensor
-    """eps_C, [B, C, h, w]."""
+    noise_fixed: Tensor
+    """eps_fix, [B, C, h, w]."""
     timestep: int
     cleaner_timestep: int
-    guidance_scale: float
+    share: float
+    """v: what the moving branch counts for in the guided noise."""
     unet_evaluations: list[int] = field(default_factory=list)
     """Evaluations so far, one count for each photo."""
+    gradients: list[int] = field(default_factory=list)
+    """Backward passes so far, one count for each photo."""
 
     @classmethod
     def at(
@@ -71,27 +79,28 @@ class StepTask:
         model: LatentDiffusion,
         latents: Tensor,
         targets: Tensor,
-        prompt_embeds: Tensor,
+        fixed_embeds: Tensor,
         *,
         timestep: int,
         num_steps: int,
-        guidance_scale: float,
+        share: float,
     ) -> StepTask:
-        """Set a timestep's problem up; costs one evaluation per photo, for eps_C.
+        """Set a timestep's problem up; costs one evaluation per photo, for eps_fix.
 
-        Args: latents, targets: [B, C, h, w]. prompt_embeds: [B, L, D].
+        Args: latents, targets: [B, C, h, w]. fixed_embeds: [B, L, D], of the branch that stays.
         """
         with torch.no_grad():
-            noise_prompt = model.predict_noise(latents, timestep, prompt_embeds)
+            noise_fixed = model.predict_noise(latents, timestep, fixed_embeds)
         return cls(
             model=model,
             latents=latents,
             targets=targets,
-            noise_prompt=noise_prompt,
+            noise_fixed=noise_fixed,
             timestep=timestep,
             cleaner_timestep=model.schedule.cleaner(timestep, num_steps),
-            guidance_scale=guidance_scale,
+            share=share,
             unet_evaluations=[1] * len(latents),
+            gradients=[0] * len(latents),
         )
 
     @property
@@ -101,40 +110,42 @@ class StepTask:
 
     @property
     def noise_gain(self) -> float:
-        """b (1 - w): what turns rho = eps_∅ - u* into r."""
+        """b v: what turns rho = eps_E - u* into r."""
         _, b = self.model.schedule.coefficients(start=self.timestep, end=self.cleaner_timestep)
-        return b * (1.0 - self.guidance_scale)
+        return b * self.share
 
-    def evaluate(self, null_embeds: Tensor, rows: Tensor) -> Landing:
-        """r under null embeddings [b, L, D], differentiable; one evaluation per row."""
+    def evaluate(self, embeds: Tensor, rows: Tensor) -> Landing:
+        """r under embeddings [b, L, D], differentiable; one evaluation per row."""
         self._count(rows, 1)
-        return self._land(null_embeds, rows)
+        return self._land(embeds, rows)
 
     def pullback(
-        self, outputs: Tensor, null_embeds: Tensor, cotangents: Tensor, rows: Tensor
+        self, outputs: Tensor, embeds: Tensor, cotangents: Tensor, rows: Tensor
     ) -> Tensor:
-        """J^T u for outputs that `evaluate` led to from null_embeds; a backward pass per row.
+        """J^T u for outputs that `evaluate` led to from embeds; a backward pass per row.
 
         The graph stays, so that one evaluation serves several products.
         """
         self._count(rows, DERIVATIVE_COST)
-        (product,) = torch.autograd.grad(outputs, null_embeds, cotangents, retain_graph=True)
+        for row in rows.tolist():
+            self.gradients[row] += 1
+        (product,) = torch.autograd.grad(outputs, embeds, cotangents, retain_graph=True)
         return product
 
-    def pushforward(self, null_embeds: Tensor, tangents: Tensor, rows: Tensor) -> Tensor:
+    def pushforward(self, embeds: Tensor, tangents: Tensor, rows: Tensor) -> Tensor:
         """J v, exactly: [b, C, h, w] of tangents [b, L, D]; a forward-mode pass per row.
 
         Fused attention kernels have no forward-mode derivative, so plain attention takes over.
         """
         self._count(rows, DERIVATIVE_COST)
         with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            residual = self._land(forward_ad.make_dual(null_embeds, tangents), rows).residual
+            residual = self._land(forward_ad.make_dual(embeds, tangents), rows).residual
             return forward_ad.unpack_dual(residual).tangent
 
-    def _land(self, null_embeds: Tensor, rows: Tensor) -> Landing:
+    def _land(self, embeds: Tensor, rows: Tensor) -> Landing:
         latents = self.latents[rows]
-        noise_null = self.model.predict_noise(latents, self.timestep, null_embeds)
-        noise_pred = guide(noise_null, self.noise_prompt[rows], self.guidance_scale)
+        noise_moving = self.model.predict_noise(latents, self.timestep, embeds)
+        noise_pred = guide(self.noise_fixed[rows], noise_moving, self.share)
         cleaner = self.model.schedule.step(
             latents, noise_pred, noisier=self.timestep, cleaner=self.cleaner_timestep
         )
@@ -146,16 +157,16 @@ class StepTask:
 
 
 class Best:
-    """The best null embedding that was tested, photo by photo."""
+    """The best embedding that was tested, photo by photo."""
 
     def __init__(self, task: StepTask, start: Tensor) -> None:
         self.task = task
-        self.null_embeds = start.detach().clone()
+        self.embeds = start.detach().clone()
         self.noise_pred = torch.empty_like(task.latents)
         self.cleaner = torch.empty_like(task.latents)
         self.losses = torch.full((len(start),), math.inf, device=start.device)
 
-    def offer(self, null_embeds: Tensor, landing: Landing, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def offer(self, embeds: Tensor, landing: Landing, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keep what is better than before; returns (losses [b], whether each was better [b]).
 
         Raises:
@@ -165,13 +176,13 @@ class Best:
         if not bool(torch.isfinite(losses).all()):
             worst = losses[~torch.isfinite(losses)][0].item()
             raise NumericalError(
-                f"The null-text loss is {worst} at timestep {self.task.timestep}; "
+                f"The loss around the pivot is {worst} at timestep {self.task.timestep}; "
                 "pass --dtype float32, or a lower --guidance."
             )
         better = losses < self.losses[rows]
         kept = rows[better]
         self.losses[kept] = losses[better]
-        self.null_embeds[kept] = null_embeds.detach()[better]
+        self.embeds[kept] = embeds.detach()[better]
         self.noise_pred[kept] = landing.noise_pred.detach()[better]
         self.cleaner[kept] = landing.cleaner.detach()[better]
         return losses, better
