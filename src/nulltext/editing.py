@@ -33,7 +33,7 @@ from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import (
     Conditions,
     SourceBranch,
-    check_model,
+    model_of,
     source_step,
     start_latents,
 )
@@ -100,7 +100,7 @@ def edit_steps(
     """
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
-    check_model(model, inversion)
+    model = model_of(model, inversion)
     injections = check_specs(model, inversion.header.prompt, specs, inversion.num_steps)
     conditions = Conditions.of(model, inversion)
     source = start_latents(model, inversion)

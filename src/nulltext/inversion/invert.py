@@ -88,8 +88,8 @@ def invert(
         photo: a file, a PIL image, or a loaded photo of any size; or a list of these, which are
             worked on side by side, to rounding as if one by one.
         prompt: what the photo shows, in the words that will be edited; a list for a list.
-        method: a name ("null-text", "ddim", "direct", "negative-prompt") or a method with options,
-            such as `NullText(inner_steps=5)`.
+        method: a name ("null-text", "ddim", "direct", … see `inversion.registry`) or a method with
+            options, such as `NullText(inner_steps=5)`.
         num_steps: T, 1 to the model's training steps.
         guidance_scale: w of the replay; null-text needs more than 1.
         crop: the region to invert; the largest centred square by default.
@@ -273,8 +273,11 @@ def _inversion(
         psnr_reconstruction=math.nan,
         unet_evaluations=solution.unet_evaluations,
         seconds=0.0,
+        iterations=solution.iterations,
     )
-    return Inversion(photo=pixels, header=header, **tensors)
+    delta = solution.weight_delta
+    kept = None if delta is None else {name: delta[name].detach().cpu() for name in delta}
+    return Inversion(photo=pixels, header=header, weight_delta=kept, **tensors)
 
 
 def _check_guidance(guidance_scale: float) -> None:

@@ -12,7 +12,7 @@ from its configs. Source: Rombach et al. 2022, sec. 3; the layout is diffusers'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nulltext.errors import PromptError
+from nulltext.models.weight_delta import applied
 from nulltext.prompts import TokenizedPrompt, tokenize
 from nulltext.schedule import Schedule
 
@@ -42,6 +43,8 @@ class LatentDiffusion:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     schedule: Schedule
+    weight_delta: Mapping[str, Tensor] | None = None
+    """A low-rank difference that the UNet runs with; the weights themselves stay."""
 
     @property
     def device(self) -> torch.device:
@@ -139,9 +142,10 @@ class LatentDiffusion:
             eps [B, C, h, w], float32.
         """
         dtype = self.unet.dtype
-        output = self.unet(
-            latents.to(dtype), timestep, encoder_hidden_states=prompt_embeds.to(dtype)
-        ).sample
+        with applied(self.unet, self.weight_delta):
+            output = self.unet(
+                latents.to(dtype), timestep, encoder_hidden_states=prompt_embeds.to(dtype)
+            ).sample
         return self.schedule.noise_from_output(output.float(), latents.float(), timestep)
 
     @contextmanager

@@ -66,9 +66,7 @@ class GaussNewton:
             tried, rows = moved[going], rows[going]
         return Fit(best, inner)
 
-    def _direction(
-        self, task: StepTask, embeds: Tensor, landing: Landing, rows: Tensor
-    ) -> Tensor:
+    def _direction(self, task: StepTask, embeds: Tensor, landing: Landing, rows: Tensor) -> Tensor:
         """d of the module's formula, [b, L, D]."""
         point = embeds.detach()
         left = -landing.residual.detach()  # what is left of -r to explain

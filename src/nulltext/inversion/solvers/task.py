@@ -119,9 +119,7 @@ class StepTask:
         self._count(rows, 1)
         return self._land(embeds, rows)
 
-    def pullback(
-        self, outputs: Tensor, embeds: Tensor, cotangents: Tensor, rows: Tensor
-    ) -> Tensor:
+    def pullback(self, outputs: Tensor, embeds: Tensor, cotangents: Tensor, rows: Tensor) -> Tensor:
         """J^T u for outputs that `evaluate` led to from embeds; a backward pass per row.
 
         The graph stays, so that one evaluation serves several products.
