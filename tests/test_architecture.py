@@ -27,6 +27,7 @@ ROWS = [
     ["inversion", "edit_spec", "targets"],
     ["editing"],
     ["heatmaps"],
+    ["evaluation"],
     ["cli"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

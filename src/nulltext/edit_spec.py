@@ -68,7 +68,7 @@ def check_specs(
     Raises:
         PromptError: see `editing.edit`.
     """
-    source = model.tokenize(source_prompt)
+    source = model.tokenize(source_prompt, allow_empty=True)
     for spec in specs:
         _words(model, source, spec, num_steps)
     return [_injection(model, source, spec, num_steps) for spec in specs]
@@ -82,7 +82,7 @@ def regions(
     size: tuple[int, int],
 ) -> list[Region]:
     """Where each target may depart from the source, on latents of size (h, w)."""
-    source = model.tokenize(source_prompt)
+    source = model.tokenize(source_prompt, allow_empty=True)
     return [
         Region(
             mask=None if spec.mask is None else on_latents(spec.mask, size),

@@ -87,7 +87,8 @@ def invert(
     Args:
         photo: a file, a PIL image, or a loaded photo of any size; or a list of these, which are
             worked on side by side, to rounding as if one by one.
-        prompt: what the photo shows, in the words that will be edited; a list for a list.
+        prompt: what the photo shows, in the words that will be edited; a list for a list. It may
+            be empty, for comparison: then there are no words to change, only some to add.
         method: a name ("null-text", "ddim", "direct", … see `inversion.registry`) or a method with
             options, such as `NullText(inner_steps=5)`.
         num_steps: T, 1 to the model's training steps.
@@ -165,7 +166,7 @@ class _Request:
         _check_seed(seed)
         chosen.check(guidance_scale)
         model.schedule.timesteps(num_steps)
-        model.tokenize(prompt)
+        model.tokenize(prompt, allow_empty=True)
         loaded = photo if isinstance(photo, Photo) else load_photo(photo)
         box = crop or largest_centred_square(*loaded.size)
         box.check_inside(loaded.size)
