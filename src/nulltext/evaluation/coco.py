@@ -34,6 +34,8 @@ def read_coco(annotations: Path) -> list[Item]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
             coco = coco_class(str(annotations))
+        if not coco.imgs:
+            raise ValueError("it names no images")
         pictures = _pictures(annotations, [image["file_name"] for image in coco.imgs.values()])
         items = []
         for image_id in sorted(coco.imgs):

@@ -41,7 +41,7 @@ def _reconstruction(folder: Path, rows: Sequence[Row]) -> str:
         cells = [_shown(folder, bound, "photo", "the photo")] if bound else ["–"]
         for variant in variants:
             cells.append(_with_psnr(folder, most.get((image, variant))))
-        lines.append([text(image), *cells])
+        lines.append([_named(image), *cells])
     return gallery(["", "photo", *map(text, variants)], lines)
 
 
@@ -52,21 +52,18 @@ def _captions(folder: Path, rows: Sequence[Row]) -> str:
     for image, own in _by_image(rows).items():
         found = {row["setting"]["caption"]: row for row in own}
         for what, label in (("picture", "reconstruction"), ("edit", "edit")):
-            cells = []
-            for kind in kinds:
-                row = found.get(kind)
-                said_prompt = (
-                    row["notes"].get("caption" if what == "picture" else "target", "")
-                    if row
-                    else ""
-                )
-                note = f"“{said_prompt}”" if said_prompt else "no words" if row else ""
-                shown = _shown(folder, row, what, f"{label} under {kind}") if row else "–"
-                cells.append(
-                    shown + f'<small style="white-space:normal;max-width:9rem">{text(note)}</small>'
-                )
-            lines.append([f"{text(image)}<small>{label}</small>", *cells])
+            cells = [_worded(folder, found.get(kind), what) for kind in kinds]
+            lines.append([f"{_named(image)}<small>{label}</small>", *cells])
     return gallery(["", *map(text, kinds)], lines)
+
+
+def _worded(folder: Path, row: Row | None, what: str) -> str:
+    """A picture above the prompt that it was made under."""
+    if row is None or what not in row["pictures"]:
+        return "–"
+    prompt = row["notes"]["caption" if what == "picture" else "target"]
+    said_so = f"“{prompt}”" if prompt else "no words"
+    return _shown(folder, row, what, said_so) + f'<small class="said">{text(said_so)}</small>'
 
 
 def _guidance(folder: Path, rows: Sequence[Row]) -> str:
@@ -74,25 +71,28 @@ def _guidance(folder: Path, rows: Sequence[Row]) -> str:
     lines = []
     for image, own in _by_image(rows).items():
         found = {row["setting"]["w"]: row for row in own}
-        lines.append([text(image), *(_with_psnr(folder, found.get(w)) for w in scales)])
+        lines.append([_named(image), *(_with_psnr(folder, found.get(w)) for w in scales)])
     return gallery(["", *(f"w = {w:g}" for w in scales)], lines)
 
 
 def _attention(folder: Path, rows: Sequence[Row]) -> str:
-    """For each photo, a strip of word maps per variant, under the pivot's own."""
+    """For each photo, its words' maps from top to bottom: the pivot's, then each variant's."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
     lines = []
     for image, own in _by_image(rows).items():
-        words = text(own[0]["notes"].get("words", ""))
-        pivot = _shown(folder, own[0], "pivot's words", "word maps of the pivot")
-        lines.append(
-            [f"{text(image)}<small>{words}</small>", f"{pivot}<small>unguided pivot</small>"]
-        )
-        for row in own:
-            strip = _shown(folder, row, "words", f"word maps of {row['variant']}")
+        found = {row["variant"]: row for row in own}
+        cells = [_shown(folder, own[0], "pivot's words", "word maps of the pivot")]
+        for variant in variants:
+            row = found.get(variant)
+            if row is None:
+                cells.append("–")
+                continue
             figure = row["figures"]["map_correlation"]
-            note = "" if figure is None else f", correlation {figure:.3f}"
-            lines.append(["", f"{strip}<small>{text(row['variant'])}{note}</small>"])
-    return gallery(["photo", "words, from left to right"], lines)
+            note = "" if figure is None else f"correlation {figure:.3f}"
+            cells.append(_shown(folder, row, "words", f"word maps of {variant}", note))
+        words = text(own[0]["notes"].get("words", ""))
+        lines.append([f"{_named(image)}<small>{words}</small>", *cells])
+    return gallery(["", "unguided pivot", *map(text, variants)], lines)
 
 
 def _editing(folder: Path, rows: Sequence[Row]) -> str:
@@ -141,3 +141,8 @@ def _by_image(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row["image"], []).append(row)
     return found
+
+
+def _named(image: str) -> str:
+    """A photo's file name, short of its folder."""
+    return text(image.rpartition("/")[2])

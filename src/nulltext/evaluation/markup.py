@@ -13,7 +13,9 @@ from PIL import Image
 from nulltext.evaluation.bootstrap import Summary
 
 THUMBNAIL = 288
-"""Height in pixels of pictures in the report, at most."""
+"""Width in pixels of pictures in the report, at most."""
+MOST_PANELS = 12
+"""Pictures that stand below each other in one, at most."""
 QUALITY = 88
 
 
@@ -44,7 +46,7 @@ def gallery(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def number(summary: Summary | None, digits: int, *, best: bool = False) -> str:
+def number(summary: Summary | None, digits: int) -> str:
     """A mean with its interval below; what is undefined says so."""
     if summary is None:
         return "–"
@@ -52,9 +54,8 @@ def number(summary: Summary | None, digits: int, *, best: bool = False) -> str:
     if summary.mean is None:
         return f"undefined<small>{missing} rows</small>"
     shown = f"{summary.mean:,.{digits}f}"
-    shown = f'<span class="best">{shown}</span>' if best else shown
     notes = []
-    if summary.low is not None and summary.high is not None:
+    if summary.low is not None and summary.high is not None and summary.low < summary.high:
         notes.append(f"{summary.low:,.{digits}f} – {summary.high:,.{digits}f}")
     if missing:
         notes.append(f"n = {summary.n}, {missing} undefined")
@@ -66,14 +67,15 @@ def picture(path: Path, alt: str, note: str = "") -> str:
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL * 12, THUMBNAIL))
+            tall = small.height > small.width
+            small.thumbnail((THUMBNAIL, THUMBNAIL * MOST_PANELS) if tall else (THUMBNAIL,) * 2)
             stream = io.BytesIO()
             small.save(stream, "JPEG", quality=QUALITY, subsampling=0)
     except OSError:
         return '<span class="soft">picture missing</span>'
     data = base64.b64encode(stream.getvalue()).decode()
     below = f"<small>{text(note)}</small>" if note else ""
+    shape = 'class="tall" ' if tall else ""
     size = f'width="{small.width}" height="{small.height}"'
-    return (
-        f'<img loading="lazy" alt="{text(alt)}" {size} src="data:image/jpeg;base64,{data}">{below}'
-    )
+    source = f"data:image/jpeg;base64,{data}"
+    return f'<img {shape}loading="lazy" alt="{text(alt)}" {size} src="{source}">{below}'

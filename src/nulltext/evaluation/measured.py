@@ -150,7 +150,7 @@ def _mean(figures: Sequence[Figure]) -> Figure:
 
 
 def _strip(crop: Tensor, maps: PromptMaps) -> Tensor:
-    """The photo lit by each word's map, side by side: [3, H, W n]."""
+    """The photo lit by each word's map, one below the other: [3, n H, W]."""
     panels = []
     for word in maps.words:
         if word.word.lower() in FUNCTION_WORDS:
@@ -161,4 +161,4 @@ def _strip(crop: Tensor, maps: PromptMaps) -> Tensor:
         low, high = heat.min(), heat.max()
         lit = (heat - low) / (high - low).clamp_min(torch.finfo().tiny)
         panels.append((crop + 1) * (0.15 + 0.85 * lit) - 1)
-    return torch.cat(panels, dim=2) if panels else crop
+    return torch.cat(panels, dim=1) if panels else crop

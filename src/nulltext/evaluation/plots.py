@@ -23,6 +23,10 @@ INK, GRID = "#0a0b0c", "#c0c1c2"
 """Stand-ins, replaced by CSS colours in the report."""
 
 
+BESIDE = 0.012
+"""Part of its place by which a variant's points stand beside the last one's, on a log axis."""
+
+
 class Look(NamedTuple):
     """How a variant is drawn, everywhere."""
 
@@ -132,22 +136,23 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9.5)
 
 
-def _curve(axes: Axes, variant: str, points: Sequence[tuple[float, Summary]]) -> None:
-    """Means with their intervals, joined in the given order."""
-    defined = [(x, s) for x, s in points if s.mean is not None]
+def _curve(
+    axes: Axes, variant: str, points: Sequence[tuple[float, Summary]], *, aside: float = 1.0
+) -> None:
+    """Means with their intervals, joined in the given order; `aside` keeps bars apart."""
+    defined = [(x * aside, s) for x, s in points if s.mean is not None]
     look = LOOKS[variant]
     means = [float(s.mean or 0.0) for _, s in defined]
-    ends = [
-        [m - (s.low if s.low is not None else m) for m, (_, s) in zip(means, defined, strict=True)],
-        [
-            (s.high if s.high is not None else m) - m
-            for m, (_, s) in zip(means, defined, strict=True)
-        ],
+    lows = [
+        m - (s.low if s.low is not None else m) for m, (_, s) in zip(means, defined, strict=True)
+    ]
+    highs = [
+        (s.high if s.high is not None else m) - m for m, (_, s) in zip(means, defined, strict=True)
     ]
     axes.errorbar(
         [x for x, _ in defined],
         means,
-        yerr=ends,
+        yerr=[lows, highs],
         label=variant,
         color=look.colour,
         marker=look.marker or "o",
@@ -176,16 +181,18 @@ def _reconstruction(lines: Sequence[Line]) -> Figure:
             cost = _mean(line, "unet_evaluations")
             left.axhline(psnr, color=look.colour, linestyle="-.", linewidth=0.8, label=line.variant)
             right.plot([cost], [psnr], color=look.colour, marker=look.marker, linestyle="")
-    for variant, own in curves.items():
-        _curve(left, variant, [(_mean(line, "iterations"), line.figures["psnr"]) for line in own])
-        _curve(
-            right,
-            variant,
-            [(_mean(line, "unet_evaluations"), line.figures["psnr"]) for line in own],
-        )
+    for order, (variant, own) in enumerate(curves.items()):
+        aside = 1 + BESIDE * (order - (len(curves) - 1) / 2)
+        points = [(_mean(line, "iterations"), line.figures["psnr"]) for line in own]
+        _curve(left, variant, points, aside=aside)
+        points = [(_mean(line, "unet_evaluations"), line.figures["psnr"]) for line in own]
+        _curve(right, variant, points)
     left.set(xscale="log", xlabel="gradients taken, T N", ylabel="PSNR, dB")
     right.set(xscale="log", xlabel="UNet evaluations of the inversion")
-    left.set_title("Reconstruction against iterations")
+    visited = {_mean(line, "iterations") for own in curves.values() for line in own}
+    left.set_xticks(sorted(visited), [f"{x:g}" for x in sorted(visited)])
+    left.minorticks_off()
+    _plain_numbers(right)
     _wall_time(right, [line for own in curves.values() for line in own])
     _legend(figure, left)
     return figure
@@ -205,7 +212,17 @@ def _wall_time(axes: Axes, lines: Sequence[Line]) -> None:
         return seconds / pace
 
     upper = axes.secondary_xaxis("top", functions=(seconds, back))
+    _plain_numbers(upper)
     upper.set_xlabel(f"wall time in seconds, at this run's mean of {1000 * pace:.0f} ms each")
+
+
+def _plain_numbers(axes: Any) -> None:
+    """1, 3, 10, 30 … instead of powers on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
 
 
 def _mean(line: Line, name: str) -> float:

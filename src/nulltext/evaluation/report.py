@@ -25,13 +25,14 @@ READINGS = {
         "caption; whether the edit prompt still works from there is another question."
     ),
     "guidance": (
-        "DDIM inversion guided by w and replayed at the same w. As w rises, the noise that the "
-        "inversion ends in is less and less Gaussian, and the replay misses the photo."
+        "DDIM inversion guided by w and replayed at the same w. In the paper, the higher w, the "
+        "less Gaussian the noise that the inversion ends in, and the farther the replay from the "
+        "photo; pivots are therefore inverted at w = 1."
     ),
     "attention": (
         "Where words look during the replay, against where they look in the unguided replay of "
-        "the pivot. Textual inversion moves the prompt's embedding itself, so its words may lose "
-        "their places, which is what Prompt-to-Prompt edits with."
+        "the pivot (1: in the same places). Textual inversion moves the prompt's embedding "
+        "itself, so its words may lose their places, which is what Prompt-to-Prompt edits with."
     ),
     "editing": (
         "The same edit by every method, from weak to strong: what was kept outside the edit "
@@ -113,7 +114,8 @@ def _tables(name: str, lines: Sequence[Line]) -> str:
     wanted = TABLES[name]
     if not wanted:
         return _one_table(lines)
-    return "".join(_by_setting(lines, *which) for which in wanted) + _undefined(lines)
+    tables = "".join(_by_setting(lines, *which) for which in wanted)
+    return f'<div class="tables">{tables}</div>{_undefined(lines)}'
 
 
 def _by_setting(lines: Sequence[Line], figure: str, caption: str, digits: int) -> str:
@@ -127,7 +129,7 @@ def _by_setting(lines: Sequence[Line], figure: str, caption: str, digits: int) -
     for line in held:
         cells.setdefault(line.variant, {})[_number_of(line)] = line
     alone = any(0 in by_column for by_column in cells.values())
-    heads = ["", *(["alone"] if alone else []), *(f"{key} = {c:g}" for c in columns)]
+    heads = ["", *(["no gradients"] if alone else []), *(f"{key} = {c:g}" for c in columns)]
     rows = []
     for variant, by_column in cells.items():
         shown = [*([0.0] if alone else []), *columns]
@@ -147,7 +149,7 @@ def _number_of(line: Line) -> float:
 def _one_table(lines: Sequence[Line]) -> str:
     """Lines down, all figures across."""
     names = list(dict.fromkeys(name for line in lines for name in line.figures))
-    names = [name for name in names if any(x.figures[name].n for x in lines if name in x.figures)]
+    names = [name for name in names if any(_says(line, name) for line in lines)]
     rows = [
         [
             text(said(line.setting) or line.variant),
@@ -157,6 +159,12 @@ def _one_table(lines: Sequence[Line]) -> str:
     ]
     heads = ["", *(text(name.replace("_", " ")) for name in names)]
     return table("Mean and 95% interval over photos", heads, rows) + _undefined(lines)
+
+
+def _says(line: Line, name: str) -> bool:
+    """Whether a line has anything to tell of a figure; no gradients are not worth a column."""
+    summary = line.figures.get(name)
+    return summary is not None and summary.n > 0 and (name != "iterations" or summary.mean != 0)
 
 
 def _undefined(lines: Sequence[Line]) -> str:
