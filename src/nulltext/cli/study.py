@@ -125,6 +125,7 @@ def study(
     from nulltext.evaluation.study import plan_study
 
     loaded = open_model(reporter, model, device, dtype, [])
+    loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
     judge = request.judge(loaded)
     settings = request.settings(plan, everybody, loaded, judge)
     if estimate:
