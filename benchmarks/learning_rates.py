@@ -20,11 +20,11 @@ from nulltext.inversion.registry import method_named, with_options
 
 RATES = {
     "global-null": (1e-3, 3e-3, 1e-2, 3e-2),
-    "null-text-no-pivot": (1e-4, 1e-3, 1e-2),
+    "null-text-no-pivot": (1e-3, 1e-2, 3e-2),
     "textual": (1e-4, 1e-3, 1e-2),
     "textual-pivot": (3e-3, 1e-2, 3e-2),
     "textual-pivot-shared": (1e-3, 3e-3, 1e-2, 3e-2),
-    "model-tuning": (1e-4, 3e-4, 1e-3, 3e-3),
+    "model-tuning": (3e-5, 1e-4, 3e-4, 1e-3),
 }
 
 

@@ -77,7 +77,7 @@ def rows_in(folder):
 
 
 def test_a_whole_study_and_what_it_hands_over(run, photos, tmp_path):
-    code, out, err = run(photos, "-o", "out", "--limit", 1, "--json")
+    code, out, err = run(photos, "-o", "out", "--quick", "--limit", 1, "--json")
     assert code == 0, err
     assert re.search(r"1 photos, \d+ rows; about [\d,]+ UNet evaluations", err)
     result, folder = json.loads(out), tmp_path / "out"
@@ -164,7 +164,7 @@ def check_report(folder, rows):
 
 def check_estimate(run, photos, rows):
     """What was announced is what the rows' inversions took, shared ones counted once."""
-    code, out, _ = run(photos, "-o", "nowhere", "--limit", 1, "--json", "--estimate")
+    code, out, _ = run(photos, "-o", "no", "--quick", "--limit", 1, "--json", "--estimate")
     assert code == 0
     estimate = json.loads(out)
     assert estimate["rows"] == len(rows)
@@ -182,7 +182,13 @@ def check_estimate(run, photos, rows):
 
 def test_the_estimate_equals_what_the_unet_is_asked_for(tiny_sd1, photos, tmp_path):
     item = Item("a.png", photos / "a.png", ("a cat", "a pet"), "a dog")
-    plan = Plan(num_steps=2, iterations=(1,), strengths=(0.5, 1.0), inversion_guidances=(1.0, 3.0))
+    plan = Plan(
+        num_steps=2,
+        iterations=(1,),
+        strengths=(0.5, 1.0),
+        inversion_guidances=(1.0, 3.0),
+        lines=("bound", "ddim", "null-text", "textual-pivot", "sdedit"),
+    )
     judge = DiffusionJudge(tiny_sd1)
     schedule = plan_study([item], [item], plan, None, judge.unet_evaluations)
     counted = []

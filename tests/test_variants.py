@@ -208,7 +208,7 @@ def test_fitting_to_the_pivot_beats_plain_ddim_on_the_bundled_model(flowers, nam
 class TestModelTuning:
     @pytest.fixture(scope="class")
     def tuned(self, tiny_sd1, photo):
-        method = eager("model-tuning", inner_steps=3)
+        method = eager("model-tuning", inner_steps=3, learning_rate=1e-2)
         return nulltext.invert(tiny_sd1, photo, PROMPT, method=method, num_steps=3)
 
     def test_the_replay_needs_the_difference(self, tiny_sd1, tuned):

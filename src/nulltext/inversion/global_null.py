@@ -31,7 +31,7 @@ class GlobalNull:
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-3
     """Of Adam: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
 
     def __post_init__(self) -> None:

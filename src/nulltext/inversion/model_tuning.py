@@ -36,7 +36,7 @@ class ModelTuning:
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     """Of Adam: higher moves the weights faster and less steadily (docs/study.md: the sweep)."""
     rank: int = 4
     """Of the difference in each layer: higher fits the photo closer, in a larger file."""

@@ -34,7 +34,7 @@ class NullTextNoPivot:
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     """Of Adam: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
 
     def __post_init__(self) -> None:
