@@ -200,6 +200,7 @@ def test_a_plain_folder_with_captions_or_with_texts(tmp_path):
         ("captions.jsonl", "[1]\n", "object"),
         ("captions.jsonl", '{"file": "a.jpg"}\n', "caption"),
         ("captions.jsonl", '{"caption": "a cat"}\n', "file"),
+        ("captions.jsonl", '{"file": "a.jpg", "caption": "a", "target": 3}\n', "target"),
         ("captions.jsonl", "\n", "no captioned photo"),
         ("labels.jsonl", '{"kind": "rose", "colour": "red"}\n', "file"),
         ("captions_val2017.json", "{}", "COCO"),

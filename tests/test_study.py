@@ -296,6 +296,7 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(run, photos, tmp_path, monk
         (("--guidance", "1"), "more than 1"),
         (("--limit", "0"), "limit is 0"),
         (("--sample", "9"), "from 1 to 2"),
+        (("--seed", "-1"), "seed is -1"),
         (("--resume",), "to continue"),
         (("--clip", "no/such/clip/here"), "as CLIP"),
         (("--steps", "5000"), "number of steps"),

@@ -139,7 +139,7 @@ def _captioned(folder: Path) -> list[Item]:
         if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
             raise DataError(f'\'{path}\', line {number}, has no "caption" (or "captions").')
         item = Item(file, folder / file, tuple(captions))
-        items.append(_edited(item, line, folder))
+        items.append(_edited(item, number, line, path))
     return items
 
 
@@ -161,22 +161,20 @@ def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
     unknown = lines.keys() - {item.name for item in items}
     if unknown:
         raise DataError(f"'{path}' names '{min(unknown)}', which is none of the photos.")
-    for name, (number, line) in lines.items():
+    for number, line in lines.values():
         _text(line, "target", path, number)
-        assert name
     return [
-        _edited(item, lines[item.name][1], path.parent) if item.name in lines else item
-        for item in items
+        _edited(item, *lines[item.name], path) if item.name in lines else item for item in items
     ]
 
 
-def _edited(item: Item, line: dict[str, Any], folder: Path) -> Item:
-    mask = line.get("mask")
-    return replace(
-        item,
-        target=line.get("target", item.target),
-        mask=item.mask if mask is None else folder / mask,
-    )
+def _edited(item: Item, number: int, line: dict[str, Any], path: Path) -> Item:
+    """The photo with the edit of a line, if the line has one."""
+    if line.get("target") is not None:
+        item = replace(item, target=_text(line, "target", path, number))
+    if line.get("mask") is not None:
+        item = replace(item, mask=path.parent / _text(line, "mask", path, number))
+    return item
 
 
 def _text(line: dict[str, Any], key: str, path: Path, number: int) -> str:

@@ -46,6 +46,8 @@ class Plan:
                 f"The guidance scale is {self.guidance_scale:g}; the study compares methods under "
                 "guidance, so choose more than 1 (7.5 is usual)."
             )
+        if not 0 <= self.seed < 2**63:
+            raise OptionError(f"The seed is {self.seed}; choose a whole number from 0, below 2^63.")
         unknown = set(self.experiments) - EXPERIMENTS.keys()
         if unknown:
             raise OptionError(

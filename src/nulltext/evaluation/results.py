@@ -13,6 +13,7 @@ that ends with its process keeps a second study out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -50,7 +51,8 @@ class Book:
         """
         line = json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         try:
-            self._file.write(line)
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
             raise unwritable(self.folder / ROWS, error) from error
