@@ -79,7 +79,7 @@ def rows_in(folder):
 def test_a_whole_study_and_what_it_hands_over(run, photos, tmp_path):
     code, out, err = run(photos, "-o", "out", "--quick", "--limit", 1, "--json")
     assert code == 0, err
-    assert re.search(r"1 photos, \d+ rows; about [\d,]+ UNet evaluations", err)
+    assert re.search(r"1 photo, \d+ rows; about [\d,]+ UNet evaluations", err)
     result, folder = json.loads(out), tmp_path / "out"
     rows = rows_in(folder)
     assert result["rows"] == len(rows)

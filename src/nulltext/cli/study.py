@@ -155,7 +155,7 @@ def _said(schedule: Schedule, plan: Plan, photos: int) -> str:
     still = sum(len(tasks) for _, tasks in schedule.photos)
     there = f", {schedule.all_rows - still} of them done" if still < schedule.all_rows else ""
     return (
-        f"{photos} photos, {schedule.all_rows} rows{there}; about "
+        f"{photos} photo{'' if photos == 1 else 's'}, {schedule.all_rows} rows{there}; about "
         f"{schedule.evaluations(plan.num_steps):,} UNet evaluations to go "
         "(a backward pass counts 2)."
     )

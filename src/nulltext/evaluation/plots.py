@@ -253,6 +253,7 @@ def _dots(lines: Sequence[Line], wanted: Mapping[str, str], setting: str | None)
             if summary.low is not None and summary.high is not None:
                 axes.plot([summary.low, summary.high], [row, row], color=look.colour, linewidth=1.2)
             axes.plot([summary.mean], [row], color=look.colour, marker="o", linestyle="")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names))
         axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
     return figure

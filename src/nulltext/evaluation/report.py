@@ -90,12 +90,13 @@ def report(
         )
     links = "".join(f'<a href="#{name}">{text(EXPERIMENTS[name])}</a>' for name in present)
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    photos = len({row["image"] for row in rows})
+    count = len({row["image"] for row in rows})
+    photos = f"{count} photo{'' if count == 1 else 's'}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>nulltext study: {photos} photos</title><style>{style}</style></head><body><main>"
-        f"<h1>A study of inversions over {photos} photos</h1>"
+        f"<title>nulltext study: {photos}</title><style>{style}</style></head><body><main>"
+        f"<h1>A study of inversions over {photos}</h1>"
         '<p class="soft">Made by <code>nulltext study</code>. Means over photos; intervals are 95% '
         "bootstrap intervals of the mean. Beneath a figure, n says where fewer photos count.</p>"
         f"{_facts(settings, rows)}<nav>{links}</nav>{''.join(sections)}{_failures(rows)}"
