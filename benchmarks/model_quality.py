@@ -3,7 +3,7 @@
     python benchmarks/model_quality.py --data DIR --model flowers --model OTHER
 
 autoencoder  mean PSNR and SSIM of the round trip of validation photos
-colour, kind share of samples that a judge (see `judge.py`; trained here on the real training photos)
+colour, kind share of samples that a judge (`judge.py`; trained here on the real training photos)
              calls by the word in their caption; beside it, what it scores on the real photos that
              the captions were taken from. Captions are those of validation photos.
 FD           Frechet distance between Gaussians fitted to the judge's features: of real training to

@@ -30,7 +30,8 @@ ROWS = [
     ["lineage"],
     ["targets"],
     ["editing"],
-    ["heatmaps", "training"],
+    ["heatmaps"],
+    ["evaluation", "training"],
     ["cli"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}

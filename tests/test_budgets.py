@@ -43,9 +43,12 @@ def test_a_solver_alone_brings_its_own_budget(solver, budget):
 def test_other_methods_keep_the_default_steps_and_refuse_null_texts_options():
     assert planned("ddim").num_steps == defaults.NUM_STEPS
     assert planned("ddim", num_steps=3).num_steps == 3
-    for option in ("budget", "solver", "inner_steps"):
+    for option in ("budget", "solver"):
         with pytest.raises(OptionError, match=r"is for --method null-text"):
-            planned("ddim", **{option: 2 if option == "inner_steps" else "fast"})
+            planned("ddim", **{option: "fast"})
+    with pytest.raises(OptionError, match="--inner-steps is not an option of the method ddim"):
+        planned("ddim", inner_steps=2)
+    assert planned("global-null", inner_steps=2).method.inner_steps == 2
 
 
 def test_unknown_names_are_refused():

@@ -41,14 +41,16 @@ def noise(seed, *shape):
 
 def task_of(model):
     latents, targets = noise(0, 1, 4, 8, 8), noise(1, 1, 4, 8, 8)
+    embeds = model.embed([PROMPT])
     return StepTask.at(
         model,
         latents,
         targets,
-        model.embed([PROMPT]),
+        embeds,
         timestep=501,
         num_steps=50,
-        guidance_scale=7.5,
+        share=1 - 7.5,
+        prompt_embeds=embeds,
     )
 
 

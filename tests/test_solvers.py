@@ -19,6 +19,7 @@ from nulltext.inversion.solvers.secant import Secant
 from nulltext.inversion.solvers.task import StepTask
 
 PROMPT = "a photo of a white daisy"
+GUIDANCE = 7.5
 
 
 def in_double(model):
@@ -33,7 +34,11 @@ def problem_in_double(tiny):
     latents, targets = torch.randn(2, 2, 4, 8, 8, generator=draw, dtype=torch.float64)
     embeds = tiny.embed([PROMPT, "a cat sitting next to a mirror"]).double()
     task = StepTask.at(
-        in_double(tiny), latents, targets, embeds, timestep=501, num_steps=10, guidance_scale=7.5
+        *(in_double(tiny), latents, targets, embeds),
+        timestep=501,
+        num_steps=10,
+        share=1 - GUIDANCE,
+        prompt_embeds=embeds,
     )
     return task, tiny.embed([""]).double().repeat(2, 1, 1)
 
@@ -75,7 +80,7 @@ def test_the_residual_is_the_distance_from_the_ideal_noise(problem_in_double):
     a, b = task.model.schedule.coefficients(start=501, end=401)
     noise_null = task.model.predict_noise(task.latents, 501, start)
     wanted = (task.targets - a * task.latents) / b  # the guided noise that lands on the target
-    ideal = task.noise_prompt + (task.noise_prompt - wanted) / (task.guidance_scale - 1)
+    ideal = task.noise_fixed + (task.noise_fixed - wanted) / (GUIDANCE - 1)
     torch.testing.assert_close(landing.residual, task.noise_gain * (noise_null - ideal))
 
 
@@ -168,7 +173,8 @@ def test_reaches_a_lower_loss_than_adam_with_no_more_evaluations(flowers, name):
             embeds,
             timestep=grid[2],
             num_steps=10,
-            guidance_scale=7.5,
+            share=1 - GUIDANCE,
+            prompt_embeds=embeds,
         )
         config = NullText(solver=solver, inner_steps=steps)
         fit = solver_named(solver).begin().fit(task, flowers.embed([""]), config.inner_loop_at(2))

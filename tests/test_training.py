@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -138,8 +137,8 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     while not checkpoint.exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL  # it had not ended by itself
     refused = run(dots, output, recipe_file)
     assert "--resume" in str(refused.exception)
     done = run(dots, output, recipe_file, "--resume")

@@ -30,11 +30,18 @@ if TYPE_CHECKING:
     from nulltext.inversion.budgets import Budget, budget_named
     from nulltext.inversion.ddim import DDIM
     from nulltext.inversion.direct import Direct
+    from nulltext.inversion.global_null import GlobalNull
     from nulltext.inversion.invert import invert, invert_steps
+    from nulltext.inversion.model_tuning import ModelTuning
     from nulltext.inversion.negative_prompt import NegativePrompt
     from nulltext.inversion.null_text import NullText
+    from nulltext.inversion.null_text_no_pivot import NullTextNoPivot
+    from nulltext.inversion.random_pivot import RandomPivot
     from nulltext.inversion.solvers.gauss_newton import GaussNewton
     from nulltext.inversion.solvers.secant import Secant
+    from nulltext.inversion.textual import Textual
+    from nulltext.inversion.textual_pivot import TextualPivot
+    from nulltext.inversion.textual_pivot_shared import TextualPivotShared
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import from_pipe, load
     from nulltext.photos import Photo, load_photo
@@ -51,21 +58,28 @@ _HOMES = {
     "EditSpec": "edit_spec",
     "Editor": "editors",
     "GaussNewton": "inversion.solvers.gauss_newton",
+    "GlobalNull": "inversion.global_null",
     "Inversion": "record",
     "InversionHeader": "header",
     "LatentDiffusion": "models.latent_diffusion",
     "LocalBlend": "attention.blend",
     "MasaCtrl": "editors",
+    "ModelTuning": "inversion.model_tuning",
     "NegativePrompt": "inversion.negative_prompt",
     "NullText": "inversion.null_text",
+    "NullTextNoPivot": "inversion.null_text_no_pivot",
     "NulltextError": "errors",
     "Photo": "photos",
     "PromptMaps": "heatmaps",
     "PromptToPrompt": "editors",
+    "RandomPivot": "inversion.random_pivot",
     "Replay": "sampling",
     "Secant": "inversion.solvers.secant",
     "Steering": "strength",
     "StepInfo": "record",
+    "Textual": "inversion.textual",
+    "TextualPivot": "inversion.textual_pivot",
+    "TextualPivotShared": "inversion.textual_pivot_shared",
     "UserError": "errors",
     "WordMap": "heatmaps",
     "at_strength": "strength",
@@ -100,21 +114,28 @@ __all__ = [
     "EditSpec",
     "Editor",
     "GaussNewton",
+    "GlobalNull",
     "Inversion",
     "InversionHeader",
     "LatentDiffusion",
     "LocalBlend",
     "MasaCtrl",
+    "ModelTuning",
     "NegativePrompt",
     "NullText",
+    "NullTextNoPivot",
     "NulltextError",
     "Photo",
     "PromptMaps",
     "PromptToPrompt",
+    "RandomPivot",
     "Replay",
     "Secant",
     "Steering",
     "StepInfo",
+    "Textual",
+    "TextualPivot",
+    "TextualPivotShared",
     "UserError",
     "WordMap",
     "__version__",

@@ -34,7 +34,7 @@ from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import (
     Conditions,
     SourceBranch,
-    check_model,
+    model_of,
     source_step,
     start_latents,
 )
@@ -103,7 +103,7 @@ def edit_steps(
     """
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
-    check_model(model, inversion)
+    model = model_of(model, inversion)
     header, conditions = inversion.header, Conditions.of(model, inversion)
     source = start_latents(model, inversion)
     size = (source.shape[-2], source.shape[-1])

@@ -40,6 +40,14 @@ class OutputError(UserError):
     """A result cannot be written where it was asked for."""
 
 
+class DataError(UserError):
+    """A folder of photos and captions is missing, empty or malformed."""
+
+
+class ExtraError(UserError):
+    """An optional library is not installed; the message says which extra brings it."""
+
+
 class OutOfMemoryError(UserError):
     """The device ran out of memory; the message says what to lower."""
 

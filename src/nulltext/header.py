@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 CROP_NUMBERS = 4
@@ -45,6 +45,8 @@ class InversionHeader:
     """Single-image UNet passes that the inversion took; a backward pass counts 2."""
     seconds: float
     """Wall time of the inversion."""
+    iterations: int = 0
+    """Gradients of a loss that the inversion took; files of format 1 do not say."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> InversionHeader:
@@ -57,7 +59,8 @@ class InversionHeader:
         """
         known: dict[str, Any] = {}
         for entry in fields(cls):
-            value = values.get(entry.name)
+            optional = entry.default is not MISSING
+            value = values.get(entry.name, entry.default if optional else None)
             if not _CHECKS[str(entry.type)](value):
                 raise ValueError(f"{entry.name} is {'missing' if value is None else 'malformed'}")
             known[entry.name] = float(str(value)) if entry.type == "float" else value

@@ -22,7 +22,7 @@ from nulltext.guidance import CONDITIONAL_ONLY
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.prompts import TokenizedPrompt
 from nulltext.record import Inversion, StepInfo
-from nulltext.sampling import Conditions, check_model, source_step, start_latents
+from nulltext.sampling import Conditions, model_of, source_step, start_latents
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _watched_replay(
     model: LatentDiffusion, inversion: Inversion, seen: list[Tensor]
 ) -> Generator[StepInfo, None, None]:
     """A replay that puts each step's token maps [1, L, h, w] on a list."""
-    check_model(model, inversion)
+    model = model_of(model, inversion)
     conditions = Conditions.of(model, inversion)
     latents = start_latents(model, inversion)
     limit = largest_self_site(*latents.shape[-2:])

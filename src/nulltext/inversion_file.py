@@ -18,7 +18,8 @@ from nulltext.files import replace_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: may hold a difference of weights, and says how many gradients were taken; 1 is still read."""
 METADATA_KEY = "nulltext"
 SUFFIX = ".safetensors"
 

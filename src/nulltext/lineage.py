@@ -71,7 +71,7 @@ def rows_of(
     check_kinds(specs)
     ordered = with_parents(specs)
     index = {id(spec): i for i, spec in enumerate(ordered)}
-    source, rows = model.tokenize(source_prompt), []
+    source, rows = model.tokenize(source_prompt, allow_empty=True), []
     for spec in ordered:
         line = [source, *(model.tokenize(each.target) for each in spec.line)]
         check_edit(line[-2], line[-1], reweights=spec.editor.reweights)

@@ -7,11 +7,12 @@ fields, so nothing downstream asks which method it was:
     null_embeds     per-step (or one) unconditional      null-text
     prompt_embeds   per-step (or one) conditional        when the prompt's embedding was moved
     corrections     d_t, added after each source step    when replay is steered onto the pivot
+    weight_delta     a low-rank difference of weights     when the UNet was tuned to the photo
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +26,11 @@ from nulltext.inversion_file import read_inversion, write_inversion
 
 REQUIRED_TENSORS = ("trajectory", "photo")
 RGB = 3
+FLOATS = (torch.float32, torch.float64)
+FACTOR_DIMENSIONS = 2
 OPTIONAL_TENSORS = ("null_embeds", "prompt_embeds", "corrections")
+DELTA_PREFIX = "weight_delta."
+"""Begins the names under which a file keeps the factors of a difference of weights."""
 
 Result = TypeVar("Result")
 
@@ -66,9 +71,17 @@ class Inversion:
     """None (the prompt's own embedding), [1, R, D] or [T, R, D]."""
     corrections: Tensor | None = None
     """None or [T, C, h, w]."""
+    weight_delta: Mapping[str, Tensor] | None = None
+    """None, or low-rank factors by layer of the UNet; see `models.weight_delta`."""
 
     def __post_init__(self) -> None:
-        steps, numbers = self.num_steps, (torch.float32, torch.float64)
+        for name, factor in (self.weight_delta or {}).items():
+            if factor.ndim != FACTOR_DIMENSIONS or factor.dtype not in FLOATS:
+                raise InversionFileError(
+                    f"The factor {name} is {list(factor.shape)} of {factor.dtype}, expected a "
+                    "matrix of float32 or float64; invert the photo again."
+                )
+        steps, numbers = self.num_steps, FLOATS
         expected = {
             "trajectory": (4, (steps + 1,), numbers),
             "photo": (3, (RGB,), (torch.uint8,)),
@@ -76,7 +89,7 @@ class Inversion:
             "prompt_embeds": (3, (1, steps), numbers),
             "corrections": (4, (steps,), numbers),
         }
-        for name, tensor in self.tensors().items():
+        for name, tensor in self._own_tensors().items():
             dimensions, lengths, dtypes = expected[name]
             fits = tensor.ndim == dimensions and tensor.shape[0] in lengths
             if not fits or tensor.dtype not in dtypes or tensor.numel() == 0:
@@ -104,7 +117,12 @@ class Inversion:
         write_inversion(Path(path), self.tensors(), asdict(self.header))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that there are, by field name."""
+        """The tensors that there are, by field name; factors by `DELTA_PREFIX` and their name."""
+        delta = self.weight_delta or {}
+        return self._own_tensors() | {DELTA_PREFIX + name: delta[name] for name in delta}
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Those with a field of their own."""
         found = {name: getattr(self, name) for name in (*REQUIRED_TENSORS, *OPTIONAL_TENSORS)}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -117,15 +135,18 @@ class Inversion:
         """
         path = Path(path)
         tensors, values = read_inversion(path)
+        endless = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
+        factors = [name for name in tensors if name.startswith(DELTA_PREFIX)]
+        delta = {name.removeprefix(DELTA_PREFIX): tensors.pop(name) for name in factors}
         missing = set(REQUIRED_TENSORS) - tensors.keys()
         unknown = tensors.keys() - {*REQUIRED_TENSORS, *OPTIONAL_TENSORS}
-        endless = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
         try:
             if missing or unknown:
                 raise ValueError(f"{', '.join(sorted(missing | unknown))} is missing or unexpected")
             if endless:
                 raise ValueError(f"{', '.join(endless)} holds values that are not finite")
-            return cls(header=InversionHeader.from_json(values), **tensors)
+            header = InversionHeader.from_json(values)
+            return cls(header=header, weight_delta=delta or None, **tensors)
         except (ValueError, InversionFileError) as error:
             raise InversionFileError(
                 f"'{path}' is damaged ({reason_of(error)}); invert the photo again."

@@ -10,16 +10,17 @@ Source: Mokady et al. 2023, sec. 3.2 (pivot), 3.3 (replay).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nulltext.errors import InversionFileError
 from nulltext.finite import check_finite
-from nulltext.guidance import guided_noise
+from nulltext.guidance import CONDITIONAL_ONLY, guided_noise
 from nulltext.images import from_uint8, psnr
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.weight_delta import fits
 from nulltext.record import Inversion, StepInfo, run
 
 
@@ -68,17 +69,35 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
     embeds = [e for e in (inversion.null_embeds, inversion.prompt_embeds) if e is not None]
     _, latent_channels, height, width = inversion.trajectory.shape
     pixels = (height * model.vae_stride, width * model.vae_stride)
-    fits = latent_channels == channels and tuple(inversion.photo.shape[1:]) == pixels
-    if not fits or any(tuple(e.shape[1:]) != model.embeds_shape for e in embeds):
+    fitting = latent_channels == channels and tuple(inversion.photo.shape[1:]) == pixels
+    if not fitting or any(tuple(e.shape[1:]) != model.embeds_shape for e in embeds):
         raise InversionFileError(
             f"The inversion's tensors have a shape that does not fit the model '{model.name}'; "
             "invert the photo again."
+        )
+    if inversion.weight_delta and not fits(model.unet, inversion.weight_delta):
+        raise InversionFileError(
+            f"The inversion's difference of weights does not fit the UNet of the model "
+            f"'{model.name}'; invert the photo again."
         )
     if inversion.header.timesteps != list(model.schedule.timesteps(inversion.num_steps)):
         raise InversionFileError(
             f"The inversion's timesteps are not on the schedule of the model '{model.name}'; "
             "invert the photo again."
         )
+
+
+def model_of(model: LatentDiffusion, inversion: Inversion) -> LatentDiffusion:
+    """The model that samples an inversion: checked, and with the inversion's weights if it has any.
+
+    Raises:
+        InversionFileError: as in `check_model`.
+    """
+    check_model(model, inversion)
+    if inversion.weight_delta is None:
+        return model
+    delta = {name: factor.to(model.device) for name, factor in inversion.weight_delta.items()}
+    return replace(model, weight_delta=delta)
 
 
 def pivot_steps(
@@ -100,24 +119,36 @@ def pivot_steps(
 
 
 def pivots_steps(
-    model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor, num_steps: int
+    model: LatentDiffusion,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    num_steps: int,
+    guidance_scale: float = CONDITIONAL_ONLY,
 ) -> Generator[StepInfo, None, Tensor]:
     """`pivot_steps` of B photos side by side.
 
     Args:
         latents: z_0, [B, C, h, w]. prompt_embeds: [B, L, D].
+        guidance_scale: w of the inversion; a pivot has 1, others are for comparison.
 
     Returns:
-        the trajectories, [T + 1, B, C, h, w]. Costs T UNet evaluations per photo.
+        the trajectories, [T + 1, B, C, h, w]. Costs T UNet evaluations per photo, 2 T unless w = 1.
 
     Raises:
         NumericalError: the latents became infinite or NaN.
     """
-    schedule = model.schedule
+    schedule, null_embeds = model.schedule, model.embed([""])
     trajectory = [latents]
     for index, timestep in enumerate(reversed(schedule.timesteps(num_steps))):
         with torch.no_grad():
-            noise_pred = model.predict_noise(trajectory[-1], timestep, prompt_embeds)
+            noise_pred = guided_noise(
+                model,
+                trajectory[-1],
+                timestep,
+                null_embeds=null_embeds,
+                prompt_embeds=prompt_embeds,
+                guidance_scale=guidance_scale,
+            )
             noisier = schedule.invert_step(
                 trajectory[-1],
                 noise_pred,
@@ -204,7 +235,7 @@ def replay_steps(model: LatentDiffusion, inversion: Inversion) -> Generator[Step
         InversionFileError: the inversion belongs to another model.
         NumericalError: the latents became infinite or NaN.
     """
-    check_model(model, inversion)
+    model = model_of(model, inversion)
     conditions = Conditions.of(model, inversion)
     latents = start_latents(model, inversion)
     for index, timestep in enumerate(inversion.header.timesteps):

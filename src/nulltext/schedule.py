@@ -183,6 +183,14 @@ class Schedule:
         a, b = self.coefficients(start=cleaner, end=noisier)
         return a * latents + b * noise_pred
 
+    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """Draw from q(z_t | z_0): sqrt(ab) z_0 + sqrt(1 - ab) eps, [B, C, h, w].
+
+        Source: Ho et al. 2020 (DDPM), eq. 4.
+        """
+        ab = self.alpha_cumprod(timestep)
+        return math.sqrt(ab) * latents + math.sqrt(1.0 - ab) * noise
+
     def clean_estimate(self, latents: Tensor, noise_pred: Tensor, timestep: int) -> Tensor:
         """x0 that eps implies: (z - sqrt(1 - ab) eps) / sqrt(ab), [B, C, h, w]."""
         ab = self.alpha_cumprod(timestep)

@@ -17,6 +17,7 @@ from nulltext.cli.edit import edit
 from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
 from nulltext.cli.replay import replay
+from nulltext.cli.study import study
 from nulltext.cli.train import train
 from nulltext.errors import NulltextError, UserError
 from nulltext.version import __version__
@@ -38,6 +39,7 @@ app.command()(invert)
 app.command()(replay)
 app.command()(inspect)
 app.command()(attention)
+app.command()(study)
 app.command()(train)
 
 

@@ -16,6 +16,13 @@ class Method(StrEnum):
     DDIM = "ddim"
     DIRECT = "direct"
     NEGATIVE_PROMPT = "negative-prompt"
+    RANDOM_PIVOT = "random-pivot"
+    GLOBAL_NULL = "global-null"
+    NULL_TEXT_NO_PIVOT = "null-text-no-pivot"
+    TEXTUAL = "textual"
+    TEXTUAL_PIVOT = "textual-pivot"
+    TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
+    MODEL_TUNING = "model-tuning"
 
 
 class Solver(StrEnum):
@@ -90,5 +97,5 @@ SolverOption = Annotated[
 ]
 InnerStepsOption = Annotated[
     int | None,
-    typer.Option("--inner-steps", metavar="N", help="Null-text's solver steps per DDIM step."),
+    typer.Option("--inner-steps", metavar="N", help="N where something is optimised: T N steps."),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -43,6 +43,10 @@ class Solution:
     """[1 or T, R, D]."""
     corrections: Tensor | None = None
     """[T, C, h, w]."""
+    weight_delta: Mapping[str, Tensor] | None = None
+    """Low-rank factors by layer; see `models.weight_delta`."""
+    iterations: int = 0
+    """Gradients of a loss that it took: backward passes through the UNet."""
     replayed: Tensor | None = None
     """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
 

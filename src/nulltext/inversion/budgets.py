@@ -12,7 +12,7 @@ from nulltext.defaults import BUDGET, NUM_STEPS
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.registry import method_named
+from nulltext.inversion.registry import method_named, with_options
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,26 @@ def planned(
     Without a budget, a solver brings the numbers of a budget that uses it.
 
     Raises:
-        OptionError: a name is unknown, or null-text's options are given to another method.
+        OptionError: a name is unknown, or options are given to a method that has none of the kind.
     """
     if method != NullText.name:
-        given = {"budget": budget, "solver": solver, "inner-steps": inner_steps}
+        given = {"budget": budget, "solver": solver}
         for name, value in given.items():
             if value is not None:
                 raise OptionError(
                     f"--{name} is for --method null-text, and the method is {method}; "
                     f"leave --{name} out, or --method."
                 )
-        return Plan(method_named(method), NUM_STEPS if num_steps is None else num_steps)
+        chosen: InversionMethod = method_named(method)
+        if inner_steps is not None:
+            chosen = with_options(chosen, inner_steps=inner_steps)
+        return Plan(chosen, NUM_STEPS if num_steps is None else num_steps)
     filled = budget_named(budget or _budget_of(solver))
-    chosen = NullText(
+    fitted = NullText(
         solver=solver or filled.solver,
         inner_steps=filled.inner_steps if inner_steps is None else inner_steps,
     )
-    return Plan(chosen, filled.num_steps if num_steps is None else num_steps)
+    return Plan(fitted, filled.num_steps if num_steps is None else num_steps)
 
 
 def _budget_of(solver: str | None) -> str:

@@ -1,5 +1,7 @@
 """Plain DDIM inversion: the pivot, and nothing to hold a guided replay to it.
 
+    z*_t = invert_step(z*_{t-1}, eps(z*_{t-1}, t, C))
+
 Replayed at w = 1 it is off by the discretisation error alone; under real guidance that error is
 magnified w times at every step. It is the lower bound that null-text inversion starts from.
 Source: Dhariwal & Nichol 2021, app. F; Mokady et al. 2023, sec. 3.2.
@@ -11,17 +13,21 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nulltext.guidance import CONDITIONAL_ONLY, guided_evaluations
 from nulltext.inversion.base import Problem, Solution
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
+from nulltext.sampling import pivots_steps
 
 
 @dataclass(frozen=True)
 class DDIM:
-    """DDIM inversion at w = 1; it has no options."""
+    """DDIM inversion."""
 
     name: ClassVar[str] = "ddim"
+
+    inversion_guidance: float = CONDITIONAL_ONLY
+    """w of the inversion itself: above 1 the noise it ends in is less and less Gaussian."""
 
     def check(self, guidance_scale: float) -> None:
         """Any scale will do."""
@@ -29,8 +35,10 @@ class DDIM:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """The pivot trajectory; costs T UNet evaluations."""
-        trajectory = yield from pivot_steps(
-            model, problem.latents, problem.prompt_embeds, problem.num_steps
+        """The pivot trajectory; costs T UNet evaluations, 2 T where the inversion is guided."""
+        w, num_steps = self.inversion_guidance, problem.num_steps
+        trajectories = yield from pivots_steps(
+            model, problem.latents, problem.prompt_embeds, num_steps, guidance_scale=w
         )
-        return Solution(trajectory=trajectory, unet_evaluations=problem.num_steps)
+        taken = num_steps * guided_evaluations(1, w)
+        return Solution(trajectory=trajectories[:, 0], unet_evaluations=taken)

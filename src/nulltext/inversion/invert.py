@@ -90,9 +90,10 @@ def invert(
     Args:
         photo: a file, a PIL image, or a loaded photo of any size; or a list of these, which are
             worked on side by side, to rounding as if one by one.
-        prompt: what the photo shows, in the words that will be edited; a list for a list.
-        method: a name ("null-text", "ddim", "direct", "negative-prompt") or a method with options,
-            such as `NullText(inner_steps=5)`.
+        prompt: what the photo shows, in the words that will be edited; a list for a list. It may
+            be empty, for comparison: then there are no words to change, only some to add.
+        method: a name ("null-text", "ddim", "direct", … see `inversion.registry`) or a method with
+            options, such as `NullText(inner_steps=5)`.
         num_steps: T, 1 to the model's training steps.
         guidance_scale: w of the replay; null-text needs more than 1.
         crop: the region to invert; by default the largest centred one of the size's proportions.
@@ -174,7 +175,7 @@ class _Request:
         _check_seed(seed)
         chosen.check(guidance_scale)
         model.schedule.timesteps(num_steps)
-        model.tokenize(prompt)
+        model.tokenize(prompt, allow_empty=True)
         loaded = photo if isinstance(photo, Photo) else load_photo(photo)
         box = crop or box_for(loaded.size, size)
         box.check_inside(loaded.size)
@@ -283,8 +284,11 @@ def _inversion(
         psnr_reconstruction=math.nan,
         unet_evaluations=solution.unet_evaluations,
         seconds=0.0,
+        iterations=solution.iterations,
     )
-    return Inversion(photo=pixels, header=header, **tensors)
+    delta = solution.weight_delta
+    kept = None if delta is None else {name: delta[name].detach().cpu() for name in delta}
+    return Inversion(photo=pixels, header=header, weight_delta=kept, **tensors)
 
 
 def _check_guidance(guidance_scale: float) -> None:

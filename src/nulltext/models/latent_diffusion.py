@@ -13,7 +13,7 @@ Source: Rombach et al. 2022, sec. 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from nulltext.framing import Sizes
 from nulltext.models.fingerprint import fingerprint
 from nulltext.models.half import differentiable_in_half
 from nulltext.models.text import TextConditioner
+from nulltext.models.weight_delta import applied
 from nulltext.prompts import TokenizedPrompt
 from nulltext.schedule import Schedule
 
@@ -54,6 +55,8 @@ class LatentDiffusion:
     """The same of the weights as they are used: another one after a cast to half precision."""
     buckets: tuple[tuple[int, int], ...] = ()
     """Long and short sides that its family was trained at, in sixteenths of its own side."""
+    weight_delta: Mapping[str, Tensor] | None = None
+    """A low-rank difference that the UNet runs with; the weights themselves stay."""
 
     @property
     def fingerprint(self) -> str:
@@ -196,10 +199,11 @@ class LatentDiffusion:
             output: Tensor = self.unet(latents.to(dtype), timestep, **inputs).sample
             return output
 
-        if dtype == torch.float16 and torch.is_grad_enabled() and prompt_embeds.requires_grad:
-            output = differentiable_in_half(output_under, prompt_embeds, dtype)
-        else:
-            output = output_under(prompt_embeds.to(dtype))
+        with applied(self.unet, self.weight_delta):
+            if dtype == torch.float16 and torch.is_grad_enabled() and prompt_embeds.requires_grad:
+                output = differentiable_in_half(output_under, prompt_embeds, dtype)
+            else:
+                output = output_under(prompt_embeds.to(dtype))
         precision = self.precision
         return self.schedule.noise_from_output(
             output.to(precision), latents.to(precision), timestep

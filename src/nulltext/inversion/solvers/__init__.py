@@ -1,1 +1,1 @@
-"""Solvers of one timestep's least-squares problem in the null embedding."""
+"""Solvers of one timestep's least-squares problem in one embedding."""

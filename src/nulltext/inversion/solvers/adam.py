@@ -28,19 +28,19 @@ class Adam:
 
     def fit(self, task: StepTask, start: Tensor, loop: InnerLoop) -> Fit:
         """Step until the tolerance or the last step; Adam is elementwise, so photos do not mix."""
-        null_embeds = start.detach().clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([null_embeds], lr=loop.learning_rate)
+        embeds = start.detach().clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([embeds], lr=loop.learning_rate)
         best, rows = Best(task, start), task.all_rows
         for inner in range(loop.max_steps + 1):
             last = inner == loop.max_steps
             with torch.set_grad_enabled(not last):
-                landing = task.evaluate(null_embeds[rows], rows)
-            losses, _ = best.offer(null_embeds[rows], landing, rows)
+                landing = task.evaluate(embeds[rows], rows)
+            losses, _ = best.offer(embeds[rows], landing, rows)
             going = losses >= loop.tolerance
             if last or not bool(going.any()):
                 break
             each = torch.ones_like(losses)
-            null_embeds.grad = task.pullback(landing.losses, null_embeds, each, rows)
+            embeds.grad = task.pullback(landing.losses, embeds, each, rows)
             del landing  # and its graph: two at a time would double the memory
             optimiser.step()
             rows = rows[going]

@@ -12,7 +12,7 @@ from nulltext.inversion.solvers.task import Best, StepTask
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """What null-text inversion allows a solver at one timestep."""
+    """What a method allows a solver at one timestep."""
 
     max_steps: int
     """N: steps at most."""

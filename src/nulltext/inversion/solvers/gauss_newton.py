@@ -50,30 +50,28 @@ class GaussNewton:
         best, rows, tried = Best(task, start), task.all_rows, start.detach()
         for inner in range(loop.max_steps + 1):
             last = inner == loop.max_steps
-            null_embeds = tried.requires_grad_(not last)
+            embeds = tried.requires_grad_(not last)
             with torch.set_grad_enabled(not last):
-                landing = task.evaluate(null_embeds, rows)
-            losses, better = best.offer(null_embeds, landing, rows)
+                landing = task.evaluate(embeds, rows)
+            losses, better = best.offer(embeds, landing, rows)
             going = better & (losses >= loop.tolerance)
             if last or not bool(going.any()):
                 break
             point, direction = (
-                null_embeds.detach(),
-                self._direction(task, null_embeds, landing, rows),
+                embeds.detach(),
+                self._direction(task, embeds, landing, rows),
             )
             del landing  # and its graph: two at a time would double the memory
             moved = point + within_trust(direction, task.sizes(point, rows), self.trust)
             tried, rows = moved[going], rows[going]
         return Fit(best, inner)
 
-    def _direction(
-        self, task: StepTask, null_embeds: Tensor, landing: Landing, rows: Tensor
-    ) -> Tensor:
+    def _direction(self, task: StepTask, embeds: Tensor, landing: Landing, rows: Tensor) -> Tensor:
         """d of the module's formula, [b, R, D]."""
-        point = null_embeds.detach()
+        point = embeds.detach()
         left = -landing.residual.detach()  # what is left of -r to explain
         direction = torch.zeros_like(point)
-        slope = task.pullback(landing.residual, null_embeds, left, rows)
+        slope = task.pullback(landing.residual, embeds, left, rows)
         search, power = slope, _dot(slope, slope)
         penalty = torch.zeros_like(power)
         for iteration in range(self.cg_steps):
@@ -86,7 +84,7 @@ class GaussNewton:
             if iteration + 1 == self.cg_steps:
                 break
             left = left - _scale(length, image)
-            slope = task.pullback(landing.residual, null_embeds, left, rows)
+            slope = task.pullback(landing.residual, embeds, left, rows)
             slope = slope - _scale(penalty, direction)
             fresh = _dot(slope, slope)
             search = slope + _scale(_ratio(fresh, power), search)

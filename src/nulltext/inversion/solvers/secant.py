@@ -70,14 +70,14 @@ class SecantRun:
         best, rows, tried = Best(task, start), task.all_rows, start.detach()
         for inner in range(loop.max_steps + 1):
             left = loop.max_steps - inner
-            null_embeds = tried.requires_grad_(left > 0)
+            embeds = tried.requires_grad_(left > 0)
             with torch.set_grad_enabled(left > 0):
-                landing = task.evaluate(null_embeds, rows)
-            losses, better = best.offer(null_embeds, landing, rows)
+                landing = task.evaluate(embeds, rows)
+            losses, better = best.offer(embeds, landing, rows)
             going = better & (losses >= loop.tolerance)
             if left == 0 or not bool(going.any()):
                 break
-            probes = self._probes(task, null_embeds, landing, rows, going)
+            probes = self._probes(task, embeds, landing, rows, going)
             del landing  # and its graph: two at a time would double the memory
             tried, rows = self._combinations(task, best, probes, loop.tolerance, left == 1)
             if len(rows) == 0:
@@ -86,13 +86,13 @@ class SecantRun:
         return Fit(best, inner)
 
     def _probes(
-        self, task: StepTask, null_embeds: Tensor, landing: Landing, rows: Tensor, going: Tensor
+        self, task: StepTask, embeds: Tensor, landing: Landing, rows: Tensor, going: Tensor
     ) -> _Probes:
         """One step along the slope for each photo that goes on."""
         gain = task.noise_gain
         noise_residual = landing.residual.detach() / gain
-        slopes = task.pullback(landing.residual, null_embeds, -noise_residual / gain, rows)
-        points, slopes, rows = null_embeds.detach()[going], slopes[going], rows[going]
+        slopes = task.pullback(landing.residual, embeds, -noise_residual / gain, rows)
+        points, slopes, rows = embeds.detach()[going], slopes[going], rows[going]
         sizes = task.sizes(points, rows)
         steps = [
             self.memories[row].step_length(size, slope) * slope

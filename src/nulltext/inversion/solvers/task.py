@@ -1,13 +1,18 @@
-"""One timestep of null-text inversion as a nonlinear least-squares problem in the null embedding.
+"""One timestep around the pivot as a nonlinear least-squares problem in one branch's embedding.
 
-With (a, b) the DDIM step's coefficients, w the guidance scale, zbar_t and the pivot z*_{t-1} fixed:
+Guidance mixes a branch that stays with one that moves: eps = eps_fix + v (eps_E - eps_fix), where
 
-    r(∅) = a zbar_t + b (eps_∅ + w (eps_C - eps_∅)) - z*_{t-1} = b (1 - w) (eps_∅ - u*)
-    u*   = eps_C + (eps_C - eps*) / (w - 1),   eps* = (z*_{t-1} - a zbar_t) / b
-    L(∅) = mean r^2
+    null-text      E = ∅ moves, C stays:   v = 1 - w
+    textual        E = C moves, ∅ stays:   v = w
 
-so the noise that the null branch ought to predict, u*, is known in closed form, and r is the
-distance rho = eps_∅ - u* from it, scaled by the gain b (1 - w). A solver sees r and two products
+With (a, b) the DDIM step's coefficients, zbar_t and the pivot z*_{t-1} fixed:
+
+    r(E) = a zbar_t + b (eps_fix + v (eps_E - eps_fix)) - z*_{t-1} = b v (eps_E - u*)
+    u*   = eps_fix + (eps* - eps_fix) / v,   eps* = (z*_{t-1} - a zbar_t) / b
+    L(E) = mean r^2
+
+so the noise that the moving branch ought to predict, u*, is known in closed form, and r is the
+distance rho = eps_E - u* from it, scaled by the gain b v. A solver sees r and two products
 with its Jacobian J: J^T u by a backward pass, J v by forward-mode differentiation (or nearly, by a
 difference of two residuals). Every product is counted where it is made, photo by photo (a pass that
 is repeated at a smaller scale, since it overflowed in float16, is not counted again).
@@ -40,7 +45,7 @@ measure of how large embeddings are; the prompt's is."""
 
 @dataclass(frozen=True)
 class Landing:
-    """Where one step arrives under some null embeddings."""
+    """Where one step arrives under some embeddings."""
 
     noise_pred: Tensor
     """Guided eps, [b, C, h, w]."""
@@ -64,17 +69,20 @@ class StepTask:
     """zbar_t, [B, C, h, w]."""
     targets: Tensor
     """z*_{t-1}, [B, C, h, w]."""
-    noise_prompt: Tensor
-    """eps_C, [B, C, h, w]."""
+    noise_fixed: Tensor
+    """eps_fix, [B, C, h, w]."""
     timestep: int
     cleaner_timestep: int
-    guidance_scale: float
+    share: float
+    """v: what the moving branch counts for in the guided noise."""
     natural_sizes: Tensor
     """[B], norm of an embedding of each photo's prompt, times `PROMPT_SHARE`."""
     free_rows: Tensor | None = None
     """[R], 1 for the rows of an embedding that may move, 0 for those that stay; None frees all."""
     unet_evaluations: list[int] = field(default_factory=list)
     """Evaluations so far, one count for each photo."""
+    gradients: list[int] = field(default_factory=list)
+    """Backward passes so far, one count for each photo."""
 
     @classmethod
     def at(
@@ -82,30 +90,34 @@ class StepTask:
         model: LatentDiffusion,
         latents: Tensor,
         targets: Tensor,
-        prompt_embeds: Tensor,
+        fixed_embeds: Tensor,
         *,
         timestep: int,
         num_steps: int,
-        guidance_scale: float,
+        share: float,
+        prompt_embeds: Tensor,
         free_rows: Tensor | None = None,
     ) -> StepTask:
-        """Set a timestep's problem up; costs one evaluation per photo, for eps_C.
+        """Set a timestep's problem up; costs one evaluation per photo, for eps_fix.
 
-        Args: latents, targets: [B, C, h, w]. prompt_embeds: [B, R, D]. free_rows: see the field.
+        Args:
+            latents, targets: [B, C, h, w]. fixed_embeds: [B, R, D], of the branch that stays.
+            prompt_embeds: [B, R, D], what embeddings are measured by. free_rows: see the field.
         """
         with torch.no_grad():
-            noise_prompt = model.predict_noise(latents, timestep, prompt_embeds)
+            noise_fixed = model.predict_noise(latents, timestep, fixed_embeds)
         return cls(
             model=model,
             latents=latents,
             targets=targets,
-            noise_prompt=noise_prompt,
+            noise_fixed=noise_fixed,
             timestep=timestep,
             cleaner_timestep=model.schedule.cleaner(timestep, num_steps),
-            guidance_scale=guidance_scale,
+            share=share,
             natural_sizes=PROMPT_SHARE * prompt_embeds.detach().flatten(1).norm(dim=1),
             free_rows=free_rows,
             unet_evaluations=[1] * len(latents),
+            gradients=[0] * len(latents),
         )
 
     @property
@@ -115,19 +127,17 @@ class StepTask:
 
     @property
     def noise_gain(self) -> float:
-        """b (1 - w): what turns rho = eps_∅ - u* into r."""
+        """b v: what turns rho = eps_E - u* into r."""
         _, b = self.model.schedule.coefficients(start=self.timestep, end=self.cleaner_timestep)
-        return b * (1.0 - self.guidance_scale)
+        return b * self.share
 
-    def evaluate(self, null_embeds: Tensor, rows: Tensor) -> Landing:
-        """r under null embeddings [b, R, D], differentiable; one evaluation per row."""
+    def evaluate(self, embeds: Tensor, rows: Tensor) -> Landing:
+        """r under embeddings [b, R, D], differentiable; one evaluation per row."""
         self._count(rows, 1)
-        return self._land(null_embeds, rows)
+        return self._land(embeds, rows)
 
-    def pullback(
-        self, outputs: Tensor, null_embeds: Tensor, cotangents: Tensor, rows: Tensor
-    ) -> Tensor:
-        """J^T u for outputs that `evaluate` led to from null_embeds; a backward pass per row.
+    def pullback(self, outputs: Tensor, embeds: Tensor, cotangents: Tensor, rows: Tensor) -> Tensor:
+        """J^T u for outputs that `evaluate` led to from embeds; a backward pass per row.
 
         The graph stays, so that one evaluation serves several products. Rows that stay get 0.
 
@@ -135,11 +145,13 @@ class StepTask:
             NumericalError: it is infinite or NaN; names the timestep.
         """
         self._count(rows, DERIVATIVE_COST)
-        (product,) = torch.autograd.grad(outputs, null_embeds, cotangents, retain_graph=True)
-        check_finite(product, "The gradient in the null embedding", self.timestep)
+        for row in rows.tolist():
+            self.gradients[row] += 1
+        (product,) = torch.autograd.grad(outputs, embeds, cotangents, retain_graph=True)
+        check_finite(product, "The gradient in the embedding", self.timestep)
         return product if self.free_rows is None else product * self.free_rows[:, None]
 
-    def pushforward(self, null_embeds: Tensor, tangents: Tensor, rows: Tensor) -> Tensor:
+    def pushforward(self, embeds: Tensor, tangents: Tensor, rows: Tensor) -> Tensor:
         """J v, exactly: [b, C, h, w] of tangents [b, R, D]; a forward-mode pass per row.
 
         Fused attention kernels have no forward-mode derivative, so plain attention takes over.
@@ -150,23 +162,23 @@ class StepTask:
         self._count(rows, DERIVATIVE_COST)
 
         def push(vectors: Tensor) -> Tensor:
-            residual = self._land(forward_ad.make_dual(null_embeds, vectors), rows).residual
+            residual = self._land(forward_ad.make_dual(embeds, vectors), rows).residual
             return forward_ad.unpack_dual(residual).tangent
 
         with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             product = through_half(push, tangents, self.model.unet.dtype)
-        check_finite(product, "The derivative along the null embedding", self.timestep)
+        check_finite(product, "The derivative along the embedding", self.timestep)
         return product
 
-    def sizes(self, null_embeds: Tensor, rows: Tensor) -> Tensor:
-        """How large embeddings are at null_embeds [b, R, D]: [b], what steps are measured by."""
-        own = null_embeds.detach().flatten(1).norm(dim=1)
+    def sizes(self, embeds: Tensor, rows: Tensor) -> Tensor:
+        """How large embeddings are at embeds [b, R, D]: [b], what steps are measured by."""
+        own = embeds.detach().flatten(1).norm(dim=1)
         return torch.maximum(own, self.natural_sizes[rows])
 
-    def _land(self, null_embeds: Tensor, rows: Tensor) -> Landing:
+    def _land(self, embeds: Tensor, rows: Tensor) -> Landing:
         latents = self.latents[rows]
-        noise_null = self.model.predict_noise(latents, self.timestep, null_embeds)
-        noise_pred = guide(noise_null, self.noise_prompt[rows], self.guidance_scale)
+        noise_moving = self.model.predict_noise(latents, self.timestep, embeds)
+        noise_pred = guide(self.noise_fixed[rows], noise_moving, self.share)
         cleaner = self.model.schedule.step(
             latents, noise_pred, noisier=self.timestep, cleaner=self.cleaner_timestep
         )
@@ -178,16 +190,16 @@ class StepTask:
 
 
 class Best:
-    """The best null embedding that was tested, photo by photo."""
+    """The best embedding that was tested, photo by photo."""
 
     def __init__(self, task: StepTask, start: Tensor) -> None:
         self.task = task
-        self.null_embeds = start.detach().clone()
+        self.embeds = start.detach().clone()
         self.noise_pred = torch.empty_like(task.latents)
         self.cleaner = torch.empty_like(task.latents)
         self.losses = task.latents.new_full((len(start),), math.inf)
 
-    def offer(self, null_embeds: Tensor, landing: Landing, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def offer(self, embeds: Tensor, landing: Landing, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keep what is better than before; returns (losses [b], whether each was better [b]).
 
         Raises:
@@ -197,12 +209,12 @@ class Best:
         if not bool(torch.isfinite(losses).all()):
             worst = losses[~torch.isfinite(losses)][0].item()
             raise NumericalError(
-                f"The null-text loss is {worst} at timestep {self.task.timestep}; {ADVICE}."
+                f"The loss around the pivot is {worst} at timestep {self.task.timestep}; {ADVICE}."
             )
         better = losses < self.losses[rows]
         kept = rows[better]
         self.losses[kept] = losses[better]
-        self.null_embeds[kept] = null_embeds.detach()[better]
+        self.embeds[kept] = embeds.detach()[better]
         self.noise_pred[kept] = landing.noise_pred.detach()[better]
         self.cleaner[kept] = landing.cleaner.detach()[better]
         return losses, better

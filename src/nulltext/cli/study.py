@@ -1,0 +1,229 @@
+"""`nulltext study`: the paper's ablations on a folder of photos, with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nulltext import defaults
+from nulltext.cli.options import (
+    DeviceOption,
+    DTypeOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    SeedOption,
+)
+from nulltext.cli.report import Reporter
+from nulltext.cli.study_request import StudyRequest
+
+if TYPE_CHECKING:
+    from nulltext.evaluation.agreement import Judge
+    from nulltext.evaluation.plan import Plan
+    from nulltext.evaluation.results import Book
+    from nulltext.evaluation.study import Schedule
+    from nulltext.models.latent_diffusion import LatentDiffusion
+
+
+def study(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Photos with captions: captions.jsonl, labels.jsonl, COCO, or NAME.txt files.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder of rows and report.")
+    ] = Path("study"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Four photos, ten steps: minutes, not to be quoted.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="The first N photos only.")
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", metavar="N", help="Draw N photos and a caption of each."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", metavar="A,B", help="Variants; default: all (docs/study.md)."),
+    ] = None,
+    experiments: Annotated[
+        str | None,
+        typer.Option(
+            "--experiments",
+            metavar="A,B",
+            help="Of reconstruction, captions, guidance, attention, editing; default: all.",
+        ),
+    ] = None,
+    iterations: Annotated[
+        str | None,
+        typer.Option(
+            "--iterations", metavar="N,N", help="Gradients per timestep, the curve's points."
+        ),
+    ] = None,
+    edits: Annotated[
+        Path | None,
+        typer.Option("--edits", metavar="FILE", help='JSON lines of {"file", "target", "mask"?}.'),
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Which photos of a labels.jsonl.")
+    ] = "validation",
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip",
+            metavar="CLIP",
+            help="Folder or hub id of CLIP to judge edits; default: the model judges.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="T", help="DDIM steps; default 50.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", metavar="W", help="Of every replay; default 7.5.")
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--fresh",
+            help="Continue what is in OUT, or throw it away; default: continue if there is any.",
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try rows that failed once more.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it would cost, and do nothing.")
+    ] = False,
+    model: ModelOption = defaults.MODEL,
+    device: DeviceOption = None,
+    dtype: DTypeOption = "float32",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Rerun the paper's ablations on your photos: rows, table, curves, report.
+
+    Example: [bold]nulltext study photos/ -o study --quick[/bold]
+
+    It may be stopped at any moment: the same command continues where it stopped.
+    """
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    request = StudyRequest(
+        *(folder, output, quick, limit, sample, methods, experiments, iterations),
+        *(edits, split, clip, steps, guidance, resume, seed, dtype),
+    )
+    plan, everybody, items = request.open()
+    from nulltext.cli.work import open_model
+    from nulltext.evaluation.results import open_book
+    from nulltext.evaluation.study import plan_study
+
+    loaded = open_model(reporter, model, device, dtype, [])
+    loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
+    judge = request.judge(loaded)
+    settings = request.settings(plan, everybody, loaded, judge)
+    if estimate:
+        schedule = plan_study(items, everybody, plan, None, judge.unet_evaluations)
+        _estimate(reporter, schedule, plan, len(items))
+        return
+    with open_book(output, settings, fresh=resume is False) as book:
+        if retry_failed:
+            book.forget_failed()
+        schedule = plan_study(items, everybody, plan, book, judge.unet_evaluations)
+        reporter.note(_said(schedule, plan, len(items)))
+        if request.without_edits(items):
+            reporter.note("Note: " + request.without_edits(items))
+        _run(reporter, loaded, schedule, plan, book, judge)
+        _hand_over(reporter, book, settings)
+
+
+def _estimate(reporter: Reporter, schedule: Schedule, plan: Plan, photos: int) -> None:
+    """What it would cost."""
+    cost = schedule.evaluations(plan.num_steps)
+    found = {"photos": photos, "rows": schedule.all_rows, "unet_evaluations": cost}
+    reporter.result(found, [_said(schedule, plan, photos)])
+
+
+def _said(schedule: Schedule, plan: Plan, photos: int) -> str:
+    """What is ahead, in one line."""
+    still = sum(len(tasks) for _, tasks in schedule.photos)
+    there = f", {schedule.all_rows - still} of them done" if still < schedule.all_rows else ""
+    return (
+        f"{photos} photo{'' if photos == 1 else 's'}, {schedule.all_rows} rows{there}; about "
+        f"{schedule.evaluations(plan.num_steps):,} UNet evaluations to go "
+        "(a backward pass counts 2)."
+    )
+
+
+def _run(
+    reporter: Reporter,
+    model: LatentDiffusion,
+    schedule: Schedule,
+    plan: Plan,
+    book: Book,
+    judge: Judge,
+) -> None:
+    """Make the rows under a bar whose unit is a UNet evaluation, so that time left is honest."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from nulltext.evaluation.study import study_steps
+
+    columns = (
+        TextColumn("{task.fields[rows]}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[doing]}", markup=False),
+    )
+    try:
+        with Progress(*columns, console=reporter.console, speed_estimate_period=600) as progress:
+            bar = progress.add_task("", rows="", doing="")
+            for info in study_steps(model, schedule, plan, book, judge):
+                progress.update(
+                    bar,
+                    total=info.all_evaluations,
+                    completed=info.evaluations,
+                    rows=f"{info.rows}/{info.all_rows} rows",
+                    doing=info.doing,
+                )
+    except KeyboardInterrupt:
+        reporter.note(
+            f"Stopped. {len(book.rows)} of {schedule.all_rows} rows are kept in {book.folder}; "
+            "the same command continues there."
+        )
+        raise
+
+
+def _hand_over(reporter: Reporter, book: Book, settings: Mapping[str, Any]) -> None:
+    """Write summary, plots and report, and say where they are."""
+    from nulltext.evaluation.publish import publish
+    from nulltext.evaluation.results import ROWS
+
+    with reporter.busy("Writing the report …"):
+        files = publish(book.folder, settings, book.rows)
+    failed = sum(row["status"] == "failed" for row in book.rows)
+    result = {
+        "rows": len(book.rows),
+        "failed": failed,
+        "results": str(book.folder / ROWS),
+        "report": str(files[0]),
+        "files": [str(file) for file in files[1:]],
+    }
+    lines = [f"{len(book.rows)} rows in {book.folder / ROWS}.", f"Report: {files[0]}"]
+    if failed:
+        lines.insert(1, f"{failed} rows failed; the report says why, --retry-failed tries again.")
+    reporter.result(result, lines)

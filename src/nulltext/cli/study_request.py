@@ -1,0 +1,137 @@
+"""What `nulltext study` was asked for, checked before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nulltext.errors import OptionError
+from nulltext.version import __version__
+
+if TYPE_CHECKING:
+    from nulltext.evaluation.agreement import Judge
+    from nulltext.evaluation.datasets import Item
+    from nulltext.evaluation.plan import Plan
+    from nulltext.models.latent_diffusion import LatentDiffusion
+
+QUICK_PHOTOS = 4
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """The command line's options, by their long names."""
+
+    folder: Path
+    output: Path
+    quick: bool
+    limit: int | None
+    sample: int | None
+    methods: str | None
+    experiments: str | None
+    iterations: str | None
+    edits: Path | None
+    split: str
+    clip: str | None
+    steps: int | None
+    guidance: float | None
+    resume: bool | None
+    seed: int
+    dtype: str
+
+    def open(self) -> tuple[Plan, list[Item], list[Item]]:
+        """(plan, all photos, photos to study).
+
+        Raises:
+            UserError: an option is out of range, the folder has no photos, or a library is missing.
+        """
+        from nulltext.evaluation.datasets import read_items, sample_items
+        from nulltext.evaluation.extras import require
+
+        plan = self._plan()
+        require("skimage.metrics", "study", "The study's SSIM")
+        require("matplotlib.figure", "study", "The study's plots")
+        if self.resume and not self.output.is_dir():
+            raise OptionError(f"There is no '{self.output}' to continue; leave --resume out.")
+        everybody = read_items(self.folder, split=self.split, edits=self.edits)
+        if self.sample is not None:
+            everybody = sample_items(everybody, self.sample, self.seed)
+        limit = QUICK_PHOTOS if self.quick and self.limit is None else self.limit
+        if limit is not None and limit < 1:
+            raise OptionError(f"The limit is {limit}; choose 1 photo or more.")
+        return plan, everybody, everybody[:limit]
+
+    def judge(self, model: LatentDiffusion) -> Judge:
+        """Who says whether an edit worked."""
+        from nulltext.evaluation.agreement import ClipJudge, DiffusionJudge
+
+        if self.clip is None:
+            return DiffusionJudge(model, self.seed)
+        return ClipJudge.load(self.clip, model.device)
+
+    def settings(
+        self, plan: Plan, everybody: Sequence[Item], model: LatentDiffusion, judge: Judge
+    ) -> dict[str, Any]:
+        """What all rows of a folder have in common; the rest only chooses among rows."""
+        from nulltext.evaluation.datasets import digest
+
+        return {
+            "nulltext": __version__,
+            "model": f"{model.name} ({model.fingerprint[:8]})",
+            "dtype": self.dtype,
+            "steps T": plan.num_steps,
+            "guidance w": plan.guidance_scale,
+            "N beyond the curve": plan.inner_steps,
+            "strengths": list(plan.strengths),
+            "seed": plan.seed,
+            "judge of edits": judge.name,
+            "photos and captions": digest(everybody),
+        }
+
+    def without_edits(self, items: Sequence[Item]) -> str:
+        """What to tell about photos that have no edit prompt; empty if all have one."""
+        missing = sum(item.target is None for item in items)
+        if not missing:
+            return ""
+        return (
+            f"{missing} of {len(items)} photos have no edit prompt, so no rows of editing; "
+            'give some with --edits FILE, lines of {"file": …, "target": …}.'
+        )
+
+    def _plan(self) -> Plan:
+        from nulltext.evaluation.plan import EXPERIMENTS, QUICK, STANDARD
+        from nulltext.evaluation.variants import check_lines
+
+        given: dict[str, Any] = {"seed": self.seed}
+        if self.steps is not None:
+            given["num_steps"] = self.steps
+        if self.guidance is not None:
+            given["guidance_scale"] = self.guidance
+        if self.iterations is not None:
+            given["iterations"] = tuple(sorted(set(_listed(self.iterations, "iterations", int))))
+        if self.methods is not None:
+            given["lines"] = check_lines(_listed(self.methods, "methods", str))
+        if self.experiments is not None:
+            named = _listed(self.experiments, "experiments", str)
+            unknown = [name for name in named if name not in EXPERIMENTS]
+            given["experiments"] = tuple(unknown + [n for n in EXPERIMENTS if n in named])
+        return replace(QUICK if self.quick else STANDARD, **given)
+
+
+def _listed(text: str, option: str, kind: Callable[[str], Value]) -> list[Value]:
+    """Read "a,b,c".
+
+    Raises:
+        OptionError: it is empty, or a part is of another kind.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        values = [kind(part) for part in parts]
+    except ValueError:
+        values = []
+    if not values:
+        raise OptionError(f"--{option} '{text}' is no list such as a,b or 1,3,10.")
+    return values

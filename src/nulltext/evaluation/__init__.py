@@ -1,0 +1,1 @@
+"""The paper's study: variants, data, measures, statistics, and the report."""

@@ -1,0 +1,151 @@
+"""Does a picture show what the target prompt says? Two judges.
+
+`ClipJudge` asks CLIP: 100 cos(image, target), the CLIP score; it needs CLIP's weights. The
+alternative needs no outside weights: the diffusion model itself as a classifier,
+
+    error(C)  = mean over fixed t, eps of || eps - eps(z_t, t, C) ||^2,
+                z_t = sqrt(ab_t) z_0 + sqrt(1 - ab_t) eps
+    agreement = 100 (error(source) - error(target)) / error(source)
+
+per cent by which the target explains the picture better than the source does. It judges pictures of
+the model by the model, so it is kind to what the model likes; tables say which judge it was.
+Source: Hessel et al. 2021 (CLIPScore), eq. 1 without its factor; Li et al. 2023 (Your diffusion
+model is secretly a zero-shot classifier), eq. 4 and sec. 3.2 (the same draws for every class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nulltext.errors import ModelError, reason_of
+from nulltext.images import to_pil
+from nulltext.models.latent_diffusion import LatentDiffusion
+
+FRACTIONS = (0.15, 0.3, 0.45, 0.6, 0.75)
+"""Fixed timesteps, as fractions of the training steps: where prompts matter most."""
+DRAWS = 2
+"""Noises per timestep."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A verdict."""
+
+    score: float
+    """Higher is nearer to the target; the unit is the judge's."""
+    prefers_target: bool
+    """Whether the target fits better than the source."""
+
+
+class Judge(Protocol):
+    """Who says whether an edit worked."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    @property
+    def unet_evaluations(self) -> int:
+        """Of one verdict."""
+        ...
+
+    def judge(self, image: Tensor, source: str, target: str) -> Agreement:
+        """Look at a picture [3, H, W] in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiffusionJudge:
+    """The model itself; see the module's formula."""
+
+    model: LatentDiffusion
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return "diffusion classifier (the model itself), %"
+
+    @property
+    def unet_evaluations(self) -> int:
+        """Two prompts at every draw."""
+        return 2 * DRAWS * len(FRACTIONS)
+
+    @torch.no_grad()
+    def judge(self, image: Tensor, source: str, target: str) -> Agreement:
+        """The same timesteps and noises for both prompts and for every picture."""
+        model, draw = self.model, torch.Generator().manual_seed(self.seed)
+        latents, embeds = model.encode(image[None]), model.embed([source, target])
+        errors = torch.zeros(2, dtype=torch.float64)
+        for fraction in FRACTIONS:
+            timestep = round(fraction * model.schedule.train_steps)
+            for _ in range(DRAWS):
+                noise = torch.randn(latents.shape, generator=draw).to(latents)
+                noisy = model.schedule.add_noise(latents, noise, timestep)
+                guess = model.predict_noise(noisy.expand(2, -1, -1, -1), timestep, embeds)
+                errors += (noise - guess).square().flatten(1).mean(dim=1).double().cpu()
+        wrong, right = errors.tolist()
+        return Agreement(score=100 * (wrong - right) / wrong, prefers_target=right < wrong)
+
+
+@dataclass(frozen=True)
+class ClipJudge:
+    """CLIP; see the module's formula."""
+
+    clip: Any
+    processor: Any
+    source: str
+
+    @classmethod
+    def load(cls, source: str, device: torch.device) -> ClipJudge:
+        """Load CLIP from a folder or a hub id; safetensors only.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        from transformers import CLIPModel, CLIPProcessor
+
+        try:
+            clip = CLIPModel.from_pretrained(source, use_safetensors=True)
+            processor = CLIPProcessor.from_pretrained(source)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(
+                f"'{source}' cannot be loaded as CLIP ({reason_of(error)}); pass --clip a folder "
+                "with transformers' CLIPModel and its processor, or leave --clip out."
+            ) from error
+        return cls(clip.to(device).eval().requires_grad_(False), processor, str(Path(source)))
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"CLIP score ({Path(self.source).name})"
+
+    @property
+    def unet_evaluations(self) -> int:
+        """None of the UNet's."""
+        return 0
+
+    @torch.no_grad()
+    def judge(self, image: Tensor, source: str, target: str) -> Agreement:
+        """Cosines of the picture with both prompts."""
+        wrong, right = self._cosines(image, [source, target]).tolist()
+        return Agreement(score=100 * right, prefers_target=right > wrong)
+
+    def _cosines(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
+        inputs = self.processor(
+            text=list(prompts),
+            images=to_pil(image),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        ).to(self.clip.device)
+        output = self.clip(**inputs)
+        cosines: Tensor = (output.image_embeds @ output.text_embeds.T)[0]
+        return cosines.double().cpu()

@@ -1,0 +1,176 @@
+"""One photo under study: opened once, and every inversion of it made once.
+
+Experiments share inversions (null-text at one N serves four of them), so they ask the bench for
+one by its key. A failure is remembered, too: it fails every row that needs it, and is not retried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nulltext.editing import Edit, EditSpec, edit
+from nulltext.errors import NulltextError
+from nulltext.evaluation.agreement import Judge
+from nulltext.evaluation.datasets import Item
+from nulltext.evaluation.measures import Figure
+from nulltext.evaluation.variants import DDIM, VARIANTS
+from nulltext.guidance import guided_evaluations, guided_noise
+from nulltext.images import from_uint8, largest_centred_square, to_tensor, to_uint8
+from nulltext.inversion import ddim
+from nulltext.inversion.invert import invert
+from nulltext.masks import load_mask, mask_on_crop
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.photos import Photo, load_photo
+from nulltext.record import Inversion
+from nulltext.sampling import replay
+from nulltext.strength import at_strength
+
+
+@dataclass(frozen=True)
+class InversionKey:
+    """Which inversion of the photo."""
+
+    variant: str
+    inner_steps: int
+    """N; 0 where nothing is optimised."""
+    caption: str
+    guidance_scale: float
+    inversion_guidance: float = 1.0
+    """w of the inversion itself; plain DDIM only."""
+
+    @classmethod
+    def of(cls, variant: str, inner_steps: int, caption: str, guidance: float) -> InversionKey:
+        """With N only where it means something."""
+        optimises = VARIANTS[variant].optimises
+        return cls(variant, inner_steps if optimises else 0, caption, guidance)
+
+    def evaluations(self, num_steps: int) -> int:
+        """UNet evaluations of the inversion and of its replay."""
+        replayed = num_steps * guided_evaluations(1, self.guidance_scale)
+        if self.variant == DDIM:
+            return num_steps * guided_evaluations(1, self.inversion_guidance) + replayed
+        return VARIANTS[self.variant].evaluations(num_steps, self.inner_steps) + replayed
+
+
+@dataclass
+class Workbench:
+    """A photo, a model, and what has been made of them."""
+
+    model: LatentDiffusion
+    item: Item
+    num_steps: int
+    seed: int
+    judge: Judge
+    lpips: object
+    """What `measures.open_lpips` gave."""
+
+    def __post_init__(self) -> None:
+        self._inversions: dict[InversionKey, Inversion | NulltextError] = {}
+        self._replays: dict[InversionKey, Tensor] = {}
+        self._edits: dict[tuple[InversionKey, tuple[float, ...]], Edit] = {}
+
+    @cached_property
+    def photo(self) -> Photo:
+        """Raises ImageError where it cannot be read."""
+        return load_photo(self.item.path)
+
+    @cached_property
+    def crop(self) -> Tensor:
+        """What the model sees: [3, H, W] in [-1, 1]."""
+        box = largest_centred_square(*self.photo.size)
+        return from_uint8(to_uint8(to_tensor(self.photo, box, self.model.resolution)))[0]
+
+    @cached_property
+    def bound(self) -> Tensor:
+        """The autoencoder's round trip, [3, H, W]."""
+        return self.model.decode(self.model.encode(self.crop[None]))[0].cpu()
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """[H, W], bool: where the edit belongs; None if nobody drew it."""
+        if self.item.mask is None:
+            return None
+        box = largest_centred_square(*self.photo.size)
+        drawn = mask_on_crop(load_mask(self.item.mask), self.photo.size, box)
+        size = self.crop.shape[1:]
+        fitted = torch.nn.functional.interpolate(drawn[None, None], tuple(size), mode="area")
+        return fitted[0, 0] > 0.5
+
+    def inversion(self, key: InversionKey) -> Inversion:
+        """Made now, or before.
+
+        Raises:
+            NulltextError: what the inversion raised, each time that it is asked for.
+        """
+        if key not in self._inversions:
+            try:
+                self._inversions[key] = self._invert(key)
+            except NulltextError as error:
+                self._inversions[key] = error
+        found = self._inversions[key]
+        if isinstance(found, NulltextError):
+            raise found
+        return found
+
+    def reconstruction(self, key: InversionKey) -> Tensor:
+        """The replay's picture, [3, H, W]."""
+        if key not in self._replays:
+            self._replays[key] = replay(self.model, self.inversion(key)).image[0]
+        return self._replays[key]
+
+    def edited(self, key: InversionKey, target: str, strengths: Sequence[float]) -> list[Tensor]:
+        """One picture [3, H, W] per strength; all are sampled side by side, once."""
+        wanted = (key, tuple(strengths))
+        if wanted not in self._edits:
+            specs = [EditSpec(target, **vars(at_strength(s))) for s in strengths]
+            self._edits[wanted] = edit(self.model, self.inversion(key), specs)
+        return list(self._edits[wanted].images)
+
+    @torch.no_grad()
+    def sdedit(self, target: str, strength: float, guidance_scale: float) -> Tensor:
+        """Noise the photo to a fraction of the grid, then sample under the target: [3, H, W].
+
+        Source: Meng et al. 2022 (SDEdit), alg. 1, with deterministic DDIM steps.
+        """
+        model, schedule, draw = self.model, self.model.schedule, torch.Generator()
+        grid = schedule.timesteps(self.num_steps)
+        visited = grid[len(grid) - max(1, round(strength * len(grid))) :]
+        latents = model.encode(self.crop[None])
+        noise = torch.randn(latents.shape, generator=draw.manual_seed(self.seed)).to(latents)
+        latents = schedule.add_noise(latents, noise, visited[0])
+        empty, prompt = model.embed(["", target]).chunk(2)
+        for timestep in visited:
+            noise_pred = guided_noise(
+                *(model, latents, timestep),
+                null_embeds=empty,
+                prompt_embeds=prompt,
+                guidance_scale=guidance_scale,
+            )
+            cleaner = schedule.cleaner(timestep, self.num_steps)
+            latents = schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+        return model.decode(latents)[0].cpu()
+
+    def lpips_between(self, a: Tensor, b: Tensor) -> Figure:
+        """LPIPS of two pictures [3, H, W], or why there is none."""
+        assert callable(self.lpips)
+        figure: Figure = self.lpips(a, b)
+        return figure
+
+    def _invert(self, key: InversionKey) -> Inversion:
+        method = VARIANTS[key.variant].method(key.inner_steps)
+        if key.inversion_guidance != 1.0:
+            method = ddim.DDIM(inversion_guidance=key.inversion_guidance)
+        return invert(
+            self.model,
+            self.photo,
+            key.caption,
+            method=method,
+            num_steps=self.num_steps,
+            guidance_scale=key.guidance_scale,
+            seed=self.seed,
+        )

@@ -1,0 +1,105 @@
+"""Model tuning: the UNet's weights are fitted to the photo around the pivot.
+
+    delta = argmin sum_t L_t,   eps under W + delta, ∅ and C as they are     (see `rollout`)
+
+The comparison with pivotal tuning: exact for the photo, but every photo has a model of its own.
+delta is of low rank in every layer, is trained as it is stored (see `models.weight_delta`), and is
+worn by the model for single calls only: the loaded weights are never written.
+Source: Roich et al. 2021 (Pivotal Tuning), sec. 3.2; Mokady et al. 2023, sec. 4.1 and appendix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from nulltext.errors import OptionError
+from nulltext.guidance import guided_evaluations, guided_noise
+from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.descent import check_effort
+from nulltext.inversion.rollout import rollout_steps
+from nulltext.inversion.solvers.task import DERIVATIVE_COST
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.weight_delta import layers_of, new_delta
+from nulltext.record import StepInfo
+from nulltext.sampling import pivot_steps
+
+
+@dataclass(frozen=True)
+class ModelTuning:
+    """Options of model tuning."""
+
+    name: ClassVar[str] = "model-tuning"
+
+    inner_steps: int = 10
+    """N: rounds over all timesteps; T N gradient steps in all."""
+    learning_rate: float = 1e-4
+    """Of Adam: higher moves the weights faster and less steadily (docs/study.md: the sweep)."""
+    rank: int = 4
+    """Of the difference in each layer: higher fits the photo closer, in a larger file."""
+
+    def __post_init__(self) -> None:
+        check_effort(self.inner_steps, self.learning_rate)
+        if self.rank < 1:
+            raise OptionError(f"The rank is {self.rank}; choose 1 or more (4 is usual).")
+
+    def check(self, guidance_scale: float) -> None:
+        """Any scale will do."""
+
+    def steps(
+        self, model: LatentDiffusion, problem: Problem
+    ) -> Generator[StepInfo, None, Solution]:
+        """Pivot, then fit; costs T + 8 T N UNet evaluations (T + 4 T N at w = 1)."""
+        if not layers_of(model.unet, self.rank):
+            raise OptionError(f"No layer of '{model.name}' takes a rank of {self.rank}; lower it.")
+        num_steps = problem.num_steps
+        pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, num_steps)
+        delta = new_delta(model.unet, self.rank, problem.generator)
+        for factor in delta.values():
+            factor.requires_grad_(True)
+        fitted = FittedWeights(replace(model, weight_delta=delta), delta, problem)
+        taken = yield from rollout_steps(
+            model, pivot, fitted, rounds=self.inner_steps, learning_rate=self.learning_rate
+        )
+        return Solution(
+            trajectory=pivot,
+            unet_evaluations=num_steps + taken,
+            weight_delta=delta,
+            iterations=num_steps * self.inner_steps,
+        )
+
+
+@dataclass(frozen=True)
+class FittedWeights:
+    """The factors of the difference; see `rollout.Fitted`."""
+
+    model: LatentDiffusion
+    """Wearing the difference."""
+    delta: dict[str, Tensor]
+    problem: Problem
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """All factors."""
+        return list(self.delta.values())
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """Both branches have a gradient, and are computed again to advance."""
+        each = guided_evaluations(1, self.problem.guidance_scale)
+        return each * (1 + DERIVATIVE_COST + 1)
+
+    def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
+        """Nothing can be computed beforehand: both branches move."""
+        null_embeds = self.model.embed([""])
+        return lambda: guided_noise(
+            self.model,
+            latents,
+            timestep,
+            null_embeds=null_embeds,
+            prompt_embeds=self.problem.prompt_embeds,
+            guidance_scale=self.problem.guidance_scale,
+        )

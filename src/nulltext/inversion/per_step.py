@@ -1,0 +1,195 @@
+"""One embedding per timestep, fitted to a trajectory: what the pivotal methods have in common.
+
+With z*_0 … z*_T a trajectory, zbar_T = z*_T and E_T the start, for t = T … 1:
+
+    L_t(E) = mean || z*_{t-1} - step(zbar_t; eps_fix + v (eps_E - eps_fix)) ||^2
+    E_t    = argmin L_t, N inner steps, started at E_{t+1}
+    zbar_{t-1} = step(zbar_t; guided eps under E_t)
+
+Which branch moves (E is the null embedding or the prompt's) is `Roles`; see `solvers.task`.
+Source: Mokady et al. 2023, sec. 3.3, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nulltext.errors import OptionError
+from nulltext.inversion.base import Problem
+from nulltext.inversion.solvers.base import Fit, InnerLoop, Solver
+from nulltext.inversion.solvers.registry import solver_named
+from nulltext.inversion.solvers.task import StepTask
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.record import StepInfo
+
+
+@dataclass(frozen=True)
+class PerStepOptions:
+    """Options of a per-timestep fit; the defaults are the null-text paper's."""
+
+    solver: str | Solver = "adam"
+    """Name of a solver, or one with options, such as `Secant(damping=0.1)`: who minimises."""
+    inner_steps: int = 10
+    """N: solver steps per timestep at most; more is closer to the pivot and slower."""
+    learning_rate: float = 1e-2
+    """Of Adam, at the first (noisiest) timestep."""
+    learning_rate_horizon: int = 100
+    """Step index at which the linearly falling learning rate would reach zero."""
+    learning_rate_floor: float = 1e-4
+    """Where it stops falling; only runs of more than 99 timesteps get there."""
+    loss_tolerance: float = 1e-5
+    """Loss below which the noisiest timestep is good enough."""
+    loss_tolerance_slope: float = 2e-5
+    """What each further timestep adds to that tolerance."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.solver, str):
+            solver_named(self.solver)
+        if self.inner_steps < 0:
+            raise OptionError(f"inner_steps is {self.inner_steps}; choose 0 or more (10 is usual).")
+
+    def learning_rate_at(self, index: int) -> float:
+        """Adam's learning rate at step index i: 0.01 (1 - i / 100) by default."""
+        falling = self.learning_rate * (1.0 - index / self.learning_rate_horizon)
+        return max(falling, self.learning_rate_floor)
+
+    def tolerance_at(self, index: int) -> float:
+        """Loss at which step index i stops early: 1e-5 + 2e-5 i by default."""
+        return self.loss_tolerance + self.loss_tolerance_slope * index
+
+    def inner_loop_at(self, index: int) -> InnerLoop:
+        """What a solver may do at step index i."""
+        return InnerLoop(self.inner_steps, self.tolerance_at(index), self.learning_rate_at(index))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Problems that differ in photo and prompt alone."""
+
+    latents: Tensor
+    """[B, C, h, w]."""
+    prompt_embeds: Tensor
+    """[B, R, D]."""
+    num_steps: int
+    guidance_scale: float
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Batch:
+        """Side by side."""
+        first = problems[0]
+        shared = {(problem.num_steps, problem.guidance_scale) for problem in problems}
+        assert len(shared) == 1, f"one grid and one scale per batch, not {shared}"
+        return cls(
+            latents=torch.cat([problem.latents for problem in problems]),
+            prompt_embeds=torch.cat([problem.prompt_embeds for problem in problems]),
+            num_steps=first.num_steps,
+            guidance_scale=first.guidance_scale,
+        )
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which branch of guidance moves."""
+
+    moving: Tensor
+    """Where it starts, [B, R, D]."""
+    fixed: Tensor
+    """The other branch's embedding, [B, R, D]."""
+    share: float
+    """v: what the moving branch counts for in the guided noise."""
+    free_rows: Tensor | None
+    """[R], 1 for the rows of an embedding that move, 0 for those that stay; None: all move."""
+
+
+def token_rows(model: LatentDiffusion) -> Tensor | None:
+    """The tokens' rows move; a pooled one beside them (SDXL) stays."""
+    rows, _ = model.embeds_shape
+    if rows == model.max_tokens:
+        return None
+    return (torch.arange(rows, device=model.device) < model.max_tokens).to(model.precision)
+
+
+def tokens_alone(model: LatentDiffusion, embeds: Tensor) -> Tensor:
+    """The same embeddings [B, R, D], through which only the tokens' rows get gradients."""
+    tokens, others = embeds.split([model.max_tokens, embeds.shape[1] - model.max_tokens], dim=1)
+    return torch.cat([tokens, others.detach()], dim=1)
+
+
+def null_moves(model: LatentDiffusion, batch: Batch) -> Roles:
+    """∅ moves, from the empty prompt; C stays: eps_C + (1 - w) (eps_∅ - eps_C)."""
+    empty = model.embed([""]).repeat(len(batch.latents), 1, 1)
+    share = 1.0 - batch.guidance_scale
+    return Roles(empty, batch.prompt_embeds, share, token_rows(model))
+
+
+def prompt_moves(model: LatentDiffusion, batch: Batch) -> Roles:
+    """C moves, from the prompt; ∅ stays at the empty prompt: eps_∅ + w (eps_C - eps_∅)."""
+    empty = model.embed([""]).repeat(len(batch.latents), 1, 1)
+    return Roles(batch.prompt_embeds, empty, batch.guidance_scale, token_rows(model))
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What a fit found for B photos."""
+
+    embeds: Tensor
+    """E_T … E_1, [T, B, R, D]."""
+    latents: Tensor
+    """zbar_0, [B, C, h, w]."""
+    unet_evaluations: list[int]
+    """Per photo, the trajectory's not included."""
+    iterations: list[int]
+    """Gradients taken, per photo."""
+
+
+def fit_steps(
+    model: LatentDiffusion, batch: Batch, pivots: Tensor, roles: Roles, options: PerStepOptions
+) -> Generator[StepInfo, None, Fits]:
+    """Fit the moving branch; see the module's formulae.
+
+    Args: pivots: [T + 1, B, C, h, w].
+
+    Raises:
+        NumericalError: the loss stopped being finite; names the timestep.
+    """
+    name = options.solver
+    run = (solver_named(name) if isinstance(name, str) else name).begin()
+    latents, embeds, fitted = pivots[-1], roles.moving, []
+    evaluations, iterations = ([0] * len(latents) for _ in range(2))
+    for index, timestep in enumerate(model.schedule.timesteps(batch.num_steps)):
+        task = StepTask.at(
+            model,
+            latents,
+            pivots[batch.num_steps - index - 1],
+            roles.fixed,
+            timestep=timestep,
+            num_steps=batch.num_steps,
+            share=roles.share,
+            prompt_embeds=batch.prompt_embeds,
+            free_rows=roles.free_rows,
+        )
+        with model.frozen():
+            fit = run.fit(task, embeds, options.inner_loop_at(index))
+        embeds, latents = fit.best.embeds, fit.best.cleaner
+        fitted.append(embeds)
+        evaluations = [a + b for a, b in zip(evaluations, task.unet_evaluations, strict=True)]
+        iterations = [a + b for a, b in zip(iterations, task.gradients, strict=True)]
+        yield _step_info(task, fit, index, batch.num_steps)
+    return Fits(torch.stack(fitted), latents, evaluations, iterations)
+
+
+def _step_info(task: StepTask, fit: Fit, index: int, num_steps: int) -> StepInfo:
+    schedule = task.model.schedule
+    return StepInfo(
+        "optimise",
+        index + 1,
+        num_steps,
+        task.timestep,
+        clean_estimate=schedule.clean_estimate(task.latents, fit.best.noise_pred, task.timestep),
+        loss=fit.best.losses.mean().item(),
+        inner_steps=fit.inner_steps,
+    )

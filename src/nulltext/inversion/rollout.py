@@ -1,0 +1,115 @@
+"""One thing for all timesteps, fitted to the pivot by walking down it again and again.
+
+For j = 1 … N: zbar_T = z*_T, and for t = T … 1
+
+    theta <- one Adam step on L_t(theta) = mean || z*_{t-1} - step(zbar_t; eps_theta) ||^2
+    zbar_{t-1} = step(zbar_t; eps_theta)          under the theta that was just stepped to
+
+theta is one null embedding, one prompt embedding, or a difference of weights: see `Fitted`. Adam
+runs through all rounds; nothing is reset but zbar.
+Source: Mokady et al. 2023, supplementary algorithm of the global null-text inversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nulltext.guidance import guide
+from nulltext.inversion.descent import descend
+from nulltext.inversion.per_step import Roles, tokens_alone
+from nulltext.inversion.solvers.task import DERIVATIVE_COST
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.record import StepInfo
+
+
+class Fitted(Protocol):
+    """What is fitted, and how the guided noise follows from it."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """theta: leaves that require gradients."""
+        ...
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """UNet evaluations of one step, its gradient and its advance included."""
+        ...
+
+    def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
+        """Guided eps [1, C, h, w] of fixed latents, as a function of the present theta."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedEmbedding:
+    """One embedding, [1, R, D], of the branch that moves; a pooled row (SDXL) stays."""
+
+    model: LatentDiffusion
+    embeds: Tensor
+    roles: Roles
+
+    @classmethod
+    def of(cls, model: LatentDiffusion, roles: Roles) -> FittedEmbedding:
+        """A leaf that starts where the branch does."""
+        return cls(model, roles.moving.detach().clone().requires_grad_(True), roles)
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The embedding."""
+        return [self.embeds]
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """The branch that stays, the branch that moves with its gradient, and again to advance."""
+        return 1 + 1 + DERIVATIVE_COST + 1
+
+    def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
+        """The branch that stays is computed here, once."""
+        with torch.no_grad():
+            fixed = self.model.predict_noise(latents, timestep, self.roles.fixed)
+
+        def guided() -> Tensor:
+            embeds = tokens_alone(self.model, self.embeds)
+            moving = self.model.predict_noise(latents, timestep, embeds)
+            return guide(fixed, moving, self.roles.share)
+
+        return guided
+
+
+def rollout_steps(
+    model: LatentDiffusion, pivot: Tensor, fitted: Fitted, *, rounds: int, learning_rate: float
+) -> Generator[StepInfo, None, int]:
+    """Fit in place; returns the UNet evaluations that it took, the pivot's not included.
+
+    Args:
+        pivot: z*_0 … z*_T, [T + 1, C, h, w]. rounds: N.
+
+    Raises:
+        NumericalError: the loss stopped being finite; names the timestep.
+    """
+    schedule, num_steps = model.schedule, len(pivot) - 1
+    optimiser = torch.optim.Adam(fitted.parameters, lr=learning_rate)
+    for done in range(0, rounds * num_steps, num_steps):
+        latents = pivot[-1:]
+        for index, timestep in enumerate(schedule.timesteps(num_steps)):
+            cleaner = schedule.cleaner(timestep, num_steps)
+            guided, target = fitted.at(latents, timestep), pivot[num_steps - index - 1][None]
+            with torch.enable_grad(), model.frozen():
+                landed = schedule.step(latents, guided(), noisier=timestep, cleaner=cleaner)
+                loss = (target - landed).square().mean()
+                descend(optimiser, fitted.parameters, loss, timestep)
+            with torch.no_grad():
+                noise_pred = guided()
+            estimate = schedule.clean_estimate(latents, noise_pred, timestep)
+            latents = schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+            yield StepInfo(
+                *("optimise", done + index + 1, rounds * num_steps, timestep),
+                clean_estimate=estimate,
+                loss=loss.item(),
+            )
+    return rounds * num_steps * fitted.evaluations_per_step

@@ -1,0 +1,444 @@
+"""The study from the command line: rows that survive a kill, settings that hold, a whole report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from nulltext.cli import main as cli
+from nulltext.errors import NumericalError, OptionError, OutputError
+from nulltext.evaluation import workbench
+from nulltext.evaluation.agreement import DiffusionJudge
+from nulltext.evaluation.datasets import Item
+from nulltext.evaluation.plan import EXPERIMENTS, Plan
+from nulltext.evaluation.plots import LOOKS
+from nulltext.evaluation.results import key_of, open_book, read_book
+from nulltext.evaluation.study import plan_study, study_steps
+from nulltext.evaluation.summary import lines_of
+from nulltext.evaluation.variants import LINES
+from tiny import tiny_pipeline
+
+SMALL = ("--steps", "2", "--iterations", "1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline("sd1").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path, photo):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo.save(folder / "a.png")
+    photo.rotate(180).save(folder / "b.png")
+    lines = [
+        {"file": "a.png", "captions": ["a cat", "a pet"], "target": "a dog"},
+        {"file": "b.png", "caption": "a grey <cat> & more", "target": "a white cat"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "captions.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, model):
+    """Run `nulltext study` in this process: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        line = ["nulltext", "study", "--model", model, *SMALL, *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", line)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def rows_in(folder):
+    return read_book(folder)[1]
+
+
+def test_a_whole_study_and_what_it_hands_over(run, photos, tmp_path):
+    code, out, err = run(photos, "-o", "out", "--quick", "--limit", 1, "--json")
+    assert code == 0, err
+    assert re.search(r"1 photo, \d+ rows; about [\d,]+ UNet evaluations", err)
+    result, folder = json.loads(out), tmp_path / "out"
+    rows = rows_in(folder)
+    assert result["rows"] == len(rows)
+    assert result["failed"] == 0
+    assert len({key_of(row) for row in rows}) == len(rows)
+    assert {row["experiment"] for row in rows} == set(EXPERIMENTS)
+    assert {row["variant"] for row in rows if row["experiment"] == "reconstruction"} | {
+        "sdedit"
+    } == set(LINES)
+    for row in rows:
+        assert row["pictures"]
+        assert all((folder / name).is_file() for name in row["pictures"].values())
+        missing = {name for name, value in row["figures"].items() if value is None}
+        assert missing == row["undefined"].keys()
+        assert "lpips" not in row["figures"] or row["undefined"]["lpips"]
+    kinds = {row["setting"]["caption"] for row in rows if row["experiment"] == "captions"}
+    assert kinds == {"own", "none", "another of its own", "another photo's"}
+    check_summary(folder, rows)
+    check_report(folder, rows)
+    for name in EXPERIMENTS:
+        assert (folder / f"{name}.svg").read_text().startswith("<?xml")
+        assert Image.open(folder / f"{name}.png").width > 1000
+    check_estimate(run, photos, rows)
+
+
+def check_summary(folder, rows):
+    lines = list(csv.DictReader((folder / "summary.csv").open()))
+    wanted = {"experiment": "reconstruction", "variant": "null-text", "figure": "psnr"}
+    (line,) = [x for x in lines if wanted.items() <= x.items()]
+    (value,) = [
+        row["figures"]["psnr"]
+        for row in rows
+        if (row["experiment"], row["variant"]) == ("reconstruction", "null-text")
+    ]
+    assert (line["n"], line["low"], line["high"]) == ("1", "", "")
+    assert float(line["mean"]) == pytest.approx(value, rel=1e-5)
+    lpips = next(x for x in lines if x["figure"] == "lpips")
+    assert (lpips["n"], lpips["mean"], lpips["undefined"]) == ("0", "", "1")
+    assert "lpips" in lpips["reasons"]
+    assert "nan" not in (folder / "summary.csv").read_text().lower()
+
+
+class Page(HTMLParser):
+    """Collects what a page would fetch or run, and whether its tags are balanced."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open, self.images = [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.images += tag == "img"
+        assert tag not in ("script", "link", "iframe")
+        for name in ("src", "href", "xlink:href"):
+            value = values.get(name) or "#"
+            if not value.startswith(("#", "data:image/")):
+                self.fetched.append(value)
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_report(folder, rows):
+    text = (folder / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.fetched == []
+    assert page.open == []
+    assert page.images > 25
+    assert "diffusion classifier" in text
+    assert "a grey &lt;cat&gt; &amp; more" in text
+    assert "<cat>" not in text
+    for title in EXPERIMENTS.values():
+        assert title in text
+    assert "not installed" in text, "why LPIPS is missing"
+
+
+def check_estimate(run, photos, rows):
+    """What was announced is what the rows' inversions took, shared ones counted once."""
+    code, out, _ = run(photos, "-o", "no", "--quick", "--limit", 1, "--json", "--estimate")
+    assert code == 0
+    estimate = json.loads(out)
+    assert estimate["rows"] == len(rows)
+    seen, taken = set(), 0
+    for row in rows:
+        cost = row.get("cost")
+        if cost is None or row["experiment"] not in ("reconstruction", "guidance"):
+            continue
+        what = (row["image"], row["variant"], json.dumps(row["setting"]))
+        assert what not in seen
+        seen.add(what)
+        taken += cost["unet_evaluations"]
+    assert taken < estimate["unet_evaluations"] < 10 * taken
+
+
+def test_the_estimate_equals_what_the_unet_is_asked_for(tiny_sd1, photos, tmp_path):
+    item = Item("a.png", photos / "a.png", ("a cat", "a pet"), "a dog")
+    plan = Plan(
+        num_steps=2,
+        iterations=(1,),
+        strengths=(0.5, 1.0),
+        inversion_guidances=(1.0, 3.0),
+        lines=("bound", "ddim", "null-text", "textual-pivot", "sdedit"),
+    )
+    judge = DiffusionJudge(tiny_sd1)
+    schedule = plan_study([item], [item], plan, None, judge.unet_evaluations)
+    counted = []
+
+    def watch(module, args, output):
+        counted.append(len(args[0]))
+        if output.sample.requires_grad:
+            output.sample.register_hook(lambda gradient: counted.append(2 * len(gradient)))
+
+    handle = tiny_sd1.unet.register_forward_hook(watch)
+    try:
+        with open_book(tmp_path / "out", {}, fresh=False) as book:
+            *_, last = study_steps(tiny_sd1, schedule, plan, book, judge)
+    finally:
+        handle.remove()
+    assert last.evaluations == last.all_evaluations == schedule.evaluations(2)
+    # the header's figure comes from a replay of its own, which the estimate has once, not twice
+    assert sum(counted) == pytest.approx(schedule.evaluations(2), rel=0.2)
+
+
+ONE = ("--experiments", "reconstruction", "--methods", "bound,ddim,negative-prompt")
+
+
+def test_a_rerun_makes_only_what_is_missing(run, photos, tmp_path, monkeypatch):
+    code, _, err = run(photos, "-o", "out", "--limit", 1, *ONE)
+    assert code == 0, err
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    code, _, err = run(photos, "-o", "out", *ONE)
+    assert "6 rows, 3 of them done" in err
+    after = (tmp_path / "out" / "results.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert len(rows_in(tmp_path / "out")) == 6
+    monkeypatch.setattr(workbench, "invert", None)
+    code, _, err = run(photos, "-o", "out", "--resume", *ONE)
+    assert code == 0, err
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == after
+
+
+def test_a_torn_last_line_is_made_again(run, photos, tmp_path):
+    run(photos, "-o", "out", *ONE)
+    path = tmp_path / "out" / "results.jsonl"
+    whole = path.read_bytes()
+    torn = whole[: -len(whole.splitlines()[-1]) // 2]
+    path.write_bytes(torn)
+    code, _, err = run(photos, "-o", "out", *ONE)
+    assert code == 0, err
+    assert "6 rows, 5 of them done" in err
+    rows = rows_in(tmp_path / "out")
+    assert len({key_of(row) for row in rows}) == len(rows) == 6
+    assert path.read_bytes().count(b"\n") == 6
+
+
+def test_other_settings_are_refused_and_fresh_starts_over(run, photos, tmp_path):
+    run(photos, "-o", "out", *ONE)
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    code, _, err = run(photos, "-o", "out", *ONE, "--guidance", 3)
+    assert code == 2
+    assert "guidance w 7.5 (now 3.0)" in err
+    assert "--fresh" in err
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+    code, _, err = run(photos, "-o", "out", *ONE, "--guidance", 3, "--fresh")
+    assert code == 0, err
+    assert read_book(tmp_path / "out")[0]["guidance w"] == 3
+
+
+def test_a_photo_that_fails_is_a_row_with_its_reason(run, photos, tmp_path, monkeypatch, photo):
+    (photos / "a.png").write_bytes(b"no picture")
+    original = workbench.invert
+
+    def sometimes(model, given, prompt, **options):
+        if options["method"].name == "negative-prompt":
+            raise NumericalError("the numbers ended")
+        return original(model, given, prompt, **options)
+
+    monkeypatch.setattr(workbench, "invert", sometimes)
+    code, out, err = run(photos, "-o", "out", *ONE, "--json")
+    assert code == 0, err
+    assert json.loads(out)["failed"] == 4
+    rows = rows_in(tmp_path / "out")
+    reasons = {(r["image"], r["variant"]): r["reason"] for r in rows if r["status"] == "failed"}
+    assert reasons["b.png", "negative-prompt"] == "the numbers ended"
+    assert "is not an image" in reasons["a.png", "bound"]
+    summary = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    line = next(x for x in summary if x["variant"] == "negative-prompt")
+    assert (line["n"], line["failed"]) == ("0", "2")
+    assert "Rows that failed" in (tmp_path / "out" / "report.html").read_text()
+    monkeypatch.setattr(workbench, "invert", original)
+    photo.save(photos / "a.png")
+    code, _, err = run(photos, "-o", "out", *ONE)
+    assert len([r for r in rows_in(tmp_path / "out") if r["status"] == "failed"]) == 4
+    code, _, err = run(photos, "-o", "out", *ONE, "--retry-failed")
+    assert code == 0, err
+    rows = rows_in(tmp_path / "out")
+    assert len({key_of(row) for row in rows}) == len(rows) == 6
+    assert all(row["status"] == "ok" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--methods", "ddim,pnp"), "no variant 'pnp'"),
+        (("--experiments", "speed"), "no experiment 'speed'"),
+        (("--iterations", "1,x"), "1,3,10"),
+        (("--iterations", "0"), "from 1 up"),
+        (("--guidance", "1"), "more than 1"),
+        (("--limit", "0"), "limit is 0"),
+        (("--sample", "9"), "from 1 to 2"),
+        (("--seed", "-1"), "seed is -1"),
+        (("--resume",), "to continue"),
+        (("--clip", "no/such/clip/here"), "as CLIP"),
+        (("--steps", "5000"), "number of steps"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_make_nothing(run, photos, tmp_path, arguments, words):
+    code, out, err = run(photos, "-o", "out", *arguments)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "out" / "results.jsonl").is_file()
+
+
+def test_photos_without_edits_are_told_of(run, photos, tmp_path):
+    (photos / "captions.jsonl").write_text('{"file": "a.png", "caption": "a cat"}\n')
+    code, _, err = run(
+        photos, "-o", "out", "--experiments", "captions,editing", "--methods", "null-text,sdedit"
+    )
+    assert code == 0, err
+    assert "1 of 1 photos have no edit prompt" in err
+    rows = rows_in(tmp_path / "out")
+    assert {row["experiment"] for row in rows} == {"captions"}
+    assert all(row["undefined"]["agreement"] for row in rows)
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path):
+    with (
+        open_book(tmp_path / "out", {"a": 1}, fresh=False),
+        pytest.raises(OptionError, match="Another study is running"),
+        open_book(tmp_path / "out", {"a": 1}, fresh=False),
+    ):
+        pass
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    with open_book(tmp_path / "out", {}, fresh=False):
+        pass
+    (tmp_path / "out" / "results.jsonl").write_text('{"x"\n{}\n')
+    with (
+        pytest.raises(OutputError, match="line 1"),
+        open_book(tmp_path / "out", {}, fresh=False),
+    ):
+        pass
+
+
+def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(run, photos, tmp_path, monkeypatch):
+    original = workbench.invert
+
+    def interrupted(model, given, prompt, **options):
+        if options["method"].name == "negative-prompt":
+            raise KeyboardInterrupt
+        return original(model, given, prompt, **options)
+
+    monkeypatch.setattr(workbench, "invert", interrupted)
+    code, _, err = run(photos, "-o", "out", *ONE)
+    assert code == 130
+    assert "2 of 6 rows are kept in out; the same command continues" in err
+    assert len(rows_in(tmp_path / "out")) == 2
+
+
+def test_kill_9_at_any_moment_loses_no_row_and_repeats_none(run, model, photos, tmp_path):
+    out, draw = tmp_path / "out", random.Random()
+    chosen = ("--experiments", "reconstruction,guidance", "--iterations", "1,2")
+    chosen += ("--methods", "bound,ddim,null-text,global-null")
+    command = [sys.executable, "-m", "nulltext.cli.main", "study", str(photos), "-o", str(out)]
+    process = subprocess.Popen([*command, "--model", model, "-q", *SMALL, *chosen])
+    wanted = draw.randint(2, 12)
+    while process.poll() is None and lines_on_disk(out) < wanted:
+        time.sleep(0.01)
+    time.sleep(draw.random() * 0.1)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    found = (out / "results.jsonl").read_bytes()
+    survived = found[: found.rfind(b"\n") + 1]
+    assert survived.count(b"\n") >= wanted
+    code, _, err = run(photos, "-o", "out", *chosen)
+    assert code == 0, err
+    assert f"{survived.count(bytes([10]))} of them done" in err
+    rows, raw = rows_in(out), (out / "results.jsonl").read_bytes()
+    assert raw.startswith(survived), "a finished row was lost or changed"
+    assert raw.count(b"\n") == len(rows) == len({key_of(row) for row in rows})
+    assert len(rows) == 2 * (1 + 1 + 2 * 2 + 8)
+    assert (out / "report.html").is_file()
+
+
+def lines_on_disk(out):
+    path = out / "results.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_sdedit_at_full_strength_is_sampling_from_noise_and_at_none_is_the_photo(tiny_sd1, photos):
+    bench = workbench.Workbench(
+        tiny_sd1, Item("a.png", photos / "a.png", ("a cat",)), 4, 0, DiffusionJudge(tiny_sd1), None
+    )
+    latents = tiny_sd1.encode(bench.crop[None])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    first = tiny_sd1.schedule.timesteps(4)[-2]
+    z = tiny_sd1.schedule.add_noise(latents, noise, first)
+    empty, prompt = tiny_sd1.embed(["", "a dog"]).chunk(2)
+    with torch.no_grad():
+        for t in tiny_sd1.schedule.timesteps(4)[-2:]:
+            null, cond = (tiny_sd1.predict_noise(z, t, e) for e in (empty, prompt))
+            eps = null + 3.0 * (cond - null)
+            z = tiny_sd1.schedule.step(z, eps, noisier=t, cleaner=tiny_sd1.schedule.cleaner(t, 4))
+    torch.testing.assert_close(
+        bench.sdedit("a dog", 0.5, 3.0), tiny_sd1.decode(z)[0], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_failed_inversion_is_not_tried_twice(tiny_sd1, photos, monkeypatch):
+    calls = []
+
+    def failing(*args, **options):
+        calls.append(1)
+        raise NumericalError("ended")
+
+    monkeypatch.setattr(workbench, "invert", failing)
+    bench = workbench.Workbench(
+        tiny_sd1, Item("a.png", photos / "a.png", ("a cat",)), 2, 0, DiffusionJudge(tiny_sd1), None
+    )
+    key = workbench.InversionKey.of("ddim", 5, "a cat", 7.5)
+    assert key.inner_steps == 0
+    for _ in range(2):
+        with pytest.raises(NumericalError):
+            bench.inversion(key)
+    assert len(calls) == 1
+
+
+def test_every_line_has_a_look_of_its_own():
+    assert LOOKS.keys() == set(LINES)
+    drawn = [look for name, look in LOOKS.items() if name not in ("bound", "ddim")]
+    assert len({look.colour for look in drawn}) == len(drawn)
+    assert len({look.marker for look in drawn}) == len(drawn)
+
+
+def test_lines_stand_in_the_order_of_the_tables():
+    def row(variant, n):
+        place = {"experiment": "reconstruction", "image": "a", "variant": variant}
+        return place | {"setting": {"N": n}, "status": "ok", "figures": {"psnr": 1.0}}
+
+    rows = [row("null-text", 10), row("null-text", 2), row("ddim", 0), row("bound", 0)]
+    order = [(line.variant, line.setting["N"]) for line in lines_of(rows)]
+    assert order == [("bound", 0), ("ddim", 0), ("null-text", 2), ("null-text", 10)]
