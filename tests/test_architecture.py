@@ -21,7 +21,7 @@ PACKAGE = Path(nulltext.__path__[0])
 ROWS = [
     ["version", "defaults", "errors"],
     ["files", "prompts", "photos", "schedule", "guidance", "finite"],
-    ["images", "word_pairing", "inversion_file", "header"],
+    ["images", "word_pairing", "inversion_file", "header", "captioned", "templates"],
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing"],
     ["models"],
     ["attention"],

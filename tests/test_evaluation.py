@@ -28,8 +28,8 @@ from nulltext.evaluation.measures import (
     psnr_in,
     ssim_in,
 )
-from nulltext.evaluation.templates import caption, recoloured
 from nulltext.evaluation.variants import VARIANTS, check_lines
+from nulltext.templates import caption, recoloured
 from vocabularies import trained
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from nulltext.cli.main import app
-from nulltext.errors import ImageError, OptionError
+from nulltext.errors import DataError, OptionError
 from nulltext.models.load import load
 from nulltext.training.collection import read_collection
 from nulltext.training.loop import (
@@ -234,13 +234,13 @@ def test_a_recipe_survives_being_written(tmp_path):
         ({}, "no captioned photo"),
         ({"labels.jsonl": '{"file": "gone.jpg"}'}, "which is not there"),
         ({"labels.jsonl": '{"file": "../a.jpg"}'}, "outside the folder"),
-        ({"labels.jsonl": '{"file": "a.jpg", "kind": 3}'}, "Line 1"),
-        ({"captions.jsonl": '{"file": "a.jpg"}'}, "no caption"),
-        ({"captions.jsonl": "["}, "cannot be read"),
+        ({"labels.jsonl": '{"file": "a.jpg", "kind": 3}'}, "line 1"),
+        ({"captions.jsonl": '{"file": "a.jpg"}'}, "has no .caption."),
+        ({"captions.jsonl": "["}, "no JSON"),
     ],
 )
 def test_a_bad_collection_is_said(files, said, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ImageError, match=said):
+    with pytest.raises(DataError, match=said):
         read_collection(tmp_path)

@@ -14,7 +14,8 @@ from torch import nn
 
 from nulltext.attention.maps import StepMaps
 from nulltext.attention.processor import Site
-from nulltext.training.captions import Caption, CaptionSettings, article, compose, plain
+from nulltext.templates import article
+from nulltext.training.captions import Caption, CaptionSettings, compose, plain
 from nulltext.training.collection import Example
 from nulltext.training.denoiser import grounding_loss, named
 from nulltext.training.latents import HUES, ViewSettings, recoloured, rgb, views_of

@@ -13,15 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import DataError, reason_of
-from nulltext.evaluation.templates import caption, recoloured
+from nulltext.captioned import captions_beside, captions_field, read_json_lines, text_field
+from nulltext.errors import DataError
+from nulltext.templates import caption, recoloured
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif")
 EDITS = "edits.jsonl"
 
 
@@ -97,28 +97,6 @@ def digest(items: Sequence[Item]) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON object.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read ({reason_of(error)}).") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"'{path}', line {number}, is no JSON: {reason_of(error)}.") from error
-        if not isinstance(value, dict):
-            raise DataError(f"'{path}', line {number}, is no JSON object.")
-        yield number, value
-
-
 def _labelled(folder: Path, split: str) -> list[Item]:
     """Photos of the split whose colour and kind are both known."""
     items, path = [], folder / "labels.jsonl"
@@ -126,7 +104,7 @@ def _labelled(folder: Path, split: str) -> list[Item]:
         label = {key: line.get(key) for key in ("kind", "colour", "background")}
         if line.get("split", split) != split or not (label["colour"] and label["kind"]):
             continue
-        file = _text(line, "file", path, number)
+        file = text_field(line, "file", path, number)
         items.append(Item(file, folder / file, (caption(label),), recoloured(label)))
     return items
 
@@ -134,35 +112,26 @@ def _labelled(folder: Path, split: str) -> list[Item]:
 def _captioned(folder: Path) -> list[Item]:
     items, path = [], folder / "captions.jsonl"
     for number, line in read_json_lines(path):
-        file = _text(line, "file", path, number)
-        captions = line.get("captions", [line.get("caption")])
-        if not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-            raise DataError(f'\'{path}\', line {number}, has no "caption" (or "captions").')
-        item = Item(file, folder / file, tuple(captions))
+        file = text_field(line, "file", path, number)
+        item = Item(file, folder / file, captions_field(line, path, number))
         items.append(_edited(item, number, line, path))
     return items
 
 
 def _with_text_files(folder: Path) -> list[Item]:
-    items = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES):
-        text = path.with_suffix(".txt")
-        if not text.is_file():
-            continue
-        lines = text.read_text(encoding="utf-8", errors="replace").splitlines()
-        captions = tuple(line.strip() for line in lines if line.strip())
-        if captions:
-            items.append(Item(path.relative_to(folder).as_posix(), path, captions))
-    return items
+    return [
+        Item(path.relative_to(folder).as_posix(), path, captions)
+        for path, captions in captions_beside(folder)
+    ]
 
 
 def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
-    lines = {_text(line, "file", path, n): (n, line) for n, line in read_json_lines(path)}
+    lines = {text_field(line, "file", path, n): (n, line) for n, line in read_json_lines(path)}
     unknown = lines.keys() - {item.name for item in items}
     if unknown:
         raise DataError(f"'{path}' names '{min(unknown)}', which is none of the photos.")
     for number, line in lines.values():
-        _text(line, "target", path, number)
+        text_field(line, "target", path, number)
     return [
         _edited(item, *lines[item.name], path) if item.name in lines else item for item in items
     ]
@@ -171,14 +140,7 @@ def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
 def _edited(item: Item, number: int, line: dict[str, Any], path: Path) -> Item:
     """The photo with the edit of a line, if the line has one."""
     if line.get("target") is not None:
-        item = replace(item, target=_text(line, "target", path, number))
+        item = replace(item, target=text_field(line, "target", path, number))
     if line.get("mask") is not None:
-        item = replace(item, mask=path.parent / _text(line, "mask", path, number))
+        item = replace(item, mask=path.parent / text_field(line, "mask", path, number))
     return item
-
-
-def _text(line: dict[str, Any], key: str, path: Path, number: int) -> str:
-    value = line.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"'{path}', line {number}, has no \"{key}\".")
-    return value

@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 
+from nulltext.templates import article, caption
 from nulltext.training.collection import Example
 
 Role = Literal["flower", "background"]
@@ -35,7 +36,6 @@ SCENES = (
     "against a {} background",
 )
 IRREGULAR = {"daisy": "daisies"}
-VOWELS = "aeiou"
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,7 @@ def plain(example: Example) -> str:
     if example.captions:
         return example.captions[0]
     kind = example.kind or GENERAL_KIND
-    thing = f"{example.colour} {kind}" if example.colour else kind
-    scene = f" with a {example.background} background" if example.background else ""
-    return f"a photo of {article(thing)} {thing}{scene}"
-
-
-def article(word: str) -> str:
-    """The indefinite article before a word."""
-    return "an" if word[:1] in VOWELS else "a"
+    return caption({"kind": kind, "colour": example.colour, "background": example.background})
 
 
 def plural(word: str) -> str:

@@ -10,8 +10,7 @@ A folder holds one of
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.errors import ImageError
+from nulltext.captioned import captions_beside, captions_field, read_json_lines, text_field
+from nulltext.errors import DataError
 from nulltext.images import from_uint8, largest_centred_square, to_tensor, to_uint8
 from nulltext.photos import load_photo
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TRAIN = "train"
 VALIDATION = "validation"
 
@@ -45,76 +44,53 @@ def read_collection(folder: Path) -> list[Example]:
     """All captioned photos of a folder, in a fixed order.
 
     Raises:
-        ImageError: the folder is missing, has no captions, or names a photo that is not there.
+        DataError: the folder is missing, has no captions, or names a photo that is not there.
     """
     if not folder.is_dir():
-        raise ImageError(f"'{folder}' is no folder: give one with photos and their captions.")
+        raise DataError(f"'{folder}' is no folder: give one with photos and their captions.")
     if (folder / "labels.jsonl").is_file():
-        examples = _from_lines(folder / "labels.jsonl", _labelled)
+        examples = list(_labelled(folder / "labels.jsonl"))
     elif (folder / "captions.jsonl").is_file():
-        examples = _from_lines(folder / "captions.jsonl", _captioned)
+        examples = list(_captioned(folder / "captions.jsonl"))
     else:
-        examples = _from_texts(folder)
+        examples = [Example(path, TRAIN, texts) for path, texts in captions_beside(folder)]
     if not examples:
-        raise ImageError(
+        raise DataError(
             f"'{folder}' has no captioned photo: it needs labels.jsonl, captions.jsonl, or a .txt "
             "with the caption beside each photo."
         )
     return examples
 
 
-def _from_lines(path: Path, parse: Callable[[Path, Mapping[str, Any]], Example]) -> list[Example]:
-    examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            example = parse(path.parent, json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ImageError(
-                f"Line {number} of '{path}' cannot be read ({error!r}): each line is one JSON "
-                'object with "file" and what the photo shows.'
-            ) from error
-        if not example.path.is_file():
-            raise ImageError(
-                f"Line {number} of '{path}' names '{example.path}', which is not there."
+def _labelled(path: Path) -> Iterator[Example]:
+    for number, line in read_json_lines(path):
+        words = [line.get(key) for key in ("kind", "colour", "background")]
+        if not all(value is None or isinstance(value, str) for value in words):
+            raise DataError(
+                f"'{path}', line {number}: kind, colour and background are words or null."
             )
-        examples.append(example)
-    return examples
+        yield Example(_photo(line, path, number), _split(line), (), *words)
 
 
-def _labelled(folder: Path, row: Mapping[str, Any]) -> Example:
-    words = [row.get(key) for key in ("kind", "colour", "background")]
-    if not all(value is None or isinstance(value, str) for value in words):
-        raise ValueError("kind, colour and background are words or null")
-    return Example(_inside(folder, row["file"]), row.get("split", TRAIN), (), *words)
+def _captioned(path: Path) -> Iterator[Example]:
+    for number, line in read_json_lines(path):
+        captions = captions_field(line, path, number)
+        yield Example(_photo(line, path, number), _split(line), captions)
 
 
-def _captioned(folder: Path, row: Mapping[str, Any]) -> Example:
-    captions = row.get("captions", row.get("caption"))
-    captions = [captions] if isinstance(captions, str) else captions
-    if not captions or not all(isinstance(text, str) for text in captions):
-        raise ValueError("there is no caption")
-    return Example(_inside(folder, row["file"]), row.get("split", TRAIN), tuple(captions))
+def _split(line: Mapping[str, Any]) -> str:
+    return str(line.get("split", TRAIN))
 
 
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"'{name}' is outside the folder")
-    return path
-
-
-def _from_texts(folder: Path) -> list[Example]:
-    examples = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES):
-        text = path.with_suffix(".txt")
-        if text.is_file():
-            lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()]
-            captions = tuple(line for line in lines if line)
-            if captions:
-                examples.append(Example(path, TRAIN, captions))
-    return examples
+def _photo(line: Mapping[str, Any], path: Path, number: int) -> Path:
+    """The photo that a line names, inside the folder and really there."""
+    name = text_field(line, "file", path, number)
+    photo = path.parent / name
+    if not photo.resolve().is_relative_to(path.parent.resolve()):
+        raise DataError(f"'{path}', line {number}: '{name}' is outside the folder.")
+    if not photo.is_file():
+        raise DataError(f"'{path}', line {number}, names '{name}', which is not there.")
+    return photo
 
 
 def load_pixels(examples: Sequence[Example], side: int) -> Tensor:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nulltext.errors import ImageError, OptionError
+from nulltext.errors import DataError, OptionError
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import from_pipe
 from nulltext.training.autoencoder import AutoencoderStage, DecoderStage
@@ -82,7 +82,7 @@ class Workshop:
             trained = [e for i, e in enumerate(everything) if i % every]
             held_out = everything[::every]
         if not trained:
-            raise ImageError(f"'{self.photos}' has no photo of the split '{TRAIN}' to train on.")
+            raise DataError(f"'{self.photos}' has no photo of the split '{TRAIN}' to train on.")
         return trained, held_out
 
     @cached_property

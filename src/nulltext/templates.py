@@ -30,9 +30,13 @@ def caption(label: Label) -> str:
     """Compose a label's caption; its kind must be known."""
     colour, kind, background = label["colour"], label["kind"], label["background"]
     thing = f"{colour} {kind}" if colour else str(kind)
-    article = "an" if thing[0] in VOWELS else "a"
     scene = f" with a {background} background" if background else ""
-    return f"a photo of {article} {thing}{scene}"
+    return f"a photo of {article(thing)} {thing}{scene}"
+
+
+def article(word: str) -> str:
+    """The indefinite article before a word."""
+    return "an" if word[:1] in VOWELS else "a"
 
 
 def recoloured(label: Label) -> str:
