@@ -81,13 +81,4 @@ class NullText(PerStepOptions):
         if self.pooled == "optimised":
             roles = replace(roles, free_rows=None)
         fits = yield from fit_steps(model, batch, pivots, roles, self)
-        return [
-            Solution(
-                trajectory=pivots[:, row],
-                unet_evaluations=batch.num_steps + fits.unet_evaluations[row],
-                null_embeds=fits.embeds[:, row],
-                iterations=fits.iterations[row],
-                replayed=fits.latents[row : row + 1],
-            )
-            for row in range(len(problems))
-        ]
+        return fits.solutions(pivots, spent=batch.num_steps)

@@ -13,13 +13,14 @@ Source: Mokady et al. 2023, sec. 3.3, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nulltext.errors import OptionError
-from nulltext.inversion.base import Problem
+from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.solvers.base import Fit, InnerLoop, Solver
 from nulltext.inversion.solvers.registry import solver_named
 from nulltext.inversion.solvers.task import StepTask
@@ -95,6 +96,8 @@ class Batch:
 class Roles:
     """Which branch of guidance moves."""
 
+    branch: Literal["null_embeds", "prompt_embeds"]
+    """The field of a `Solution` that it becomes."""
     moving: Tensor
     """Where it starts, [B, R, D]."""
     fixed: Tensor
@@ -123,19 +126,21 @@ def null_moves(model: LatentDiffusion, batch: Batch) -> Roles:
     """∅ moves, from the empty prompt; C stays: eps_C + (1 - w) (eps_∅ - eps_C)."""
     empty = model.embed([""]).repeat(len(batch.latents), 1, 1)
     share = 1.0 - batch.guidance_scale
-    return Roles(empty, batch.prompt_embeds, share, token_rows(model))
+    return Roles("null_embeds", empty, batch.prompt_embeds, share, token_rows(model))
 
 
 def prompt_moves(model: LatentDiffusion, batch: Batch) -> Roles:
     """C moves, from the prompt; ∅ stays at the empty prompt: eps_∅ + w (eps_C - eps_∅)."""
     empty = model.embed([""]).repeat(len(batch.latents), 1, 1)
-    return Roles(batch.prompt_embeds, empty, batch.guidance_scale, token_rows(model))
+    own = batch.prompt_embeds
+    return Roles("prompt_embeds", own, empty, batch.guidance_scale, token_rows(model))
 
 
 @dataclass(frozen=True)
 class Fits:
     """What a fit found for B photos."""
 
+    branch: Literal["null_embeds", "prompt_embeds"]
     embeds: Tensor
     """E_T … E_1, [T, B, R, D]."""
     latents: Tensor
@@ -144,6 +149,23 @@ class Fits:
     """Per photo, the trajectory's not included."""
     iterations: list[int]
     """Gradients taken, per photo."""
+
+    def solutions(self, trajectories: Tensor, *, spent: int) -> list[Solution]:
+        """One for each photo; `spent`: UNet evaluations per photo of its trajectory.
+
+        Args: trajectories: [T + 1, B, C, h, w].
+        """
+        plain = [
+            Solution(
+                trajectory=trajectories[:, row],
+                unet_evaluations=spent + self.unet_evaluations[row],
+                iterations=self.iterations[row],
+                replayed=self.latents[row : row + 1],
+            )
+            for row in range(len(self.latents))
+        ]
+        fitted = self.embeds.unbind(1)
+        return [replace(s, **{self.branch: e}) for s, e in zip(plain, fitted, strict=True)]
 
 
 def fit_steps(
@@ -179,7 +201,7 @@ def fit_steps(
         evaluations = [a + b for a, b in zip(evaluations, task.unet_evaluations, strict=True)]
         iterations = [a + b for a, b in zip(iterations, task.gradients, strict=True)]
         yield _step_info(task, fit, index, batch.num_steps)
-    return Fits(torch.stack(fitted), latents, evaluations, iterations)
+    return Fits(roles.branch, torch.stack(fitted), latents, evaluations, iterations)
 
 
 def _step_info(task: StepTask, fit: Fit, index: int, num_steps: int) -> StepInfo:

@@ -55,13 +55,4 @@ class RandomPivot(PerStepOptions):
         batch = Batch.of(problems)
         pivots = torch.stack([random_trajectory(model, problem) for problem in problems], dim=1)
         fits = yield from fit_steps(model, batch, pivots, null_moves(model, batch), self)
-        return [
-            Solution(
-                trajectory=pivots[:, row],
-                unet_evaluations=fits.unet_evaluations[row],
-                null_embeds=fits.embeds[:, row],
-                iterations=fits.iterations[row],
-                replayed=fits.latents[row : row + 1],
-            )
-            for row in range(len(problems))
-        ]
+        return fits.solutions(pivots, spent=0)

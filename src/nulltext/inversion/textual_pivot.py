@@ -58,13 +58,4 @@ class TextualPivot(PerStepOptions):
         batch = Batch.of(problems)
         pivots = yield from pivots_steps(model, batch.latents, batch.prompt_embeds, batch.num_steps)
         fits = yield from fit_steps(model, batch, pivots, prompt_moves(model, batch), self)
-        return [
-            Solution(
-                trajectory=pivots[:, row],
-                unet_evaluations=batch.num_steps + fits.unet_evaluations[row],
-                prompt_embeds=fits.embeds[:, row],
-                iterations=fits.iterations[row],
-                replayed=fits.latents[row : row + 1],
-            )
-            for row in range(len(problems))
-        ]
+        return fits.solutions(pivots, spent=batch.num_steps)

@@ -75,12 +75,16 @@ class AutoencoderStage:
         loss: AutoencoderLoss,
     ) -> None:
         """Args: pixels, held_out: [N, 3, S, S], uint8, for training and for the sample pictures."""
-        self.module: nn.Module = vae
+        self.module: nn.Module = self.trained(vae)
         self.vae, self.pixels, self.crop, self.weigh = vae, pixels, crop, loss
         self.device = vae.device
         self.resolution = resolution
         self.small = shrink(pixels, resolution)
         self.shown = as_floats(shrink(held_out[:SHOWN], resolution)).to(self.device)
+
+    def trained(self, vae: AutoencoderKL) -> nn.Module:
+        """The part of the autoencoder that is trained."""
+        return vae
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of `batch_size` crops, most of them at the scale that the model will see."""
@@ -122,21 +126,9 @@ class DecoderStage(AutoencoderStage):
 
     stage = "decoder"
 
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        pixels: Tensor,
-        held_out: Tensor,
-        *,
-        resolution: int,
-        crop: int,
-        loss: AutoencoderLoss,
-    ) -> None:
-        """Args: as in `AutoencoderStage`."""
-        super().__init__(vae, pixels, held_out, resolution=resolution, crop=crop, loss=loss)
-        self.module = nn.ModuleDict(
-            {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
-        )
+    def trained(self, vae: AutoencoderKL) -> nn.Module:
+        """What comes after the latents."""
+        return nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of `batch_size` crops, decoded from the posterior's mode."""
