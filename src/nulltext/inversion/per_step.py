@@ -13,8 +13,8 @@ Source: Mokady et al. 2023, sec. 3.3, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -155,17 +155,17 @@ class Fits:
 
         Args: trajectories: [T + 1, B, C, h, w].
         """
-        plain = [
+        fields: list[dict[str, Any]] = [{self.branch: e} for e in self.embeds.unbind(1)]
+        return [
             Solution(
                 trajectory=trajectories[:, row],
                 unet_evaluations=spent + self.unet_evaluations[row],
                 iterations=self.iterations[row],
                 replayed=self.latents[row : row + 1],
+                **fitted,
             )
-            for row in range(len(self.latents))
+            for row, fitted in enumerate(fields)
         ]
-        fitted = self.embeds.unbind(1)
-        return [replace(s, **{self.branch: e}) for s, e in zip(plain, fitted, strict=True)]
 
 
 def fit_steps(
