@@ -4,8 +4,8 @@
 
 Four kinds of edit in turn (another colour, another kind, another background, a stressed colour) on
 photos spread over the validation split: every inversion method with Prompt-to-Prompt, at their
-defaults, and null-text also with MasaCtrl, and beside the exact source branch. MasaCtrl cannot stress
-a word and sits these out.
+defaults; null-text also with MasaCtrl, which cannot stress a word and sits these out, and with
+Prompt-to-Prompt beside the exact source branch.
 
 success     the judge (see `judge.py`), trained on real training photos, calls the edited picture by
             the new word; for a stressed colour, still by that colour, and the foreground's mean has
