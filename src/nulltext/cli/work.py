@@ -16,8 +16,9 @@ from nulltext.images import (
     to_tensor,
     to_uint8,
 )
+from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Plan
-from nulltext.inversion.invert import invert_steps
+from nulltext.inversion.invert import PHOTOS_PER_BATCH, invert, invert_steps
 from nulltext.inversion_file import SUFFIX
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import DType, load
@@ -46,6 +47,25 @@ def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, 
         box = box_for(photo.size, size)
     box.check_inside(photo.size)
     return photo, box
+
+
+def open_photos(
+    images: Sequence[Path], crop: str | None, size: SizeChoice
+) -> list[tuple[Photo, CropBox]]:
+    """`open_photo` of each; what is wrong with one of several names it.
+
+    Raises:
+        ImageError: a photo cannot be read, or the crop does not fit it.
+    """
+    opened = []
+    for image in images:
+        try:
+            opened.append(open_photo(image, crop, size))
+        except ImageError as error:
+            if len(images) == 1 or str(image) in str(error):
+                raise
+            raise ImageError(f"'{image}': {error}") from error
+    return opened
 
 
 def open_model(
@@ -113,6 +133,44 @@ def invert_with_bars(
     )
     with reporter.progress(model, preview) as on_step:
         return run(loop, on_step)
+
+
+def batches_of(
+    model: LatentDiffusion, plan: Plan, count: int, batch_size: int | None
+) -> list[slice]:
+    """Which of `count` photos are worked on side by side, batch by batch."""
+    together = isinstance(plan.method, BatchInversionMethod)
+    step = (batch_size or PHOTOS_PER_BATCH) if together else 1
+    return [slice(first, first + step) for first in range(0, count, step)]
+
+
+def invert_batch_with_bars(
+    reporter: Reporter,
+    model: LatentDiffusion,
+    photos: Sequence[tuple[Photo, CropBox]],
+    prompts: Sequence[str],
+    crop: str | None,
+    size: SizeChoice,
+    *,
+    plan: Plan,
+    guidance: float,
+    seed: int,
+) -> list[Inversion]:
+    """`invert` of one batch of several photos, with progress bars."""
+    with reporter.progress(model) as on_step:
+        return invert(
+            model,
+            [photo for photo, _ in photos],
+            list(prompts),
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=guidance,
+            crop=None if crop is None else CropBox.parse(crop),
+            size=size,
+            seed=seed,
+            batch_size=len(photos),
+            on_step=on_step,
+        )
 
 
 def check_same_photo(inversion: Inversion, photo: Photo) -> None:
