@@ -17,6 +17,7 @@ from nulltext.cli.options import (
     DTypeOption,
     InnerStepsOption,
     JsonOption,
+    LowMemoryOption,
     Method,
     ModelOption,
     QuietOption,
@@ -56,7 +57,10 @@ def invert(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", metavar="B", min=1, help="Photos worked on side by side; default 8."
+            "--batch-size",
+            metavar="B",
+            min=1,
+            help="Photos worked on side by side; default 8, 1 with --low-memory.",
         ),
     ] = None,
     method: Annotated[
@@ -77,6 +81,7 @@ def invert(
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
+    low_memory: LowMemoryOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -98,7 +103,7 @@ def invert(
     targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)
     photos = work.open_photos(images, crop, wanted)
-    loaded = work.open_model(reporter, model, device, dtype, prompts)
+    loaded = work.open_model(reporter, model, device, dtype, prompts, low_memory=low_memory)
     common: dict[str, Any] = {"plan": plan, "guidance": guidance, "seed": seed}
     made: list[Inversion] = []
     if len(photos) == 1:

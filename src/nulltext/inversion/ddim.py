@@ -22,6 +22,7 @@ class DDIM:
     """DDIM inversion at w = 1; it has no options."""
 
     name: ClassVar[str] = "ddim"
+    differentiates: ClassVar[bool] = False
 
     def check(self, guidance_scale: float) -> None:
         """Any scale will do."""

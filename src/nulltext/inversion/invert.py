@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 PhotoLike: TypeAlias = "Photo | str | Path | Image.Image"
 """A file, a PIL image, or a loaded photo."""
 
-PHOTOS_PER_BATCH = 8
-"""Photos that go through the UNet together; more only costs memory."""
-
 
 @overload
 def invert(
@@ -68,7 +65,7 @@ def invert(
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
-    batch_size: int = PHOTOS_PER_BATCH,
+    batch_size: int | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> list[Inversion]: ...
 
@@ -84,7 +81,7 @@ def invert(
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
-    batch_size: int = PHOTOS_PER_BATCH,
+    batch_size: int | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Inversion | list[Inversion]:
     """Invert a photo, or several at once.
@@ -101,7 +98,8 @@ def invert(
         size: (width, height) that the model works at, or "photo" for the whole photo (or crop) at
             about the model's number of pixels; by default the model's own.
         seed: for the methods that draw noise; each photo starts from it.
-        batch_size: of a list, how many photos go through the UNet together; more costs memory.
+        batch_size: of a list, how many photos go through the UNet together; by default 8, or 1
+            where the model was loaded for low memory.
         on_step: called with each step's `StepInfo`.
 
     Raises:
@@ -110,7 +108,7 @@ def invert(
     """
     options = (method, num_steps, guidance_scale, crop, size, seed)
     if isinstance(photo, Sequence) and not isinstance(photo, str):
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if len(photo) != len(prompts):
@@ -121,7 +119,7 @@ def invert(
             _Request.checked(model, one, words, *options)
             for one, words in zip(photo, prompts, strict=True)
         ]
-        return run(_many_steps(model, requests, batch_size), on_step)
+        return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
     if not isinstance(prompt, str):
         raise OptionError(f"There is one photo and a list of {len(prompt)} prompts; give one.")
     return run(_steps(model, _Request.checked(model, photo, prompt, *options)), on_step)

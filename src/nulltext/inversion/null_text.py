@@ -38,6 +38,7 @@ class NullText:
     """Options of null-text inversion; the defaults are the paper's."""
 
     name: ClassVar[str] = "null-text"
+    differentiates: ClassVar[bool] = True
 
     solver: str | Solver = "adam"
     """Name of a solver, or one with options, such as `Secant(damping=0.1)`: who minimises."""
