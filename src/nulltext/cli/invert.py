@@ -171,7 +171,7 @@ def _report(
     reporter: Reporter, targets: Sequence[Path], made: Sequence[Inversion], model: str
 ) -> None:
     """Say what came of it: one object for one photo, a list for several."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "file": str(target),
             "method": inversion.header.method,
