@@ -19,7 +19,7 @@ class LiveBytes(TorchDispatchMode):
     """Use as a context manager; then `peak` is the most bytes that lived at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
