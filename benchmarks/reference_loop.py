@@ -38,6 +38,7 @@ class ReferenceLoop:
     """The published loop as an inversion method; give it a model `with_naive_attention`."""
 
     name: ClassVar[str] = "null-text"
+    differentiates: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N."""

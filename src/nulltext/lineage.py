@@ -25,9 +25,6 @@ from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.prompts import TokenizedPrompt
 from nulltext.regions import Region, Words, on_latents, rate
 
-ROWS_PER_PASS = 4
-"""Targets that go through the UNet together; more only costs memory on small devices."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -90,14 +87,15 @@ def rows_of(
     return rows
 
 
-def passes_of(rows: Sequence[Row]) -> list[range]:
-    """Cut rows into stretches that pass the UNet together: one generation, one kind of plan."""
+def passes_of(rows: Sequence[Row], most: int) -> list[range]:
+    """Cut rows into stretches that pass the UNet together: one generation, one kind of plan, and
+    at most so many."""
     passes = []
     together = groupby(range(len(rows)), key=lambda i: (rows[i].generation, type(rows[i].plan)))
     for _, group in together:
         members = list(group)
-        for first in range(members[0], members[-1] + 1, ROWS_PER_PASS):
-            passes.append(range(first, min(first + ROWS_PER_PASS, members[-1] + 1)))
+        for first in range(members[0], members[-1] + 1, most):
+            passes.append(range(first, min(first + most, members[-1] + 1)))
     return passes
 
 

@@ -178,8 +178,8 @@ def run(
             if not _is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                "The device ran out of memory; pass fewer targets at once, --dtype float16 on a "
-                "GPU, or --device cpu."
+                "The device ran out of memory; pass --low-memory, a smaller --size, "
+                "--dtype float16 on a GPU, or --device cpu."
             ) from error
         if on_step is not None:
             on_step(info)

@@ -79,6 +79,8 @@ class Targets:
     guidance_scales: Sequence[float]
     """K of them."""
     num_steps: int
+    rows_per_pass: int
+    """Rows that may pass the UNet together."""
     shares: Tensor = field(init=False)
     """[K, h, w] in [0, 1]: where each was free of its parent at the last step."""
     passes: list[range] = field(init=False)
@@ -86,7 +88,7 @@ class Targets:
 
     def __post_init__(self) -> None:
         self.shares = torch.ones_like(self.latents[:, 0])
-        self.passes = passes_of(self.rows)
+        self.passes = passes_of(self.rows, self.rows_per_pass)
 
     @classmethod
     def start(cls, model: LatentDiffusion, inversion: Inversion, rows: Sequence[Row]) -> Targets:
@@ -99,6 +101,7 @@ class Targets:
             rows=rows,
             guidance_scales=[common if scale is None else scale for scale in own],
             num_steps=inversion.num_steps,
+            rows_per_pass=model.memory.targets,
         )
 
     @property

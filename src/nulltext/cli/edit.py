@@ -20,6 +20,7 @@ from nulltext.cli.options import (
     DTypeOption,
     InnerStepsOption,
     JsonOption,
+    LowMemoryOption,
     Method,
     ModelOption,
     QuietOption,
@@ -102,6 +103,7 @@ def edit(
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
+    low_memory: LowMemoryOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -149,6 +151,7 @@ def edit(
         *(image, source, inversion, save_inversion, *effort, guidance, crop, size, seed),
         mask=mask,
         full=full,
+        low_memory=low_memory,
     )
     request.check(asked.targets)
     asked.check()
@@ -175,7 +178,8 @@ def _edit(
 
     axes = asked.axes()
     opened = Opened.of(request)
-    loaded = open_model(reporter, *checkpoint, [opened.prompt, *asked.prompts])
+    prompts = [opened.prompt, *asked.prompts]
+    loaded = open_model(reporter, *checkpoint, prompts, low_memory=request.low_memory)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     specs = [*specs, *(sweep.specs if sweep else [])]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)

@@ -1,10 +1,11 @@
-"""`nulltext invert`: from a photo and its description to a saved inversion."""
+"""`nulltext invert`: from photos and their descriptions to saved inversions."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from nulltext.cli.options import (
     DTypeOption,
     InnerStepsOption,
     JsonOption,
+    LowMemoryOption,
     Method,
     ModelOption,
     QuietOption,
@@ -24,16 +26,42 @@ from nulltext.cli.options import (
     SolverOption,
 )
 from nulltext.cli.report import Reporter, decibels
+from nulltext.errors import OptionError
+from nulltext.inversion_file import SUFFIX
+
+if TYPE_CHECKING:
+    from nulltext.record import Inversion
 
 
 def invert(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photo.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="The photo, or several.")
+    ],
     prompt: Annotated[
-        str, typer.Option("--prompt", metavar="P", help="What the photo shows, in words.")
+        list[str],
+        typer.Option(
+            "--prompt",
+            metavar="P",
+            help="What the photo shows, in words; for several photos one for all, or one each.",
+        ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Default: IMAGE's name.safetensors."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|DIR",
+            help="Default: IMAGE's name.safetensors; several go into a folder.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="B",
+            min=1,
+            help="Photos worked on side by side; default 8, 1 with --low-memory.",
+        ),
     ] = None,
     method: Annotated[
         Method, typer.Option("--method", help="How the photo is inverted.")
@@ -53,6 +81,7 @@ def invert(
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
+    low_memory: LowMemoryOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -61,45 +90,110 @@ def invert(
 
     Example: [bold]nulltext invert dahlia.jpg --prompt "a photo of an orange flower"
     -o dahlia.safetensors[/bold]
+
+    Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    from nulltext.cli.work import check_inversion_target, invert_with_bars, open_model, open_photo
+    from nulltext.cli import work
     from nulltext.framing import parse_size
     from nulltext.inversion.budgets import planned
 
     plan = planned(method, budget=budget, solver=solver, num_steps=steps, inner_steps=inner_steps)
-    target = check_inversion_target(output or Path(f"{image.stem}.safetensors"))
+    prompts = _one_each(prompt, len(images))
+    targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)
-    photo, box = open_photo(image, crop, wanted)
-    loaded = open_model(reporter, model, device, dtype, [prompt])
-    inversion = invert_with_bars(
-        reporter,
-        loaded,
-        photo,
-        prompt,
-        box,
-        wanted,
-        plan=plan,
-        guidance=guidance,
-        seed=seed,
-    )
-    inversion.save(target)
-    header = inversion.header
-    reporter.result(
+    photos = work.open_photos(images, crop, wanted)
+    loaded = work.open_model(reporter, model, device, dtype, prompts, low_memory=low_memory)
+    common: dict[str, Any] = {"plan": plan, "guidance": guidance, "seed": seed}
+    made: list[Inversion] = []
+    if len(photos) == 1:
+        photo, box = photos[0]
+        made.append(
+            work.invert_with_bars(reporter, loaded, photo, prompts[0], box, wanted, **common)
+        )
+        made[0].save(targets[0])
+    else:
+        for batch in work.batches_of(loaded, plan, len(photos), batch_size):
+            names = [str(image) for image in images[batch]]
+            reporter.note(f"{_counted(batch, len(images))}: {', '.join(names)}")
+            made += work.invert_batch_with_bars(
+                reporter, loaded, photos[batch], prompts[batch], crop, wanted, **common
+            )
+            for inversion, target in zip(made[batch], targets[batch], strict=True):
+                inversion.save(target)
+    _report(reporter, targets, made, model)
+
+
+def _one_each(prompts: Sequence[str], count: int) -> list[str]:
+    """A prompt for each photo.
+
+    Raises:
+        OptionError: there are neither one nor as many.
+    """
+    if len(prompts) not in (1, count):
+        raise OptionError(
+            f"There are {count} photos and {len(prompts)} --prompt; give one for all, or one each."
+        )
+    return [*prompts] * (count if len(prompts) == 1 else 1)
+
+
+def _targets(images: Sequence[Path], output: Path | None) -> list[Path]:
+    """Where each inversion is saved.
+
+    Raises:
+        OptionError: several would go into one file.
+    """
+    if output is not None and not output.is_dir():
+        if len(images) > 1:
+            raise OptionError(
+                f"'{output}' is no folder, and {len(images)} inversions go into one; "
+                "make it first, or leave -o out."
+            )
+        return [output]
+    folder, owners = output or Path(), dict[Path, Path]()
+    for image in images:
+        target = folder / f"{image.stem}{SUFFIX}"
+        if target in owners:
+            raise OptionError(
+                f"'{owners[target]}' and '{image}' would both be saved as '{target}'; "
+                "rename one, or invert it on its own."
+            )
+        owners[target] = image
+    return [*owners]
+
+
+def _counted(batch: slice, total: int) -> str:
+    first, last = batch.start + 1, min(batch.stop, total)
+    return f"Photo {first} of {total}" if first == last else f"Photos {first} to {last} of {total}"
+
+
+def _report(
+    reporter: Reporter, targets: Sequence[Path], made: Sequence[Inversion], model: str
+) -> None:
+    """Say what came of it: one object for one photo, a list for several."""
+    rows: list[dict[str, Any]] = [
         {
             "file": str(target),
-            "method": header.method,
-            "psnr_bound": header.psnr_bound,
-            "psnr_reconstruction": header.psnr_reconstruction,
-            "seconds": header.seconds,
-            "unet_evaluations": header.unet_evaluations,
-        },
-        [
-            f"Inverted in {header.seconds:.1f} s with {header.unet_evaluations} UNet evaluations.",
+            "method": inversion.header.method,
+            "psnr_bound": inversion.header.psnr_bound,
+            "psnr_reconstruction": inversion.header.psnr_reconstruction,
+            "seconds": inversion.header.seconds,
+            "unet_evaluations": inversion.header.unet_evaluations,
+        }
+        for target, inversion in zip(targets, made, strict=True)
+    ]
+    headers = [inversion.header for inversion in made]
+    seconds = sum(header.seconds for header in headers)
+    evaluations = sum(header.unet_evaluations for header in headers)
+    lines = [f"Inverted in {seconds:.1f} s with {evaluations} UNet evaluations."]
+    for target, header in zip(targets, headers, strict=True):
+        lines += [
             f"Reconstruction {decibels(header.psnr_reconstruction)}; "
             f"the autoencoder alone reaches {decibels(header.psnr_bound)}.",
             f"Saved {target}",
-            f'Next: nulltext edit --inversion {shlex.quote(str(target))} --target "…" '
-            f"-o edited.png{'' if model == defaults.MODEL else f' --model {shlex.quote(model)}'}",
-        ],
+        ]
+    lines.append(
+        f'Next: nulltext edit --inversion {shlex.quote(str(targets[0]))} --target "…" '
+        f"-o edited.png{'' if model == defaults.MODEL else f' --model {shlex.quote(model)}'}"
     )
+    reporter.result(rows[0] if len(rows) == 1 else rows, lines)

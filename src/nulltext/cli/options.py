@@ -77,6 +77,13 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda, mps; default: the best there is."),
 ]
 DTypeOption = Annotated[Precision, typer.Option("--dtype", help="Precision of the UNet.")]
+LowMemoryOption = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Slower, with less memory, to the same result: compute blocks again, one at a time.",
+    ),
+]
 SeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", help="For the methods that draw noise.")
 ]

@@ -58,10 +58,11 @@ class Reporter:
         with self.console.status(what):
             yield
 
-    def result(self, values: dict[str, Any], lines: Sequence[str]) -> None:
-        """The outcome: one JSON object, or lines for a person."""
+    def result(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
+        """The outcome: one JSON object (or a list of them), or lines for a person."""
         if self.as_json:
-            typer.echo(json.dumps(_finite(values), allow_nan=False))
+            finite = _finite(values) if isinstance(values, dict) else [*map(_finite, values)]
+            typer.echo(json.dumps(finite, allow_nan=False))
         elif not self.quiet:
             typer.echo("\n".join(lines))
 

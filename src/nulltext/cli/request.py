@@ -47,6 +47,7 @@ class Request:
     seed: int
     mask: Path | None
     full: bool
+    low_memory: bool
 
     def check(self, targets: Sequence[str]) -> None:
         """Refuse what cannot be meant, before anything is opened."""

@@ -16,14 +16,18 @@ from nulltext.images import (
     to_tensor,
     to_uint8,
 )
+from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Plan
-from nulltext.inversion.invert import invert_steps
+from nulltext.inversion.invert import invert, invert_steps
 from nulltext.inversion_file import SUFFIX
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import DType, load
+from nulltext.models.memory import PLANS, free_memory, memory_need
 from nulltext.photos import Photo, load_photo
 from nulltext.prompts import find_words, has_word, spelled_out
 from nulltext.record import Inversion, run
+
+GIGABYTE = 1e9
 
 SAME_PHOTO = 2.0
 """Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
@@ -48,12 +52,37 @@ def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, 
     return photo, box
 
 
+def open_photos(
+    images: Sequence[Path], crop: str | None, size: SizeChoice
+) -> list[tuple[Photo, CropBox]]:
+    """`open_photo` of each; what is wrong with one of several names it.
+
+    Raises:
+        ImageError: a photo cannot be read, or the crop does not fit it.
+    """
+    opened = []
+    for image in images:
+        try:
+            opened.append(open_photo(image, crop, size))
+        except ImageError as error:
+            if len(images) == 1 or str(image) in str(error):
+                raise
+            raise ImageError(f"'{image}': {error}") from error
+    return opened
+
+
 def open_model(
-    reporter: Reporter, model: str, device: str | None, dtype: DType, prompts: Sequence[str]
+    reporter: Reporter,
+    model: str,
+    device: str | None,
+    dtype: DType,
+    prompts: Sequence[str],
+    *,
+    low_memory: bool = False,
 ) -> LatentDiffusion:
     """Load a model, and look at the prompts through its eyes before any long work."""
     with reporter.busy(f"Loading the model '{model}' …"):
-        loaded = load(model, device=device, dtype=dtype)
+        loaded = load(model, device=device, dtype=dtype, memory="low" if low_memory else "plenty")
     gc.freeze()  # what has been imported and loaded until here stays; see `cli.main`
     gc.enable()
     unknown: dict[str, None] = {}
@@ -99,6 +128,7 @@ def invert_with_bars(
     seed: int,
 ) -> Inversion:
     """`invert`, with progress bars and the PSNR so far."""
+    warn_of_memory(reporter, model, plan, [model.sizes.of(box, size)])
     preview = from_uint8(to_uint8(to_tensor(photo, box, model.sizes.of(box, size))))
     loop = invert_steps(
         model,
@@ -113,6 +143,69 @@ def invert_with_bars(
     )
     with reporter.progress(model, preview) as on_step:
         return run(loop, on_step)
+
+
+def batches_of(
+    model: LatentDiffusion, plan: Plan, count: int, batch_size: int | None
+) -> list[slice]:
+    """Which of `count` photos are worked on side by side, batch by batch."""
+    together = isinstance(plan.method, BatchInversionMethod)
+    step = (batch_size or model.memory.photos) if together else 1
+    return [slice(first, first + step) for first in range(0, count, step)]
+
+
+def invert_batch_with_bars(
+    reporter: Reporter,
+    model: LatentDiffusion,
+    photos: Sequence[tuple[Photo, CropBox]],
+    prompts: Sequence[str],
+    crop: str | None,
+    size: SizeChoice,
+    *,
+    plan: Plan,
+    guidance: float,
+    seed: int,
+) -> list[Inversion]:
+    """`invert` of one batch of several photos, with progress bars."""
+    warn_of_memory(reporter, model, plan, [model.sizes.of(box, size) for _, box in photos])
+    with reporter.progress(model) as on_step:
+        return invert(
+            model,
+            [photo for photo, _ in photos],
+            list(prompts),
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=guidance,
+            crop=None if crop is None else CropBox.parse(crop),
+            size=size,
+            seed=seed,
+            batch_size=len(photos),
+            on_step=on_step,
+        )
+
+
+def warn_of_memory(
+    reporter: Reporter, model: LatentDiffusion, plan: Plan, sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Say, before an inversion of photos at these sizes, that it will hardly fit."""
+    need = memory_need(
+        model,
+        photos=len(sizes),
+        size=max(sizes, key=lambda size: size[0] * size[1]),
+        num_steps=plan.num_steps,
+        differentiates=plan.method.differentiates,
+    ).beside_weights
+    free = free_memory(model.device)
+    if free is None or need <= free:
+        return
+    ways = [] if model.memory == PLANS["low"] else ["--low-memory"]
+    ways += [] if len(sizes) == 1 else ["a smaller --batch-size"]
+    ways += ["a smaller --size", "--dtype float16 on a GPU"]
+    reporter.note(
+        f"Note: inverting needs about {need / GIGABYTE:.1f} GB beside the model's weights, and "
+        f"{model.device} has {free / GIGABYTE:.1f} GB free; pass {', '.join(ways[:-1])} or "
+        f"{ways[-1]}."
+    )
 
 
 def check_same_photo(inversion: Inversion, photo: Photo) -> None:

@@ -55,6 +55,8 @@ class InversionMethod(Protocol):
     """A frozen dataclass of options with a `steps` generator."""
 
     name: ClassVar[str]
+    differentiates: ClassVar[bool]
+    """Whether it asks for gradients, which is what needs memory."""
 
     def check(self, guidance_scale: float) -> None:
         """Refuse, with an OptionError, a guidance scale that the method cannot work at."""

@@ -25,6 +25,7 @@ class DDIM:
     """DDIM inversion."""
 
     name: ClassVar[str] = "ddim"
+    differentiates: ClassVar[bool] = False
 
     inversion_guidance: float = CONDITIONAL_ONLY
     """w of the inversion itself: above 1 the noise it ends in is less and less Gaussian."""

@@ -28,6 +28,7 @@ class Direct:
     """Direct inversion; it has no options."""
 
     name: ClassVar[str] = "direct"
+    differentiates: ClassVar[bool] = False
 
     def check(self, guidance_scale: float) -> None:
         """Any scale will do."""

@@ -28,6 +28,7 @@ class GlobalNull:
     """Options of global null-text inversion."""
 
     name: ClassVar[str] = "global-null"
+    differentiates: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""

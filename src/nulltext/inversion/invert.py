@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 PhotoLike: TypeAlias = "Photo | str | Path | Image.Image"
 """A file, a PIL image, or a loaded photo."""
 
-PHOTOS_PER_BATCH = 8
-"""Photos that go through the UNet together; more only costs memory."""
-
 
 @overload
 def invert(
@@ -68,6 +65,7 @@ def invert(
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
+    batch_size: int | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> list[Inversion]: ...
 
@@ -83,6 +81,7 @@ def invert(
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
+    batch_size: int | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Inversion | list[Inversion]:
     """Invert a photo, or several at once.
@@ -100,6 +99,8 @@ def invert(
         size: (width, height) that the model works at, or "photo" for the whole photo (or crop) at
             about the model's number of pixels; by default the model's own.
         seed: for the methods that draw noise; each photo starts from it.
+        batch_size: of a list, how many photos go through the UNet together; by default 8, or 1
+            where the model was loaded for low memory.
         on_step: called with each step's `StepInfo`.
 
     Raises:
@@ -108,6 +109,8 @@ def invert(
     """
     options = (method, num_steps, guidance_scale, crop, size, seed)
     if isinstance(photo, Sequence) and not isinstance(photo, str):
+        if batch_size is not None and batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if len(photo) != len(prompts):
             raise OptionError(
@@ -117,7 +120,7 @@ def invert(
             _Request.checked(model, one, words, *options)
             for one, words in zip(photo, prompts, strict=True)
         ]
-        return run(_many_steps(model, requests), on_step)
+        return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
     if not isinstance(prompt, str):
         raise OptionError(f"There is one photo and a list of {len(prompt)} prompts; give one.")
     return run(_steps(model, _Request.checked(model, photo, prompt, *options)), on_step)
@@ -217,16 +220,16 @@ def _steps(model: LatentDiffusion, request: _Request) -> Generator[StepInfo, Non
 
 
 def _many_steps(
-    model: LatentDiffusion, requests: Sequence[_Request]
+    model: LatentDiffusion, requests: Sequence[_Request], batch_size: int
 ) -> Generator[StepInfo, None, list[Inversion]]:
     """Batches where the method can, else one by one; `seconds` are each photo's share."""
-    made: list[Inversion] = []
-    for first in range(0, len(requests), PHOTOS_PER_BATCH):
-        rows = requests[first : first + PHOTOS_PER_BATCH]
+    made: dict[int, Inversion] = {}
+    for indices in _batches(requests, batch_size):
+        rows = [requests[index] for index in indices]
         method = rows[0].method
         if not isinstance(method, BatchInversionMethod):
-            for request in rows:
-                made.append((yield from _steps(model, request)))
+            for index, request in zip(indices, rows, strict=True):
+                made[index] = yield from _steps(model, request)
             continue
         started = time.perf_counter()
         starts = [_Start.of(model, request) for request in rows]
@@ -235,8 +238,21 @@ def _many_steps(
         for start, solution in zip(starts, solutions, strict=True):
             finished.append((yield from _finish_steps(model, start, solution)))
         share = (time.perf_counter() - started) / len(rows)
-        made.extend(_timed(inversion, share) for inversion in finished)
-    return made
+        timed = [_timed(inversion, share) for inversion in finished]
+        made.update(zip(indices, timed, strict=True))
+    return [made[index] for index in range(len(requests))]
+
+
+def _batches(requests: Sequence[_Request], batch_size: int) -> list[list[int]]:
+    """Indices of photos that the model sees at one size, at most `batch_size` at a time."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, request in enumerate(requests):
+        by_size.setdefault(request.size, []).append(index)
+    return [
+        indices[first : first + batch_size]
+        for indices in by_size.values()
+        for first in range(0, len(indices), batch_size)
+    ]
 
 
 def _finish_steps(

@@ -23,6 +23,7 @@ from nulltext.inversion.descent import check_effort
 from nulltext.inversion.rollout import rollout_steps
 from nulltext.inversion.solvers.task import DERIVATIVE_COST
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.memory import PLANS
 from nulltext.models.weight_delta import layers_of, new_delta
 from nulltext.record import StepInfo
 from nulltext.sampling import pivot_steps
@@ -33,6 +34,7 @@ class ModelTuning:
     """Options of model tuning."""
 
     name: ClassVar[str] = "model-tuning"
+    differentiates: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""
@@ -60,7 +62,9 @@ class ModelTuning:
         delta = new_delta(model.unet, self.rank, problem.generator)
         for factor in delta.values():
             factor.requires_grad_(True)
-        fitted = FittedWeights(replace(model, weight_delta=delta), delta, problem)
+        # blocks that are computed again in the backward pass would be so without the difference
+        tuned = replace(model, weight_delta=delta, memory=PLANS["plenty"])
+        fitted = FittedWeights(tuned, delta, problem)
         taken = yield from rollout_steps(
             model, pivot, fitted, rounds=self.inner_steps, learning_rate=self.learning_rate
         )

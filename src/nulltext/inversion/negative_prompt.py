@@ -24,6 +24,7 @@ class NegativePrompt:
     """Negative-prompt inversion; it has no options."""
 
     name: ClassVar[str] = "negative-prompt"
+    differentiates: ClassVar[bool] = False
 
     def check(self, guidance_scale: float) -> None:
         """Any scale will do."""

@@ -47,6 +47,7 @@ class NullText(PerStepOptions):
     """Options of null-text inversion; the defaults are the paper's."""
 
     name: ClassVar[str] = "null-text"
+    differentiates: ClassVar[bool] = True
 
     pooled: Literal["fixed", "optimised"] = "fixed"
     """Whether the pooled null embedding moves with the tokens' (SDXL; elsewhere there is none)."""

@@ -32,6 +32,7 @@ class NullTextNoPivot:
     """Options of null-text optimisation without a pivot."""
 
     name: ClassVar[str] = "null-text-no-pivot"
+    differentiates: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

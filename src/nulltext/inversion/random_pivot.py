@@ -36,6 +36,7 @@ class RandomPivot(PerStepOptions):
     """Options of the fit; those of null-text inversion."""
 
     name: ClassVar[str] = "random-pivot"
+    differentiates: ClassVar[bool] = True
 
     def check(self, guidance_scale: float) -> None:
         """It needs a null branch; see `check_null_branch`."""

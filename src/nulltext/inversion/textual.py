@@ -29,6 +29,7 @@ class Textual:
     """Options of textual inversion."""
 
     name: ClassVar[str] = "textual"
+    differentiates: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

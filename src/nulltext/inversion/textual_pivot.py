@@ -39,6 +39,7 @@ class TextualPivot(PerStepOptions):
     """Options of the fit; those of null-text inversion."""
 
     name: ClassVar[str] = "textual-pivot"
+    differentiates: ClassVar[bool] = True
 
     def check(self, guidance_scale: float) -> None:
         """It needs the prompt's branch; see `check_prompt_branch`."""

@@ -27,6 +27,7 @@ class TextualPivotShared:
     """Options of textual inversion with one embedding."""
 
     name: ClassVar[str] = "textual-pivot-shared"
+    differentiates: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""

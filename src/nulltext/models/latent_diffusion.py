@@ -25,6 +25,7 @@ from nulltext.finite import check_finite
 from nulltext.framing import Sizes
 from nulltext.models.fingerprint import fingerprint
 from nulltext.models.half import differentiable_in_half
+from nulltext.models.memory import PLANS, MemoryPlan
 from nulltext.models.text import TextConditioner
 from nulltext.models.weight_delta import applied
 from nulltext.prompts import TokenizedPrompt
@@ -57,6 +58,8 @@ class LatentDiffusion:
     """Long and short sides that its family was trained at, in sixteenths of its own side."""
     weight_delta: Mapping[str, Tensor] | None = None
     """A low-rank difference that the UNet runs with; the weights themselves stay."""
+    memory: MemoryPlan = PLANS["plenty"]
+    """How work is cut to fit the device."""
 
     @property
     def fingerprint(self) -> str:
@@ -211,12 +214,14 @@ class LatentDiffusion:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Let no UNet weight collect gradients inside the block; restore the flags after it."""
+        """Let no UNet weight collect gradients inside the block, and keep for a backward pass what
+        the memory plan says; all is restored after it."""
         trainable = [p for p in self.unet.parameters() if p.requires_grad]
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            yield
+            with self.memory.backward(self.unet):
+                yield
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)

@@ -8,6 +8,7 @@ and the text encoders, which run once per photo, stay float32.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from nulltext.models.families import (
 )
 from nulltext.models.fingerprint import fingerprint
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.memory import MemoryName, memory_plan
 from nulltext.models.text import TextConditioner
 from nulltext.schedule import Schedule
 
@@ -46,6 +48,7 @@ def load(
     *,
     device: str | None = None,
     dtype: DType = "float32",
+    memory: MemoryName = "plenty",
 ) -> LatentDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL base checkpoint.
 
@@ -54,6 +57,8 @@ def load(
             a diffusers pipeline in hand; see `from_pipe`.
         device: "cpu", "cuda", "cuda:1", "mps"; the best one there is by default.
         dtype: precision of the UNet; inversions are optimised in float32 whatever it is.
+        memory: "low" for a device with little: blocks of the UNet are computed again rather than
+            kept for the backward pass, photos and targets go one at a time. Slower, same results.
 
     Raises:
         ModelError: nothing is there, it is no Stable Diffusion pipeline, a weight is missing or
@@ -61,7 +66,8 @@ def load(
         OptionError: the device or dtype does not exist here.
     """
     if not isinstance(model, str | Path):
-        return from_pipe(model)
+        return replace(from_pipe(model), memory=memory_plan(memory))
+    plan = memory_plan(memory)
     target, precision = find_device(device), _dtype(dtype)
     checkpoint = Checkpoint(_locate(model))
     with quiet_libraries():
@@ -83,7 +89,8 @@ def load(
                 "pass --dtype float16, or --device cpu."
             ) from error
     used = digest if precision == torch.float32 else _digest(family, parts, text, schedule)
-    return _assembled(family, parts, text, schedule, _display_name(model), (digest, used))
+    loaded = _assembled(family, parts, text, schedule, _display_name(model), (digest, used))
+    return replace(loaded, memory=plan)
 
 
 def from_pipe(pipe: Any) -> LatentDiffusion:

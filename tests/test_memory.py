@@ -1,0 +1,178 @@
+"""Less memory: equal results, fewer live bytes, an estimate that holds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+import nulltext
+from nulltext.cli import main as cli
+from nulltext.errors import OptionError
+from nulltext.inversion.null_text import NullText
+from nulltext.inversion.solvers.registry import SOLVERS
+from nulltext.inversion.solvers.task import StepTask
+from nulltext.models.memory import PLANS, free_memory, memory_need
+from tiny import tiny_pipeline
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from live_bytes import LiveBytes
+
+SOURCE = "a photo of a white daisy"
+
+
+def low(model):
+    return replace(model, memory=PLANS["low"])
+
+
+def noise(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def differentiate(model):
+    """One null-text gradient."""
+    shape = (1, *model.latents_shape)
+    task = StepTask.at(
+        model,
+        noise(0, *shape),
+        noise(1, *shape),
+        model.embed([SOURCE]),
+        timestep=501,
+        num_steps=2,
+        guidance_scale=7.5,
+    )
+    null_embeds = model.embed([""]).requires_grad_(True)
+    with model.frozen():
+        landing = task.evaluate(null_embeds, task.all_rows)
+        return task.pullback(landing.losses, null_embeds, torch.ones(1), task.all_rows)
+
+
+def saved_bytes(model):
+    """Bytes that one gradient's forward pass keeps, each storage counted once, weights left out."""
+    weights = {p.untyped_storage().data_ptr() for p in model.unet.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        differentiate(model)
+    return sum(kept.values())
+
+
+def test_gradients_are_the_same_bit_for_bit(tiny):
+    torch.testing.assert_close(differentiate(low(tiny)), differentiate(tiny), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_inversions_and_edits_are_the_same(tiny_sd1, photo, solver):
+    made = []
+    for model in (tiny_sd1, low(tiny_sd1)):
+        inversions = nulltext.invert(
+            model,
+            [photo, photo.rotate(90)],
+            [SOURCE, "a cat"],
+            method=NullText(solver=solver, inner_steps=1),
+            num_steps=2,
+        )
+        edit = nulltext.edit(model, inversions[0], ["a photo of a red daisy", "a photo of a daisy"])
+        made.append((inversions, edit))
+    (plenty, edit), (few, again) = made
+    for one, other in zip(plenty, few, strict=True):
+        # float32: two photos side by side against one by one
+        torch.testing.assert_close(one.trajectory, other.trajectory, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.null_embeds, other.null_embeds, atol=1e-3, rtol=0)
+    torch.testing.assert_close(edit.images, again.images, atol=1e-3, rtol=0)
+    assert edit.unet_evaluations == again.unet_evaluations
+
+
+def test_fewer_bytes_live_and_the_estimate_holds(flowers):
+    peaks, estimates = [], []
+    for model in (flowers, low(flowers)):
+        with LiveBytes() as live:
+            differentiate(model)
+        peaks.append(live.peak)
+        size = flowers.resolution
+        need = memory_need(model, photos=1, size=size, num_steps=1, differentiates=True)
+        kept = model.memory.kept
+        estimates.append(need)
+        assert need.weights == sum(p.nbytes for p in modules_parameters(model))
+        pixels = size[0] * size[1] // model.vae_stride**2
+        assert 0.8 < kept_bytes(model, kept, pixels) / live.peak < 1.3
+    assert peaks[1] < 0.5 * peaks[0]
+    assert saved_bytes(low(flowers)) < 0.4 * saved_bytes(flowers)
+    assert estimates[1].activations <= estimates[0].activations
+
+
+def modules_parameters(model):
+    return [p for module in model.components.values() for p in module.parameters()]
+
+
+def kept_bytes(model, kept, pixels):
+    from nulltext.models.memory import Numbers
+
+    return kept(Numbers.of(model.unet)) * pixels * model.unet.dtype.itemsize
+
+
+def test_the_estimate_grows_with_photos_and_size(flowers):
+    def need(**changes):
+        asked = {"photos": 1, "size": (128, 128), "num_steps": 20, "differentiates": True}
+        return memory_need(flowers, **(asked | changes))
+
+    assert need(photos=2).state == 2 * need().state
+    assert need(size=(256, 256), photos=8).activations == 4 * need(photos=8).activations
+    assert need(differentiates=False).activations <= need().activations
+
+
+def test_the_unet_is_left_as_it_was_found():
+    model = low(nulltext.load(tiny_pipeline("sd1")))
+    with model.frozen():
+        assert model.unet.is_gradient_checkpointing
+    assert not model.unet.is_gradient_checkpointing
+    with pytest.raises(ZeroDivisionError), model.frozen():
+        raise ZeroDivisionError
+    assert not model.unet.is_gradient_checkpointing
+    model.unet.enable_gradient_checkpointing()
+    with model.frozen():
+        pass
+    assert model.unet.is_gradient_checkpointing
+
+
+def test_the_plan_is_chosen_at_loading_and_unknown_ones_are_refused():
+    assert nulltext.load(tiny_pipeline("sd1"), memory="low").memory == PLANS["low"]
+    with pytest.raises(OptionError, match="no memory plan 'tiny'"):
+        nulltext.load(tiny_pipeline("sd1"), memory="tiny")
+
+
+def test_the_processor_says_what_is_free():
+    free = free_memory(torch.device("cpu"))
+    assert free is None or free > 0
+    assert free_memory(torch.device("meta")) is None
+
+
+def test_the_command_line_warns_before_a_run_that_will_not_fit(
+    tmp_path, photo, monkeypatch, capsys
+):
+    from nulltext.cli import work
+
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline("sd1").save_pretrained("tiny")
+    photo.save("cat.png")
+    monkeypatch.setattr(work, "free_memory", lambda device: 1000)
+    words = {(): "pass --low-memory, a smaller --size or", ("--low-memory",): "pass a smaller"}
+    for extra, said in words.items():
+        arguments = ["invert", "cat.png", "--prompt", "a cat", "--steps", "1", "--model", "tiny"]
+        monkeypatch.setattr(sys, "argv", ["nulltext", *arguments, *extra])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        err = capsys.readouterr().err
+        assert "GB beside the model's weights, and cpu has 0.0 GB free; " + said in err
+        assert (tmp_path / "cat.safetensors").is_file()
