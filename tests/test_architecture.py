@@ -24,7 +24,7 @@ ROWS = [
     ["images", "word_pairing", "inversion_file", "header"],
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing"],
     ["models"],
-    ["attention"],
+    ["attention", "captioning"],
     ["sampling", "regions", "editors"],
     ["inversion", "edit_spec"],
     ["lineage"],
