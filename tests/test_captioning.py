@@ -190,9 +190,9 @@ def test_a_caption_has_at_most_67_tokens_and_what_gpt2_has_places_for(tiny):
 
 def test_pixels_are_those_of_the_clip_processor(photo):
     square = photo.crop((0, 0, 48, 48))
-    theirs = CLIPImageProcessor(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )(square, return_tensors="pt")["pixel_values"]
+    theirs = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})(
+        square, return_tensors="pt"
+    )["pixel_values"]
     ours = Eyes(16).look(load_photo(square), CropBox(0, 0, 48, 48))
     level = 1 / 255 / min(Eyes().deviation)
     assert (ours - theirs).abs().max() <= 1.01 * level  # resizers round within one level

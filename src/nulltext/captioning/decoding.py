@@ -94,9 +94,7 @@ def beam_search(
 
 
 @torch.no_grad()
-def next_log_probs(
-    language: GPT2LMHeadModel, prefix: Tensor, sentences: list[Sentence]
-) -> Tensor:
+def next_log_probs(language: GPT2LMHeadModel, prefix: Tensor, sentences: list[Sentence]) -> Tensor:
     """log p of every next token, [len(sentences), vocabulary], float64.
 
     Args:

@@ -1,10 +1,10 @@
 """A captioner on disk: safetensors and JSON, each part as its own library writes it.
 
-    config.json         format, version, name; the mapper's kind and sizes; the tokenizer's class
-    mapper.safetensors  the mapping network
-    clip/               transformers' CLIPVisionModelWithProjection, with preprocessor_config.json
-    gpt2/               transformers' GPT2LMHeadModel
-    tokenizer/          CLIPTokenizer or GPT2Tokenizer
+config.json         format, version, name; the mapper's kind and sizes; the tokenizer's class
+mapper.safetensors  the mapping network
+clip/               transformers' CLIPVisionModelWithProjection, with preprocessor_config.json
+gpt2/               transformers' GPT2LMHeadModel
+tokenizer/          CLIPTokenizer or GPT2Tokenizer
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ def read_eyes(path: Path) -> Eyes:
     try:
         return _eyes(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"'{path}' cannot be read ({error!r}); get the CLIP model again.") from error
+        raise ModelError(
+            f"'{path}' cannot be read ({error!r}); get the CLIP model again."
+        ) from error
 
 
 def _locate(source: str | Path) -> Path:

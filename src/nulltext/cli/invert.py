@@ -11,6 +11,7 @@ import typer
 from nulltext import defaults
 from nulltext.cli.options import (
     BudgetOption,
+    CaptionerOption,
     CropOption,
     DeviceOption,
     DTypeOption,
@@ -29,7 +30,10 @@ from nulltext.cli.report import Reporter, decibels
 def invert(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photo.")],
     prompt: Annotated[
-        str, typer.Option("--prompt", metavar="P", help="What the photo shows, in words.")
+        str,
+        typer.Option(
+            "--prompt", metavar="P", help="What the photo shows, in words; auto: ask a captioner."
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -48,6 +52,7 @@ def invert(
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="W", help="How strongly words will steer.")
     ] = defaults.GUIDANCE_SCALE,
+    captioner: CaptionerOption = None,
     crop: CropOption = None,
     size: SizeOption = None,
     model: ModelOption = defaults.MODEL,
@@ -63,15 +68,21 @@ def invert(
     -o dahlia.safetensors[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
+    from nulltext.cli.captions import AUTO, check_captioner_use, check_readable, written_prompt
     from nulltext.cli.work import check_inversion_target, invert_with_bars, open_model, open_photo
     from nulltext.framing import parse_size
     from nulltext.inversion.budgets import planned
 
+    check_captioner_use("--prompt", prompt, captioner)
     plan = planned(method, budget=budget, solver=solver, num_steps=steps, inner_steps=inner_steps)
     target = check_inversion_target(output or Path(f"{image.stem}.safetensors"))
     wanted = None if size is None else parse_size(size)
     photo, box = open_photo(image, crop, wanted)
-    loaded = open_model(reporter, model, device, dtype, [prompt])
+    given = [prompt] if prompt != AUTO else []
+    if not given:
+        prompt = written_prompt(reporter, "--prompt", photo, box, captioner, device)
+    loaded = open_model(reporter, model, device, dtype, given)
+    check_readable(loaded, "--prompt", prompt)
     inversion = invert_with_bars(
         reporter,
         loaded,
@@ -88,6 +99,7 @@ def invert(
     reporter.result(
         {
             "file": str(target),
+            "prompt": prompt,
             "method": header.method,
             "psnr_bound": header.psnr_bound,
             "psnr_reconstruction": header.psnr_reconstruction,

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from nulltext.cli.attention import attention
+from nulltext.cli.caption import caption
 from nulltext.cli.convert_captioner import convert_captioner
 from nulltext.cli.edit import edit
 from nulltext.cli.inspect import inspect
@@ -39,6 +40,7 @@ app.command()(invert)
 app.command()(replay)
 app.command()(inspect)
 app.command()(attention)
+app.command()(caption)
 app.command()(train)
 app.command("convert-captioner")(convert_captioner)
 
