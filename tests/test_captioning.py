@@ -250,7 +250,7 @@ def test_a_folder_brings_back_the_same_captioner(either, photo, tmp_path):
 
 
 def test_what_is_wrong_with_a_folder_is_said(tiny, tmp_path):
-    with pytest.raises(ModelError, match="no captioner 'gone'.*--stage captioner"):
+    with pytest.raises(ModelError, match=r"no captioner 'gone'.*--stage captioner"):
         load_captioner("gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):

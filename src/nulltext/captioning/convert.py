@@ -3,7 +3,7 @@
     clip_project.model.0/2.*                     the MLP
     clip_project.linear.*, .prefix_const,
     clip_project.transformer.layers.N.*          the transformer
-    gpt.*                                        GPT-2, without its old buffers (attn.bias, masked_bias)
+    gpt.*                                        GPT-2, without old masks (attn.bias)
 
 Sizes are read off the weights. CLIP and the tokenizer are not in the file: they come from
 transformers folders. This is the only place that opens a file of torch.save, and only its tensors:
@@ -128,7 +128,7 @@ def _check_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path
         raise ModelError(f"'{path}' lacks the weights {_some(missing)}; get the published file.")
     if extra:
         raise ModelError(
-            f"'{path}' has weights that ClipCap does not know, {_some(extra)}; it is of another kind."
+            f"'{path}' has weights that ClipCap has not, {_some(extra)}; it is of another kind."
         )
     odd = [name for name in wanted if wanted[name].shape != found[name].shape]
     if odd:

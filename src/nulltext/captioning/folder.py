@@ -59,8 +59,8 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
         raise ModelError(f"'{folder}' is no captioner: {MAKE_ONE}.")
     if config.get("version") != VERSION:
         raise ModelError(
-            f"The captioner '{folder}' has version {config.get('version')}, and this nulltext reads "
-            f"version {VERSION}; get a newer nulltext, or make the captioner again."
+            f"The captioner '{folder}' has version {config.get('version')}, and this nulltext "
+            f"reads version {VERSION}; get a newer nulltext, or make the captioner again."
         )
     with quiet_libraries():
         try:
@@ -69,7 +69,8 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
             eyes = _eyes(checkpoint.json(PIXELS))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
-                f"The settings of the captioner '{folder}' cannot be read ({error!r}); get it again."
+                f"The settings of the captioner '{folder}' cannot be read ({error!r}); "
+                "get it again."
             ) from error
         model = CaptionModel(
             checkpoint.component("clip", "CLIPVisionModelWithProjection"),
@@ -189,8 +190,8 @@ def _locate(source: str | Path) -> Path:
         raise ModelError(f"This nulltext comes without a captioner: {MAKE_ONE}.")
     names = ", ".join(bundled_captioners()) or "none"
     raise ModelError(
-        f"There is no captioner '{source}': it is neither bundled ({names}) nor an existing folder; "
-        f"{MAKE_ONE}."
+        f"There is no captioner '{source}': it is neither bundled ({names}) nor an existing "
+        f"folder; {MAKE_ONE}."
     )
 
 

@@ -5,8 +5,8 @@
     one layer      x <- x + A(norm x),  x <- x + V2 relu(V1 norm x + a1) + a2
     A(x)           softmax(Q K' / sqrt(D / heads)) V, heads side by side, then a linear map
 
-f is CLIP's image embedding, D the language model's width, P the prefix's length; the constants c are
-learnt. Queries, keys and values have no bias. Parameters bear the published checkpoints' names.
+f is CLIP's image embedding, D the language model's width, P the prefix's length; the constants c
+are learnt. Queries, keys and values have no bias. Parameters bear the published checkpoints' names.
 Source: Mokady, Hertz and Bermano 2021 (ClipCap), sec. 3.2, 3.3, and the layout of its weights.
 """
 

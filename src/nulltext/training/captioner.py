@@ -1,6 +1,6 @@
 """The captioner's stage: CLIP's eyes, the mapper and GPT-2 from nothing, on captions and labels.
 
-    L = -E (1/n) sum_i log p(w_i | prefix(x), w_1 … w_{i-1})  +  a sum over labels CE(head(f), label)
+    L = -E (1/n) sum_i log p(w_i | prefix(x), w_1 … w_{i-1})  +  a sum_labels CE(head(f), label)
 
 x is a random crop of a photo, mirrored at random, a little lighter or darker; f its embedding. The
 last w is the full stop. The heads read kind, colour and background off f where the photo's label
