@@ -205,8 +205,8 @@ def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
         mapper.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise ModelError(
-            f"The mapper of the captioner '{folder}' cannot be loaded ({first_line(error)}); get it "
-            "again."
+            f"The mapper of the captioner '{folder}' cannot be loaded ({first_line(error)}); "
+            "get it again."
         ) from error
     return mapper
 
