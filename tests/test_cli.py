@@ -67,6 +67,7 @@ def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
     result = json.loads(out)
     assert set(result) == {
         "outputs",
+        "source",
         "strip",
         "sweep",
         "psnr_bound",

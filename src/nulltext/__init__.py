@@ -19,6 +19,8 @@ from nulltext.version import __version__
 
 if TYPE_CHECKING:
     from nulltext.attention.blend import LocalBlend
+    from nulltext.captioning.captioner import Captioner
+    from nulltext.captioning.folder import load_captioner
     from nulltext.compositing import composite, region_of_change
     from nulltext.edit_spec import EditSpec, chain
     from nulltext.editing import Edit, edit, edit_steps
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "inversion.budgets",
+    "Captioner": "captioning.captioner",
     "CropBox": "images",
     "DDIM": "inversion.ddim",
     "Direct": "inversion.direct",
@@ -94,6 +97,7 @@ _HOMES = {
     "invert": "inversion.invert",
     "invert_steps": "inversion.invert",
     "load": "models.load",
+    "load_captioner": "captioning.folder",
     "load_photo": "photos",
     "paste_back": "images",
     "psnr": "images",
@@ -108,6 +112,7 @@ _HOMES = {
 __all__ = [
     "DDIM",
     "Budget",
+    "Captioner",
     "CropBox",
     "Direct",
     "Edit",
@@ -151,6 +156,7 @@ __all__ = [
     "invert",
     "invert_steps",
     "load",
+    "load_captioner",
     "load_photo",
     "paste_back",
     "psnr",

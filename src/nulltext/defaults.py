@@ -3,6 +3,9 @@
 MODEL = "flowers"
 """The bundled model."""
 
+CAPTIONER = "flowers"
+"""The bundled captioner."""
+
 METHOD = "null-text"
 """The faithful inversion."""
 

@@ -14,6 +14,7 @@ from nulltext.cli.asked import Asked
 from nulltext.cli.options import (
     Align,
     BudgetOption,
+    CaptionerOption,
     CropOption,
     Detail,
     DeviceOption,
@@ -30,7 +31,7 @@ from nulltext.cli.options import (
     SourceBranch,
 )
 from nulltext.cli.report import Reporter, decibels
-from nulltext.cli.request import Opened, Request, obtain_inversion
+from nulltext.cli.request import Opened, Request, obtain_inversion, with_words
 
 if TYPE_CHECKING:
     from nulltext.cli.results import Placed
@@ -98,6 +99,7 @@ def edit(
     solver: SolverOption = None,
     inner_steps: InnerStepsOption = None,
     guidance: only.GuidanceOption = None,
+    captioner: CaptionerOption = None,
     crop: CropOption = None,
     size: SizeOption = None,
     model: ModelOption = defaults.MODEL,
@@ -152,6 +154,7 @@ def edit(
         mask=mask,
         full=full,
         low_memory=low_memory,
+        captioner=captioner,
     )
     request.check(asked.targets)
     asked.check()
@@ -170,6 +173,7 @@ def _edit(
     source_branch: SourceBranch,
 ) -> None:
     """Do it; everything was checked that can be without opening a file."""
+    from nulltext.cli.captions import check_readable
     from nulltext.cli.results import Canvas, place, save_placed, save_strip, save_sweep
     from nulltext.cli.work import open_model
     from nulltext.editing import edit_steps
@@ -177,9 +181,10 @@ def _edit(
     from nulltext.sampling import exact_source_step, source_step
 
     axes = asked.axes()
-    opened = Opened.of(request)
-    prompts = [opened.prompt, *asked.prompts]
+    opened = with_words(reporter, Opened.of(request), checkpoint[1])
+    prompts = [*([opened.prompt] if opened.request is request else []), *asked.prompts]
     loaded = open_model(reporter, *checkpoint, prompts, low_memory=request.low_memory)
+    check_readable(loaded, "--source", opened.prompt)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     specs = [*specs, *(sweep.specs if sweep else [])]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
@@ -217,6 +222,7 @@ def _report(
     reporter.result(
         {
             "outputs": outputs,
+            "source": header.prompt,
             "strip": str(files["strip"]) if files["strip"] else None,
             "sweep": str(files["sweep"]) if files["sweep"] else None,
             "psnr_bound": header.psnr_bound,

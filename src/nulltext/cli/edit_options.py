@@ -23,7 +23,8 @@ ImageArgument = Annotated[
     typer.Argument(metavar="[IMAGE]", help="The photo; may be left out with --inversion."),
 ]
 SourceOption = Annotated[
-    str | None, typer.Option("--source", help="What the photo shows, in words.")
+    str | None,
+    typer.Option("--source", help="What the photo shows, in words; auto: ask a captioner."),
 ]
 TargetOption = Annotated[
     list[str] | None,

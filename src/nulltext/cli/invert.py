@@ -12,6 +12,7 @@ import typer
 from nulltext import defaults
 from nulltext.cli.options import (
     BudgetOption,
+    CaptionerOption,
     CropOption,
     DeviceOption,
     DTypeOption,
@@ -42,7 +43,8 @@ def invert(
         typer.Option(
             "--prompt",
             metavar="P",
-            help="What the photo shows, in words; for several photos one for all, or one each.",
+            help="What the photo shows, in words, or auto to ask a captioner; for several photos "
+            "one for all, or one each.",
         ),
     ],
     output: Annotated[
@@ -76,6 +78,7 @@ def invert(
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="W", help="How strongly words will steer.")
     ] = defaults.GUIDANCE_SCALE,
+    captioner: CaptionerOption = None,
     crop: CropOption = None,
     size: SizeOption = None,
     model: ModelOption = defaults.MODEL,
@@ -95,15 +98,26 @@ def invert(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli import work
+    from nulltext.cli.captions import AUTO, check_captioner_use, check_readable, written_prompt
     from nulltext.framing import parse_size
     from nulltext.inversion.budgets import planned
 
+    check_captioner_use("--prompt", AUTO if AUTO in prompt else None, captioner)
     plan = planned(method, budget=budget, solver=solver, num_steps=steps, inner_steps=inner_steps)
     prompts = _one_each(prompt, len(images))
     targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)
     photos = work.open_photos(images, crop, wanted)
-    loaded = work.open_model(reporter, model, device, dtype, prompts, low_memory=low_memory)
+    given = [text for text in prompts if text != AUTO]
+    prompts = [
+        written_prompt(reporter, "--prompt", photo, box, captioner, device)
+        if text == AUTO
+        else text
+        for text, place in zip(prompts, photos, strict=True)
+    ]
+    loaded = work.open_model(reporter, model, device, dtype, given, low_memory=low_memory)
+    for text in prompts:
+        check_readable(loaded, "--prompt", text)
     common: dict[str, Any] = {"plan": plan, "guidance": guidance, "seed": seed}
     made: list[Inversion] = []
     if len(photos) == 1:
@@ -174,6 +188,7 @@ def _report(
     rows: list[dict[str, Any]] = [
         {
             "file": str(target),
+            "prompt": inversion.header.prompt,
             "method": inversion.header.method,
             "psnr_bound": inversion.header.psnr_bound,
             "psnr_reconstruction": inversion.header.psnr_reconstruction,

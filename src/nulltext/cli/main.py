@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 
 from nulltext.cli.attention import attention
+from nulltext.cli.caption import caption
+from nulltext.cli.convert_captioner import convert_captioner
 from nulltext.cli.edit import edit
 from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
@@ -40,7 +42,9 @@ app.command()(replay)
 app.command()(inspect)
 app.command()(attention)
 app.command()(study)
+app.command()(caption)
 app.command()(train)
+app.command("convert-captioner")(convert_captioner)
 
 
 def _version(wanted: bool) -> None:

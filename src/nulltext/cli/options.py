@@ -72,6 +72,15 @@ ModelOption = Annotated[
         "--model", metavar="MODEL", help="Bundled name, diffusers folder, or hub id (owner/name)."
     ),
 ]
+CaptionerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--captioner",
+        metavar="FOLDER",
+        help="Captioner that `nulltext train --stage captioner` or `convert-captioner` made; "
+        "default: the bundled one.",
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda, mps; default: the best there is."),

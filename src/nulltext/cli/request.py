@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nulltext import defaults
 from nulltext.cli.arguments import numbered
+from nulltext.cli.captions import AUTO, check_captioner_use, written_prompt
 from nulltext.cli.options import Budget, Method, Solver
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
@@ -48,11 +49,14 @@ class Request:
     mask: Path | None
     full: bool
     low_memory: bool
+    captioner: str | None = None
+    """Who writes the source prompt where it is `auto`."""
 
     def check(self, targets: Sequence[str]) -> None:
         """Refuse what cannot be meant, before anything is opened."""
         if not targets:
             raise OptionError('There is no --target; say what the photo shall show: --target "…".')
+        check_captioner_use("--source", self.source, self.captioner)
         if self.inversion is None:
             if self.image is None:
                 raise OptionError("There is no IMAGE; pass a photo, or --inversion FILE.")
@@ -170,6 +174,17 @@ class Opened:
     def prompt(self) -> str:
         """The source prompt."""
         return self.saved.header.prompt if self.saved else str(self.request.source)
+
+
+def with_words(reporter: Reporter, opened: Opened, device: str | None) -> Opened:
+    """With a captioner's words for the source prompt, where it was `auto`."""
+    request = opened.request
+    if request.source != AUTO or opened.photo is None:
+        return opened
+    caption = written_prompt(
+        reporter, "--source", opened.photo, opened.box, request.captioner, device
+    )
+    return replace(opened, request=replace(request, source=caption))
 
 
 def _cropped(request: Request, drawn: object | None) -> tuple[Photo, CropBox, tuple[int, int]]:

@@ -43,6 +43,7 @@ class Stage(StrEnum):
     DECODER = "decoder"
     DENOISER = "denoiser"
     EXPORT = "export"
+    CAPTIONER = "captioner"
 
 
 def train(
@@ -61,7 +62,9 @@ def train(
     ] = "flowers",
     stage: Annotated[
         list[Stage] | None,
-        typer.Option("--stage", help="Only this stage; may be repeated. Default: all."),
+        typer.Option(
+            "--stage", help="Only this stage; may be repeated. Default: all but the captioner."
+        ),
     ] = None,
     resume: Annotated[
         bool | None,
@@ -85,6 +88,8 @@ def train(
     from there, also with other stages already done.
 
     Example: [bold]nulltext train photos/ -o my-flowers --config flowers[/bold]
+
+    A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.models.load import find_device, load
@@ -105,7 +110,8 @@ def train(
     )
     trained, held_out = shop.examples
     reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
-    wanted = stage or list(Stage)
+    wanted = stage or [name for name in Stage if name is not Stage.CAPTIONER]
+    beside = output.with_name(f"{output.name}-{Stage.CAPTIONER}")
     started = time.monotonic()
     for name, run in STAGES.items():
         if name in wanted:
@@ -122,6 +128,15 @@ def train(
             f"Saved the model {output}",
             f'Next: nulltext edit PHOTO --source "…" --target "…" --model '
             f"{shlex.quote(str(output))}",
+        ]
+    if Stage.CAPTIONER in wanted:
+        from nulltext.training.captioner_export import export_captioner
+
+        export_captioner(shop, beside)
+        values["captioner"] = str(beside)
+        lines += [
+            f"Saved the captioner {beside}",
+            f"Next: nulltext caption PHOTO --captioner {shlex.quote(str(beside))}",
         ]
     reporter.result(values, lines)
 

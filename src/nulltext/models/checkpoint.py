@@ -126,6 +126,8 @@ def _library_class(name: str) -> Any:
         "AutoencoderKL": diffusers,
         "CLIPTextModel": transformers,
         "CLIPTextModelWithProjection": transformers,
+        "CLIPVisionModelWithProjection": transformers,
+        "GPT2LMHeadModel": transformers,
     }
     return getattr(known[name], name)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from nulltext.errors import OptionError, reason_of
 from nulltext.training.autoencoder import AutoencoderLoss
+from nulltext.training.captioner import CaptionerRecipe
 from nulltext.training.captions import CaptionSettings
 from nulltext.training.denoiser import DenoiserLoss
 from nulltext.training.latents import ViewSettings
@@ -97,6 +98,8 @@ class Recipe:
     """Pixels to latents and back."""
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
     """Latents from noise and words."""
+    captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
+    """Words from photos."""
 
     def __post_init__(self) -> None:
         stride = 2 ** (len(self.autoencoder.channels) - 1)
@@ -116,6 +119,13 @@ class Recipe:
             raise OptionError(
                 f"The denoiser has {len(self.denoiser.channels)} channels and "
                 f"{len(self.denoiser.attention)} attention flags; give one for each."
+            )
+
+        eyes = self.captioner
+        if eyes.side % eyes.patch or eyes.width % eyes.heads:
+            raise OptionError(
+                f"The captioner sees {eyes.side} pixels in patches of {eyes.patch} and has "
+                f"{eyes.heads} heads of a width of {eyes.width}; both must divide."
             )
 
     def to_json(self) -> str:

@@ -3,6 +3,7 @@
     tokenizer -> autoencoder -> decoder            words to tokens; pixels to latents and back
                             \\-> views -> denoiser   photos to latents; latents from noise and words
     export                                         an ordinary Stable Diffusion folder
+    captioner                                      photos to words: apart from all of them
 
 Decoder and denoiser need the encoder only, so they may train at the same time. All state is in one
 work folder: killed at any moment, every stage continues from its last checkpoint.
@@ -31,11 +32,13 @@ from nulltext.training.build import (
     build_text_encoder,
     build_unet,
 )
+from nulltext.training.captioner import CaptionerStage, build_captioner
 from nulltext.training.captions import CaptionSettings, compose
 from nulltext.training.collection import TRAIN, Example, digest, load_pixels, read_collection
 from nulltext.training.denoiser import DenoiserStage
 from nulltext.training.latents import Views, encode_views, load_views, save_views
 from nulltext.training.loop import (
+    Objective,
     TrainInfo,
     averaged_weights,
     checkpoint_path,
@@ -197,6 +200,19 @@ def denoiser_stage(shop: Workshop) -> Stage:
     yield from _run(shop, objective, "denoiser", recipe)
 
 
+def captioner_stage(shop: Workshop) -> Stage:
+    """Train the captioner; needs no other stage."""
+    own = shop.recipe.captioner
+    captioner = build_captioner(
+        own, tokenizer_of(shop), name=shop.recipe.name, seed=shop.recipe.seed
+    )
+    captioner.model.to(shop.device).train()
+    objective = CaptionerStage(captioner, shop.pixels, shop.examples[0], own)
+    labels = [[repr(e.captions), e.kind, e.colour, e.background] for e in shop.examples[0]]
+    read = hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]
+    yield from _run(shop, objective, "captioner", f"{_without_loops(own)} {read}")
+
+
 def untrained(shop: Workshop, vae: AutoencoderKL, *, scale: float) -> LatentDiffusion:
     """The model around an autoencoder; UNet and text encoder as the stage begins with them."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -247,15 +263,14 @@ def encoder_of(shop: Workshop) -> tuple[AutoencoderKL, str]:
     return vae.requires_grad_(False), identity.hexdigest()[:16]
 
 
-def _run(
-    shop: Workshop, objective: AutoencoderStage | DenoiserStage, stage: str, recipe: str
-) -> Stage:
+def _run(shop: Workshop, objective: Objective, stage: str, recipe: str) -> Stage:
     """A stage's loop; its weights want gradients and nothing else does."""
     own = shop.recipe
     settings = {
         "autoencoder": own.autoencoder.loop,
         "decoder": own.autoencoder.decoder_loop,
         "denoiser": own.denoiser.loop,
+        "captioner": own.captioner.loop,
     }[stage]
     objective.module.requires_grad_(True)
     yield from train(
@@ -283,6 +298,7 @@ STAGES = {
     "autoencoder": autoencoder_stage,
     "decoder": decoder_stage,
     "denoiser": denoiser_stage,
+    "captioner": captioner_stage,
 }
 """Stages that train, in order."""
 

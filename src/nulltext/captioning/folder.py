@@ -1,0 +1,242 @@
+"""A captioner on disk: safetensors and JSON, each part as its own library writes it.
+
+config.json         format, version, name; the mapper's kind and sizes; the tokenizer's class
+mapper.safetensors  the mapping network
+clip/               transformers' CLIPVisionModelWithProjection, with preprocessor_config.json
+gpt2/               transformers' GPT2LMHeadModel
+tokenizer/          CLIPTokenizer or GPT2Tokenizer
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
+from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
+from nulltext.defaults import CAPTIONER
+from nulltext.errors import ModelError, OutputError
+from nulltext.files import replace_file, unwritable
+from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
+from nulltext.models.load import find_device
+
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+FORMAT = "nulltext-captioner"
+VERSION = 1
+CONFIG, MAPPER, PIXELS = "config.json", "mapper.safetensors", "clip/preprocessor_config.json"
+TOKENIZERS = ("CLIPTokenizer", "GPT2Tokenizer")
+MAKE_ONE = (
+    "make one of your photos (nulltext train PHOTOS -o NAME --stage captioner, then "
+    "--captioner NAME-captioner), or convert published ClipCap weights "
+    "(nulltext convert-captioner)"
+)
+
+
+def bundled_captioners() -> tuple[str, ...]:
+    """Names of the captioners that come with the package."""
+    return tuple(sorted(p.parent.name for p in BUNDLED_FOLDER.glob(f"*/{CONFIG}")))
+
+
+def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None) -> Captioner:
+    """Load a captioner by its bundled name or from its folder.
+
+    Raises:
+        ModelError: there is none of this name, or its folder is damaged, newer, or something else.
+        OptionError: the device cannot be used here.
+    """
+    folder = _locate(source)
+    target = find_device(device)
+    checkpoint = Checkpoint(folder)
+    config = checkpoint.json(CONFIG)
+    if config.get("format") != FORMAT:
+        raise ModelError(f"'{folder}' is no captioner: {MAKE_ONE}.")
+    if config.get("version") != VERSION:
+        raise ModelError(
+            f"The captioner '{folder}' has version {config.get('version')}, and this nulltext "
+            f"reads version {VERSION}; get a newer nulltext, or make the captioner again."
+        )
+    with quiet_libraries():
+        try:
+            mapper = _mapper(config["mapper"], folder)
+            unit, tokenizer = bool(config["unit_features"]), config["tokenizer"]
+            eyes = _eyes(checkpoint.json(PIXELS))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"The settings of the captioner '{folder}' cannot be read ({error!r}); "
+                "get it again."
+            ) from error
+        model = CaptionModel(
+            checkpoint.component("clip", "CLIPVisionModelWithProjection"),
+            mapper,
+            checkpoint.component("gpt2", "GPT2LMHeadModel"),
+            unit_features=unit,
+        )
+        words = read_tokenizer(tokenizer, folder / "tokenizer")
+    if len(words) > model.gpt.config.vocab_size:
+        raise ModelError(
+            f"The captioner '{folder}' has {len(words)} tokens and GPT-2 knows "
+            f"{model.gpt.config.vocab_size}; get it again."
+        )
+    model.to(target).requires_grad_(False).eval()
+    return Captioner(str(config.get("name", folder.name)), model, words, eyes)
+
+
+def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write a captioner, whole or not at all; one that is there already is replaced.
+
+    Args:
+        dtype: precision of the weights on disk.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    check_captioner_target(folder)
+    model, fresh = captioner.model, folder.with_name(f"{folder.name}.partial")
+    tensors = {n: t.to("cpu", dtype).contiguous() for n, t in model.mapper.state_dict().items()}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": captioner.name,
+        "mapper": {"kind": name_of(model.mapper), **dataclasses.asdict(model.mapper.settings)},
+        "unit_features": model.unit_features,
+        "tokenizer": type(captioner.tokenizer).__name__,
+    }
+    assert config["tokenizer"] in TOKENIZERS, config["tokenizer"]
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, part in (("clip", model.clip), ("gpt2", model.gpt)):
+            before = part.dtype
+            part.to(dtype).save_pretrained(fresh / name)
+            part.to(before)
+        captioner.tokenizer.save_pretrained(fresh / "tokenizer")
+        replace_file(fresh / MAPPER, safetensors.torch.save(tensors))
+        replace_file(fresh / PIXELS, _written(_pixels(captioner.eyes)))
+        replace_file(fresh / CONFIG, _written(config))
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.replace(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def check_captioner_target(folder: Path) -> None:
+    """Refuse early a folder that holds something else.
+
+    Raises:
+        OutputError: it is a file, or is neither empty nor a captioner.
+    """
+    if folder.is_file():
+        raise OutputError(f"'{folder}' is a file: give the name of a folder.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        known = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise OutputError(f"'{folder}' is not empty and holds no captioner: choose another folder.")
+
+
+def read_tokenizer(kind: str, source: str | Path) -> Any:
+    """A tokenizer of one of the known classes, from a folder or a hub id.
+
+    Raises:
+        ModelError: it is of another class, or cannot be read.
+    """
+    import transformers
+
+    if kind not in TOKENIZERS:
+        raise ModelError(f"The tokenizer is a {kind!r}; known are {', '.join(TOKENIZERS)}.")
+    try:
+        tokenizer = getattr(transformers, kind).from_pretrained(str(source))
+        if not tokenizer.encode(".", add_special_tokens=False):
+            raise ValueError("its vocabulary is empty")
+        return tokenizer
+    except Exception as error:  # the library raises many kinds; the reason is in the text
+        raise ModelError(
+            f"The tokenizer '{source}' cannot be loaded ({first_line(error)}); get it again."
+        ) from error
+
+
+def read_eyes(path: Path) -> Eyes:
+    """CLIP's wishes from a preprocessor_config.json as transformers writes it.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    try:
+        return _eyes(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"'{path}' cannot be read ({error!r}); get the CLIP model again."
+        ) from error
+
+
+def _locate(source: str | Path) -> Path:
+    if str(source) in bundled_captioners():
+        return BUNDLED_FOLDER / str(source)
+    folder = Path(source).expanduser()
+    if str(source) and folder.is_dir():
+        return folder
+    if str(source) == CAPTIONER:
+        raise ModelError(f"This nulltext comes without a captioner: {MAKE_ONE}.")
+    names = ", ".join(bundled_captioners()) or "none"
+    raise ModelError(
+        f"There is no captioner '{source}': it is neither bundled ({names}) nor an existing "
+        f"folder; {MAKE_ONE}."
+    )
+
+
+def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
+    """The mapper of a folder, its weights read as float32."""
+    sizes = dict(config)
+    settings, network = MAPPERS[sizes.pop("kind")]
+    mapper: Mapper = network(settings(**sizes))
+    try:
+        tensors = safetensors.torch.load_file(folder / MAPPER)
+        mapper.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            f"The mapper of the captioner '{folder}' cannot be loaded ({first_line(error)}); "
+            "get it again."
+        ) from error
+    return mapper
+
+
+def _eyes(config: Mapping[str, Any]) -> Eyes:
+    side = config["crop_size"]
+    side = side["height"] if isinstance(side, Mapping) else side
+    mean, deviation = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
+    if len(mean) != 3 or len(deviation) != 3:
+        raise ValueError("there are three channels")
+    return Eyes(int(side), mean, deviation)
+
+
+def _pixels(eyes: Eyes) -> dict[str, Any]:
+    """As transformers' CLIPImageProcessor reads it."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": eyes.side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": eyes.side, "width": eyes.side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(eyes.mean),
+        "image_std": list(eyes.deviation),
+        "do_convert_rgb": True,
+    }
+
+
+def _written(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

@@ -1,0 +1,244 @@
+"""The captioner's stage: CLIP's eyes, the mapper and GPT-2 from nothing, on captions and labels.
+
+    L = -E (1/n) sum_i log p(w_i | prefix(x), w_1 … w_{i-1})  +  a sum_labels CE(head(f), label)
+
+x is a random crop of a photo, mirrored at random, a little lighter or darker; f its embedding. The
+last w is the full stop. The heads read kind, colour and background off f where the photo's label
+has them: a shortcut for gradients into a vision model that begins from nothing and has few photos;
+they are not exported. There is no dropout, whose chance is not the step's own.
+Source: Mokady, Hertz and Bermano 2021 (ClipCap), eq. 1 and sec. 3.1 (all parts are trained here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nulltext.captioning.captioner import STOP, Captioner, CaptionModel, Eyes, stop_token
+from nulltext.captioning.decoding import LONGEST
+from nulltext.captioning.mapping import MlpMapper, MlpSettings
+from nulltext.images import to_pil
+from nulltext.strip import Tile, tile_grid
+from nulltext.training.captions import CaptionSettings, compose
+from nulltext.training.collection import Example, as_floats
+from nulltext.training.loop import LoopSettings
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+SHOWN, COLUMNS = 16, 8
+"""Held-out photos in the sample pictures, and how many stand in a row."""
+LABELS = ("kind", "colour", "background")
+IGNORED = -100
+"""Stands for no token and no label in a cross-entropy."""
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a photo is varied."""
+
+    smallest_crop: float = 0.6
+    """Side of the smallest random crop, as a share of the photo's."""
+    stretch: float = 0.15
+    """Most that a crop's width and height differ, as a share."""
+    light: float = 0.15
+    """Most that the brightness changes, as a share; hues stay, for the words name them."""
+
+
+@dataclass(frozen=True)
+class CaptionerRecipe:
+    """The captioner and its stage."""
+
+    side: int = 64
+    """Pixels of the square that CLIP sees."""
+    patch: int = 8
+    """Pixels of a patch."""
+    width: int = 192
+    """Width of CLIP, of its embedding, and of GPT-2."""
+    vision_layers: int = 5
+    """Layers of CLIP."""
+    heads: int = 4
+    """Heads of each layer."""
+    language_layers: int = 3
+    """Layers of GPT-2."""
+    prefix_length: int = 6
+    """Words' places that the photo takes."""
+    hidden: int = 384
+    """Hidden width of the mapper, an MLP."""
+    captions: CaptionSettings = field(
+        default_factory=lambda: CaptionSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    )
+    """How captions are composed: by default all that is known is said."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How photos are varied."""
+    label_weight: float = 0.5
+    """a: how much the heads count."""
+    loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(6000, 64, 6e-4, weight_decay=0.05)
+    )
+    """Everything together."""
+
+
+def build_captioner(
+    recipe: CaptionerRecipe, tokenizer: CLIPTokenizer, *, name: str, seed: int
+) -> Captioner:
+    """The captioner with weights drawn from a seed."""
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+        GPT2Config,
+        GPT2LMHeadModel,
+    )
+
+    vision = CLIPVisionConfig(
+        hidden_size=recipe.width,
+        intermediate_size=MLP_RATIO * recipe.width,
+        projection_dim=recipe.width,
+        num_hidden_layers=recipe.vision_layers,
+        num_attention_heads=recipe.heads,
+        image_size=recipe.side,
+        patch_size=recipe.patch,
+    )
+    language = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=recipe.prefix_length + LONGEST,
+        n_embd=recipe.width,
+        n_layer=recipe.language_layers,
+        n_head=recipe.heads,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    sizes = MlpSettings(recipe.width, recipe.hidden, recipe.prefix_length, recipe.width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CaptionModel(
+            CLIPVisionModelWithProjection(vision),
+            MlpMapper(sizes),
+            GPT2LMHeadModel(language),
+            unit_features=False,
+        )
+    return Captioner(name, model, tokenizer, Eyes(recipe.side))
+
+
+class CaptionerStage:
+    """Trains a captioner on labelled or captioned photos."""
+
+    stage = "captioner"
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        pixels: tuple[Tensor, Tensor],
+        examples: Sequence[Example],
+        recipe: CaptionerRecipe,
+    ) -> None:
+        """Args: pixels: of the examples and of held-out photos, [N, 3, S, S], uint8."""
+        self.captioner, self.recipe, self.examples = captioner, recipe, examples
+        self.pixels, held_out = pixels
+        self.device = captioner.model.gpt.device
+        self.shown = as_floats(held_out[:SHOWN])
+        self.stop = stop_token(captioner.tokenizer)
+        self.known: dict[str, list[int]] = {}
+        self.labels = {name: _classes(examples, name) for name in LABELS}
+        width = captioner.model.mapper.settings.features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            heads = {
+                name: nn.Linear(width, int(labels.max()) + 1)
+                for name, labels in self.labels.items()
+                if int(labels.max()) > 0
+            }
+        self.heads = nn.ModuleDict(heads).to(self.device)
+        self.module: nn.Module = nn.ModuleDict({"model": captioner.model, "heads": self.heads})
+
+    def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of `batch_size` varied photos under freshly composed captions."""
+        rows = torch.randint(len(self.examples), (batch_size,), generator=rng)
+        pixels = torch.cat([self._varied(self.pixels[row], rng) for row in rows])
+        captions = [compose(self.examples[row], self.recipe.captions, (), rng).text for row in rows]
+        model = self.captioner.model
+        features = model.features(self.captioner.eyes.standardised(pixels).to(self.device))
+        tokens = self._tokens(captions).to(self.device)
+        words = word_loss(model, features, tokens)
+        loss, parts = words, {"words": float(words.detach())}
+        for name, head in self.heads.items():
+            labels = self.labels[name][rows].to(self.device)
+            if not bool((labels != IGNORED).any()):
+                continue
+            scores = head(features).float()
+            astray = functional.cross_entropy(scores, labels, ignore_index=IGNORED)
+            loss = loss + self.recipe.label_weight * astray
+            right = (scores.argmax(-1) == labels)[labels != IGNORED]
+            parts[name] = float(right.float().mean())
+        return loss, parts
+
+    def picture(self) -> Image.Image:
+        """Held-out photos above what the captioner says of them."""
+        side, tiles = self.captioner.eyes.side, []
+        for photo in self.shown:
+            seen = _resized(photo[None] * 0.5 + 0.5, side)
+            text = self.captioner.read(self.captioner.eyes.standardised(seen), beams=1)
+            tiles.append(Tile(to_pil(photo[None]), text or "(nothing)"))
+        return tile_grid([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])
+
+    def _varied(self, pixels: Tensor, rng: torch.Generator) -> Tensor:
+        """A crop of a photo [3, S, S], uint8, as [1, 3, side, side] in [0, 1]."""
+        own, side = self.recipe.augmentation, pixels.shape[-1]
+        size, stretch, across, down, light, mirrored = torch.rand(6, generator=rng).tolist()
+        largest = own.smallest_crop + (1 - own.smallest_crop) * size
+        narrow = 1 - own.stretch * abs(2 * stretch - 1)
+        wide, tall = (largest, largest * narrow) if stretch < 0.5 else (largest * narrow, largest)
+        width, height = max(1, round(side * wide)), max(1, round(side * tall))
+        left, top = int(across * (side - width + 1)), int(down * (side - height + 1))
+        cut = pixels[:, top : top + height, left : left + width].float()[None] / 255.0
+        seen = _resized(cut, self.recipe.side) * (1 + own.light * (2 * light - 1))
+        return (seen.flip(-1) if mirrored < 0.5 else seen).clamp(0, 1)
+
+    def _tokens(self, captions: Sequence[str]) -> Tensor:
+        """Token ids with the full stop, [B, longest], padded with IGNORED."""
+        for text in captions:
+            if text not in self.known:
+                ids = self.captioner.tokenizer.encode(
+                    text.rstrip(f" {STOP}"), add_special_tokens=False
+                )
+                self.known[text] = [*ids[: self.captioner.model.longest - 1], self.stop]
+        rows = [torch.tensor(self.known[text]) for text in captions]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+
+
+def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
+    """Mean -log p per token of captions that follow their photos' prefixes.
+
+    Args:
+        features: [B, features]. tokens: [B, n], the full stop included, then IGNORED.
+    """
+    prefix = model.mapper(features)
+    read = model.gpt.get_input_embeddings()(tokens.clamp(min=0))
+    logits = model.gpt(inputs_embeds=torch.cat([prefix.to(read.dtype), read], dim=1)).logits
+    before = prefix.shape[1] - 1  # what the prefix's last place predicts is the first word
+    scores = logits[:, before : before + tokens.shape[1]].float()
+    return functional.cross_entropy(scores.flatten(0, 1), tokens.flatten(), ignore_index=IGNORED)
+
+
+def _classes(examples: Sequence[Example], name: str) -> Tensor:
+    """Each example's label as a number in the order of the alphabet, IGNORED where unknown."""
+    values = sorted({value for e in examples if (value := getattr(e, name)) is not None})
+    numbers = {value: number for number, value in enumerate(values)}
+    return torch.tensor([numbers.get(getattr(e, name), IGNORED) for e in examples])
+
+
+def _resized(pixels: Tensor, side: int) -> Tensor:
+    """[B, 3, H, W] in [0, 1], bicubic and antialiased, to [B, 3, side, side]."""
+    return functional.interpolate(
+        pixels, (side, side), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
