@@ -83,17 +83,8 @@ def invert(
         prompt = written_prompt(reporter, "--prompt", photo, box, captioner, device)
     loaded = open_model(reporter, model, device, dtype, given)
     check_readable(loaded, "--prompt", prompt)
-    inversion = invert_with_bars(
-        reporter,
-        loaded,
-        photo,
-        prompt,
-        box,
-        wanted,
-        plan=plan,
-        guidance=guidance,
-        seed=seed,
-    )
+    asked = (reporter, loaded, photo, prompt, box, wanted)
+    inversion = invert_with_bars(*asked, plan=plan, guidance=guidance, seed=seed)
     inversion.save(target)
     header = inversion.header
     reporter.result(
