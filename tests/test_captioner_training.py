@@ -41,7 +41,7 @@ RECIPE = {
         "prefix_length": 2,
         "hidden": 32,
         "loop": {
-            "steps": 90,
+            "steps": 240,
             "batch_size": 12,
             "learning_rate": 6e-3,
             "warmup_steps": 5,
@@ -192,7 +192,7 @@ def test_stages_and_settings_are_checked(recipe, tmp_path):
     with pytest.raises(OptionError, match="patches of 5"):
         load_recipe(str(tmp_path / "odd.json"))
     assert load_recipe(str(recipe)).captioner.loop == LoopSettings(
-        90, 12, 6e-3, warmup_steps=5, ema_decay=0.9
+        240, 12, 6e-3, warmup_steps=5, ema_decay=0.9
     )
 
 

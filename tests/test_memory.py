@@ -36,14 +36,13 @@ def noise(seed, *shape):
 def differentiate(model):
     """One null-text gradient."""
     shape = (1, *model.latents_shape)
+    embeds = model.embed([SOURCE])
     task = StepTask.at(
-        model,
-        noise(0, *shape),
-        noise(1, *shape),
-        model.embed([SOURCE]),
+        *(model, noise(0, *shape), noise(1, *shape), embeds),
         timestep=501,
         num_steps=2,
-        guidance_scale=7.5,
+        share=1 - 7.5,
+        prompt_embeds=embeds,
     )
     null_embeds = model.embed([""]).requires_grad_(True)
     with model.frozen():

@@ -79,14 +79,15 @@ class TransformerMapper(nn.Module):
         self.linear = nn.Linear(settings.features, settings.clip_length * settings.width)
         self.prefix_const = nn.Parameter(torch.randn(settings.prefix_length, settings.width))
         self.transformer = nn.Module()
-        self.transformer.layers = nn.ModuleList(_Layer(settings) for _ in range(settings.layers))
+        self._layers = [_Layer(settings) for _ in range(settings.layers)]
+        self.transformer.layers = nn.ModuleList(self._layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings [B, features] to prefixes [B, P, D]."""
         spread = self.linear(features).unflatten(1, (self.settings.clip_length, -1))
         constants = self.prefix_const.expand(len(features), -1, -1)
         rows = torch.cat([spread, constants], dim=1)
-        for layer in self.transformer.layers:
+        for layer in self._layers:
             rows = layer(rows)
         return rows[:, self.settings.clip_length :]
 

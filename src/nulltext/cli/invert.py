@@ -110,9 +110,7 @@ def invert(
     photos = work.open_photos(images, crop, wanted)
     given = [text for text in prompts if text != AUTO]
     prompts = [
-        written_prompt(reporter, "--prompt", photo, box, captioner, device)
-        if text == AUTO
-        else text
+        text if text != AUTO else written_prompt(reporter, "--prompt", *place, captioner, device)
         for text, place in zip(prompts, photos, strict=True)
     ]
     loaded = work.open_model(reporter, model, device, dtype, given, low_memory=low_memory)

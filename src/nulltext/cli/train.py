@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,6 +28,7 @@ from nulltext.files import unwritable
 
 if TYPE_CHECKING:
     from nulltext.training.loop import TrainInfo
+    from nulltext.training.stages import Workshop
 
 STATE = "training"
 """What is appended to the model folder's name for the folder with checkpoints and samples."""
@@ -92,39 +93,73 @@ def train(
     A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    from nulltext.models.load import find_device, load
-    from nulltext.training.recipe import load_recipe
-    from nulltext.training.stages import STAGES, Workshop, autocast_dtype
-
-    recipe = load_recipe(config)
-    folder = output.with_name(f"{output.name}.{STATE}")
-    _prepare(folder, resume)
-    target = find_device(device)
-    shop = Workshop(
-        recipe=recipe,
-        photos=photos,
-        folder=folder,
-        device=target,
-        autocast=autocast_dtype(autocast, target),
-        origin=None if init is None else load(init, device="cpu"),
-    )
-    trained, held_out = shop.examples
-    reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
     wanted = stage or [name for name in Stage if name is not Stage.CAPTIONER]
-    beside = output.with_name(f"{output.name}-{Stage.CAPTIONER}")
+    shop = _workshop(photos, output, (config, init), (device, autocast))
+    trained, held_out = shop.examples
+    _check_outputs(shop, output, wanted)
+    _prepare(shop.folder, resume)
+    reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
+    from nulltext.training.stages import STAGES
+
     started = time.monotonic()
     for name, run in STAGES.items():
         if name in wanted:
             _with_bars(reporter, run(shop))
     values: dict[str, object] = {"model": None, "seconds": round(time.monotonic() - started, 1)}
-    lines = [f"Checkpoints and samples are in {folder}"]
+    lines = _write(reporter, shop, output, wanted, values)
+    reporter.result(values, lines or [f"Checkpoints and samples are in {shop.folder}"])
+
+
+def _workshop(
+    photos: Path, output: Path, begin: tuple[str, str | None], machine: tuple[str | None, str]
+) -> Workshop:
+    """Everything that is asked for, found and read before anything is touched."""
+    from nulltext.models.load import find_device, load
+    from nulltext.training.recipe import load_recipe
+    from nulltext.training.stages import Workshop, autocast_dtype
+
+    if not output.name:
+        raise OptionError(f"'{output}' names no folder of its own; give -o a name for the model.")
+    (config, init), (device, autocast) = begin, machine
+    target = find_device(device)
+    return Workshop(
+        recipe=load_recipe(config),
+        photos=photos,
+        folder=output.with_name(f"{output.name}.{STATE}"),
+        device=target,
+        autocast=autocast_dtype(autocast, target),
+        origin=None if init is None else load(init, device="cpu"),
+    )
+
+
+def _check_outputs(shop: Workshop, output: Path, wanted: Sequence[Stage]) -> None:
+    """Refuse names that nothing can be written under, before hours of training."""
+    if Stage.EXPORT in wanted:
+        from nulltext.training.export import check_output
+
+        check_output(output, shop.recipe)
+    if Stage.CAPTIONER in wanted:
+        from nulltext.captioning.folder import check_captioner_target
+
+        check_captioner_target(captioner_beside(output))
+
+
+def _write(
+    reporter: Reporter,
+    shop: Workshop,
+    output: Path,
+    wanted: Sequence[Stage],
+    values: dict[str, object],
+) -> list[str]:
+    """Write model and captioner where they are wanted; adds to `values`, returns what to say."""
+    lines: list[str] = []
     if Stage.EXPORT in wanted:
         from nulltext.training.export import export
 
         with reporter.busy("Writing the model …"):
             export(shop, output, commit=_commit())
         values["model"] = str(output)
-        lines = [
+        lines += [
             f"Saved the model {output}",
             f'Next: nulltext edit PHOTO --source "…" --target "…" --model '
             f"{shlex.quote(str(output))}",
@@ -132,13 +167,19 @@ def train(
     if Stage.CAPTIONER in wanted:
         from nulltext.training.captioner_export import export_captioner
 
+        beside = captioner_beside(output)
         export_captioner(shop, beside)
         values["captioner"] = str(beside)
         lines += [
             f"Saved the captioner {beside}",
             f"Next: nulltext caption PHOTO --captioner {shlex.quote(str(beside))}",
         ]
-    reporter.result(values, lines)
+    return lines
+
+
+def captioner_beside(output: Path) -> Path:
+    """The captioner's folder for a model's."""
+    return output.with_name(f"{output.name}-{Stage.CAPTIONER}")
 
 
 def _prepare(folder: Path, resume: bool | None) -> None:

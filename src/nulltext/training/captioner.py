@@ -173,13 +173,11 @@ class CaptionerStage:
         loss, parts = words, {"words": float(words.detach())}
         for name, head in self.heads.items():
             labels = self.labels[name][rows].to(self.device)
-            if not bool((labels != IGNORED).any()):
-                continue
-            scores = head(features).float()
-            astray = functional.cross_entropy(scores, labels, ignore_index=IGNORED)
-            loss = loss + self.recipe.label_weight * astray
-            right = (scores.argmax(-1) == labels)[labels != IGNORED]
-            parts[name] = float(right.float().mean())
+            scores, known = head(features).float(), max(int((labels != IGNORED).sum()), 1)
+            # A sum over none is 0 with a gradient, which keeps the optimiser's count of updates.
+            astray = functional.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum")
+            loss = loss + self.recipe.label_weight * astray / known
+            parts[name] = float((scores.argmax(-1) == labels).sum()) / known
         return loss, parts
 
     def picture(self) -> Image.Image:

@@ -22,8 +22,8 @@ as what it knows, words that are not in its captions mean little to it, and shap
 colours. It may remember training photos. It is no general image model.
 
 ## Licence
-The weights are under the licence of the package. The photos belong to their authors, whose own
-licences hold for them; they are not part of the model's folder.
+That of whoever trained it. The photos belong to their authors, whose own licences hold for them;
+they are not part of the model's folder.
 """
 
 

@@ -21,10 +21,13 @@ from nulltext.training.build import SCHEDULER
 from nulltext.training.card import model_card
 from nulltext.training.latents import load_views
 from nulltext.training.loop import averaged_weights, checkpoint_path
+from nulltext.training.recipe import Recipe
 from nulltext.training.stages import Workshop, encoder_of, untrained, views_place
 
 SHARD = "15MB"
 """Largest file of weights."""
+
+RECIPE_FILE = "recipe.json"
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -65,6 +68,29 @@ def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int]]:
     return model, done | {"denoiser": updates}
 
 
+def check_output(folder: Path, recipe: Recipe) -> None:
+    """Refuse to put a model where something else is.
+
+    Raises:
+        OutputError: there is a file, a folder with something in it, or another recipe's model.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not folder.exists():
+        if not folder.parent.is_dir():
+            raise OutputError(f"The folder '{folder.parent}' does not exist: create it first.")
+        return
+    try:
+        name = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    if name != recipe.name:
+        raise OutputError(
+            f"'{folder}' holds something that was not made by the recipe '{recipe.name}': choose "
+            "another name with -o."
+        )
+
+
 def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> LatentDiffusion:
     """Write the model to `folder`; returns it.
 
@@ -75,8 +101,7 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         OptionError: as in `trained`.
         OutputError: the folder cannot be written, or holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
-        raise OutputError(f"'{folder}' is not empty and holds no model: choose another folder.")
+    check_output(folder, shop.recipe)
     model, updates = trained(shop)
     fresh = folder.with_name(f"{folder.name}.partial")
     try:
@@ -89,11 +114,13 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         model.tokenizer.save_pretrained(fresh / "tokenizer")
         DDIMScheduler(**SCHEDULER).save_pretrained(fresh / "scheduler")
         replace_file(fresh / "README.md", model_card(shop, model, updates, commit).encode())
-        replace_file(fresh / "recipe.json", shop.recipe.to_json().encode())
+        replace_file(fresh / RECIPE_FILE, shop.recipe.to_json().encode())
         replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())
+        older = folder.with_name(f"{folder.name}.older")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.replace(older)
         fresh.replace(folder)
+        shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
         raise unwritable(folder, error) from error
     return model
