@@ -58,6 +58,7 @@ def heat_map_steps(
         as `editing.edit`; without specs as `sampling.replay`.
     """
     prompts = [inversion.header.prompt, *(spec.target for spec in specs)]
+    read = [model.tokenize(prompt) for prompt in prompts]  # before any work: one may be empty
     seen: list[Tensor] = []
     if specs:
         yield from edit_steps(
@@ -69,8 +70,8 @@ def heat_map_steps(
     for maps in seen:
         mean.add(maps)
     return [
-        _prompt_maps(model.tokenize(prompt), mean.value[row], torch.stack([m[row] for m in seen]))
-        for row, prompt in enumerate(prompts)
+        _prompt_maps(prompt, mean.value[row], torch.stack([m[row] for m in seen]))
+        for row, prompt in enumerate(read)
     ]
 
 

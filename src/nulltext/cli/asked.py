@@ -36,6 +36,9 @@ FIELDS = {
 STEERED = ("cross_steps", "self_steps", "masa_start")
 """Options that a strength sets as well."""
 
+KNOBS_OF = {"cross_steps": "cross", "self_steps": "self", "masa_start": "masa-start"}
+"""Such an option to the knob of a sweep that sets it, too."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -98,7 +101,26 @@ class Asked:
             OptionError: a value is out of range, also of options that are not swept.
         """
         base = self._link(self.base())
-        return [] if self.sweep is None else axes_of(self.over, base)
+        axes = [] if self.sweep is None else axes_of(self.over, base)
+        for axis in axes:
+            self._check_axis(axis.name)
+        return axes
+
+    def _check_axis(self, knob: str) -> None:
+        """Refuse to vary what an option sets."""
+        steered = [name for name in STEERED if knob in ("strength", KNOBS_OF[name])]
+        given = [_flag(name) for name in steered if name in self.own]
+        given += ["--masa-layer"] if knob == "masa-layer" and "masa_layer" in self.own else []
+        if steered:
+            given += ["--strength"] if self.strength is not None else []
+            given += ["--then-strength"] if self.then_strength is not None else []
+        if knob == "target-guidance" and self.target_guidance is not None:
+            given.append("--target-guidance")
+        if given:
+            raise OptionError(
+                f"The sweep varies {knob}, which {given[0]} sets; leave one of them out, or say "
+                "with --over what else to vary."
+            )
 
     def base(self) -> EditSpec:
         """An edit with all options but the weights, the mask, and the words."""

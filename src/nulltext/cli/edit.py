@@ -182,9 +182,11 @@ def _edit(
 
     axes = asked.axes()
     opened = with_words(reporter, Opened.of(request), checkpoint[1])
-    prompts = [*([opened.prompt] if opened.request is request else []), *asked.prompts]
+    own = opened.request is request and bool(opened.prompt or request.inversion is None)
+    prompts = [*([opened.prompt] if own else []), *asked.prompts]
     loaded = open_model(reporter, *checkpoint, prompts, low_memory=request.low_memory)
-    check_readable(loaded, "--source", opened.prompt)
+    if opened.prompt:  # a saved inversion may have none
+        check_readable(loaded, "--source", opened.prompt)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     specs = [*specs, *(sweep.specs if sweep else [])]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)

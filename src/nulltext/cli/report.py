@@ -34,7 +34,7 @@ PREVIEW_SHARE = 0.05
 
 STAGES = {
     "pivot": "DDIM inversion",
-    "optimise": "Null-text optimisation",
+    "optimise": "Optimisation",
     "correct": "Corrections",
     "replay": "Replay",
     "edit": "Editing",

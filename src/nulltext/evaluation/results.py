@@ -77,6 +77,7 @@ def open_book(folder: Path, settings: Mapping[str, Any], *, fresh: bool) -> Iter
         OptionError: it holds a study with other settings, or another study is running in it.
         OutputError: it cannot be written, or holds files that are not a study's.
     """
+    _check_own(folder, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ROWS).open("a+b", buffering=0)
@@ -93,6 +94,25 @@ def open_book(folder: Path, settings: Mapping[str, Any], *, fresh: bool) -> Iter
         book = Book(folder, settings, stream)
         book.rows = _read_rows(stream, folder / ROWS)
         yield book
+
+
+def _check_own(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder with something in it that no study wrote.
+
+    Raises:
+        OutputError: so it is.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names <= {ROWS} and (not names or (folder / ROWS).stat().st_size == 0):
+        return  # empty, or a study that was killed as it began
+    try:
+        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not found.keys() & settings.keys():
+        raise OutputError(
+            f"'{folder}' holds files that are not a study's; choose an empty or a new folder."
+        )
 
 
 def key_of(row: Row) -> Key:

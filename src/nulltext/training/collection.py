@@ -24,7 +24,6 @@ from nulltext.images import from_uint8, largest_centred_square, to_tensor, to_ui
 from nulltext.photos import load_photo
 
 TRAIN = "train"
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from nulltext.training.card import model_card
 from nulltext.training.latents import load_views
 from nulltext.training.loop import averaged_weights, checkpoint_path
 from nulltext.training.recipe import Recipe
-from nulltext.training.stages import Workshop, encoder_of, untrained, views_place
+from nulltext.training.stages import Workshop, encoder_of, load_weights, untrained, views_place
 
 SHARD = "15MB"
 """Largest file of weights."""
@@ -62,7 +62,7 @@ def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int]]:
     for name in ("unet", "text_encoder"):
         part = {n.removeprefix(f"{name}."): w for n, w in weights.items() if n.startswith(name)}
         module = model.components[name]
-        module.load_state_dict(part)
+        load_weights(module, part, path)
         module.requires_grad_(False).eval()
     done = {stage: _updates(shop, stage) for stage in ("autoencoder", "decoder")}
     return model, done | {"denoiser": updates}

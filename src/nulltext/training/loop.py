@@ -65,6 +65,11 @@ class LoopSettings:
     sample_every: int = 1000
     """Updates between two pictures of what the model can do."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; choose 1 or more.")
+
 
 @dataclass(frozen=True)
 class TrainInfo:

@@ -115,6 +115,11 @@ class Recipe:
                 f"The autoencoder's crops have {self.autoencoder.crop} pixels; take a multiple of "
                 f"{stride} up to {self.resolution}."
             )
+        if any(width % self.autoencoder.norm_groups for width in self.autoencoder.channels):
+            raise OptionError(
+                f"The autoencoder's norm_groups is {self.autoencoder.norm_groups}, which divides "
+                f"not all of its channels {list(self.autoencoder.channels)}."
+            )
         if len(self.denoiser.attention) != len(self.denoiser.channels):
             raise OptionError(
                 f"The denoiser has {len(self.denoiser.channels)} channels and "

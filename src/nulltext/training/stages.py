@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +96,12 @@ class Workshop:
         return load_pixels(trained, side), load_pixels(held_out[:SHOWN_AT_MOST], side)
 
     @cached_property
+    def words(self) -> str:
+        """Digest of all captions and labels, and of the tokenizer's settings."""
+        said = [(e.captions, e.kind, e.colour, e.background) for e in self.examples[0]]
+        return hashlib.sha256(repr((said, self.recipe.tokenizer)).encode()).hexdigest()[:16]
+
+    @cached_property
     def identity(self) -> str:
         """What every stage depends on."""
         own = self.recipe
@@ -110,7 +116,7 @@ def tokenizer_of(shop: Workshop) -> CLIPTokenizer:
     """The tokenizer's stage: learnt in seconds, kept in the work folder."""
     from transformers import CLIPTokenizer
 
-    kept = shop.folder / "tokenizer"
+    kept = shop.folder / f"tokenizer-{shop.words}"
     if (kept / "tokenizer.json").is_file():
         tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(kept)
         return tokenizer
@@ -238,6 +244,21 @@ def untrained(shop: Workshop, vae: AutoencoderKL, *, scale: float) -> LatentDiff
     return replace(from_pipe(pipe.to(shop.device)), name=shop.recipe.name)
 
 
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Fill a module from a checkpoint.
+
+    Raises:
+        OptionError: the recipe's module is another one.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise OptionError(
+            f"The checkpoint '{path}' was made with other settings; train with those, or into "
+            "another folder."
+        ) from error
+
+
 def encoder_of(shop: Workshop) -> tuple[AutoencoderKL, str]:
     """The trained autoencoder, with the later decoder where there is one, and its encoder's digest.
 
@@ -259,7 +280,7 @@ def encoder_of(shop: Workshop) -> tuple[AutoencoderKL, str]:
     later = checkpoint_path(shop.folder, "decoder")
     if later.is_file():
         weights |= averaged_weights(later)[0]
-    vae.load_state_dict(weights)
+    load_weights(vae, weights, path)
     return vae.requires_grad_(False), identity.hexdigest()[:16]
 
 
@@ -290,7 +311,7 @@ def _without_loops(own: object) -> str:
 
 def views_place(shop: Workshop, source: str) -> tuple[Path, str]:
     """Where encoded views are kept, and what must be the same for them to be used."""
-    settings = json.dumps([asdict(shop.recipe.views), shop.recipe.seed, source])
+    settings = json.dumps([asdict(shop.recipe.views), shop.recipe.seed, shop.words, source])
     return shop.folder / "views.safetensors", f"{shop.identity} {settings}"
 
 
