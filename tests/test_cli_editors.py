@@ -150,6 +150,11 @@ SWEEP = ("--sweep", "g.png", "--over")
         ((*SWEEP, "strength=0:1"), "no values that can be read"),
         ((*SWEEP, "strength=0,2"), "The strength is 2"),
         ((*SWEEP, "cross=0,1.5"), "cross_steps is 1.5"),
+        (("--cross-steps", "0.2", "--sweep", "g.png"), "which --cross-steps sets as well"),
+        (
+            ("--then", "a sofa", "--then-strength", "0.3", *SWEEP, "cross=0,1"),
+            "which --then-strength sets as well",
+        ),
         ((*SWEEP, "masa-start=0,1"), "knob of another --editor"),
         ((*MASA, *SWEEP, "cross=0,1"), "knob of another --editor"),
         ((*SWEEP, "cross=0,1", "--over", "strength=0,1"), "strength turns cross, too"),

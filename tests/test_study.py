@@ -442,3 +442,17 @@ def test_lines_stand_in_the_order_of_the_tables():
     rows = [row("null-text", 10), row("null-text", 2), row("ddim", 0), row("bound", 0)]
     order = [(line.variant, line.setting["N"]) for line in lines_of(rows)]
     assert order == [("bound", 0), ("ddim", 0), ("null-text", 2), ("null-text", 10)]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, fresh):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "wedding.jpg").write_bytes(b"precious")
+    (tmp_path / "results.jsonl").write_text('{"own": 1}\n')
+    with (
+        pytest.raises(OutputError, match="not a study's"),
+        open_book(tmp_path, {"version": 1}, fresh=fresh),
+    ):
+        pass
+    assert (tmp_path / "pictures" / "wedding.jpg").read_bytes() == b"precious"
+    assert (tmp_path / "results.jsonl").read_text() == '{"own": 1}\n'

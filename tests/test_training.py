@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from nulltext.cli.main import app
-from nulltext.errors import DataError, OptionError
+from nulltext.errors import DataError, OptionError, OutputError
 from nulltext.models.load import load
 from nulltext.training.collection import read_collection
 from nulltext.training.loop import (
@@ -29,6 +30,7 @@ from nulltext.training.loop import (
     learning_rate,
 )
 from nulltext.training.recipe import load_recipe
+from nulltext.training.stages import Workshop
 
 LOOP = {"steps": 7, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 2}
 RECIPE = {
@@ -163,6 +165,34 @@ def test_other_settings_are_not_mixed_with_a_checkpoint(model_folder, dots, tmp_
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("options", [(), ("--fresh",), ("--resume",)])
+def test_nothing_is_touched_before_everything_is_known_to_be_there(
+    options, dots, recipe_file, tmp_path
+):
+    work = tmp_path / "old.training"
+    work.mkdir()
+    (work / "autoencoder.checkpoint.safetensors").write_bytes(b"precious")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").write_text("precious")
+    wrong = run(tmp_path / "nowhere", tmp_path / "old", recipe_file, *options)
+    assert isinstance(wrong.exception, DataError)
+    taken = run(dots, tmp_path / "taken", recipe_file, *options)
+    assert isinstance(taken.exception, OutputError)
+    assert (work / "autoencoder.checkpoint.safetensors").read_bytes() == b"precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["old.training", "taken"]
+
+
+def test_other_captions_are_not_taken_for_the_old_ones(dots, recipe_file, tmp_path):
+    def words(folder):
+        return Workshop(load_recipe(str(recipe_file)), folder, tmp_path, torch.device("cpu")).words
+
+    changed = tmp_path / "changed"
+    shutil.copytree(dots, changed)
+    assert words(changed) == words(dots)
+    (changed / "07.txt").write_text("a green dot on grass")
+    assert words(changed) != words(dots)
+
+
 def test_a_stage_says_which_one_must_come_first(dots, recipe_file, tmp_path):
     done = run(dots, tmp_path / "early", recipe_file, "--stage", "denoiser")
     assert isinstance(done.exception, OptionError)
@@ -213,6 +243,11 @@ def test_the_learning_rate_rises_and_falls():
         ({"denoiser": RECIPE["denoiser"] | {"attention": [True]}}, "one for each"),
         ({"autoencoder": RECIPE["autoencoder"] | {"loop": {"steps": 3}}}, "lacks the field"),
         ({"denoiser": {"channels": 3}}, "expected a list"),
+        ({"autoencoder": RECIPE["autoencoder"] | {"norm_groups": 7}}, "not all of its channels"),
+        (
+            {"autoencoder": RECIPE["autoencoder"] | {"loop": LOOP | {"checkpoint_every": 0}}},
+            "choose 1 or more",
+        ),
     ],
 )
 def test_a_slip_in_a_recipe_is_said(change, said, tmp_path):

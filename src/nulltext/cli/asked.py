@@ -107,18 +107,13 @@ class Asked:
         return axes
 
     def _check_axis(self, knob: str) -> None:
-        """Refuse to vary what an option sets."""
-        steered = [name for name in STEERED if knob in ("strength", KNOBS_OF[name])]
-        given = [_flag(name) for name in steered if name in self.own]
-        given += ["--masa-layer"] if knob == "masa-layer" and "masa_layer" in self.own else []
-        if steered:
-            given += ["--strength"] if self.strength is not None else []
-            given += ["--then-strength"] if self.then_strength is not None else []
-        if knob == "target-guidance" and self.target_guidance is not None:
-            given.append("--target-guidance")
+        """Refuse to vary what would undo another option, or what another option would undo."""
+        turns_steered = knob in ("strength", *KNOBS_OF.values())
+        given = [_flag(name) for name in STEERED if knob == "strength" and name in self.own]
+        given += ["--then-strength"] if turns_steered and self.then_strength is not None else []
         if given:
             raise OptionError(
-                f"The sweep varies {knob}, which {given[0]} sets; leave one of them out, or say "
+                f"The sweep varies {knob}, which {given[0]} sets as well; leave that out, or say "
                 "with --over what else to vary."
             )
 
