@@ -184,9 +184,9 @@ def test_parents_pass_first_and_nobody_twice(tiny):
     ]
     rows = rows_of(tiny, PROMPT, specs, 4, (8, 8))
     assert [row.parent for row in rows] == [None, None, 0, 0]
-    assert passes_of(rows) == [range(0, 1), range(1, 2), range(2, 4)]
+    assert passes_of(rows, 4) == [range(0, 1), range(1, 2), range(2, 4)]
     many = rows_of(tiny, PROMPT, [nulltext.EditSpec("a dog") for _ in range(6)], 4, (8, 8))
-    assert passes_of(many) == [range(0, 4), range(4, 6)]
+    assert passes_of(many, 4) == [range(0, 4), range(4, 6)]
 
 
 # --- guidance of the target ----------------------------------------------------------------------

@@ -333,12 +333,12 @@ def test_two_studies_do_not_share_a_folder(tmp_path):
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    with open_book(tmp_path / "out", {}, fresh=False):
+    with open_book(tmp_path / "out", {"version": 1}, fresh=False):
         pass
     (tmp_path / "out" / "results.jsonl").write_text('{"x"\n{}\n')
     with (
         pytest.raises(OutputError, match="line 1"),
-        open_book(tmp_path / "out", {}, fresh=False),
+        open_book(tmp_path / "out", {"version": 1}, fresh=False),
     ):
         pass
 

@@ -115,8 +115,9 @@ def _workshop(
 ) -> Workshop:
     """Everything that is asked for, found and read before anything is touched."""
     from nulltext.models.load import find_device, load
+    from nulltext.training.loop import autocast_dtype
     from nulltext.training.recipe import load_recipe
-    from nulltext.training.stages import Workshop, autocast_dtype
+    from nulltext.training.stages import Workshop
 
     if not output.name:
         raise OptionError(f"'{output}' names no folder of its own; give -o a name for the model.")

@@ -226,6 +226,17 @@ def averaged_weights(path: Path) -> tuple[dict[str, Tensor], int]:
     return {n.removeprefix(AVERAGE): t for n, t in tensors.items()}, int(metadata.get("step", 0))
 
 
+def autocast_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products: "off", "bfloat16", or "auto" for what is fast on the device.
+
+    A CPU without bfloat16 instructions emulates them, several times slower than float32.
+    """
+    if wanted == "off":
+        return None
+    fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return torch.bfloat16 if wanted == "bfloat16" or fast else None
+
+
 def checkpoint_path(folder: Path, stage: str) -> Path:
     """Where a stage's state is kept."""
     return folder / f"{stage}.checkpoint.safetensors"

@@ -322,14 +322,3 @@ STAGES = {
     "captioner": captioner_stage,
 }
 """Stages that train, in order."""
-
-
-def autocast_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of matrix products: "off", "bfloat16", or "auto" for what is fast on the device.
-
-    A CPU without bfloat16 instructions emulates them, several times slower than float32.
-    """
-    if wanted == "off":
-        return None
-    fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return torch.bfloat16 if wanted == "bfloat16" or fast else None
