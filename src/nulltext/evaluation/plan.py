@@ -63,5 +63,3 @@ class Plan:
 STANDARD = Plan()
 QUICK = Plan(num_steps=10, iterations=(1, 3), inversion_guidances=(1, 4, 8), strengths=(0.5, 1.0))
 """Minutes on a laptop: enough to see that everything works, too little to quote."""
-PAPER_ITERATIONS = (1, 2, 3, 5, 10, 15, 20)
-"""The N of the paper's curve."""

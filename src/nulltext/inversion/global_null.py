@@ -17,10 +17,9 @@ from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.null_text import check_null_branch
 from nulltext.inversion.per_step import Batch, null_moves
-from nulltext.inversion.rollout import FittedEmbedding, rollout_steps
+from nulltext.inversion.rollout import shared_embedding_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,9 @@ class GlobalNull:
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
         """Pivot, then fit; costs T + 5 T N UNet evaluations."""
-        num_steps = problem.num_steps
-        pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, num_steps)
-        fitted = FittedEmbedding.of(model, null_moves(model, Batch.of([problem])))
-        taken = yield from rollout_steps(
-            model, pivot, fitted, rounds=self.inner_steps, learning_rate=self.learning_rate
-        )
-        return Solution(
-            trajectory=pivot,
-            unet_evaluations=num_steps + taken,
-            null_embeds=fitted.embeds,
-            iterations=num_steps * self.inner_steps,
+        roles = null_moves(model, Batch.of([problem]))
+        return (
+            yield from shared_embedding_steps(
+                *(model, problem, roles), rounds=self.inner_steps, learning_rate=self.learning_rate
+            )
         )

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from nulltext.guidance import guide
+from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import descend
 from nulltext.inversion.per_step import Roles, tokens_alone
 from nulltext.inversion.solvers.task import DERIVATIVE_COST
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
+from nulltext.sampling import pivot_steps
 
 
 class Fitted(Protocol):
@@ -113,3 +115,31 @@ def rollout_steps(
                 loss=loss.item(),
             )
     return rounds * num_steps * fitted.evaluations_per_step
+
+
+def shared_embedding_steps(
+    model: LatentDiffusion,
+    problem: Problem,
+    roles: Roles,
+    *,
+    rounds: int,
+    learning_rate: float,
+) -> Generator[StepInfo, None, Solution]:
+    """Pivot, then fit one embedding of the branch that moves; T + 5 T N UNet evaluations.
+
+    Raises:
+        NumericalError: the loss stopped being finite; names the timestep.
+    """
+    num_steps = problem.num_steps
+    pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, num_steps)
+    fitted = FittedEmbedding.of(model, roles)
+    taken = yield from rollout_steps(
+        model, pivot, fitted, rounds=rounds, learning_rate=learning_rate
+    )
+    field: dict[str, Any] = {roles.branch: fitted.embeds}
+    return Solution(
+        trajectory=pivot,
+        unet_evaluations=num_steps + taken,
+        iterations=num_steps * rounds,
+        **field,
+    )

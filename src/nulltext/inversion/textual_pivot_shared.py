@@ -15,11 +15,10 @@ from typing import ClassVar
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.per_step import Batch, prompt_moves
-from nulltext.inversion.rollout import FittedEmbedding, rollout_steps
+from nulltext.inversion.rollout import shared_embedding_steps
 from nulltext.inversion.textual_pivot import check_prompt_branch
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,9 @@ class TextualPivotShared:
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
         """Pivot, then fit; costs T + 5 T N UNet evaluations."""
-        num_steps = problem.num_steps
-        pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, num_steps)
-        fitted = FittedEmbedding.of(model, prompt_moves(model, Batch.of([problem])))
-        taken = yield from rollout_steps(
-            model, pivot, fitted, rounds=self.inner_steps, learning_rate=self.learning_rate
-        )
-        return Solution(
-            trajectory=pivot,
-            unet_evaluations=num_steps + taken,
-            prompt_embeds=fitted.embeds,
-            iterations=num_steps * self.inner_steps,
+        roles = prompt_moves(model, Batch.of([problem]))
+        return (
+            yield from shared_embedding_steps(
+                *(model, problem, roles), rounds=self.inner_steps, learning_rate=self.learning_rate
+            )
         )
