@@ -152,6 +152,25 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
             assert torch.equal(tensor, got[name]), f"{stage} {name}"
 
 
+def test_no_updates_keep_the_autoencoder_of_another_model(model_folder, dots, tmp_path):
+    kept = RECIPE["autoencoder"] | {
+        "loop": LOOP | {"steps": 0},
+        "decoder_loop": LOOP | {"steps": 0},
+    }
+    recipe_file = tmp_path / "continued.json"
+    recipe_file.write_text(json.dumps(RECIPE | {"autoencoder": kept}))
+    output = tmp_path / "continued"
+    with pytest.raises(OptionError, match="--init"):
+        raise run(dots, output, recipe_file).exception
+    done = run(dots, output, recipe_file, "--fresh", "--init", str(model_folder))
+    assert done.exit_code == 0, done.output
+    before, after = load(model_folder), load(output)
+    for name, tensor in before.vae.state_dict().items():
+        assert torch.equal(tensor, after.vae.state_dict()[name]), name
+    weight = "conv_in.weight"
+    assert not torch.equal(before.unet.state_dict()[weight], after.unet.state_dict()[weight])
+
+
 def test_other_settings_are_not_mixed_with_a_checkpoint(model_folder, dots, tmp_path):
     changed = json.loads(json.dumps(RECIPE))
     changed["autoencoder"]["loop"]["learning_rate"] = 2e-3

@@ -45,7 +45,7 @@ class LoopSettings:
     """How long and how fast one stage trains."""
 
     steps: int
-    """Updates of the weights, K."""
+    """Updates of the weights, K; 0 keeps what the stage begins with."""
     batch_size: int
     """Crops or latents that one update sees."""
     learning_rate: float
@@ -66,7 +66,9 @@ class LoopSettings:
     """Updates between two pictures of what the model can do."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "sample_every"):
+        if self.steps < 0:
+            raise OptionError(f"steps is {self.steps}; choose 0 or more.")
+        for name in ("batch_size", "checkpoint_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; choose 1 or more.")
 
@@ -270,6 +272,8 @@ def train(
     path, identity = checkpoint_path(folder, objective.stage), identity_of(settings, seed, recipe)
     if path.exists():
         state.restore(path, identity)
+    elif settings.steps == 0:
+        state.save(path, identity)
     device = next(iter(state.weights.values())).device
     while state.step < settings.steps:
         rng = step_generator(seed, state.step)

@@ -131,11 +131,20 @@ def tokenizer_of(shop: Workshop) -> CLIPTokenizer:
 
 
 def autoencoder_stage(shop: Workshop) -> Stage:
-    """Train encoder and decoder."""
+    """Train encoder and decoder.
+
+    Raises:
+        OptionError: the recipe keeps the autoencoder that there was, and there was none.
+    """
     vae = build_autoencoder(shop.recipe)
+    own = shop.recipe.autoencoder
     if shop.origin is not None:
         warm_start(vae, dict(shop.origin.vae.named_parameters()))
-    own = shop.recipe.autoencoder
+    elif own.loop.steps == 0:
+        raise OptionError(
+            "The recipe gives the autoencoder 0 updates, which keeps another model's: name that "
+            "model with --init."
+        )
     objective = AutoencoderStage(
         vae.to(shop.device).train(),
         *shop.pixels,
