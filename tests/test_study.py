@@ -326,7 +326,7 @@ def test_photos_without_edits_are_told_of(run, photos, tmp_path):
 def test_two_studies_do_not_share_a_folder(tmp_path):
     with (
         open_book(tmp_path / "out", {"a": 1}, fresh=False),
-        pytest.raises(OptionError, match="Another study is running"),
+        pytest.raises(OptionError, match="Another run is writing"),
         open_book(tmp_path / "out", {"a": 1}, fresh=False),
     ):
         pass
@@ -450,7 +450,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, fresh):
     (tmp_path / "pictures" / "wedding.jpg").write_bytes(b"precious")
     (tmp_path / "results.jsonl").write_text('{"own": 1}\n')
     with (
-        pytest.raises(OutputError, match="not a study's"),
+        pytest.raises(OutputError, match="not nulltext's results"),
         open_book(tmp_path, {"version": 1}, fresh=fresh),
     ):
         pass

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from nulltext.cli.attention import attention
+from nulltext.cli.benchmark import benchmark
 from nulltext.cli.caption import caption
 from nulltext.cli.convert_captioner import convert_captioner
 from nulltext.cli.edit import edit
@@ -44,6 +45,7 @@ app.command()(attention)
 app.command()(study)
 app.command()(caption)
 app.command()(train)
+app.add_typer(benchmark, name="benchmark")
 app.command("convert-captioner")(convert_captioner)
 
 

@@ -18,14 +18,13 @@ from nulltext.cli.options import (
     SeedOption,
 )
 from nulltext.cli.report import Reporter
+from nulltext.cli.row_bars import make_rows
 from nulltext.cli.study_request import StudyRequest
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.agreement import Judge
     from nulltext.evaluation.plan import Plan
     from nulltext.evaluation.results import Book
     from nulltext.evaluation.study import Schedule
-    from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 def study(
@@ -122,7 +121,7 @@ def study(
     plan, everybody, items = request.open()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.results import open_book
-    from nulltext.evaluation.study import plan_study
+    from nulltext.evaluation.study import plan_study, study_steps
 
     loaded = open_model(reporter, model, device, dtype, [])
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
@@ -139,7 +138,9 @@ def study(
         reporter.note(_said(schedule, plan, len(items)))
         if request.without_edits(items):
             reporter.note("Note: " + request.without_edits(items))
-        _run(reporter, loaded, schedule, plan, book, judge)
+        make_rows(
+            reporter, study_steps(loaded, schedule, plan, book, judge), book, schedule.all_rows
+        )
         _hand_over(reporter, book, settings)
 
 
@@ -159,53 +160,6 @@ def _said(schedule: Schedule, plan: Plan, photos: int) -> str:
         f"{schedule.evaluations(plan.num_steps):,} UNet evaluations to go "
         "(a backward pass counts 2)."
     )
-
-
-def _run(
-    reporter: Reporter,
-    model: LatentDiffusion,
-    schedule: Schedule,
-    plan: Plan,
-    book: Book,
-    judge: Judge,
-) -> None:
-    """Make the rows under a bar whose unit is a UNet evaluation, so that time left is honest."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from nulltext.evaluation.study import study_steps
-
-    columns = (
-        TextColumn("{task.fields[rows]}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[doing]}", markup=False),
-    )
-    try:
-        with Progress(*columns, console=reporter.console, speed_estimate_period=600) as progress:
-            bar = progress.add_task("", rows="", doing="")
-            for info in study_steps(model, schedule, plan, book, judge):
-                progress.update(
-                    bar,
-                    total=info.all_evaluations,
-                    completed=info.evaluations,
-                    rows=f"{info.rows}/{info.all_rows} rows",
-                    doing=info.doing,
-                )
-    except KeyboardInterrupt:
-        reporter.note(
-            f"Stopped. {len(book.rows)} of {schedule.all_rows} rows are kept in {book.folder}; "
-            "the same command continues there."
-        )
-        raise
 
 
 def _hand_over(reporter: Reporter, book: Book, settings: Mapping[str, Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from nulltext.cli.arguments import listed
 from nulltext.errors import OptionError
 from nulltext.version import __version__
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 QUICK_PHOTOS = 4
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -111,27 +110,11 @@ class StudyRequest:
         if self.guidance is not None:
             given["guidance_scale"] = self.guidance
         if self.iterations is not None:
-            given["iterations"] = tuple(sorted(set(_listed(self.iterations, "iterations", int))))
+            given["iterations"] = tuple(sorted(set(listed(self.iterations, "iterations", int))))
         if self.methods is not None:
-            given["lines"] = check_lines(_listed(self.methods, "methods", str))
+            given["lines"] = check_lines(listed(self.methods, "methods", str))
         if self.experiments is not None:
-            named = _listed(self.experiments, "experiments", str)
+            named = listed(self.experiments, "experiments", str)
             unknown = [name for name in named if name not in EXPERIMENTS]
             given["experiments"] = tuple(unknown + [n for n in EXPERIMENTS if n in named])
         return replace(QUICK if self.quick else STANDARD, **given)
-
-
-def _listed(text: str, option: str, kind: Callable[[str], Value]) -> list[Value]:
-    """Read "a,b,c".
-
-    Raises:
-        OptionError: it is empty, or a part is of another kind.
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        values = [kind(part) for part in parts]
-    except ValueError:
-        values = []
-    if not values:
-        raise OptionError(f"--{option} '{text}' is no list such as a,b or 1,3,10.")
-    return values

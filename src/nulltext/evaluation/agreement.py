@@ -23,8 +23,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nulltext.errors import ModelError, reason_of
+from nulltext.errors import ModelError
+from nulltext.evaluation.pretrained import pretrained
 from nulltext.images import to_pil
+from nulltext.models.checkpoint import first_line, quiet_libraries
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 FRACTIONS = (0.15, 0.3, 0.45, 0.6, 0.75)
@@ -112,15 +114,16 @@ class ClipJudge:
         """
         from transformers import CLIPModel, CLIPProcessor
 
+        clip = pretrained(CLIPModel, source, device, "--clip")
         try:
-            clip = CLIPModel.from_pretrained(source, use_safetensors=True)
-            processor = CLIPProcessor.from_pretrained(source)
-        except (OSError, ValueError, ImportError) as error:
+            with quiet_libraries():
+                processor = CLIPProcessor.from_pretrained(source)
+        except Exception as error:  # the library raises many kinds; the reason is in the text
             raise ModelError(
-                f"'{source}' cannot be loaded as CLIP ({reason_of(error)}); pass --clip a folder "
-                "with transformers' CLIPModel and its processor, or leave --clip out."
+                f"The processor of '{source}' cannot be loaded ({first_line(error)}); pass --clip "
+                "a folder with transformers' CLIPModel and its processor, or leave --clip out."
             ) from error
-        return cls(clip.to(device).eval().requires_grad_(False), processor, str(Path(source)))
+        return cls(clip, processor, str(Path(source)))
 
     @property
     def name(self) -> str:
@@ -135,10 +138,12 @@ class ClipJudge:
     @torch.no_grad()
     def judge(self, image: Tensor, source: str, target: str) -> Agreement:
         """Cosines of the picture with both prompts."""
-        wrong, right = self._cosines(image, [source, target]).tolist()
+        wrong, right = self.cosines(image, [source, target]).tolist()
         return Agreement(score=100 * right, prefers_target=right > wrong)
 
-    def _cosines(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
+    @torch.no_grad()
+    def cosines(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Of a picture [3, H, W] in [-1, 1] with each of n prompts: [n], float64."""
         inputs = self.processor(
             text=list(prompts),
             images=to_pil(image),

@@ -24,6 +24,20 @@ def text(value: object) -> str:
     return html.escape(str(value))
 
 
+def page(title: str, body: str) -> str:
+    """A whole page in the house's style, which fetches and runs nothing.
+
+    Args: body: HTML.
+    """
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{style}</style></head><body><main>"
+        f"{body}</main></body></html>"
+    )
+
+
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A scrolling table; cells are HTML, the first of each row is its header."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.evaluation import galleries
-from nulltext.evaluation.markup import number, table, text
+from nulltext.evaluation.markup import number, page, table, text
 from nulltext.evaluation.plan import EXPERIMENTS
 from nulltext.evaluation.plots import figures_of, svg_for_page
 from nulltext.evaluation.results import Row
@@ -89,25 +89,22 @@ def report(
             f"<p>{text(READINGS[name])}</p>{drawn}{_tables(name, own)}{pictures}</section>"
         )
     links = "".join(f'<a href="#{name}">{text(EXPERIMENTS[name])}</a>' for name in present)
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     count = len({row["image"] for row in rows})
     photos = f"{count} photo{'' if count == 1 else 's'}"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>nulltext study: {photos}</title><style>{style}</style></head><body><main>"
+    return page(
+        f"nulltext study: {photos}",
         f"<h1>A study of inversions over {photos}</h1>"
         '<p class="soft">Made by <code>nulltext study</code>. Means over photos; intervals are 95% '
         "bootstrap intervals of the mean. Beneath a figure, n says where fewer photos count.</p>"
-        f"{_facts(settings, rows)}<nav>{links}</nav>{''.join(sections)}{_failures(rows)}"
-        "</main></body></html>"
+        f"{facts(settings, rows)}<nav>{links}</nav>{''.join(sections)}{failures(rows)}",
     )
 
 
-def _facts(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def facts(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """What the rows were made with, and how many there are, as HTML."""
     counts = Counter(row["status"] for row in rows)
-    facts = {**settings, "rows": f"{counts['ok']} measured, {counts['failed']} failed"}
-    entries = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in facts.items())
+    known = {**settings, "rows": f"{counts['ok']} measured, {counts['failed']} failed"}
+    entries = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in known.items())
     return f"<dl>{entries}</dl>"
 
 
@@ -181,7 +178,8 @@ def _undefined(lines: Sequence[Line]) -> str:
     return f'<p class="soft">Undefined: {text(listed)}.</p>'
 
 
-def _failures(rows: Sequence[Row]) -> str:
+def failures(rows: Sequence[Row]) -> str:
+    """Rows that failed, with their reasons, as HTML; empty where none did."""
     failed = [row for row in rows if row["status"] == "failed"]
     if not failed:
         return ""

@@ -1,4 +1,4 @@
-"""A study's folder: rows that survive a kill, and settings that must not change midway.
+"""A folder of results: rows that survive a kill, and settings that must not change midway.
 
     settings.json     what every row was made with
     results.jsonl     one row per line: experiment, image, variant, setting, figures, cost
@@ -7,7 +7,7 @@
 
 A row is appended by a single write of a whole line and flushed to disk, its pictures first; a line
 that a kill tore off has no end of line, and is cut away when the folder is opened again. A lock
-that ends with its process keeps a second study out.
+that ends with its process keeps a second run out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTINGS, ROWS, PICTURES = "settings.json", "results.jsonl", "pictures"
 
 
 class Book:
-    """The open folder of a study."""
+    """The open folder of a study or a benchmark."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], rows: IO[bytes]) -> None:
         self.folder, self.settings, self._file = folder, dict(settings), rows
@@ -68,14 +68,14 @@ class Book:
 
 @contextlib.contextmanager
 def open_book(folder: Path, settings: Mapping[str, Any], *, fresh: bool) -> Iterator[Book]:
-    """Open or make a study's folder.
+    """Open or make a folder of results.
 
     Args:
-        fresh: throw away what an earlier study left in it.
+        fresh: throw away what an earlier run left in it.
 
     Raises:
-        OptionError: it holds a study with other settings, or another study is running in it.
-        OutputError: it cannot be written, or holds files that are not a study's.
+        OptionError: it holds results with other settings, or another run is writing to it.
+        OutputError: it cannot be written, or holds files that nobody here wrote.
     """
     _check_own(folder, settings)
     try:
@@ -97,21 +97,22 @@ def open_book(folder: Path, settings: Mapping[str, Any], *, fresh: bool) -> Iter
 
 
 def _check_own(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder with something in it that no study wrote.
+    """Refuse a folder with something in it that is no results.
 
     Raises:
         OutputError: so it is.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if names <= {ROWS} and (not names or (folder / ROWS).stat().st_size == 0):
-        return  # empty, or a study that was killed as it began
+        return  # empty, or a run that was killed as it began
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not found.keys() & settings.keys():
         raise OutputError(
-            f"'{folder}' holds files that are not a study's; choose an empty or a new folder."
+            f"'{folder}' holds files that are not nulltext's results; choose an empty or a new "
+            "folder."
         )
 
 
@@ -144,7 +145,7 @@ def _lock(stream: IO[bytes], folder: Path) -> None:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise OptionError(
-            f"Another study is running in '{folder}'; wait for it, or choose another folder."
+            f"Another run is writing to '{folder}'; wait for it, or choose another folder."
         ) from error
 
 
@@ -169,7 +170,7 @@ def _agree_on_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if differing:
         said = ", ".join(f"{k} {found.get(k)} (now {settings.get(k)})" for k in sorted(differing))
         raise OptionError(
-            f"'{folder}' holds a study with other settings: {said}; choose another folder, or "
+            f"'{folder}' holds results with other settings: {said}; choose another folder, or "
             "pass --fresh to start over."
         )
 

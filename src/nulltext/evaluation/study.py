@@ -6,25 +6,19 @@ stop being finite) fails its own rows, with the reason, and nothing else.
 
 from __future__ import annotations
 
-import hashlib
-import re
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from torch import Tensor
-
-from nulltext.errors import NulltextError, OutOfMemoryError, OutputError
 from nulltext.evaluation.agreement import Judge
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.experiments import strangers, tasks_of
-from nulltext.evaluation.measures import Undefined, open_lpips
+from nulltext.evaluation.measures import open_lpips
 from nulltext.evaluation.plan import Plan
-from nulltext.evaluation.results import PICTURES, Book, Row, finite
-from nulltext.evaluation.tasks import Measurement, Task
+from nulltext.evaluation.results import Book
+from nulltext.evaluation.rows import made_row
+from nulltext.evaluation.tasks import Task
 from nulltext.evaluation.workbench import InversionKey, Workbench
-from nulltext.images import save_image, to_pil
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -97,7 +91,7 @@ def study_steps(
         for task, cost in zip(tasks, _costs(tasks, plan.num_steps), strict=True):
             doing = f"{item.name}: {task.experiment}, {task.variant}{_said(task)}"
             yield StudyInfo(done, schedule.all_rows, spent, total, doing)
-            book.add(_row(bench, task, book))
+            book.add(made_row(task.key, partial(task.measure, bench), book))
             done, spent = done + 1, spent + cost
     yield StudyInfo(done, schedule.all_rows, spent, total, "")
 
@@ -115,62 +109,3 @@ def _costs(tasks: Sequence[Task], num_steps: int) -> list[int]:
 
 def _said(task: Task) -> str:
     return "".join(f", {key} = {value}" for key, value in task.setting.items())
-
-
-def _row(bench: Workbench, task: Task, book: Book) -> Row:
-    row: Row = {
-        "experiment": task.experiment,
-        "image": task.image,
-        "variant": task.variant,
-        "setting": dict(task.setting),
-    }
-    started = time.perf_counter()
-    try:
-        measured = task.measure(bench)
-    except (OutOfMemoryError, OutputError):
-        raise
-    except NulltextError as error:
-        return row | {"status": "failed", "reason": str(error)}
-    row |= {"status": "ok", "seconds_row": round(time.perf_counter() - started, 3)}
-    return row | _content(measured) | {"pictures": _saved(measured.pictures, task, book)}
-
-
-def _content(measured: Measurement) -> dict[str, Any]:
-    figures = measured.figures
-    content: dict[str, Any] = {
-        "figures": {
-            name: None if isinstance(figure, Undefined) else finite(figure)
-            for name, figure in figures.items()
-        },
-        "undefined": {
-            name: figure.reason for name, figure in figures.items() if isinstance(figure, Undefined)
-        },
-        "notes": dict(measured.notes),
-    }
-    if measured.inversion is not None:
-        header = measured.inversion.header
-        content["cost"] = {
-            "iterations": header.iterations,
-            "unet_evaluations": header.unet_evaluations,
-            "seconds": round(header.seconds, 3),
-        }
-    return content
-
-
-def _saved(pictures: Any, task: Task, book: Book) -> dict[str, str]:
-    """Write the pictures; returns their names relative to the study's folder."""
-    names = {}
-    for what, picture in pictures.items():
-        names[what] = _save(picture, task, what, book)
-    return names
-
-
-def _save(picture: Tensor, task: Task, what: str, book: Book) -> str:
-    parts = [task.image, task.experiment, task.variant]
-    parts += [f"{key} {value}" for key, value in task.setting.items()]
-    parts += [] if what == "picture" else [what]
-    digest = hashlib.sha256(repr((task.key, what)).encode()).hexdigest()[:8]
-    name = "--".join(re.sub(r"[^\w.]+", "-", part) for part in (*parts, digest))
-    relative = f"{PICTURES}/{name}.png"
-    save_image(to_pil(picture), book.folder / relative)
-    return relative

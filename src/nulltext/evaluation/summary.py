@@ -41,7 +41,7 @@ def lines_of(rows: Sequence[Row], seed: int = 0) -> list[Line]:
     for row in rows:
         setting = json.dumps(row["setting"], sort_keys=True)
         groups.setdefault((row["experiment"], row["variant"], setting), []).append(row)
-    return [_line(group, seed) for group in sorted(groups.values(), key=_rank)]
+    return [line_of(group, seed) for group in sorted(groups.values(), key=_rank)]
 
 
 def csv_of(lines: Sequence[Line]) -> str:
@@ -80,7 +80,8 @@ def _rank(group: Sequence[Row]) -> tuple[int, int, tuple[float, ...]]:
     return list(EXPERIMENTS).index(row["experiment"]), LINES.index(row["variant"]), numbers
 
 
-def _line(rows: Sequence[Row], seed: int) -> Line:
+def line_of(rows: Sequence[Row], seed: int) -> Line:
+    """The line of rows that have experiment, variant and setting in common."""
     first = rows[0]
     collected: dict[str, list[Figure]] = {}
     failed: Counter[str] = Counter()

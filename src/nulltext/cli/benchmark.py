@@ -1,0 +1,196 @@
+"""`nulltext benchmark`: published benchmarks, each a verb of its own; PIE-Bench is the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nulltext import defaults
+from nulltext.cli.options import (
+    DeviceOption,
+    DTypeOption,
+    InnerStepsOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    SeedOption,
+)
+from nulltext.cli.pie_request import PieRequest
+from nulltext.cli.report import Reporter
+from nulltext.cli.row_bars import make_rows
+
+if TYPE_CHECKING:
+    from nulltext.evaluation.pie.benchmark import Schedule
+    from nulltext.evaluation.pie.metrics import Networks
+    from nulltext.evaluation.results import Book
+
+benchmark = typer.Typer(no_args_is_help=True)
+
+
+@benchmark.callback()
+def root() -> None:
+    """Run a published benchmark on your model: [bold]nulltext benchmark pie DIR[/bold]."""
+
+
+@benchmark.command()
+def pie(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="PIE-Bench: mapping_file.json and annotation_images/ (docs/pie.md)."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder of rows and report.")
+    ] = Path("pie"),
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            metavar="A,B",
+            help="Inversion methods; default: ddim,null-text,negative-prompt,direct.",
+        ),
+    ] = None,
+    categories: Annotated[
+        str | None,
+        typer.Option("--categories", metavar="0,9", help="Types of edits, 0 to 9; default: all."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="The first N edits only.")
+    ] = None,
+    dino: Annotated[
+        str | None,
+        typer.Option(
+            "--dino",
+            metavar="VIT",
+            help="Folder or hub id for the structure distance, or none; default: "
+            "facebook/dino-vitb8 if it can be had.",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip",
+            metavar="CLIP",
+            help="Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it "
+            "can be had.",
+        ),
+    ] = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option("--lpips", metavar="FILE", help="LPIPS weights, safetensors (docs/pie.md)."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="T", help="DDIM steps; the protocol has 50."),
+    ] = None,
+    inner_steps: InnerStepsOption = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--fresh",
+            help="Continue what is in OUT, or throw it away; default: continue if there is any.",
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try rows that failed once more.")
+    ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it would cost, and do nothing.")
+    ] = False,
+    model: ModelOption = defaults.MODEL,
+    device: DeviceOption = None,
+    dtype: DTypeOption = "float32",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run PIE-Bench: its edits by several inversions, its eight metrics, published figures beside.
+
+    Example: [bold]nulltext benchmark pie PIE-Bench_v1/ --model CompVis/stable-diffusion-v1-4
+    --methods null-text,direct --limit 20[/bold]
+
+    It may be stopped at any moment: the same command continues where it stopped.
+    """
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    request = PieRequest(
+        *(folder, output, methods, categories, limit, dino, clip, lpips, steps, inner_steps),
+        *(resume, seed, dtype),
+    )
+    everything, items = request.open()
+    protocol, lines = request.protocol(), request.lines()
+    from nulltext.cli.work import open_model
+    from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
+    from nulltext.evaluation.results import open_book
+
+    loaded = open_model(reporter, model, device, dtype, [])
+    loaded.schedule.timesteps(protocol.num_steps)  # refuses a number of steps that there is not
+    if estimate:
+        _estimate(reporter, plan_pie(items, lines, protocol, None), len(items))
+        return
+    with reporter.busy("Loading the networks of the metrics …"):
+        networks = request.networks(loaded)
+    settings = request.settings(everything, loaded, protocol, networks)
+    with open_book(output, settings, fresh=resume is False) as book:
+        if retry_failed:
+            book.forget_failed()
+        schedule = plan_pie(items, lines, protocol, book)
+        reporter.note(_said(schedule, len(items)))
+        _remarks(reporter, networks, protocol.deviations)
+        steps_of = pie_steps(loaded, schedule, book, networks)
+        make_rows(reporter, steps_of, book, schedule.all_rows)
+        _hand_over(reporter, book, settings, protocol.deviations)
+
+
+def _estimate(reporter: Reporter, schedule: Schedule, edits: int) -> None:
+    """What it would cost."""
+    found = {"edits": edits, "rows": schedule.all_rows, "unet_evaluations": schedule.evaluations}
+    reporter.result(found, [_said(schedule, edits)])
+
+
+def _said(schedule: Schedule, edits: int) -> str:
+    """What is ahead, in one line."""
+    done = schedule.all_rows - len(schedule.open_rows)
+    there = f", {done} of them done" if done else ""
+    return (
+        f"{edits} edit{'' if edits == 1 else 's'}, {schedule.all_rows} rows{there}; about "
+        f"{schedule.evaluations:,} UNet evaluations to go (a backward pass counts 2)."
+    )
+
+
+def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> None:
+    """What the figures will lack, before hours are spent on them."""
+    for reason in networks.missing.values():
+        reporter.note(f"Note: a metric will be missing: {reason}.")
+    if deviations:
+        reporter.note(f"Note: not the published protocol: {'; '.join(deviations)}.")
+
+
+def _hand_over(
+    reporter: Reporter, book: Book, settings: Mapping[str, Any], deviations: list[str]
+) -> None:
+    """Write summary and page, and print the table."""
+    from nulltext.evaluation.pie.report import publish
+    from nulltext.evaluation.pie.table import PUBLISHED_SOURCE, as_json, as_text, overall
+    from nulltext.evaluation.results import ROWS
+
+    with reporter.busy("Writing the report …"):
+        files = publish(book.folder, settings, book.rows)
+    lines = overall(book.rows)
+    failed = sum(row["status"] == "failed" for row in book.rows)
+    result = {
+        "rows": len(book.rows),
+        "failed": failed,
+        "table": as_json(lines),
+        "published_source": PUBLISHED_SOURCE,
+        "deviations": deviations,
+        "results": str(book.folder / ROWS),
+        "report": str(files[0]),
+        "files": [str(file) for file in files[1:]],
+    }
+    said = [*as_text(lines), f"{len(book.rows)} rows in {book.folder / ROWS}."]
+    said += [f"{failed} rows failed; --retry-failed tries again."] if failed else []
+    reporter.result(result, [*said, f"Report: {files[0]}"])

@@ -1,0 +1,175 @@
+"""PIE-Bench on disk, as published: a mapping file, pictures, and masks as runs.
+
+    mapping_file.json     {key: {"image_path", "original_prompt", "editing_prompt",
+                           "editing_instruction", "editing_type_id", "blended_word", "mask"}}
+    annotation_images/    what image_path is relative to
+
+Square brackets in a prompt mark the words that differ, and are no part of it. A mask is a flat list
+of (start, length) pairs over the 512 x 512 pixels, row by row; they are 1, where the edit belongs,
+and so is the outermost pixel on every side, "to avoid annotation errors" there.
+Source: Ju et al. 2024 (Direct Inversion), sec. 5; format and border as in its published evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
+
+from nulltext.errors import DataError, OptionError, reason_of
+
+MAPPING, PICTURES = "mapping_file.json", "annotation_images"
+
+SIDE = 512
+"""Of the pictures that masks are drawn on, in pixels."""
+
+CATEGORIES = {
+    "0": "random",
+    "1": "change object",
+    "2": "add object",
+    "3": "delete object",
+    "4": "change content",
+    "5": "change pose",
+    "6": "change colour",
+    "7": "change material",
+    "8": "change background",
+    "9": "change style",
+}
+"""Types of edits by their `editing_type_id`."""
+
+
+@dataclass(frozen=True)
+class PieItem:
+    """One edit of the benchmark."""
+
+    key: str
+    """Its name in the mapping file: what rows of results call it."""
+    path: Path
+    source: str
+    """What the photo shows, without brackets."""
+    target: str
+    """What it shall show, without brackets."""
+    category: str
+    """Of `CATEGORIES`."""
+    blend: tuple[str, ...] = ()
+    """None, one or two words: where the edit stays, in the source and in the target."""
+    runs: Sequence[Any] = field(default=(), repr=False)
+    """The mask as it was published; `decode_mask` reads it."""
+
+
+def read_pie(folder: Path) -> list[PieItem]:
+    """All edits of the benchmark, in the file's order; neither pictures nor masks are opened.
+
+    Args:
+        folder: holds mapping_file.json and annotation_images/.
+
+    Raises:
+        DataError: a file is missing or malformed, or leads out of its folder.
+    """
+    path = folder / MAPPING
+    if not folder.is_dir() or not path.is_file():
+        raise DataError(
+            f"'{folder}' holds no {MAPPING}; give the folder of PIE-Bench that has it and "
+            f"{PICTURES}/ in it (docs/pie.md says where to get it)."
+        )
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"'{path}' cannot be read ({reason_of(error)}).") from error
+    if not isinstance(mapping, dict) or not mapping:
+        raise DataError(f"'{path}' is no JSON object of edits; get PIE-Bench again.")
+    return [_item(key, entry, folder, path) for key, entry in mapping.items()]
+
+
+def of_categories(items: Sequence[PieItem], categories: Sequence[str]) -> list[PieItem]:
+    """The edits of some categories, by their keys in `CATEGORIES`.
+
+    Raises:
+        OptionError: there is no such category, or no edit of it.
+    """
+    for name in categories:
+        if name not in CATEGORIES:
+            listed = ", ".join(f"{key} ({said})" for key, said in CATEGORIES.items())
+            raise OptionError(f"There is no category '{name}'; choose among {listed}.")
+        if not any(item.category == name for item in items):
+            raise OptionError(f"There is no edit of category {name} here; leave it out.")
+    return [item for item in items if item.category in categories]
+
+
+def _item(key: str, entry: Any, folder: Path, path: Path) -> PieItem:
+    if not isinstance(entry, dict):
+        raise DataError(f"'{path}': the entry '{key}' is no JSON object.")
+    relative = PurePosixPath(_text(entry, "image_path", key, path))
+    if relative.is_absolute() or ".." in relative.parts:
+        raise DataError(f"'{path}': the image_path of '{key}' leads out of {PICTURES}/.")
+    category = str(entry.get("editing_type_id"))
+    if category not in CATEGORIES:
+        raise DataError(f"'{path}': the editing_type_id of '{key}' is {category}, not 0 to 9.")
+    if not isinstance(entry.get("mask"), list):
+        raise DataError(f"'{path}': the mask of '{key}' is no list of runs.")
+    blended = entry.get("blended_word", "")
+    if not isinstance(blended, str):
+        raise DataError(f"'{path}': the blended_word of '{key}' is no text.")
+    return PieItem(
+        key=key,
+        path=folder / PICTURES / relative,
+        source=without_marks(_text(entry, "original_prompt", key, path)),
+        target=without_marks(_text(entry, "editing_prompt", key, path)),
+        category=category,
+        blend=tuple(blended.split()[:2]),
+        runs=entry["mask"],
+    )
+
+
+def _text(entry: Mapping[str, Any], name: str, key: str, path: Path) -> str:
+    value = entry.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"'{path}': the entry '{key}' has no {name}.")
+    return value
+
+
+def without_marks(prompt: str) -> str:
+    """A prompt without the brackets around what differs."""
+    return " ".join(prompt.replace("[", "").replace("]", "").split())
+
+
+def decode_mask(runs: Sequence[Any]) -> Tensor:
+    """[512, 512], bool, 1 where the edit belongs; the border is not yet set (`with_border`).
+
+    A run that goes on beyond the last pixel ends there.
+
+    Raises:
+        DataError: the list is no pairs of whole numbers from 0 up.
+    """
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in runs)
+    if len(runs) % 2 or not whole:
+        raise DataError(
+            f"The mask is no list of (start, length) pairs of whole numbers: it has {len(runs)} "
+            "entries" + ("." if whole else ", and one is no whole number from 0 up.")
+        )
+    flat = torch.zeros(SIDE * SIDE, dtype=torch.bool)
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        flat[start : start + length] = True
+    return flat.view(SIDE, SIDE)
+
+
+def with_border(mask: Tensor) -> Tensor:
+    """A mask [H, W] whose outermost pixels belong to the edit, as published."""
+    framed = mask.clone()
+    framed[0] = framed[-1] = True
+    framed[:, 0] = framed[:, -1] = True
+    return framed
+
+
+def fitted(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask [512, 512] on the (height, width) that a model works at, bool.
+
+    A pixel belongs to the edit if any part of it does, so that what counts as outside is outside.
+    """
+    return adaptive_max_pool2d(mask[None, None].float(), size)[0, 0] > 0
