@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 import nulltext
+from judges import save_clip
 from nulltext.errors import DataError, ExtraError, ModelError, OptionError
 from nulltext.evaluation import extras
 from nulltext.evaluation.agreement import ClipJudge, DiffusionJudge
@@ -30,7 +29,6 @@ from nulltext.evaluation.measures import (
 )
 from nulltext.evaluation.variants import VARIANTS, check_lines
 from nulltext.templates import caption, recoloured
-from vocabularies import trained
 
 
 def picture(seed, side=32):
@@ -324,24 +322,7 @@ def test_the_judge_counts_its_evaluations(tiny_sd1):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A complete random CLIP in miniature, as a folder."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = trained("<|endoftext|>", 24)
-    assert isinstance(tokenizer.backend_tokenizer, Tokenizer)
-    torch.manual_seed(0)
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 24}
-    text |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    small |= {"num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config=text | small,
-        vision_config={"image_size": 32, "patch_size": 8} | small,
-        projection_dim=16,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_the_clip_judge_is_the_cosine_of_features(clip_folder):

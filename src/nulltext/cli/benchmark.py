@@ -67,7 +67,7 @@ def pie(
             "--dino",
             metavar="VIT",
             help="Folder or hub id for the structure distance, or none; default: "
-            "facebook/dino-vitb8 if it can be had.",
+            "facebook/dino-vitb8 if it is here already.",
         ),
     ] = None,
     clip: Annotated[
@@ -76,7 +76,7 @@ def pie(
             "--clip",
             metavar="CLIP",
             help="Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it "
-            "can be had.",
+            "is here already.",
         ),
     ] = None,
     lpips: Annotated[

@@ -106,18 +106,21 @@ class ClipJudge:
     source: str
 
     @classmethod
-    def load(cls, source: str, device: torch.device) -> ClipJudge:
+    def load(cls, source: str, device: torch.device, *, local_only: bool = False) -> ClipJudge:
         """Load CLIP from a folder or a hub id; safetensors only.
+
+        Args:
+            local_only: do not go to the hub for what is not in its cache.
 
         Raises:
             ModelError: it cannot be loaded.
         """
         from transformers import CLIPModel, CLIPProcessor
 
-        clip = pretrained(CLIPModel, source, device, "--clip")
+        clip = pretrained(CLIPModel, source, device, "--clip", local_files_only=local_only)
         try:
             with quiet_libraries():
-                processor = CLIPProcessor.from_pretrained(source)
+                processor = CLIPProcessor.from_pretrained(source, local_files_only=local_only)
         except Exception as error:  # the library raises many kinds; the reason is in the text
             raise ModelError(
                 f"The processor of '{source}' cannot be loaded ({first_line(error)}); pass --clip "

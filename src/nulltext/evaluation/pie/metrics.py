@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from nulltext.errors import ModelError
 from nulltext.evaluation.agreement import ClipJudge
 from nulltext.evaluation.extras import require
 from nulltext.evaluation.measures import GAUSSIAN_SIGMA, WINDOW, Figure, Undefined
-from nulltext.evaluation.pie import structure
 from nulltext.evaluation.pie.dataset import fitted, with_border
 from nulltext.evaluation.pie.lpips import SqueezeLpips
+from nulltext.evaluation.pie.structure import DINO_SOURCE, StructureDistance
 from nulltext.images import from_uint8, to_uint8
 
 CLIP_SOURCE = "openai/clip-vit-large-patch14"
@@ -83,8 +84,8 @@ def open_networks(
     """Load what can be had.
 
     Args:
-        dino, clip: a folder or a hub id that must be there; "none" to do without; None to try the
-            published network and do without it where it cannot be had.
+        dino, clip: a folder or a hub id that must be there; "none" to do without; None for the
+            published network if this machine has it already: nothing is downloaded unasked.
         lpips: a safetensors file; None to do without.
 
     Raises:
@@ -92,26 +93,33 @@ def open_networks(
     """
     return Networks(
         structure=_tried(
-            dino, structure.SOURCE, "--dino", lambda s: structure.StructureDistance.load(s, device)
+            *(dino, DINO_SOURCE, "--dino"),
+            lambda source, local: StructureDistance.load(source, device, local_only=local),
         ),
-        clip=_tried(clip, CLIP_SOURCE, "--clip", lambda s: ClipJudge.load(s, device)),
-        lpips=Undefined("no LPIPS weights were given; see --lpips")
+        clip=_tried(
+            *(clip, CLIP_SOURCE, "--clip"),
+            lambda source, local: ClipJudge.load(source, device, local_only=local),
+        ),
+        lpips=Undefined("no LPIPS weights were given; pass --lpips FILE")
         if lpips is None
         else SqueezeLpips.load(lpips, device),
     )
 
 
 def _tried(
-    asked: str | None, usual: str, option: str, load: Callable[[str], Network]
+    asked: str | None, usual: str, option: str, load: Callable[[str, bool], Network]
 ) -> Network | Undefined:
     if asked == NONE:
         return Undefined(f"left out ({option} {NONE})")
+    if asked is not None:
+        return load(asked, False)
+    absent = Undefined(f"{usual} is not on this machine; pass {option} {usual} to download it")
+    if not isinstance(try_to_load_from_cache(usual, "config.json"), str):
+        return absent
     try:
-        return load(asked or usual)
+        return load(usual, True)
     except ModelError:
-        if asked is not None:
-            raise
-        return Undefined(f"the weights of {usual} cannot be had here; see {option}")
+        return absent
 
 
 def pie_figures(

@@ -24,7 +24,7 @@ from nulltext.errors import ModelError
 from nulltext.evaluation.pretrained import pretrained
 from nulltext.images import to_uint8
 
-SOURCE = "facebook/dino-vitb8"
+DINO_SOURCE = "facebook/dino-vitb8"
 SIDE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, of RGB in 0 to 1."""
@@ -44,19 +44,25 @@ class StructureDistance:
         return f"DINO ({Path(self.source).name})"
 
     @classmethod
-    def load(cls, source: str, device: torch.device) -> StructureDistance:
+    def load(
+        cls, source: str, device: torch.device, *, local_only: bool = False
+    ) -> StructureDistance:
         """From a folder or a hub id.
+
+        Args:
+            local_only: do not go to the hub for what is not in its cache.
 
         Raises:
             ModelError: it cannot be loaded, or has another layout.
         """
         from transformers import ViTModel
 
-        vit = pretrained(ViTModel, source, device, "--dino", add_pooling_layer=False)
+        options = {"add_pooling_layer": False, "local_files_only": local_only}
+        vit = pretrained(ViTModel, source, device, "--dino", **options)
         if SIDE % int(vit.config.patch_size):
             raise ModelError(
                 f"'{source}' has patches of {vit.config.patch_size} px, which do not tile "
-                f"{SIDE} px; pass --dino {SOURCE}."
+                f"{SIDE} px; pass --dino {DINO_SOURCE}."
             )
         return cls(vit, source)
 
