@@ -14,6 +14,8 @@ Source: Hertz et al. 2022, alg. 1; Mokady et al. 2023, sec. 3.3 (the null embedd
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,7 @@ from nulltext.guidance import guided_evaluations, is_guided
 from nulltext.images import from_uint8, psnr
 from nulltext.lineage import Row, rows_of
 from nulltext.lineage import check_specs as check_specs
+from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import (
@@ -39,6 +42,8 @@ from nulltext.sampling import (
     start_latents,
 )
 from nulltext.targets import Eyes, OnMaps, Targets, watched
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def edit_steps(
     """
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
+    started = time.perf_counter()
     model = model_of(model, inversion)
     header, conditions = inversion.header, Conditions.of(model, inversion)
     source = start_latents(model, inversion)
@@ -124,13 +130,21 @@ def edit_steps(
         yield StepInfo(
             "edit", index + 1, inversion.num_steps, timestep, clean_estimate=estimate[order]
         )
-    reconstruction = model.decode(source).cpu()
     per_step = guided_evaluations(1, header.guidance_scale) + targets.evaluations
+    evaluations = per_step * inversion.num_steps
+    logger.info(
+        "edit: targets: %d, %d steps, %d UNet evaluations, %.2f s",
+        *(len(specs), inversion.num_steps, evaluations, time.perf_counter() - started),
+    )
+    latents = targets.latents[order]
+    with timed(logger, "decode: %d pictures", 1 + len(specs)):
+        reconstruction = model.decode(source).cpu()
+        images = torch.cat([model.decode(row).cpu() for row in latents.split(1)])
     return Edit(
-        images=torch.cat([model.decode(row).cpu() for row in targets.latents[order].split(1)]),
+        images=images,
         reconstruction=reconstruction,
         psnr_reconstruction=psnr(reconstruction, from_uint8(inversion.photo)),
-        unet_evaluations=per_step * inversion.num_steps,
+        unet_evaluations=evaluations,
         masks=targets.masks()[order].cpu(),
     )
 

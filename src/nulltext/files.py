@@ -7,6 +7,7 @@ survives every failure.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import uuid
@@ -14,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nulltext.errors import OutputError, reason_of
+from nulltext.logs import timed
+
+logger = logging.getLogger(__name__)
 
 S_IWRITE_ALL = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
@@ -37,7 +41,8 @@ def replace_file(path: str | Path, data: bytes) -> None:
         OutputError: as in `check_target`; an older file is as it was.
     """
     target = _regular_target(path)
-    with _temporary_beside(target) as temporary:
+    said = timed(logger, "write: %s, %d bytes", path, len(data))
+    with said, _temporary_beside(target) as temporary:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()

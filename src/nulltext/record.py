@@ -12,6 +12,7 @@ fields, so nothing downstream asks which method it was:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from torch import Tensor
 from nulltext.errors import InversionFileError, OutOfMemoryError, reason_of
 from nulltext.header import InversionHeader
 from nulltext.inversion_file import read_inversion, write_inversion
+
+logger = logging.getLogger(__name__)
 
 REQUIRED_TENSORS = ("trajectory", "photo")
 RGB = 3
@@ -181,6 +184,7 @@ def run(
                 "The device ran out of memory; pass --low-memory, a smaller --size, "
                 "--dtype float16 on a GPU, or --device cpu."
             ) from error
+        logger.debug("%s: step %d of %d, t = %d", info.stage, info.index, info.total, info.timestep)
         if on_step is not None:
             on_step(info)
 

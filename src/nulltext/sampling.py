@@ -9,6 +9,7 @@ Source: Mokady et al. 2023, sec. 3.2 (pivot), 3.3 (replay).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
@@ -19,9 +20,12 @@ from nulltext.errors import InversionFileError
 from nulltext.finite import check_finite
 from nulltext.guidance import CONDITIONAL_ONLY, guided_noise
 from nulltext.images import from_uint8, psnr
+from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.weight_delta import fits
 from nulltext.record import Inversion, StepInfo, run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,10 @@ def replay(
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Replay:
     """Reconstruct the photo from its inversion; see `replay_steps` for the errors."""
-    image = model.decode(run(replay_steps(model, inversion), on_step)).cpu()
+    with timed(logger, "replay: %d steps", inversion.num_steps):
+        latents = run(replay_steps(model, inversion), on_step)
+    with timed(logger, "decode: 1 picture"):
+        image = model.decode(latents).cpu()
     return Replay(image=image, psnr=psnr(image, from_uint8(inversion.photo)))
 
 

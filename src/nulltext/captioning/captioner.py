@@ -9,6 +9,7 @@ Sources: Mokady, Hertz and Bermano 2021 (ClipCap), sec. 3; Radford et al. 2021 (
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,13 @@ from nulltext.captioning.decoding import BEAMS, LONGEST, beam_search, greedy
 from nulltext.captioning.mapping import Mapper
 from nulltext.errors import ModelError, OptionError
 from nulltext.images import CropBox, largest_centred_square
+from nulltext.logs import timed
 from nulltext.photos import Photo, load_photo
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection, GPT2LMHeadModel
+
+logger = logging.getLogger(__name__)
 
 STOP = "."
 """What ends a sentence."""
@@ -138,7 +142,8 @@ class Captioner:
         seen = photo if isinstance(photo, Photo) else load_photo(photo)
         box = crop or CropBox(0, 0, *seen.size)
         box.check_inside(seen.size)
-        return self.read(self.eyes.look(seen, box), beams=beams)
+        with timed(logger, "caption: %s, %d beams", self.name, beams):
+            return self.read(self.eyes.look(seen, box), beams=beams)
 
     def read(self, pixels: Tensor, *, beams: int) -> str:
         """The caption of standardised pixels [1, 3, side, side]."""

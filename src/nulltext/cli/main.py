@@ -16,9 +16,11 @@ from nulltext.cli.attention import attention
 from nulltext.cli.benchmark import benchmark
 from nulltext.cli.caption import caption
 from nulltext.cli.convert_captioner import convert_captioner
+from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
 from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
+from nulltext.cli.logs import LogLevel, show_logs
 from nulltext.cli.replay import replay
 from nulltext.cli.study import study
 from nulltext.cli.train import train
@@ -45,6 +47,7 @@ app.command()(attention)
 app.command()(study)
 app.command()(caption)
 app.command()(train)
+app.command()(doctor)
 app.add_typer(benchmark, name="benchmark")
 app.command("convert-captioner")(convert_captioner)
 
@@ -57,15 +60,25 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001  (its callback does the work)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            "--log-level",
+            help="Say on standard error what each stage does and how long it takes: info, debug; "
+            "before the verb.",
+        ),
+    ] = None,
 ) -> None:
     """Edit a real photograph by changing the words that describe it.
 
     Example: [bold]nulltext edit photo.jpg --source "a photo of an orange flower"
     --target "a photo of a white daisy" -o daisy.png[/bold]
     """
+    if log_level is not None:
+        show_logs(log_level)
 
 
 def main() -> None:

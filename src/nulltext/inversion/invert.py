@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -16,15 +17,10 @@ from nulltext.defaults import GUIDANCE_SCALE, METHOD, NUM_STEPS
 from nulltext.errors import OptionError
 from nulltext.framing import SizeChoice, box_for
 from nulltext.header import InversionHeader
-from nulltext.images import (
-    CropBox,
-    from_uint8,
-    psnr,
-    to_tensor,
-    to_uint8,
-)
+from nulltext.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
 from nulltext.inversion.registry import method_named
+from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo, load_photo
 from nulltext.record import Inversion, StepInfo, run
@@ -32,6 +28,8 @@ from nulltext.sampling import replay_steps
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 PhotoLike: TypeAlias = "Photo | str | Path | Image.Image"
 """A file, a PIL image, or a loaded photo."""
@@ -200,8 +198,10 @@ class _Start:
     def of(cls, model: LatentDiffusion, request: _Request) -> _Start:
         pixels = to_uint8(to_tensor(request.photo, request.box, request.size))
         image = from_uint8(pixels)
+        with timed(logger, "encode: %d x %d px", *request.size[::-1]):
+            latents = model.encode(image)
         problem = Problem(
-            latents=model.encode(image),
+            latents=latents,
             prompt_embeds=model.embed([request.prompt]),
             num_steps=request.num_steps,
             guidance_scale=request.guidance_scale,
@@ -268,7 +268,13 @@ def _finish_steps(
 
 
 def _timed(inversion: Inversion, seconds: float) -> Inversion:
-    return replace(inversion, header=replace(inversion.header, seconds=seconds))
+    header = replace(inversion.header, seconds=seconds)
+    logger.info(
+        "invert: %s, %d steps, %d UNet evaluations, %.2f of %.2f dB, %.2f s",
+        *(header.method, inversion.num_steps, header.unet_evaluations),
+        *(header.psnr_reconstruction, header.psnr_bound, seconds),
+    )
+    return replace(inversion, header=header)
 
 
 def _inversion(

@@ -7,7 +7,9 @@ and the text encoders, which run once per photo, stay float32.
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +33,8 @@ from nulltext.models.memory import MemoryName, memory_plan
 from nulltext.models.text import TextConditioner
 from nulltext.schedule import Schedule
 
+logger = logging.getLogger(__name__)
+
 DType = Literal["float32", "float16", "bfloat16"]
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -41,6 +45,16 @@ SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 def bundled_models() -> tuple[str, ...]:
     """Names of the models that come with the package."""
     return tuple(sorted(p.parent.name for p in BUNDLED_FOLDER.glob("*/model_index.json")))
+
+
+def folder_of(model: str | Path) -> Path | None:
+    """Where a model's files are; None where it is one of the hub's.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    found = _locate(model)
+    return found if isinstance(found, Path) else None
 
 
 def load(
@@ -69,6 +83,7 @@ def load(
         return replace(from_pipe(model), memory=memory_plan(memory))
     plan = memory_plan(memory)
     target, precision = find_device(device), _dtype(dtype)
+    started = time.perf_counter()
     checkpoint = Checkpoint(_locate(model))
     with quiet_libraries():
         index = checkpoint.json("model_index.json")
@@ -90,6 +105,10 @@ def load(
             ) from error
     used = digest if precision == torch.float32 else _digest(family, parts, text, schedule)
     loaded = _assembled(family, parts, text, schedule, _display_name(model), (digest, used))
+    logger.info(
+        "load: %s (%s), %s, %s, %.2f s",
+        *(loaded.name, digest[:8], target, dtype, time.perf_counter() - started),
+    )
     return replace(loaded, memory=plan)
 
 

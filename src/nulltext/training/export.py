@@ -16,7 +16,9 @@ from diffusers import DDIMScheduler
 
 from nulltext.errors import OptionError, OutputError
 from nulltext.files import replace_file, unwritable
+from nulltext.models.known_figure import write_known
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.load import load
 from nulltext.training.build import SCHEDULER
 from nulltext.training.card import model_card
 from nulltext.training.latents import load_views
@@ -116,6 +118,7 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         replace_file(fresh / "README.md", model_card(shop, model, updates, commit).encode())
         replace_file(fresh / RECIPE_FILE, shop.recipe.to_json().encode())
         replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())
+        write_known(load(fresh, device="cpu"), fresh)  # of the weights as they were rounded
         older = folder.with_name(f"{folder.name}.older")
         if folder.exists():
             folder.replace(older)
