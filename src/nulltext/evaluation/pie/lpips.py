@@ -1,4 +1,4 @@
-"""LPIPS on SqueezeNet 1.1, written out, so that neither torchvision nor pickles are needed.
+"""LPIPS on SqueezeNet 1.1, written out, so that torchvision is not needed.
 
     d = sum over layers l of mean over pixels of  w_l . (f_l(a) - f_l(b))^2
 
