@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -573,3 +575,29 @@ def test_an_estimate_counts_and_does_nothing(run, tmp_path):
     found = {"edits": 4, "rows": 8, "unet_evaluations": 4 * sum(each)}
     assert json.loads(out) == found
     assert not (tmp_path / "pie").exists()
+
+
+def test_a_killed_run_goes_on_where_it_was(run, tmp_path):
+    folder = write_pie(tmp_path / "data")
+    options = (folder, "-o", "out", "--steps", 1, "--methods", "direct,ddim")
+    options += ("--dino", "none", "--clip", "none", "--categories", "0,1,8")
+    command = [sys.executable, "-m", "nulltext.cli.main", "benchmark", "pie", *map(str, options)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    results = tmp_path / "out" / "results.jsonl"
+    deadline = time.monotonic() + 240
+    while not results.is_file() or results.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = results.read_bytes()
+    code, _, err = run(*options)
+    assert code == 0, err
+    whole = kept[: kept.rfind(b"\n") + 1]
+    assert results.read_bytes().startswith(whole)
+    keys = [(r["image"], r["variant"]) for r in map(json.loads, results.read_text().splitlines())]
+    assert len(keys) == len(set(keys)) == 6
+    for row in read_book(tmp_path / "out")[1]:
+        assert row["status"] == "ok"
+        assert all((tmp_path / "out" / name).is_file() for name in row["pictures"].values())
