@@ -511,6 +511,10 @@ def check_table(result, rows):
     assert cell["mean"] == pytest.approx(1e4 * sum(known) / 3)
     assert cell["undefined"] == {"the mask covers the whole picture": 1}
     assert direct["figures"]["clip_target_edited"]["undefined"] == {"the mask marks nothing": 1}
+    (style,) = [
+        x for x in result["by_category"] if x["category"][0] == "9" and x["method"] == "ddim"
+    ]
+    assert style["figures"]["psnr_unedited"]["mean"] is None
     assert direct["published"]["psnr_unedited"] == 27.22
     assert ddim["published"] == {}
     assert sum(direct["failed"].values()) == 2
@@ -535,10 +539,12 @@ def test_a_table_for_a_person_says_what_is_missing(run, tmp_path, monkeypatch):
     )
     assert code == 0, err
     lines = out.splitlines()
-    assert lines[0].split()[:4] == ["structure", "x1000", "↓", "PSNR"]
+    assert lines[0].split()[:4] == ["structure", "·10³", "↓", "PSNR"]
     assert lines[1].split()[:2] == ["direct", "missing"]
     assert lines[2].split()[:3] == ["published", "11.65", "27.22"]
-    assert "Missing, the mask covers the whole picture: PSNR (direct, 1 of 2 rows)" in out
+    covered = "Missing (the mask covers the whole picture): PSNR, LPIPS, MSE, SSIM in 1 of 2 rows."
+    assert covered in lines
+    assert "Missing (the mask marks nothing): CLIP edited in 1 of 2 rows." in lines
     assert "left out (--clip none)" in out
     assert "2310.01506" in out
     assert "0.00" not in out

@@ -174,7 +174,13 @@ def _hand_over(
 ) -> None:
     """Write summary and page, and print the table."""
     from nulltext.evaluation.pie.report import publish
-    from nulltext.evaluation.pie.table import PUBLISHED_SOURCE, as_json, as_text, overall
+    from nulltext.evaluation.pie.table import (
+        PUBLISHED_SOURCE,
+        as_json,
+        as_text,
+        by_category,
+        overall,
+    )
     from nulltext.evaluation.results import ROWS
 
     with reporter.busy("Writing the report …"):
@@ -185,6 +191,7 @@ def _hand_over(
         "rows": len(book.rows),
         "failed": failed,
         "table": as_json(lines),
+        "by_category": as_json(by_category(book.rows)),
         "published_source": PUBLISHED_SOURCE,
         "deviations": deviations,
         "results": str(book.folder / ROWS),

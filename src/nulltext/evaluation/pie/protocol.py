@@ -60,7 +60,7 @@ class Protocol:
         if self.num_steps != NUM_STEPS:
             said.append(f"{self.num_steps} steps instead of {NUM_STEPS}")
         if self.inner_steps is not None:
-            said.append(f"N = {self.inner_steps} without the method's own default")
+            said.append(f"N = {self.inner_steps} instead of each method's own")
         return said
 
     def method(self, name: str) -> InversionMethod:

@@ -98,7 +98,7 @@ def _pictures(folder: Path, rows: Sequence[Row]) -> str:
     lines = []
     for key in keys[:SHOWN]:
         first = next(made[key, m] for m in methods if (key, m) in made)
-        said = f"{text(key)}<small>{text(first['notes']['target'])}</small>"
+        said = f"{text(key)}<small class='said'>{text(first['notes']['target'])}</small>"
         photo = picture(folder / photos[key], key) if key in photos else "–"
         edits = [
             picture(folder / made[key, m]["pictures"]["picture"], f"{key}, {m}")
@@ -106,6 +106,6 @@ def _pictures(folder: Path, rows: Sequence[Row]) -> str:
             else "–"
             for m in methods
         ]
-        lines.append([f'<div class="said">{said}</div>', photo, *edits])
+        lines.append([said, photo, *edits])
     more = f"<p class='soft'>The first {SHOWN} of {len(keys)} edits.</p>" * (len(keys) > SHOWN)
     return gallery(["", "photo", *map(text, methods)], lines) + more

@@ -13,6 +13,8 @@ from nulltext.evaluation.bootstrap import Summary
 from nulltext.evaluation.results import Row
 from nulltext.evaluation.summary import Line, line_of
 
+SCALES = {1: "", 1e2: " ·10²", 1e3: " ·10³", 1e4: " ·10⁴"}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -28,7 +30,7 @@ class Column:
     @property
     def heading(self) -> str:
         """The title, its unit, and which way is better."""
-        scale = "" if self.factor == 1 else f" x{self.factor:g}"
+        scale = SCALES[self.factor]
         arrow = "" if self.higher_is_better is None else (" ↑" if self.higher_is_better else " ↓")
         return self.title + scale + arrow
 
@@ -142,23 +144,26 @@ def as_text(lines: Sequence[Line]) -> list[str]:
 
 
 def undefined_lines(lines: Sequence[Line]) -> list[str]:
-    """Why figures are missing, and how often; rows that failed."""
-    said: dict[str, dict[str, None]] = {}
+    """Why figures are missing, and in how many rows of all methods; rows that failed."""
+    counts: dict[str, dict[str, int]] = {}
     for line in lines:
-        for name, column in COLUMNS.items():
+        for name in COLUMNS:
             for reason, count in line.figures.get(name, EMPTY).undefined.items():
-                where = f"{column.title} ({line.variant}, {count} of {_rows(line, name)} rows)"
-                said.setdefault(reason, {})[where] = None
-    text = [f"Missing, {reason}: {', '.join(where)}." for reason, where in said.items()]
-    for line in lines:
-        for reason, count in line.failed.items():
-            text.append(f"Failed, {count} rows of {line.variant}: {reason}")
-    return text
+                by_metric = counts.setdefault(reason, {})
+                by_metric[name] = by_metric.get(name, 0) + count
+    text = [f"Missing ({reason}): {_counted(by, lines)}." for reason, by in counts.items()]
+    failed = {(line.variant, reason): n for line in lines for reason, n in line.failed.items()}
+    return text + [f"Failed, {n} of {method}: {why}" for (method, why), n in failed.items()]
 
 
-def _rows(line: Line, name: str) -> int:
-    summary = line.figures.get(name, EMPTY)
-    return summary.n + sum(summary.undefined.values())
+def _counted(by_metric: Mapping[str, int], lines: Sequence[Line]) -> str:
+    """Metrics that are missing equally often, together."""
+    groups: dict[str, list[str]] = {}
+    for name, count in by_metric.items():
+        summaries = [line.figures.get(name, EMPTY) for line in lines]
+        rows = sum(summary.n + sum(summary.undefined.values()) for summary in summaries)
+        groups.setdefault(f"{count} of {rows} rows", []).append(COLUMNS[name].title)
+    return "; ".join(f"{', '.join(titles)} in {said}" for said, titles in groups.items())
 
 
 def _cell(line: Line, name: str) -> str:
