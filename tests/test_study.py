@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from nulltext.cli import main as cli
-from nulltext.errors import NumericalError, OptionError, OutputError
+from nulltext.errors import NumericalError, OutputError
 from nulltext.evaluation import workbench
 from nulltext.evaluation.agreement import DiffusionJudge
 from nulltext.evaluation.datasets import Item
@@ -326,7 +326,7 @@ def test_photos_without_edits_are_told_of(run, photos, tmp_path):
 def test_two_studies_do_not_share_a_folder(tmp_path):
     with (
         open_book(tmp_path / "out", {"a": 1}, fresh=False),
-        pytest.raises(OptionError, match="Another study is running"),
+        pytest.raises(OutputError, match="by another nulltext"),
         open_book(tmp_path / "out", {"a": 1}, fresh=False),
     ):
         pass

@@ -6,7 +6,8 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,7 +25,7 @@ from rich.progress import (
 from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.files import unwritable
+from nulltext.files import LOCK, locked, unwritable
 
 if TYPE_CHECKING:
     from nulltext.training.loop import TrainInfo
@@ -97,16 +98,17 @@ def train(
     shop = _workshop(photos, output, (config, init), (device, autocast))
     trained, held_out = shop.examples
     _check_outputs(shop, output, wanted)
-    _prepare(shop.folder, resume)
-    reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
-    from nulltext.training.stages import STAGES
+    values: dict[str, object] = {"model": None}
+    with _prepared(shop.folder, resume):
+        reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
+        from nulltext.training.stages import STAGES
 
-    started = time.monotonic()
-    for name, run in STAGES.items():
-        if name in wanted:
-            _with_bars(reporter, run(shop))
-    values: dict[str, object] = {"model": None, "seconds": round(time.monotonic() - started, 1)}
-    lines = _write(reporter, shop, output, wanted, values)
+        started = time.monotonic()
+        for name, run in STAGES.items():
+            if name in wanted:
+                _with_bars(reporter, run(shop))
+        values["seconds"] = round(time.monotonic() - started, 1)
+        lines = _write(reporter, shop, output, wanted, values)
     reporter.result(values, lines or [f"Checkpoints and samples are in {shop.folder}"])
 
 
@@ -183,19 +185,26 @@ def captioner_beside(output: Path) -> Path:
     return output.with_name(f"{output.name}-{Stage.CAPTIONER}")
 
 
-def _prepare(folder: Path, resume: bool | None) -> None:
-    """Make the folder of checkpoints ready, and never take old work for new by accident."""
+@contextmanager
+def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
+    """The folder of checkpoints, made ready and held; never takes old work for new by accident."""
     try:
-        if resume is None and folder.exists() and any(folder.iterdir()):
-            raise OptionError(
-                f"'{folder}' holds an earlier training: pass --resume to continue it, or --fresh "
-                "to begin anew (its checkpoints are then deleted)."
-            )
-        if resume is False and folder.exists():
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
+    with locked(folder):
+        try:
+            earlier = [path for path in folder.iterdir() if path.name != LOCK]
+            if resume is None and earlier:
+                raise OptionError(
+                    f"'{folder}' holds an earlier training: pass --resume to continue it, or "
+                    "--fresh to begin anew (its checkpoints are then deleted)."
+                )
+            for path in [] if resume else earlier:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        yield
 
 
 def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
