@@ -26,6 +26,7 @@ from nulltext.training.denoiser import DenoiserLoss
 from nulltext.training.latents import ViewSettings
 from nulltext.training.loop import LoopSettings
 from nulltext.training.vocabulary import TokenizerSettings
+from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,14 @@ def load_recipe(source: str) -> Recipe:
         text = resources.files("nulltext.training").joinpath(f"configs/{source}.json").read_text()
     else:
         try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
+            text = read_text(Path(source), MEGABYTE)
+        except (OSError, ValueError) as error:
             raise OptionError(
                 f"The recipe '{source}' cannot be read ({reason_of(error)}): give a JSON file, or "
                 f"one of {', '.join(recipes())}."
             ) from error
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise OptionError(f"The recipe '{source}' is no JSON: {error}.") from error
     recipe: Recipe = _build(Recipe, data, "recipe")
