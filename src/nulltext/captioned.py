@@ -9,15 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import DataError, reason_of
+from nulltext.errors import DataError, reason_of, shortened
 from nulltext.untrusted import MEGABYTE, inside, parse_json, read_text
 
 LONGEST_LINE = MEGABYTE
 """Bytes of a line of JSON."""
 LONGEST_TEXT = MEGABYTE
 """Bytes of a .txt with captions."""
-LONGEST_SHOWN = 80
-"""Characters of a name in a message."""
 LABELS = ("kind", "colour", "background")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif")
 
@@ -112,9 +110,9 @@ def file_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> Pa
     try:
         return inside(path.parent, name)
     except (OSError, ValueError) as error:
-        shown = name if len(name) <= LONGEST_SHOWN else name[:LONGEST_SHOWN] + "…"
         raise DataError(
-            f"'{path}', line {number}, names {shown!r}, which cannot be used: {reason_of(error)}."
+            f"'{path}', line {number}, names {shortened(name)!r}, which cannot be used: "
+            f"{reason_of(error)}."
         ) from error
 
 

@@ -26,7 +26,7 @@ from nulltext.captioned import (
     read_json_lines,
     text_field,
 )
-from nulltext.errors import DataError
+from nulltext.errors import DataError, shortened
 from nulltext.templates import caption, recoloured
 
 EDITS = "edits.jsonl"
@@ -136,7 +136,7 @@ def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
     lines = {text_field(line, "file", path, n): (n, line) for n, line in read_json_lines(path)}
     unknown = lines.keys() - {item.name for item in items}
     if unknown:
-        raise DataError(f"'{path}' names '{min(unknown)}', which is none of the photos.")
+        raise DataError(f"'{path}' names {shortened(min(unknown))!r}, which is none of the photos.")
     for number, line in lines.values():
         text_field(line, "target", path, number)
     return [

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nulltext.errors import ModelError
+from nulltext.errors import ModelError, shortened
 from nulltext.models.weight_files import check_config, check_index, check_weights
 from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
@@ -231,7 +231,7 @@ def _library_class(name: str) -> Any:
 def first_line(error: BaseException) -> str:
     """What an error says, without its full stop and whatever comes below."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return shortened(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 @contextmanager

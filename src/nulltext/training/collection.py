@@ -25,7 +25,7 @@ from nulltext.captioned import (
     label_fields,
     read_json_lines,
 )
-from nulltext.errors import DataError
+from nulltext.errors import DataError, shortened
 from nulltext.images import from_uint8, largest_centred_square, to_tensor, to_uint8
 from nulltext.photos import load_photo
 
@@ -87,7 +87,9 @@ def _photo(line: Mapping[str, Any], path: Path, number: int) -> Path:
     """The photo that a line names, inside the folder and really there."""
     photo = file_field(line, "file", path, number)
     if not photo.is_file():
-        raise DataError(f"'{path}', line {number}, names '{line['file']}', which is not there.")
+        raise DataError(
+            f"'{path}', line {number}, names {shortened(line['file'])!r}, which is not there."
+        )
     return photo
 
 
