@@ -70,7 +70,7 @@ class Photo:
     path: Path | None = None
     """The file it came from; None for an image in memory."""
     straight: Image.Image | None = None
-    """Mode RGB: colours before compositing, so that `paste_back` keeps them; None without alpha."""
+    """Mode RGB: colours before compositing, so that an edit keeps them; None without alpha."""
 
     @property
     def size(self) -> tuple[int, int]:

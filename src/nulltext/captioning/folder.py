@@ -23,7 +23,7 @@ import torch
 from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
 from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
 from nulltext.defaults import CAPTIONER
-from nulltext.errors import ModelError, OutputError
+from nulltext.errors import ModelError, OutputError, shortened
 from nulltext.files import replace_file, unwritable
 from nulltext.models.checkpoint import MAX_JSON_BYTES, Checkpoint, first_line, quiet_libraries
 from nulltext.models.load import find_device
@@ -64,8 +64,9 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
         raise ModelError(f"'{folder}' is no captioner: {MAKE_ONE}.")
     if config.get("version") != VERSION:
         raise ModelError(
-            f"The captioner '{folder}' has version {config.get('version')}, and this nulltext "
-            f"reads version {VERSION}; get a newer nulltext, or make the captioner again."
+            f"The captioner '{folder}' has version {shortened(str(config.get('version')))}, and "
+            f"this nulltext reads version {VERSION}; get a newer nulltext, or make the captioner "
+            "again."
         )
     with quiet_libraries():
         try:
@@ -74,8 +75,8 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
             eyes = _eyes(checkpoint.json(PIXELS))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
-                f"The settings of the captioner '{folder}' cannot be read ({error!r}); "
-                "get it again."
+                f"The settings of the captioner '{folder}' cannot be read "
+                f"({shortened(repr(error))}); get it again."
             ) from error
         model = CaptionModel(
             checkpoint.component("clip", "CLIPVisionModelWithProjection"),
@@ -90,7 +91,7 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
             f"{model.gpt.config.vocab_size}; get it again."
         )
     model.to(target).requires_grad_(False).eval()
-    return Captioner(str(config.get("name", folder.name)), model, words, eyes)
+    return Captioner(shortened(str(config.get("name", folder.name))), model, words, eyes)
 
 
 def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) -> None:
@@ -159,7 +160,9 @@ def read_tokenizer(kind: str, source: str | Path) -> Any:
     import transformers
 
     if kind not in TOKENIZERS:
-        raise ModelError(f"The tokenizer is a {kind!r}; known are {', '.join(TOKENIZERS)}.")
+        raise ModelError(
+            f"The tokenizer is a {shortened(repr(kind))}; known are {', '.join(TOKENIZERS)}."
+        )
     try:
         tokenizer = getattr(transformers, kind).from_pretrained(str(source))
         if not tokenizer.encode(".", add_special_tokens=False):
@@ -181,7 +184,7 @@ def read_eyes(path: Path) -> Eyes:
         return _eyes(parse_json(read_text(path, MAX_JSON_BYTES)))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"'{path}' cannot be read ({error!r}); get the CLIP model again."
+            f"'{path}' cannot be read ({shortened(repr(error))}); get the CLIP model again."
         ) from error
 
 

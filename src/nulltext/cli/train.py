@@ -13,14 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
@@ -28,6 +20,8 @@ from nulltext.errors import OptionError
 from nulltext.files import LOCK, locked, unwritable
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from nulltext.training.loop import TrainInfo
     from nulltext.training.stages import Workshop
 
@@ -160,7 +154,7 @@ def _write(
         from nulltext.training.export import export
 
         with reporter.busy("Writing the model …"):
-            export(shop, output, commit=_commit())
+            export(shop, output, commit=commit_of())
         values["model"] = str(output)
         lines += [
             f"Saved the model {output}",
@@ -209,19 +203,12 @@ def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
 
 def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
     """Run a stage under a bar with its losses, its throughput and the time left."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=reporter.console) as progress:
+    with reporter.bars() as progress:
         bars: dict[str, TaskID] = {}
         since, seen, due = time.monotonic(), 0, 0.0
         for info in steps:
             if info.stage not in bars:
-                bars[info.stage] = progress.add_task(info.stage, total=info.total, figures="")
+                bars[info.stage] = progress.add_task(info.stage, total=info.total, remark="")
                 since, seen = time.monotonic(), 0
             progress.update(bars[info.stage], completed=info.step)
             seen += info.seen
@@ -229,19 +216,23 @@ def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
             if now >= due or info.step == info.total:
                 figures = [f"{name} {value:.3g}" for name, value in info.parts.items()]
                 figures.append(f"{seen / max(now - since, 1e-9):.3g}/s")
-                progress.update(bars[info.stage], figures="  ".join(figures))
+                progress.update(bars[info.stage], remark="  ".join(figures))
                 due = now + SHOWN_EVERY
 
 
-def _commit() -> str | None:
-    """The commit of the code that runs, where it runs from a clone."""
+def commit_of(code: Path = Path(__file__)) -> str | None:
+    """The commit of the code that runs, where it runs from nulltext's own clone; None where it is
+    merely installed somewhere below another repository."""
+    own = code.resolve().parents[3]  # of src/nulltext/cli/train.py
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
+            ["git", "-C", str(own), "rev-parse", "--show-toplevel", "--short=12", "HEAD"],
             capture_output=True,
             text=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
+    top, _, commit = done.stdout.strip().partition("\n")
+    is_own = Path(top).resolve() == own and code.resolve().is_relative_to(own / "src" / "nulltext")
+    return commit if is_own and commit else None

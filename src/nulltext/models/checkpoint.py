@@ -98,6 +98,8 @@ class Checkpoint:
             tokenizer = CLIPTokenizer.from_pretrained(str(self.source), subfolder=name)
             if len(tokenizer) <= len(tokenizer.all_special_ids):
                 raise ValueError("its vocabulary is empty")
+            if not isinstance(tokenizer.model_max_length, int | float):
+                raise ValueError("its model_max_length is no number")
             return tokenizer
         except Exception as error:  # the library raises many kinds; the reason is in the text
             raise ModelError(
