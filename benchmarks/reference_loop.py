@@ -39,6 +39,7 @@ class ReferenceLoop:
 
     name: ClassVar[str] = "null-text"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     inner_steps: int = 10
     """N."""

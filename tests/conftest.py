@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 from PIL import Image
 
 import nulltext
+from nulltext.cli.main import main
 from tiny import tiny_pipeline
+
+Run = Callable[..., tuple[int, str, str]]
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
 DAHLIA_PROMPT = "a photo of an orange flower with a dark background"
@@ -51,6 +56,47 @@ def photo() -> Image.Image:
     y, x = np.mgrid[0:48, 0:64] / 64
     pixels = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x * y)], axis=-1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model as a folder; latents 8 x 8, photos 32 x 32."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline("sd1").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nulltext", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> Path:
+    """An empty working folder with one photo in it."""
+    monkeypatch.chdir(tmp_path)
+    photo.save("cat.png")
+    return tmp_path
+
+
+@pytest.fixture
+def saved(here: Path, model: str, run: Run) -> Path:
+    """A saved inversion of the photo."""
+    code, _, err = run(
+        "invert", "cat.png", "--prompt", "a cat", "--model", model, "--steps", 3, "-q"
+    )
+    assert code == 0, err
+    return here / "cat.safetensors"
 
 
 @pytest.fixture(scope="session")

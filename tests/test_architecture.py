@@ -20,7 +20,7 @@ PACKAGE = Path(nulltext.__path__[0])
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
     ["version", "defaults", "errors", "logs"],
-    ["files", "prompts", "photos", "schedule", "guidance", "finite"],
+    ["files", "untrusted", "prompts", "photos", "schedule", "guidance", "finite"],
     ["images", "word_pairing", "inversion_file", "header", "captioned", "templates"],
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing"],
     ["models"],

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
 import nulltext
-from nulltext.cli import main as cli
-from tiny import tiny_pipeline
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny model as a folder."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_pipeline("sd1").save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
@@ -31,21 +20,6 @@ def here(tmp_path, monkeypatch, photo):
     photo.crop((0, 0, 48, 48)).save("cow.png")
     (tmp_path / "out").mkdir()
     return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nulltext", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 PHOTOS = ("cat.png", "cow.png", "dog.png")

@@ -12,9 +12,7 @@ import nulltext
 from nulltext.cli.sweep import parse_axis
 from nulltext.errors import OptionError
 from nulltext.images import to_pil
-from test_cli import here, model, pixels, run, saved
-
-__all__ = ["here", "model", "run", "saved"]  # fixtures
+from test_cli import pixels
 
 
 def picture_of(path):

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test_cli import EDIT, here, model, pixels, run, saved
-
-__all__ = ["here", "model", "run", "saved"]  # fixtures
+from test_cli import EDIT, pixels
 
 
 def test_a_large_photo_differs_in_no_pixel_outside_the_mask(here, model, run):

@@ -9,10 +9,8 @@ import pytest
 from PIL import Image
 
 import nulltext
-from test_cli import EDIT, here, model, pixels, run, saved
+from test_cli import EDIT, pixels
 from tiny import tiny_pipeline
-
-__all__ = ["here", "model", "run", "saved"]  # fixtures
 
 FAST = ("--steps", 2, "--method", "ddim")
 

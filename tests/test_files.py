@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from nulltext.errors import OutputError
-from nulltext.files import check_target, replace_file
+from nulltext.files import LOCK, check_target, locked, replace_file
 from nulltext.images import check_writable, save_image
 from nulltext.inversion_file import write_inversion
 from pictures import noise
@@ -155,3 +157,28 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     replace_file(target, b"new")
     assert target.read_bytes() == b"new"
     assert target.stat().st_mode & 0o777 == 0o664
+
+
+HOLD = """
+import sys
+from nulltext.files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_locked_folder_keeps_others_out_until_its_process_ends(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(OutputError, match="by another nulltext"), locked(tmp_path):
+        pass
+    other.kill()
+    other.communicate()
+    for _ in range(2):
+        with locked(tmp_path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "none"):
+        pass

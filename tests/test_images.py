@@ -16,8 +16,8 @@ from PIL import Image
 
 from nulltext import images
 from nulltext.errors import ImageError, OptionError, OutputError
-from nulltext.images import CropBox, paste_back, save_image
-from nulltext.photos import Photo, load_photo
+from nulltext.images import CropBox, save_image
+from nulltext.photos import load_photo
 from pictures import SRGB, noise, pixels
 
 # --- the crop box ---------------------------------------------------------------------------------
@@ -141,73 +141,6 @@ def test_psnr_against_numpy() -> None:
     assert images.psnr(torch.full((3, 2, 2), -1.0), torch.full((3, 2, 2), 1.0)) == 0
     with pytest.raises(ImageError, match="shape"):
         images.psnr(a, b[..., 1:])
-
-
-# --- paste back -----------------------------------------------------------------------------------
-
-
-def inside(shape: tuple[int, ...], box: CropBox) -> np.ndarray:
-    mask = np.zeros(shape[:2], bool)
-    mask[box.y : box.y + box.height, box.x : box.x + box.width] = True
-    return mask
-
-
-def test_paste_back_keeps_everything_outside_and_feathers_inside() -> None:
-    raw, box = np.full((90, 120, 3), 0, np.uint8), CropBox(10, 20, 64, 64)
-    raw[~inside(raw.shape, box)] = noise(90, 120, 3)[~inside(raw.shape, box)]
-    patch = Image.new("RGB", (32, 32), "white")
-    result = paste_back(load_photo(Image.fromarray(raw)), patch, box, feather=1 / 8)
-    assert result.mode == "RGB"
-    assert result.size == (120, 90)
-    assert (pixels(result)[~inside(raw.shape, box)] == raw[~inside(raw.shape, box)]).all()
-    ramp = np.minimum(1, (np.arange(64) + 0.5) / 8)  # an eighth of 64 px, at pixel centres
-    side = np.minimum(ramp, ramp[::-1])
-    expected = 255 * np.minimum.outer(side, side)[..., None]
-    assert np.abs(pixels(result)[20:84, 10:74] - expected).max() <= 1  # an 8-bit mask
-    assert (pixels(result)[28:76, 18:66] == 255).all()
-
-
-@pytest.mark.parametrize("feather", [0, 1 / 32, 0.5])
-def test_no_feather_on_the_photos_border(feather: float) -> None:
-    patch = noise(40, 40, 3)
-    photo = load_photo(Image.new("RGB", (40, 40), "black"))
-    result = paste_back(photo, Image.fromarray(patch), CropBox(0, 0, 40, 40), feather)
-    assert (pixels(result) == patch).all()
-    photo = load_photo(Image.new("RGB", (80, 40), "black"))
-    result = pixels(
-        paste_back(photo, Image.new("RGB", (8, 8), "white"), CropBox(0, 0, 40, 40), feather)
-    )
-    assert (result[:, 0] == 255).all()
-    assert (result[0] == result[39]).all()
-    assert (result[0, 39] < 255).all() == (feather > 0)
-    assert (result[:, 40:] == 0).all()
-
-
-def test_paste_back_of_the_photo_itself_changes_nothing() -> None:
-    raw = noise(50, 60, 3)
-    crop = Image.fromarray(raw[7:39, 11:43])
-    result = paste_back(load_photo(Image.fromarray(raw)), crop, CropBox(11, 7, 32, 32), 0.25)
-    assert (pixels(result) == raw).all()
-
-
-def test_paste_back_returns_the_files_own_colours_and_alpha() -> None:
-    raw, box = noise(48, 48, 4), CropBox(8, 8, 32, 32)
-    result = paste_back(load_photo(Image.fromarray(raw)), Image.new("RGB", (9, 9), "red"), box)
-    assert result.mode == "RGBA"
-    assert (pixels(result)[~inside(raw.shape, box)] == raw[~inside(raw.shape, box)]).all()
-    assert (pixels(result)[..., 3] == raw[..., 3]).all()
-    assert (pixels(result)[24, 24, :3] == (255, 0, 0)).all()
-    bare = Photo(Image.new("RGB", (48, 48), "blue"), Image.new("L", (48, 48), 9), None, None)
-    assert paste_back(bare, Image.new("RGB", (9, 9)), box).getpixel((0, 0)) == (0, 0, 255, 9)
-
-
-def test_paste_back_refuses() -> None:
-    photo, patch = load_photo(Image.new("RGB", (40, 40))), Image.new("RGB", (8, 8))
-    with pytest.raises(ImageError, match="40 x 40"):
-        paste_back(photo, patch, CropBox(1, 0, 40, 40))
-    for feather in (-0.1, 0.6, math.nan):
-        with pytest.raises(OptionError, match="feather"):
-            paste_back(photo, patch, CropBox(0, 0, 40, 40), feather)
 
 
 # --- saving ---------------------------------------------------------------------------------------

@@ -17,8 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nulltext.cli import main as cli
-from nulltext.errors import NumericalError, OptionError, OutputError
+from nulltext.errors import NumericalError, OutputError
 from nulltext.evaluation import workbench
 from nulltext.evaluation.agreement import DiffusionJudge
 from nulltext.evaluation.datasets import Item
@@ -28,16 +27,8 @@ from nulltext.evaluation.results import key_of, open_book, read_book
 from nulltext.evaluation.study import plan_study, study_steps
 from nulltext.evaluation.summary import lines_of
 from nulltext.evaluation.variants import LINES
-from tiny import tiny_pipeline
 
 SMALL = ("--steps", "2", "--iterations", "1")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_pipeline("sd1").save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
@@ -56,28 +47,18 @@ def photos(tmp_path, photo):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path, model):
+def study(run, monkeypatch, tmp_path, model):
     """Run `nulltext study` in this process: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        line = ["nulltext", "study", "--model", model, *SMALL, *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", line)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
+    return lambda *arguments: run("study", "--model", model, *SMALL, *arguments)
 
 
 def rows_in(folder):
     return read_book(folder)[1]
 
 
-def test_a_whole_study_and_what_it_hands_over(run, photos, tmp_path):
-    code, out, err = run(photos, "-o", "out", "--quick", "--limit", 1, "--json")
+def test_a_whole_study_and_what_it_hands_over(study, photos, tmp_path):
+    code, out, err = study(photos, "-o", "out", "--quick", "--limit", 1, "--json")
     assert code == 0, err
     assert re.search(r"1 photo, \d+ rows; about [\d,]+ UNet evaluations", err)
     result, folder = json.loads(out), tmp_path / "out"
@@ -102,7 +83,7 @@ def test_a_whole_study_and_what_it_hands_over(run, photos, tmp_path):
     for name in EXPERIMENTS:
         assert (folder / f"{name}.svg").read_text().startswith("<?xml")
         assert Image.open(folder / f"{name}.png").width > 1000
-    check_estimate(run, photos, rows)
+    check_estimate(study, photos, rows)
 
 
 def check_summary(folder, rows):
@@ -162,9 +143,9 @@ def check_report(folder, rows):
     assert "not installed" in text, "why LPIPS is missing"
 
 
-def check_estimate(run, photos, rows):
+def check_estimate(study, photos, rows):
     """What was announced is what the rows' inversions took, shared ones counted once."""
-    code, out, _ = run(photos, "-o", "no", "--quick", "--limit", 1, "--json", "--estimate")
+    code, out, _ = study(photos, "-o", "no", "--quick", "--limit", 1, "--json", "--estimate")
     assert code == 0
     estimate = json.loads(out)
     assert estimate["rows"] == len(rows)
@@ -212,28 +193,28 @@ def test_the_estimate_equals_what_the_unet_is_asked_for(tiny_sd1, photos, tmp_pa
 ONE = ("--experiments", "reconstruction", "--methods", "bound,ddim,negative-prompt")
 
 
-def test_a_rerun_makes_only_what_is_missing(run, photos, tmp_path, monkeypatch):
-    code, _, err = run(photos, "-o", "out", "--limit", 1, *ONE)
+def test_a_rerun_makes_only_what_is_missing(study, photos, tmp_path, monkeypatch):
+    code, _, err = study(photos, "-o", "out", "--limit", 1, *ONE)
     assert code == 0, err
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
-    code, _, err = run(photos, "-o", "out", *ONE)
+    code, _, err = study(photos, "-o", "out", *ONE)
     assert "6 rows, 3 of them done" in err
     after = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert after.startswith(before)
     assert len(rows_in(tmp_path / "out")) == 6
     monkeypatch.setattr(workbench, "invert", None)
-    code, _, err = run(photos, "-o", "out", "--resume", *ONE)
+    code, _, err = study(photos, "-o", "out", "--resume", *ONE)
     assert code == 0, err
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == after
 
 
-def test_a_torn_last_line_is_made_again(run, photos, tmp_path):
-    run(photos, "-o", "out", *ONE)
+def test_a_torn_last_line_is_made_again(study, photos, tmp_path):
+    study(photos, "-o", "out", *ONE)
     path = tmp_path / "out" / "results.jsonl"
     whole = path.read_bytes()
     torn = whole[: -len(whole.splitlines()[-1]) // 2]
     path.write_bytes(torn)
-    code, _, err = run(photos, "-o", "out", *ONE)
+    code, _, err = study(photos, "-o", "out", *ONE)
     assert code == 0, err
     assert "6 rows, 5 of them done" in err
     rows = rows_in(tmp_path / "out")
@@ -241,20 +222,20 @@ def test_a_torn_last_line_is_made_again(run, photos, tmp_path):
     assert path.read_bytes().count(b"\n") == 6
 
 
-def test_other_settings_are_refused_and_fresh_starts_over(run, photos, tmp_path):
-    run(photos, "-o", "out", *ONE)
+def test_other_settings_are_refused_and_fresh_starts_over(study, photos, tmp_path):
+    study(photos, "-o", "out", *ONE)
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
-    code, _, err = run(photos, "-o", "out", *ONE, "--guidance", 3)
+    code, _, err = study(photos, "-o", "out", *ONE, "--guidance", 3)
     assert code == 2
     assert "guidance w 7.5 (now 3.0)" in err
     assert "--fresh" in err
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
-    code, _, err = run(photos, "-o", "out", *ONE, "--guidance", 3, "--fresh")
+    code, _, err = study(photos, "-o", "out", *ONE, "--guidance", 3, "--fresh")
     assert code == 0, err
     assert read_book(tmp_path / "out")[0]["guidance w"] == 3
 
 
-def test_a_photo_that_fails_is_a_row_with_its_reason(run, photos, tmp_path, monkeypatch, photo):
+def test_a_photo_that_fails_is_a_row_with_its_reason(study, photos, tmp_path, monkeypatch, photo):
     (photos / "a.png").write_bytes(b"no picture")
     original = workbench.invert
 
@@ -264,7 +245,7 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(run, photos, tmp_path, monk
         return original(model, given, prompt, **options)
 
     monkeypatch.setattr(workbench, "invert", sometimes)
-    code, out, err = run(photos, "-o", "out", *ONE, "--json")
+    code, out, err = study(photos, "-o", "out", *ONE, "--json")
     assert code == 0, err
     assert json.loads(out)["failed"] == 4
     rows = rows_in(tmp_path / "out")
@@ -277,9 +258,9 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(run, photos, tmp_path, monk
     assert "Rows that failed" in (tmp_path / "out" / "report.html").read_text()
     monkeypatch.setattr(workbench, "invert", original)
     photo.save(photos / "a.png")
-    code, _, err = run(photos, "-o", "out", *ONE)
+    code, _, err = study(photos, "-o", "out", *ONE)
     assert len([r for r in rows_in(tmp_path / "out") if r["status"] == "failed"]) == 4
-    code, _, err = run(photos, "-o", "out", *ONE, "--retry-failed")
+    code, _, err = study(photos, "-o", "out", *ONE, "--retry-failed")
     assert code == 0, err
     rows = rows_in(tmp_path / "out")
     assert len({key_of(row) for row in rows}) == len(rows) == 6
@@ -302,8 +283,8 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(run, photos, tmp_path, monk
         (("--steps", "5000"), "number of steps"),
     ],
 )
-def test_mistakes_are_one_sentence_and_make_nothing(run, photos, tmp_path, arguments, words):
-    code, out, err = run(photos, "-o", "out", *arguments)
+def test_mistakes_are_one_sentence_and_make_nothing(study, photos, tmp_path, arguments, words):
+    code, out, err = study(photos, "-o", "out", *arguments)
     assert code == 2
     assert words in err
     assert "Traceback" not in err
@@ -311,9 +292,9 @@ def test_mistakes_are_one_sentence_and_make_nothing(run, photos, tmp_path, argum
     assert not (tmp_path / "out" / "results.jsonl").is_file()
 
 
-def test_photos_without_edits_are_told_of(run, photos, tmp_path):
+def test_photos_without_edits_are_told_of(study, photos, tmp_path):
     (photos / "captions.jsonl").write_text('{"file": "a.png", "caption": "a cat"}\n')
-    code, _, err = run(
+    code, _, err = study(
         photos, "-o", "out", "--experiments", "captions,editing", "--methods", "null-text,sdedit"
     )
     assert code == 0, err
@@ -326,7 +307,7 @@ def test_photos_without_edits_are_told_of(run, photos, tmp_path):
 def test_two_studies_do_not_share_a_folder(tmp_path):
     with (
         open_book(tmp_path / "out", {"a": 1}, fresh=False),
-        pytest.raises(OptionError, match="Another run is writing"),
+        pytest.raises(OutputError, match="by another nulltext"),
         open_book(tmp_path / "out", {"a": 1}, fresh=False),
     ):
         pass
@@ -343,7 +324,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
         pass
 
 
-def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(run, photos, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(study, photos, tmp_path, monkeypatch):
     original = workbench.invert
 
     def interrupted(model, given, prompt, **options):
@@ -352,13 +333,13 @@ def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(run, photos, tmp_path, monk
         return original(model, given, prompt, **options)
 
     monkeypatch.setattr(workbench, "invert", interrupted)
-    code, _, err = run(photos, "-o", "out", *ONE)
+    code, _, err = study(photos, "-o", "out", *ONE)
     assert code == 130
     assert "2 of 6 rows are kept in out; the same command continues" in err
     assert len(rows_in(tmp_path / "out")) == 2
 
 
-def test_kill_9_at_any_moment_loses_no_row_and_repeats_none(run, model, photos, tmp_path):
+def test_kill_9_at_any_moment_loses_no_row_and_repeats_none(study, model, photos, tmp_path):
     out, draw = tmp_path / "out", random.Random()
     chosen = ("--experiments", "reconstruction,guidance", "--iterations", "1,2")
     chosen += ("--methods", "bound,ddim,null-text,global-null")
@@ -374,7 +355,7 @@ def test_kill_9_at_any_moment_loses_no_row_and_repeats_none(run, model, photos, 
     found = (out / "results.jsonl").read_bytes()
     survived = found[: found.rfind(b"\n") + 1]
     assert survived.count(b"\n") >= wanted
-    code, _, err = run(photos, "-o", "out", *chosen)
+    code, _, err = study(photos, "-o", "out", *chosen)
     assert code == 0, err
     assert f"{survived.count(bytes([10]))} of them done" in err
     rows, raw = rows_in(out), (out / "results.jsonl").read_bytes()

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from nulltext.cli.main import app
 from nulltext.errors import DataError, OptionError, OutputError
+from nulltext.files import locked
 from nulltext.models.load import load
 from nulltext.training.collection import read_collection
 from nulltext.training.loop import (
@@ -199,6 +200,18 @@ def test_nothing_is_touched_before_everything_is_known_to_be_there(
     assert isinstance(taken.exception, OutputError)
     assert (work / "autoencoder.checkpoint.safetensors").read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["old.training", "taken"]
+
+
+@pytest.mark.parametrize("options", [(), ("--fresh",), ("--resume",)])
+def test_two_trainings_do_not_share_a_folder(options, dots, recipe_file, tmp_path):
+    work = tmp_path / "one.training"
+    work.mkdir()
+    (work / "autoencoder.checkpoint.safetensors").write_bytes(b"precious")
+    with locked(work):
+        refused = run(dots, tmp_path / "one", recipe_file, *options)
+    assert isinstance(refused.exception, OutputError)
+    assert "by another nulltext" in str(refused.exception)
+    assert (work / "autoencoder.checkpoint.safetensors").read_bytes() == b"precious"
 
 
 def test_other_captions_are_not_taken_for_the_old_ones(dots, recipe_file, tmp_path):

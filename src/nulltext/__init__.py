@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nulltext.errors import NulltextError, UserError
     from nulltext.header import InversionHeader
     from nulltext.heatmaps import PromptMaps, WordMap, heat_map_steps
-    from nulltext.images import CropBox, paste_back, psnr, to_pil
+    from nulltext.images import CropBox, psnr, to_pil
     from nulltext.inversion.budgets import Budget, budget_named
     from nulltext.inversion.ddim import DDIM
     from nulltext.inversion.direct import Direct
@@ -99,7 +99,6 @@ _HOMES = {
     "load": "models.load",
     "load_captioner": "captioning.folder",
     "load_photo": "photos",
-    "paste_back": "images",
     "psnr": "images",
     "region_of_change": "compositing",
     "replay": "sampling",
@@ -158,7 +157,6 @@ __all__ = [
     "load",
     "load_captioner",
     "load_photo",
-    "paste_back",
     "psnr",
     "region_of_change",
     "replay",

@@ -1,4 +1,6 @@
-"""Defaults that the library and the command line share; imports nothing."""
+"""Defaults that the library and the command line share; imports nothing of ours."""
+
+from typing import Literal
 
 MODEL = "flowers"
 """The bundled model."""
@@ -17,6 +19,12 @@ BUDGET = "paper"
 
 GUIDANCE_SCALE = 7.5
 """w of both papers."""
+
+SEED = 0
+"""Where all chance comes from."""
+
+DETAIL: Literal["auto"] = "auto"
+"""What of the photo's fine detail is put back over an edit."""
 
 CROSS_STEPS = 0.8
 """Fraction of the steps in which Prompt-to-Prompt injects cross-attention."""

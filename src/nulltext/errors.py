@@ -56,7 +56,16 @@ class NumericalError(NulltextError):
     """A computation left the finite numbers; the message names the timestep."""
 
 
-def reason_of(error: Exception) -> str:
+LONGEST = 200
+"""Characters of what a message repeats of a file or of another message."""
+
+
+def reason_of(error: BaseException) -> str:
     """What a system call or a codec said, on one line and without the path."""
     said = getattr(error, "strerror", None) or str(error)
-    return " ".join(said.split()).rstrip(".") or type(error).__name__
+    return shortened(" ".join(said.split()).rstrip(".")) or type(error).__name__
+
+
+def shortened(text: str) -> str:
+    """A text that may be somebody else's, as far as a message can hold it."""
+    return text if len(text) <= LONGEST else text[:LONGEST] + "\u2026"

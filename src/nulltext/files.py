@@ -1,7 +1,7 @@
 """Output files: written whole, or not at all.
 
 The new file is complete on disk under a temporary name before it takes its own, so an older file
-survives every failure.
+survives every failure. A folder that one process at a time may write to is `locked`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ from nulltext.errors import OutputError, reason_of
 from nulltext.logs import timed
 
 logger = logging.getLogger(__name__)
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK = ".lock"
+"""Name of the empty file in a folder that `locked` holds; by itself it means nothing."""
 
 S_IWRITE_ALL = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
@@ -50,6 +57,49 @@ def replace_file(path: str | Path, data: bytes) -> None:
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out of it while the block runs.
+
+    The system lets go however the process ends, so no lock is ever left behind; the file `LOCK`
+    stays. Where the system or the file system has no locks, there is none.
+
+    Args:
+        folder: exists.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be written to.
+    """
+    try:
+        descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        hold(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def hold(descriptor: int, folder: str | Path) -> None:
+    """Lock an open file of a folder until it is closed; see `locked`.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"'{folder}' is being written by another nulltext: wait until it ends, or choose "
+            "another folder."
+        ) from error
+    except OSError:  # a network file system without locks
+        return
 
 
 def unwritable(path: str | Path, error: Exception) -> OutputError:

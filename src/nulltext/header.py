@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from nulltext.photos import MAX_PIXELS
+
 CROP_NUMBERS = 4
 SIZE_NUMBERS = 2
 
@@ -76,6 +78,10 @@ class InversionHeader:
             "image_size": len(self.image_size) != SIZE_NUMBERS or min(self.image_size) < 1,
             "crop": len(self.crop) != CROP_NUMBERS or min(self.crop[2:]) < 1 or min(self.crop) < 0,
         }
+        if not any(bad.values()):
+            (width, height), (x, y, across, down) = self.image_size, self.crop
+            bad["image_size"] = width * height > MAX_PIXELS
+            bad["crop"] = x + across > width or y + down > height
         for name, is_bad in bad.items():
             if is_bad:
                 raise ValueError(f"{name} is out of range")

@@ -24,7 +24,6 @@ from nulltext.files import check_target, replace_file, unwritable
 from nulltext.photos import Photo, over_white
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
 _WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -157,44 +156,6 @@ def psnr(a: Tensor, b: Tensor) -> float:
     difference = (a.detach().double().clamp(-1, 1) - b.detach().double().clamp(-1, 1)) / 2
     mse = float(difference.square().mean())
     return math.inf if mse == 0 else -10 * math.log10(mse)
-
-
-def paste_back(
-    photo: Photo, patch: Image.Image, box: CropBox, feather: float = 1 / 32
-) -> Image.Image:
-    """Blend an edited crop into the upright photo at the photo's own size.
-
-    The patch is resized (Lanczos) to the box. Its weight rises linearly from 0 at the box's edge to
-    1 at `feather` of the box side (0 to 0.5), except on edges that are the photo's own border.
-    Outside the box every byte is the photo's. Returns RGB, or RGBA with the photo's alpha.
-    """
-    box.check_inside(photo.size)
-    if not 0 <= feather <= 0.5:
-        raise OptionError(
-            f"The feather is {feather}, expected a fraction of the box from 0 to 0.5."
-        )
-    width, height = photo.size
-    columns = _ramp(box.width, feather, box.x > 0, box.x + box.width < width)
-    rows = _ramp(box.height, feather, box.y > 0, box.y + box.height < height)
-    weight = Image.fromarray(np.minimum.outer(rows, columns))
-    fitted = patch.convert("RGB").resize((box.width, box.height), Image.Resampling.LANCZOS)
-    result = (photo.straight or photo.image).copy()
-    result.paste(fitted, (box.x, box.y), weight)
-    if photo.alpha is not None:
-        result.putalpha(photo.alpha)
-    return result
-
-
-def _ramp(length: int, feather: float, first: bool, last: bool) -> NDArray[np.uint8]:
-    """Weights 0..255 along one side, taken at pixel centres; `first`, `last`: which ends fade."""
-    centres = np.arange(length) + 0.5
-    reach = max(feather * length, 0.5)  # half a pixel: no fade at all
-    weight = np.ones(length)
-    if first:
-        weight = np.minimum(weight, centres / reach)
-    if last:
-        weight = np.minimum(weight, centres[::-1] / reach)
-    return np.rint(weight * 255).astype(np.uint8)
 
 
 def check_writable(path: str | Path) -> None:

@@ -1,8 +1,9 @@
 """The saved inversion: one safetensors file, tensors beside a JSON header.
 
 The header lies in safetensors' own metadata under the key "nulltext" and carries the format's
-version. Reading opens nothing but safetensors and JSON, checks the header before any tensor is
-touched, and says by name what is wrong with a file. Writing goes to a temporary name first.
+version. Reading opens nothing but safetensors and JSON, checks the header, and the shapes and types
+that the file declares, before any tensor is touched, and says by name what is wrong with a file.
+Writing goes to a temporary name first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nulltext.errors import InversionFileError, reason_of
 from nulltext.files import replace_file
+from nulltext.untrusted import MEGABYTE, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,14 @@ FORMAT_VERSION = 2
 """2: may hold a difference of weights, and says how many gradients were taken; 1 is still read."""
 METADATA_KEY = "nulltext"
 SUFFIX = ".safetensors"
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little-endian."""
+MAX_HEADER_BYTES = 4 * MEGABYTE
+"""Above that of SDXL with a difference of weights in each layer; a header grows when parsed."""
+MAX_FILE_BYTES = 4096 * MEGABYTE
+"""Above that of SDXL in a thousand steps with embeddings of both branches."""
+DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
+"""Types of tensors, as safetensors and as torch call them."""
 
 
 def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -53,15 +63,35 @@ def read_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _damaged(path, error) from error
 
 
+def read_outline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read_inversion`, with tensors of the declared shapes and types that hold no numbers.
+
+    They are on the device "meta" and take no memory, whatever the file declares.
+    """
+    header = read_header(path)
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
+                entry = stream.get_slice(name)
+                kind, shape = entry.get_dtype(), entry.get_shape()
+                if kind not in DTYPES:
+                    raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
+                dtype = getattr(torch, DTYPES[kind])
+                tensors[name] = torch.empty(shape, dtype=dtype, device="meta")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    return tensors, header
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Read the header alone; see `read_inversion` for the errors."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        what = "is no regular file" if path.exists() else "does not exist"
-        raise InversionFileError(
-            f"The inversion file '{path}' {what}; make one with `nulltext invert`."
-        )
+    _check_size(path)
     try:
         with safe_open(path, framework="pt") as stream:
             text = (stream.metadata() or {}).get(METADATA_KEY)
@@ -73,9 +103,9 @@ def read_header(path: Path) -> dict[str, Any]:
             "make one with `nulltext invert`."
         )
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         version = header["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _damaged(path, ValueError(f"its format version is {version!r}"))
@@ -86,6 +116,24 @@ def read_header(path: Path) -> dict[str, Any]:
         )
     assert isinstance(header, dict)
     return header
+
+
+def _check_size(path: Path) -> None:
+    """Refuse what is no file, and files and headers larger than any of ours."""
+    try:
+        if not path.is_file():
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise InversionFileError(
+                f"The inversion file '{path}' {what}; make one with `nulltext invert`."
+            )
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if header > MAX_HEADER_BYTES:
+            raise ValueError(f"its header claims {header:,} bytes of at most {MAX_HEADER_BYTES:,}")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> InversionFileError:

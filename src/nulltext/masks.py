@@ -47,7 +47,7 @@ def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -
 
     Raises:
         ImageError: its proportions are neither the photo's nor the crop's, or nothing of it is
-            white inside the crop.
+            white inside the crop, or all of the crop is.
     """
     crop_size = (box.width, box.height)
     if _similar(mask.size, photo_size):
@@ -60,10 +60,16 @@ def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -
             f"The mask is {mask.width} x {mask.height} px: give one of the photo's size, "
             f"{photo_size[0]} x {photo_size[1]}, or of the crop's, {box.width} x {box.height}."
         )
-    if fitted.getextrema()[1] == 0:
+    low, high = fitted.getextrema()
+    if high == 0:
         raise ImageError(
             f"The mask has no white inside the crop {box}: "
             "move the crop, or leave it out to have it put around the mask."
+        )
+    if low == 255:
+        raise ImageError(
+            f"The mask is white all over the crop {box} and holds nothing back there: give a crop "
+            "that reaches beyond its white, or leave the mask out."
         )
     return torch.from_numpy(np.array(fitted)).float() / 255
 

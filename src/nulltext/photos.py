@@ -23,8 +23,14 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from nulltext.errors import ImageError, reason_of
 
-MAX_PIXELS = 150_000_000
-"""Largest photo that is decoded, in pixels: above every camera, below a decompression bomb."""
+MAX_PIXELS = 120_000_000
+"""Largest photo that is decoded, in pixels: above all but a few cameras, in about 1 GiB."""
+MAX_TRANSPARENT = 48_000_000
+"""The same with transparency, which takes up to three times the memory."""
+BOMB_PIXELS, BOMB_RATIO = 32_000_000, 2000
+"""A larger picture of more pixels per byte of its file than the second number is no photo, and not
+even an empty sheet: what is left is a file made to fill memory. Greyscale, as in masks, is exempt.
+"""
 MIN_SIDE = 8
 """Smallest side of a photo in pixels: one latent cell of Stable Diffusion's autoencoder."""
 
@@ -64,7 +70,7 @@ class Photo:
     path: Path | None = None
     """The file it came from; None for an image in memory."""
     straight: Image.Image | None = None
-    """Mode RGB: colours before compositing, so that `paste_back` keeps them; None without alpha."""
+    """Mode RGB: colours before compositing, so that an edit keeps them; None without alpha."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -127,10 +133,30 @@ def _decoder_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _too_large(name: str) -> ImageError:
+def _too_large(name: str, most: int = MAX_PIXELS, what: str = "") -> ImageError:
     return ImageError(
-        f"{name} claims more than {MAX_PIXELS:,} pixels, the most that is read: shrink it first."
+        f"{name} claims more than {most:,} pixels{what}, the most that is read: shrink it first."
     )
+
+
+def _check_size(image: Image.Image, name: str, path: Path | None) -> None:
+    """Refuse by its header what would take too much memory, or would be too small."""
+    width, height = image.size
+    pixels = width * height
+    if pixels > MAX_PIXELS:
+        raise _too_large(name)
+    if pixels > MAX_TRANSPARENT and image.has_transparency_data:
+        raise _too_large(name, MAX_TRANSPARENT, " with transparency")
+    size = pixels if path is None else path.stat().st_size
+    if pixels > max(BOMB_PIXELS, BOMB_RATIO * size) and image.mode not in ("1", "L"):
+        raise ImageError(
+            f"{name} claims {pixels:,} pixels in {size:,} bytes, as no photo does: it may be "
+            "damaged, or made to fill memory; a mask is read in greyscale."
+        )
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"{name} is {width} x {height} px: give a photo of at least {MIN_SIDE} px a side."
+        )
 
 
 def _check_regular_file(path: Path, name: str) -> None:
@@ -153,13 +179,7 @@ def _refuse_foreign(head: bytes, name: str) -> None:
 
 def _to_photo(image: Image.Image, name: str, path: Path | None) -> Photo:
     """Check the header's size, decode every pixel, turn upright and split off the alpha."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(name)
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(
-            f"{name} is {width} x {height} px: give a photo of at least {MIN_SIDE} px a side."
-        )
+    _check_size(image, name, path)
     image.load()
     profile = image.info.get("icc_profile") or b""
     method = _TO_UPRIGHT.get(_orientation(image))

@@ -28,6 +28,7 @@ Span = tuple[int, int]
 SPECIAL_TOKENS = 2  # beginning and end of text: what a CLIP sequence holds beside the prompt
 LETTERS_OF_A_WORD = 3  # shorter words ("of", "TV") tell nothing by being spelled out
 SHOWN_WORDS, SHOWN_LETTERS = 12, 160  # what an error message repeats of a prompt
+LONGEST_PROMPT = 10_000  # characters: far above any model's tokens, and counted in no time
 VISIBLE_SPACES = "\x1c\x1d\x1e\x1f"  # space to Python, a character with a token to CLIP
 
 # One character per character: w letter or digit, m combining mark, ' apostrophe, . other visible.
@@ -77,6 +78,11 @@ def tokenize(
     so an unknown character would silently end the prompt.
     """
     limit = max_length - SPECIAL_TOKENS
+    if len(text) > LONGEST_PROMPT:
+        raise PromptError(
+            f"The prompt has {len(text):,} characters; the model reads {limit} tokens, so a few "
+            "words will do."
+        )
     pieces = _pieces(text)
     if not pieces and not allow_empty:
         raise PromptError("The prompt is empty; describe the picture in a few words.")

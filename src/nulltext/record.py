@@ -16,14 +16,14 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nulltext.errors import InversionFileError, OutOfMemoryError, reason_of
 from nulltext.header import InversionHeader
-from nulltext.inversion_file import read_inversion, write_inversion
+from nulltext.inversion_file import read_inversion, read_outline, write_inversion
 
 logger = logging.getLogger(__name__)
 
@@ -137,23 +137,38 @@ class Inversion:
             InversionFileError: it is missing, damaged, foreign, or newer than this nulltext.
         """
         path = Path(path)
-        tensors, values = read_inversion(path)
-        endless = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
-        factors = [name for name in tensors if name.startswith(DELTA_PREFIX)]
-        delta = {name.removeprefix(DELTA_PREFIX): tensors.pop(name) for name in factors}
-        missing = set(REQUIRED_TENSORS) - tensors.keys()
-        unknown = tensors.keys() - {*REQUIRED_TENSORS, *OPTIONAL_TENSORS}
+        outline = read_outline(path)
         try:
-            if missing or unknown:
-                raise ValueError(f"{', '.join(sorted(missing | unknown))} is missing or unexpected")
+            cls._of(*outline)
+            tensors, values = read_inversion(path)
+            endless = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
             if endless:
                 raise ValueError(f"{', '.join(endless)} holds values that are not finite")
-            header = InversionHeader.from_json(values)
-            return cls(header=header, weight_delta=delta or None, **tensors)
+            return cls._of(tensors, values)
         except (ValueError, InversionFileError) as error:
             raise InversionFileError(
                 f"'{path}' is damaged ({reason_of(error)}); invert the photo again."
             ) from error
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Inversion:
+        """Put together what a file holds.
+
+        Raises:
+            ValueError, InversionFileError: it does not fit together.
+        """
+        delta = {
+            name.removeprefix(DELTA_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(DELTA_PREFIX)
+        }
+        own = {name: t for name, t in tensors.items() if not name.startswith(DELTA_PREFIX)}
+        missing = set(REQUIRED_TENSORS) - own.keys()
+        unknown = own.keys() - {*REQUIRED_TENSORS, *OPTIONAL_TENSORS}
+        if missing or unknown:
+            raise ValueError(f"{', '.join(sorted(missing | unknown))} is missing or unexpected")
+        header = InversionHeader.from_json(values)
+        return cls(header=header, weight_delta=delta or None, **own)
 
 
 def _all_finite(tensor: Tensor) -> bool:

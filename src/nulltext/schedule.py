@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nulltext.errors import ModelError, OptionError
+from nulltext.errors import ModelError, OptionError, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,9 @@ NOT_DISCRETE = ("FlowMatch", "EDM", "CosineDPM")
 
 COSINE_OFFSET = 0.008
 """The s of the squared-cosine schedule (Nichol & Dhariwal 2021, eq. 17)."""
+
+MOST_STEPS = 100_000
+"""Of a model's training; published ones have 1000."""
 
 MAX_BETA = 0.999
 """The cap of the squared-cosine schedule's betas (Nichol & Dhariwal 2021, sec. 3.2)."""
@@ -76,24 +79,29 @@ class Schedule:
         kind = str(config.get("_class_name", ""))
         if kind.startswith(NOT_DISCRETE) or config.get("use_flow_sigmas", False):
             raise ModelError(
-                f"The scheduler is a {kind}, whose noise levels are no DDIM schedule (flow "
-                "matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base checkpoint."
+                f"The scheduler is a {shortened(kind)}, whose noise levels are no DDIM schedule "
+                "(flow matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base checkpoint."
             )
-        train_steps = int(config.get("num_train_timesteps", 1000))
+        train_steps = int(_number(config, "num_train_timesteps", 1000, 1, MOST_STEPS))
         betas = _betas(config, train_steps)
+        if betas.ndim != 1 or not 1 <= betas.size <= MOST_STEPS or not _proper(betas):
+            raise ModelError(
+                f"The scheduler config's betas are no list of 1 to {MOST_STEPS:,} numbers above 0 "
+                "and below 1; get the model again."
+            )
         alphas_cumprod = np.cumprod(1.0 - betas)
         if config.get("rescale_betas_zero_snr", False):
             alphas_cumprod = _rescale_to_zero_snr(alphas_cumprod)
         spacing = config.get("timestep_spacing", "leading")
         if spacing not in ("leading", "linspace", "trailing"):
             raise ModelError(
-                f"The scheduler config has timestep_spacing '{spacing}', "
+                f"The scheduler config has timestep_spacing {shortened(repr(spacing))}, "
                 "expected 'leading', 'linspace' or 'trailing'."
             )
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction", "sample"):
             raise ModelError(
-                f"The scheduler config has prediction_type '{prediction}', "
+                f"The scheduler config has prediction_type {shortened(repr(prediction))}, "
                 "expected 'epsilon', 'v_prediction' or 'sample'."
             )
         if config.get("thresholding", False):
@@ -106,7 +114,7 @@ class Schedule:
             alphas_cumprod=alphas_cumprod,
             final_alpha_cumprod=1.0 if to_one else float(alphas_cumprod[0]),
             spacing=spacing,
-            steps_offset=int(config.get("steps_offset", 0)),
+            steps_offset=int(_number(config, "steps_offset", 0, 0, train_steps)),
             prediction=prediction,
         )
 
@@ -210,12 +218,36 @@ class Schedule:
         return (latents - math.sqrt(ab) * output) / math.sqrt(1.0 - ab)
 
 
+def _number(
+    config: Mapping[str, Any], key: str, default: float, least: float, most: float
+) -> float:
+    """A number of a scheduler's config, within its bounds.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ModelError(
+            f"The scheduler config has {key} {shortened(repr(value))}, expected a number from "
+            f"{least:g} to {most:g}; get the model again."
+        )
+    return value
+
+
+def _proper(betas: np.ndarray) -> bool:
+    return bool(np.isfinite(betas).all() and betas.min() > 0 and betas.max() < 1)
+
+
 def _betas(config: Mapping[str, Any], train_steps: int) -> np.ndarray:
     trained = config.get("trained_betas")
     if trained is not None:
-        return np.asarray(trained, dtype=np.float64)
-    start = float(config.get("beta_start", 0.0001))
-    end = float(config.get("beta_end", 0.02))
+        try:
+            return np.asarray(trained, dtype=np.float64)
+        except (ValueError, TypeError, OverflowError):
+            return np.empty(0)
+    start = _number(config, "beta_start", 0.0001, 0, 1)
+    end = _number(config, "beta_end", 0.02, 0, 1)
     kind = config.get("beta_schedule", "linear")
     if kind == "linear":
         return np.linspace(start, end, train_steps, dtype=np.float64)
@@ -226,7 +258,7 @@ def _betas(config: Mapping[str, Any], train_steps: int) -> np.ndarray:
         bar = np.cos((edges + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
         return np.minimum(1.0 - bar[1:] / bar[:-1], MAX_BETA)
     raise ModelError(
-        f"The scheduler config has beta_schedule '{kind}', "
+        f"The scheduler config has beta_schedule {shortened(repr(kind))}, "
         "expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'."
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +23,19 @@ import torch
 from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
 from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
 from nulltext.defaults import CAPTIONER
-from nulltext.errors import ModelError, OutputError
+from nulltext.errors import ModelError, OutputError, shortened
 from nulltext.files import replace_file, unwritable
-from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
+from nulltext.models.checkpoint import MAX_JSON_BYTES, Checkpoint, first_line, quiet_libraries
 from nulltext.models.load import find_device
+from nulltext.models.weight_files import check_weights
+from nulltext.untrusted import parse_json, read_text
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 FORMAT = "nulltext-captioner"
 VERSION = 1
 CONFIG, MAPPER, PIXELS = "config.json", "mapper.safetensors", "clip/preprocessor_config.json"
+MAX_SIDE = 4096
+"""Of the square that CLIP looks at, in pixels; published ones have 224 to 512."""
 TOKENIZERS = ("CLIPTokenizer", "GPT2Tokenizer")
 MAKE_ONE = (
     "make one of your photos (nulltext train PHOTOS -o NAME --stage captioner, then "
@@ -59,8 +64,9 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
         raise ModelError(f"'{folder}' is no captioner: {MAKE_ONE}.")
     if config.get("version") != VERSION:
         raise ModelError(
-            f"The captioner '{folder}' has version {config.get('version')}, and this nulltext "
-            f"reads version {VERSION}; get a newer nulltext, or make the captioner again."
+            f"The captioner '{folder}' has version {shortened(str(config.get('version')))}, and "
+            f"this nulltext reads version {VERSION}; get a newer nulltext, or make the captioner "
+            "again."
         )
     with quiet_libraries():
         try:
@@ -69,8 +75,8 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
             eyes = _eyes(checkpoint.json(PIXELS))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
-                f"The settings of the captioner '{folder}' cannot be read ({error!r}); "
-                "get it again."
+                f"The settings of the captioner '{folder}' cannot be read "
+                f"({shortened(repr(error))}); get it again."
             ) from error
         model = CaptionModel(
             checkpoint.component("clip", "CLIPVisionModelWithProjection"),
@@ -85,7 +91,7 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
             f"{model.gpt.config.vocab_size}; get it again."
         )
     model.to(target).requires_grad_(False).eval()
-    return Captioner(str(config.get("name", folder.name)), model, words, eyes)
+    return Captioner(shortened(str(config.get("name", folder.name))), model, words, eyes)
 
 
 def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) -> None:
@@ -154,7 +160,9 @@ def read_tokenizer(kind: str, source: str | Path) -> Any:
     import transformers
 
     if kind not in TOKENIZERS:
-        raise ModelError(f"The tokenizer is a {kind!r}; known are {', '.join(TOKENIZERS)}.")
+        raise ModelError(
+            f"The tokenizer is a {shortened(repr(kind))}; known are {', '.join(TOKENIZERS)}."
+        )
     try:
         tokenizer = getattr(transformers, kind).from_pretrained(str(source))
         if not tokenizer.encode(".", add_special_tokens=False):
@@ -173,10 +181,10 @@ def read_eyes(path: Path) -> Eyes:
         ModelError: it is missing or damaged.
     """
     try:
-        return _eyes(json.loads(path.read_text(encoding="utf-8")))
+        return _eyes(parse_json(read_text(path, MAX_JSON_BYTES)))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"'{path}' cannot be read ({error!r}); get the CLIP model again."
+            f"'{path}' cannot be read ({shortened(repr(error))}); get the CLIP model again."
         ) from error
 
 
@@ -199,11 +207,15 @@ def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
     """The mapper of a folder, its weights read as float32."""
     sizes = dict(config)
     settings, network = MAPPERS[sizes.pop("kind")]
-    mapper: Mapper = network(settings(**sizes))
+    wanted = settings(**sizes)
     try:
+        if not (folder / MAPPER).is_file():
+            raise ValueError(f"there is no {MAPPER}")
+        check_weights(lambda: network(wanted), sizes, [folder / MAPPER])
+        mapper: Mapper = network(wanted)
         tensors = safetensors.torch.load_file(folder / MAPPER)
         mapper.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+    except Exception as error:  # whatever sizes no network can have
         raise ModelError(
             f"The mapper of the captioner '{folder}' cannot be loaded ({first_line(error)}); "
             "get it again."
@@ -217,6 +229,10 @@ def _eyes(config: Mapping[str, Any]) -> Eyes:
     mean, deviation = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
     if len(mean) != 3 or len(deviation) != 3:
         raise ValueError("there are three channels")
+    if not all(map(math.isfinite, (*mean, *deviation))) or min(deviation) <= 0:
+        raise ValueError("means are finite, deviations above 0")
+    if not 1 <= int(side) <= MAX_SIDE:
+        raise ValueError(f"the side is from 1 to {MAX_SIDE} pixels")
     return Eyes(int(side), mean, deviation)
 
 

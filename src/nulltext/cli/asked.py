@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nulltext.cli.arguments import parse_weights
 from nulltext.cli.edit_options import EditorName
 from nulltext.cli.sweep import Axis, Sweep, axes_of
+from nulltext.defaults import BLEND_THRESHOLD
 from nulltext.errors import OptionError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Asked:
     target_guidance: float | None
     blend: Sequence[str]
     blend_except: Sequence[str]
-    blend_threshold: float
+    blend_threshold: float | None
     sweep: Path | None
     over: Sequence[str]
 
@@ -88,6 +89,8 @@ class Asked:
         parse_weights(self.own.get("weight", []))
         if self.blend_except and not self.blend:
             raise OptionError("--blend-except takes away from a --blend; name a word to blend.")
+        if self.blend_threshold is not None and not self.blend:
+            raise OptionError("--blend-threshold is for a --blend; name a word to blend.")
 
     @property
     def prompts(self) -> list[str]:
@@ -145,7 +148,9 @@ class Asked:
 
         if not self.blend:
             return None
-        return LocalBlend(tuple(self.blend), tuple(self.blend_except), self.blend_threshold)
+        given = self.blend_threshold
+        threshold = BLEND_THRESHOLD if given is None else given
+        return LocalBlend(tuple(self.blend), tuple(self.blend_except), threshold)
 
     def specs(
         self, model: LatentDiffusion, mask: Tensor | None, axes: Sequence[Axis]

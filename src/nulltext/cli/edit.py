@@ -62,15 +62,16 @@ def edit(
     mask: only.MaskOption = None,
     blend: only.BlendOption = None,
     blend_except: only.BlendExceptOption = None,
-    blend_threshold: only.BlendThresholdOption = defaults.BLEND_THRESHOLD,
+    blend_threshold: only.BlendThresholdOption = None,
     detail: Annotated[
-        Detail,
+        Detail | None,
         typer.Option(
             "--detail",
-            help="Fine detail of the photo, put back over the edit: everywhere (photo), its light "
-            "and shade alone (luminance), nowhere (model), or where the shapes stayed (auto).",
+            help="Fine detail of the photo, put back over the edit with --full, --mask or --blend: "
+            "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
+            "the shapes stayed (auto, the default).",
         ),
-    ] = "auto",
+    ] = None,
     source_branch: Annotated[
         SourceBranch,
         typer.Option(
@@ -106,7 +107,7 @@ def edit(
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
     low_memory: LowMemoryOption = False,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -155,12 +156,13 @@ def edit(
         full=full,
         low_memory=low_memory,
         captioner=captioner,
+        detail=detail,
     )
-    request.check(asked.targets)
+    request.check(asked.targets, blends=bool(asked.blend))
     asked.check()
     outputs = request.output_paths(output, [strip, sweep], len(asked.prompts))
     files = {"outputs": outputs, "strip": strip, "sweep": sweep}
-    _edit(reporter, request, asked, files, (model, device, dtype), detail, source_branch)
+    _edit(reporter, request, asked, files, (model, device, dtype), source_branch)
 
 
 def _edit(
@@ -169,7 +171,6 @@ def _edit(
     asked: Asked,
     files: dict[str, Any],
     checkpoint: tuple[str, str | None, Any],
-    detail: Detail,
     source_branch: SourceBranch,
 ) -> None:
     """Do it; everything was checked that can be without opening a file."""
@@ -190,18 +191,25 @@ def _edit(
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     specs = [*specs, *(sweep.specs if sweep else [])]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
-    branches = {"exact": exact_source_step, "replay": source_step}
+    branches = {
+        "exact": (exact_source_step, "exact trajectory"),
+        "replay": (source_step, made.header.method),
+    }
+    step, reconstructed_by = branches[source_branch]
     started = time.perf_counter()
     with reporter.progress(loaded) as on_step:
-        loop = edit_steps(loaded, made, specs, source_branch=branches[source_branch])
+        loop = edit_steps(loaded, made, specs, source_branch=step)
         result = run(loop, on_step)
     seconds = (seconds_invert, time.perf_counter() - started)
     canvas = Canvas.of(made, opened.photo, full=request.full)
-    placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(specs)]
+    placed = [
+        place(canvas, result, row, spec, request.detail or defaults.DETAIL)
+        for row, spec in enumerate(specs)
+    ]
     wanted = placed[: len(asked.prompts)]
     save_placed(reporter, files["outputs"], wanted, made, canvas)
     if files["strip"]:
-        save_strip(files["strip"], loaded, made, result, wanted, canvas)
+        save_strip(files["strip"], loaded, made, result, wanted, canvas, reconstructed_by)
     if sweep:
         save_sweep(files["sweep"], sweep, placed[len(wanted) :], canvas)
     _report(reporter, files, made, result, wanted, seconds, evaluations)

@@ -170,7 +170,12 @@ BlendExceptOption = Annotated[
     typer.Option("--blend-except", metavar="WORD", help="But not where this word looks."),
 ]
 BlendThresholdOption = Annotated[
-    float, typer.Option("--blend-threshold", help="0 to 1; higher keeps the change smaller.")
+    float | None,
+    typer.Option(
+        "--blend-threshold",
+        help="0 to 1; higher keeps the change of a --blend smaller; default "
+        f"{defaults.BLEND_THRESHOLD}.",
+    ),
 ]
 InversionOption = Annotated[
     Path | None,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
 from nulltext.cli.options import FileArgument, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
+
+if TYPE_CHECKING:
+    from nulltext.record import Inversion
 
 LABELS = {
     "prompt": "Prompt",
@@ -21,9 +27,14 @@ LABELS = {
     "psnr_bound": "PSNR bound",
     "psnr_reconstruction": "PSNR reconstruction",
     "unet_evaluations": "UNet evaluations",
+    "iterations": "Gradients",
     "seconds": "Seconds",
     "tensors": "Tensors",
 }
+"""Fields of the report, and what a person reads in their place."""
+
+SUMMED = "weight_delta"
+"""Named in the report; its factors, hundreds of them, are only counted there."""
 
 
 def inspect(file: FileArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
@@ -32,17 +43,31 @@ def inspect(file: FileArgument, as_json: JsonOption = False, quiet: QuietOption 
     Example: [bold]nulltext inspect dahlia.safetensors[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    from dataclasses import asdict
-
     from nulltext.record import Inversion
 
-    inversion = Inversion.load(file)
+    values, lines = described(Inversion.load(file))
+    reporter.result({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
+
+
+def described(inversion: Inversion) -> tuple[dict[str, Any], list[str]]:
+    """All fields for a program, and lines of text for a person."""
     values = asdict(inversion.header)
     values["steps"] = inversion.num_steps
     values["size"] = [inversion.photo.shape[2], inversion.photo.shape[1]]
     values["tensors"] = {name: list(t.shape) for name, t in inversion.tensors().items()}
-    shown = [f"{label:<28}{_readable(values[key])}" for key, label in LABELS.items()]
-    reporter.result({"file": str(file), **values}, [f"{'File':<28}{file}", *shown])
+    shown = values | {"tensors": _counted(inversion)}
+    return values, [f"{label:<28}{_readable(shown[key])}" for key, label in LABELS.items()]
+
+
+def _counted(inversion: Inversion) -> dict[str, Any]:
+    """Shapes by name, those of a difference of weights as their number."""
+    own = replace(inversion, weight_delta=None).tensors()
+    shapes: dict[str, Any] = {name: list(tensor.shape) for name, tensor in own.items()}
+    delta = inversion.weight_delta
+    if delta:
+        numbers = sum(factor.numel() for factor in delta.values())
+        shapes[SUMMED] = f"{len(delta)} factors with {numbers:,} numbers"
+    return shapes
 
 
 def _readable(value: object) -> str:

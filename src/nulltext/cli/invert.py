@@ -85,7 +85,7 @@ def invert(
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
     low_memory: LowMemoryOption = False,
-    seed: SeedOption = 0,
+    seed: SeedOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -116,7 +116,8 @@ def invert(
     loaded = work.open_model(reporter, model, device, dtype, given, low_memory=low_memory)
     for text in prompts:
         check_readable(loaded, "--prompt", text)
-    common: dict[str, Any] = {"plan": plan, "guidance": guidance, "seed": seed}
+    common: dict[str, Any] = {"plan": plan, "guidance": guidance}
+    common["seed"] = defaults.SEED if seed is None else seed
     made: list[Inversion] = []
     if len(photos) == 1:
         photo, box = photos[0]
@@ -133,6 +134,7 @@ def invert(
             )
             for inversion, target in zip(made[batch], targets[batch], strict=True):
                 inversion.save(target)
+    work.note_unused_seed(reporter, plan, seed)
     _report(reporter, targets, made, model)
 
 

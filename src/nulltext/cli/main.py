@@ -18,10 +18,12 @@ from nulltext.cli.caption import caption
 from nulltext.cli.convert_captioner import convert_captioner
 from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
+from nulltext.cli.entry import EXIT_INTERRUPTED
 from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
 from nulltext.cli.logs import LogLevel, show_logs
 from nulltext.cli.replay import replay
+from nulltext.cli.report import visible
 from nulltext.cli.study import study
 from nulltext.cli.train import train
 from nulltext.errors import NulltextError, UserError
@@ -29,7 +31,7 @@ from nulltext.version import __version__
 
 EXIT_USER = 2
 EXIT_OURS = 1
-EXIT_INTERRUPTED = 130
+
 
 app = typer.Typer(
     name="nulltext",
@@ -105,7 +107,7 @@ def main() -> None:
 
 
 def _complain(error: NulltextError) -> None:
-    sys.stderr.write(f"Error: {error}\n")
+    sys.stderr.write(f"Error: {visible(str(error))}\n")
 
 
 if __name__ == "__main__":

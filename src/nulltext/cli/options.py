@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from nulltext import defaults
+
 
 class Method(StrEnum):
     """Names of the inversion methods (a test keeps them equal to the registry's)."""
@@ -94,7 +96,13 @@ LowMemoryOption = Annotated[
     ),
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", metavar="N", help="For the methods that draw noise.")
+    int | None,
+    typer.Option(
+        "--seed", metavar="N", help=f"For the methods that draw noise; default {defaults.SEED}."
+    ),
+]
+StudySeedOption = Annotated[
+    int, typer.Option("--seed", metavar="N", help="For the photos and the noise that are drawn.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output, the rest elsewhere.")

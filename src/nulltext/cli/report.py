@@ -50,7 +50,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A remark that does not stop the work."""
-        self.console.print(text, markup=False)
+        self.console.print(visible(text), markup=False)
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
@@ -64,7 +64,18 @@ class Reporter:
             finite = _finite(values) if isinstance(values, dict) else [*map(_finite, values)]
             typer.echo(json.dumps(finite, allow_nan=False))
         elif not self.quiet:
-            typer.echo("\n".join(lines))
+            typer.echo(visible("\n".join(lines)))
+
+    def bars(self) -> Progress:
+        """Bars with count, time left, and a field "remark" for what there is to say."""
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+        )
+        return Progress(*columns, console=self.console)
 
     @contextmanager
     def progress(
@@ -75,14 +86,7 @@ class Reporter:
         Args:
             photo: [1, 3, H, W] in [-1, 1]; when given, the PSNR so far is shown.
         """
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[remark]}"),
-        )
-        with Progress(*columns, console=self.console) as progress:
+        with self.bars() as progress:
             yield _StepBars(progress, model, None if self.quiet else photo).show
 
 
@@ -98,7 +102,7 @@ class _StepBars:
         """Move the bar of the step's stage."""
         if info.stage not in self.tasks:
             self.tasks[info.stage] = self.progress.add_task(
-                f"{STAGES.get(info.stage, info.stage):<22}", total=info.total, remark=""
+                STAGES.get(info.stage, info.stage), total=info.total, remark=""
             )
         task = self.tasks[info.stage]
         self.progress.update(task, completed=info.index)
@@ -111,6 +115,12 @@ class _StepBars:
             self.progress.update(task, remark=f"{decibels(so_far)} so far")
             now = time.monotonic()
             self.next_preview = now + max(PREVIEW_INTERVAL, (now - started) / PREVIEW_SHARE)
+
+
+def visible(text: str) -> str:
+    """A text that may be a stranger's, such as the prompt in a file, without what steers a
+    terminal: control characters but the end of line are written out."""
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def decibels(value: float) -> str:

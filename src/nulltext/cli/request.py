@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nulltext import defaults
 from nulltext.cli.arguments import numbered
 from nulltext.cli.captions import AUTO, check_captioner_use, written_prompt
-from nulltext.cli.options import Budget, Method, Solver
+from nulltext.cli.options import Budget, Detail, Method, Solver
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
 
@@ -45,18 +45,29 @@ class Request:
     guidance: float | None
     crop: str | None
     size: str | None
-    seed: int
+    seed: int | None
     mask: Path | None
     full: bool
     low_memory: bool
     captioner: str | None = None
     """Who writes the source prompt where it is `auto`."""
+    detail: Detail | None = None
+    """What of the photo's own detail is put back."""
 
-    def check(self, targets: Sequence[str]) -> None:
-        """Refuse what cannot be meant, before anything is opened."""
+    def check(self, targets: Sequence[str], *, blends: bool) -> None:
+        """Refuse what cannot be meant, before anything is opened.
+
+        Args:
+            blends: whether there is a local blend.
+        """
         if not targets:
             raise OptionError('There is no --target; say what the photo shall show: --target "…".')
         check_captioner_use("--source", self.source, self.captioner)
+        if self.detail is not None and not (self.full or self.mask or blends):
+            raise OptionError(
+                "--detail says what is put back of the photo with --full, --mask or --blend; add "
+                "one of these, or leave it out."
+            )
         if self.inversion is None:
             if self.image is None:
                 raise OptionError("There is no IMAGE; pass a photo, or --inversion FILE.")
@@ -64,7 +75,7 @@ class Request:
                 raise OptionError('There is no --source; say what the photo shows: --source "…".')
             return
         effort = ("method", "steps", "budget", "solver", "inner_steps")
-        settled = (*effort, "guidance", "crop", "size", "save_inversion")
+        settled = (*effort, "guidance", "crop", "size", "seed", "save_inversion")
         given = [name for name in settled if getattr(self, name) is not None]
         if given:
             raise OptionError(
@@ -208,7 +219,7 @@ def obtain_inversion(
     reporter: Reporter, model: LatentDiffusion, opened: Opened, specs: Sequence[EditSpec]
 ) -> tuple[Inversion, float, int]:
     """(inversion, seconds, UNet evaluations): the saved one, or a new one."""
-    from nulltext.cli.work import invert_with_bars
+    from nulltext.cli.work import invert_with_bars, note_unused_seed
     from nulltext.editing import check_specs
     from nulltext.sampling import check_model
 
@@ -219,6 +230,7 @@ def obtain_inversion(
         return opened.saved, 0.0, 0
     request = opened.request
     assert opened.photo is not None
+    plan = request.plan()
     made = invert_with_bars(
         reporter,
         model,
@@ -226,10 +238,11 @@ def obtain_inversion(
         opened.prompt,
         opened.box,
         request.size_choice,
-        plan=request.plan(),
+        plan=plan,
         guidance=(defaults.GUIDANCE_SCALE if request.guidance is None else request.guidance),
-        seed=request.seed,
+        seed=defaults.SEED if request.seed is None else request.seed,
     )
+    note_unused_seed(reporter, plan, request.seed)
     if request.save_inversion:
         made.save(request.save_inversion)
         reporter.note(f"Saved {request.save_inversion}")

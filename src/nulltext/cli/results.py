@@ -167,8 +167,13 @@ def save_strip(
     edit: Edit,
     placed: Sequence[Placed],
     canvas: Canvas,
+    reconstructed_by: str,
 ) -> None:
-    """Write photo, autoencoder's bound, reconstruction and edits side by side."""
+    """Write photo, autoencoder's bound, reconstruction and edits side by side.
+
+    Args:
+        reconstructed_by: what the reconstruction beside the edits follows, for its caption.
+    """
     header = inversion.header
     bound = model.decode(inversion.trajectory[:1]).cpu()
     tiles = [
@@ -176,7 +181,7 @@ def save_strip(
         Tile(to_pil(bound), f"autoencoder's bound, {decibels(header.psnr_bound)}"),
         Tile(
             to_pil(edit.reconstruction),
-            f"reconstruction ({header.method}), {decibels(edit.psnr_reconstruction)}",
+            f"reconstruction ({reconstructed_by}), {decibels(edit.psnr_reconstruction)}",
         ),
     ]
     for one in placed:

@@ -15,7 +15,7 @@ from nulltext.cli.options import (
     JsonOption,
     ModelOption,
     QuietOption,
-    SeedOption,
+    StudySeedOption,
 )
 from nulltext.cli.report import Reporter
 from nulltext.cli.row_bars import make_rows
@@ -103,7 +103,7 @@ def study(
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
-    seed: SeedOption = 0,
+    seed: StudySeedOption = defaults.SEED,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

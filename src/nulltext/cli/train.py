@@ -6,27 +6,22 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.files import unwritable
+from nulltext.files import LOCK, locked, unwritable
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from nulltext.training.loop import TrainInfo
     from nulltext.training.stages import Workshop
 
@@ -97,16 +92,17 @@ def train(
     shop = _workshop(photos, output, (config, init), (device, autocast))
     trained, held_out = shop.examples
     _check_outputs(shop, output, wanted)
-    _prepare(shop.folder, resume)
-    reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
-    from nulltext.training.stages import STAGES
+    values: dict[str, object] = {"model": None}
+    with _prepared(shop.folder, resume):
+        reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
+        from nulltext.training.stages import STAGES
 
-    started = time.monotonic()
-    for name, run in STAGES.items():
-        if name in wanted:
-            _with_bars(reporter, run(shop))
-    values: dict[str, object] = {"model": None, "seconds": round(time.monotonic() - started, 1)}
-    lines = _write(reporter, shop, output, wanted, values)
+        started = time.monotonic()
+        for name, run in STAGES.items():
+            if name in wanted:
+                _with_bars(reporter, run(shop))
+        values["seconds"] = round(time.monotonic() - started, 1)
+        lines = _write(reporter, shop, output, wanted, values)
     reporter.result(values, lines or [f"Checkpoints and samples are in {shop.folder}"])
 
 
@@ -158,7 +154,7 @@ def _write(
         from nulltext.training.export import export
 
         with reporter.busy("Writing the model …"):
-            export(shop, output, commit=_commit())
+            export(shop, output, commit=commit_of())
         values["model"] = str(output)
         lines += [
             f"Saved the model {output}",
@@ -183,36 +179,36 @@ def captioner_beside(output: Path) -> Path:
     return output.with_name(f"{output.name}-{Stage.CAPTIONER}")
 
 
-def _prepare(folder: Path, resume: bool | None) -> None:
-    """Make the folder of checkpoints ready, and never take old work for new by accident."""
+@contextmanager
+def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
+    """The folder of checkpoints, made ready and held; never takes old work for new by accident."""
     try:
-        if resume is None and folder.exists() and any(folder.iterdir()):
-            raise OptionError(
-                f"'{folder}' holds an earlier training: pass --resume to continue it, or --fresh "
-                "to begin anew (its checkpoints are then deleted)."
-            )
-        if resume is False and folder.exists():
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
+    with locked(folder):
+        try:
+            earlier = [path for path in folder.iterdir() if path.name != LOCK]
+            if resume is None and earlier:
+                raise OptionError(
+                    f"'{folder}' holds an earlier training: pass --resume to continue it, or "
+                    "--fresh to begin anew (its checkpoints are then deleted)."
+                )
+            for path in [] if resume else earlier:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        yield
 
 
 def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
     """Run a stage under a bar with its losses, its throughput and the time left."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=reporter.console) as progress:
+    with reporter.bars() as progress:
         bars: dict[str, TaskID] = {}
         since, seen, due = time.monotonic(), 0, 0.0
         for info in steps:
             if info.stage not in bars:
-                bars[info.stage] = progress.add_task(info.stage, total=info.total, figures="")
+                bars[info.stage] = progress.add_task(info.stage, total=info.total, remark="")
                 since, seen = time.monotonic(), 0
             progress.update(bars[info.stage], completed=info.step)
             seen += info.seen
@@ -220,19 +216,23 @@ def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
             if now >= due or info.step == info.total:
                 figures = [f"{name} {value:.3g}" for name, value in info.parts.items()]
                 figures.append(f"{seen / max(now - since, 1e-9):.3g}/s")
-                progress.update(bars[info.stage], figures="  ".join(figures))
+                progress.update(bars[info.stage], remark="  ".join(figures))
                 due = now + SHOWN_EVERY
 
 
-def _commit() -> str | None:
-    """The commit of the code that runs, where it runs from a clone."""
+def commit_of(code: Path = Path(__file__)) -> str | None:
+    """The commit of the code that runs, where it runs from nulltext's own clone; None where it is
+    merely installed somewhere below another repository."""
+    own = code.resolve().parents[3]  # of src/nulltext/cli/train.py
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
+            ["git", "-C", str(own), "rev-parse", "--show-toplevel", "--short=12", "HEAD"],
             capture_output=True,
             text=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
+    top, _, commit = done.stdout.strip().partition("\n")
+    is_own = Path(top).resolve() == own and code.resolve().is_relative_to(own / "src" / "nulltext")
+    return commit if is_own and commit else None

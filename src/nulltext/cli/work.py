@@ -208,6 +208,14 @@ def warn_of_memory(
     )
 
 
+def note_unused_seed(reporter: Reporter, plan: Plan, seed: int | None) -> None:
+    """Say that a seed which was given changes nothing, where the method draws no noise."""
+    if seed is not None and not plan.method.draws:
+        reporter.note(
+            f"Note: --seed changed nothing: the method {plan.method.name} draws no noise."
+        )
+
+
 def check_same_photo(inversion: Inversion, photo: Photo) -> None:
     """Refuse to use an inversion beside another photo than its own.
 

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from nulltext.errors import DataError, reason_of
+from nulltext.errors import DataError, reason_of, shortened
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.extras import require
+from nulltext.untrusted import MEGABYTE, inside, parse_json, read_text
+
+LARGEST = 512 * MEGABYTE
+"""Bytes of an annotation file; COCO's own have up to 92 MB."""
 
 
 def annotation_file(folder: Path) -> Path | None:
@@ -32,23 +38,33 @@ def read_coco(annotations: Path) -> list[Item]:
     """
     coco_class = require("pycocotools.coco", "coco", "Reading COCO").COCO
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
-            coco = coco_class(str(annotations))
+        coco = coco_class()
+        coco.dataset = parse_json(read_text(annotations, LARGEST))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+            coco.createIndex()
         if not coco.imgs:
             raise ValueError("it names no images")
-        pictures = _pictures(annotations, [image["file_name"] for image in coco.imgs.values()])
+        pictures = _pictures(annotations, [_text(i, "file_name") for i in coco.imgs.values()])
         items = []
         for image_id in sorted(coco.imgs):
-            captions = [entry["caption"].strip() for entry in coco.imgToAnns[image_id]]
+            captions = [_text(entry, "caption").strip() for entry in coco.imgToAnns[image_id]]
             name = coco.imgs[image_id]["file_name"]
             if captions:
-                items.append(Item(name, pictures / name, tuple(captions)))
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+                items.append(Item(name, inside(pictures, name), tuple(captions)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"'{annotations}' is no COCO caption file ({reason_of(error)}); "
             "fetch annotations_trainval2017.zip from cocodataset.org again."
         ) from error
     return items
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    """A field that must be text."""
+    value = entry[key]
+    if not isinstance(value, str):
+        raise ValueError(f"a {key} is {shortened(repr(value))}")
+    return value
 
 
 def _pictures(annotations: Path, names: list[str]) -> Path:
@@ -57,7 +73,7 @@ def _pictures(annotations: Path, names: list[str]) -> Path:
     roots = (annotations.parent, annotations.parent.parent)
     places = [root / folder for folder in (split, "images", ".") for root in roots]
     for place in places:
-        if any((place / name).is_file() for name in names):
+        if any(inside(place, name).is_file() for name in names):
             return place
     raise DataError(
         f"None of the pictures of '{annotations}' is there; unpack {split}.zip into "

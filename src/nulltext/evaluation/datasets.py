@@ -18,8 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nulltext.captioned import captions_beside, captions_field, read_json_lines, text_field
-from nulltext.errors import DataError
+from nulltext.captioned import (
+    captions_beside,
+    captions_field,
+    file_field,
+    label_fields,
+    read_json_lines,
+    text_field,
+)
+from nulltext.errors import DataError, shortened
 from nulltext.templates import caption, recoloured
 
 EDITS = "edits.jsonl"
@@ -101,19 +108,19 @@ def _labelled(folder: Path, split: str) -> list[Item]:
     """Photos of the split whose colour and kind are both known."""
     items, path = [], folder / "labels.jsonl"
     for number, line in read_json_lines(path):
-        label = {key: line.get(key) for key in ("kind", "colour", "background")}
+        label = label_fields(line, path, number)
         if line.get("split", split) != split or not (label["colour"] and label["kind"]):
             continue
-        file = text_field(line, "file", path, number)
-        items.append(Item(file, folder / file, (caption(label),), recoloured(label)))
+        photo = file_field(line, "file", path, number)
+        items.append(Item(line["file"], photo, (caption(label),), recoloured(label)))
     return items
 
 
 def _captioned(folder: Path) -> list[Item]:
     items, path = [], folder / "captions.jsonl"
     for number, line in read_json_lines(path):
-        file = text_field(line, "file", path, number)
-        item = Item(file, folder / file, captions_field(line, path, number))
+        photo = file_field(line, "file", path, number)
+        item = Item(line["file"], photo, captions_field(line, path, number))
         items.append(_edited(item, number, line, path))
     return items
 
@@ -129,7 +136,7 @@ def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
     lines = {text_field(line, "file", path, n): (n, line) for n, line in read_json_lines(path)}
     unknown = lines.keys() - {item.name for item in items}
     if unknown:
-        raise DataError(f"'{path}' names '{min(unknown)}', which is none of the photos.")
+        raise DataError(f"'{path}' names {shortened(min(unknown))!r}, which is none of the photos.")
     for number, line in lines.values():
         text_field(line, "target", path, number)
     return [
@@ -142,5 +149,5 @@ def _edited(item: Item, number: int, line: dict[str, Any], path: Path) -> Item:
     if line.get("target") is not None:
         item = replace(item, target=text_field(line, "target", path, number))
     if line.get("mask") is not None:
-        item = replace(item, mask=path.parent / text_field(line, "mask", path, number))
+        item = replace(item, mask=file_field(line, "mask", path, number))
     return item

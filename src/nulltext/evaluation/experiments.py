@@ -33,7 +33,7 @@ from nulltext.evaluation.workbench import InversionKey
 ATTENTIVE = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
 """Whose word maps are compared."""
 
-EDITORS = (DDIM, NULL_TEXT, "negative-prompt", "direct", "textual-pivot", "model-tuning")
+EDITED = (DDIM, NULL_TEXT, "negative-prompt", "direct", "textual-pivot", "model-tuning")
 """Whose edits are compared, besides SDEdit."""
 
 
@@ -118,7 +118,7 @@ def _editing(item: Item, plan: Plan, judge_evaluations: int) -> Iterator[Task]:
     count = len(plan.strengths)
     # the source is sampled once beside all strengths
     each = 2 * plan.num_steps * (1 + count) // count + judge_evaluations
-    for name in EDITORS:
+    for name in EDITED:
         key = _key(item, name, plan.inner_steps, plan)
         for strength in plan.strengths:
             yield Task(

@@ -24,7 +24,7 @@ from typing import IO, Any, TypeAlias
 
 from nulltext.errors import OptionError, OutputError, reason_of
 from nulltext.evaluation.tasks import Key, row_key
-from nulltext.files import replace_file, unwritable
+from nulltext.files import hold, replace_file, unwritable
 
 Row: TypeAlias = dict[str, Any]
 
@@ -74,8 +74,9 @@ def open_book(folder: Path, settings: Mapping[str, Any], *, fresh: bool) -> Iter
         fresh: throw away what an earlier run left in it.
 
     Raises:
-        OptionError: it holds results with other settings, or another run is writing to it.
-        OutputError: it cannot be written, or holds files that nobody here wrote.
+        OptionError: it holds results with other settings.
+        OutputError: it cannot be written, another run is writing to it, or it holds files that
+            nobody here wrote.
     """
     _check_own(folder, settings)
     try:
@@ -84,7 +85,7 @@ def open_book(folder: Path, settings: Mapping[str, Any], *, fresh: bool) -> Iter
     except OSError as error:
         raise unwritable(folder, error) from error
     with stream:
-        _lock(stream, folder)
+        hold(stream.fileno(), folder)
         if fresh:
             stream.truncate(0)
             (folder / SETTINGS).unlink(missing_ok=True)
@@ -133,20 +134,6 @@ def read_book(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     except (OSError, ValueError) as error:
         raise OutputError(f"'{folder}' holds no study ({reason_of(error)}).") from error
     return settings, _parse(data[: data.rfind(b"\n") + 1], folder / ROWS)
-
-
-def _lock(stream: IO[bytes], folder: Path) -> None:
-    """Keep other processes out while this one lives."""
-    try:
-        import fcntl
-    except ImportError:  # no such thing on Windows
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise OptionError(
-            f"Another run is writing to '{folder}'; wait for it, or choose another folder."
-        ) from error
 
 
 def _agree_on_settings(folder: Path, settings: Mapping[str, Any]) -> None:

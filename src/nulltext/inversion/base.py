@@ -57,6 +57,8 @@ class InversionMethod(Protocol):
     name: ClassVar[str]
     differentiates: ClassVar[bool]
     """Whether it asks for gradients, which is what needs memory."""
+    draws: ClassVar[bool]
+    """Whether it draws noise, so that its result depends on the seed."""
 
     def check(self, guidance_scale: float) -> None:
         """Refuse, with an OptionError, a guidance scale that the method cannot work at."""

@@ -29,6 +29,7 @@ class Direct:
 
     name: ClassVar[str] = "direct"
     differentiates: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     def check(self, guidance_scale: float) -> None:
         """Any scale will do."""

@@ -28,6 +28,7 @@ class GlobalNull:
 
     name: ClassVar[str] = "global-null"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from nulltext.errors import OptionError
@@ -35,6 +36,7 @@ class ModelTuning:
 
     name: ClassVar[str] = "model-tuning"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""
@@ -54,7 +56,16 @@ class ModelTuning:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """Pivot, then fit; costs T + 8 T N UNet evaluations (T + 4 T N at w = 1)."""
+        """Pivot, then fit; costs T + 8 T N UNet evaluations (T + 4 T N at w = 1).
+
+        Raises:
+            OptionError: the UNet is float16, or no layer of it takes the rank.
+        """
+        if model.unet.dtype == torch.float16:
+            raise OptionError(
+                "Model tuning takes gradients of weights, which vanish in float16; pass --dtype "
+                "float32, or bfloat16 on a GPU."
+            )
         if not layers_of(model.unet, self.rank):
             raise OptionError(f"No layer of '{model.name}' takes a rank of {self.rank}; lower it.")
         num_steps = problem.num_steps

@@ -25,6 +25,7 @@ class NegativePrompt:
 
     name: ClassVar[str] = "negative-prompt"
     differentiates: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     def check(self, guidance_scale: float) -> None:
         """Any scale will do."""

@@ -48,6 +48,7 @@ class NullText(PerStepOptions):
 
     name: ClassVar[str] = "null-text"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     pooled: Literal["fixed", "optimised"] = "fixed"
     """Whether the pooled null embedding moves with the tokens' (SDXL; elsewhere there is none)."""

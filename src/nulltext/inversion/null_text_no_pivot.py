@@ -33,6 +33,7 @@ class NullTextNoPivot:
 
     name: ClassVar[str] = "null-text-no-pivot"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

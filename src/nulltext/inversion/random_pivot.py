@@ -37,6 +37,7 @@ class RandomPivot(PerStepOptions):
 
     name: ClassVar[str] = "random-pivot"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     def check(self, guidance_scale: float) -> None:
         """It needs a null branch; see `check_null_branch`."""

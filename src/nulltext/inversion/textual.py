@@ -30,6 +30,7 @@ class Textual:
 
     name: ClassVar[str] = "textual"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

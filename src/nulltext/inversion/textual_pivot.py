@@ -40,6 +40,7 @@ class TextualPivot(PerStepOptions):
 
     name: ClassVar[str] = "textual-pivot"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def check(self, guidance_scale: float) -> None:
         """It needs the prompt's branch; see `check_prompt_branch`."""

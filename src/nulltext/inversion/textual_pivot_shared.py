@@ -27,6 +27,7 @@ class TextualPivotShared:
 
     name: ClassVar[str] = "textual-pivot-shared"
     differentiates: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""

@@ -7,17 +7,26 @@ not depend on the precision that is asked for.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nulltext.errors import ModelError
+from nulltext.errors import ModelError, shortened
+from nulltext.models.weight_files import check_config, check_index, check_weights
+from nulltext.untrusted import MEGABYTE, parse_json, read_text
+
+MAX_JSON_BYTES = 4 * MEGABYTE
+"""Of a JSON file of a checkpoint: configs have kilobytes, indices of shards a few hundred."""
+UNSAFE = (".bin", ".ckpt", ".pt", ".pth")
+"""Endings of files that could run code when opened, and never are."""
+HUB_SECONDS, HUB_TRIES = 4.0, 2
+"""How long the hub has to answer, and how often it is asked, before it counts as out of reach."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Checkpoint:
             ModelError: it is missing or damaged.
         """
         try:
-            content = json.loads(self._file(name).read_text(encoding="utf-8"))
+            content = parse_json(read_text(self._file(name), MAX_JSON_BYTES))
         except (ValueError, OSError) as error:
             raise ModelError(
                 f"{name} of the model '{self.source}' cannot be read ({first_line(error)}); "
@@ -59,6 +68,7 @@ class Checkpoint:
         }
         if name in ("unet", "vae"):
             options["low_cpu_mem_usage"] = False  # True would need accelerate
+        self._check_files(name, class_name)
         try:
             loader = _library_class(class_name)
             module, info = loader.from_pretrained(str(self.source), subfolder=name, **options)
@@ -88,12 +98,59 @@ class Checkpoint:
             tokenizer = CLIPTokenizer.from_pretrained(str(self.source), subfolder=name)
             if len(tokenizer) <= len(tokenizer.all_special_ids):
                 raise ValueError("its vocabulary is empty")
+            if not isinstance(tokenizer.model_max_length, int | float):
+                raise ValueError("its model_max_length is no number")
             return tokenizer
         except Exception as error:  # the library raises many kinds; the reason is in the text
             raise ModelError(
                 f"The {name} of the model '{self.source}' cannot be loaded ({first_line(error)}); "
                 "get the model again."
             ) from error
+
+    def _check_files(self, name: str, class_name: str) -> None:
+        """Refuse a component before a library makes room for what its config says.
+
+        Raises:
+            ModelError: see `weight_files`.
+        """
+        config = self.json(f"{name}/config.json")
+        stem = f"{name}/{_stem(class_name)}.safetensors"
+        index = f"{stem}.index.json"
+        shards = self._optional(index) is not None
+        try:
+            check_config(config)
+            files = [f"{name}/{file}" for file in check_index(self.json(index))] if shards else []
+            if not files or self._optional(stem) is not None:
+                files.append(stem)
+            make = partial(_untrained, class_name, config)
+            check_weights(make, config, [self._weights(file) for file in files])
+        except ModelError:
+            raise
+        except Exception as error:  # a config may fail anywhere in the libraries
+            raise ModelError(
+                f"The {name} of the model '{self.source}' cannot be used: {first_line(error)}; "
+                "get the model again."
+            ) from error
+
+    def _weights(self, name: str) -> Path:
+        """A file of weights; where there is none, says what there is instead."""
+        if isinstance(self.source, Path) and not (self.source / name).is_file():
+            folder = (self.source / name).parent
+            others = sorted(p.name for p in folder.glob("*") if p.suffix in UNSAFE)
+            if others:
+                raise ModelError(
+                    f"'{folder}' has its weights as {others[0]}, which could run code when it is "
+                    "opened, and not as safetensors; convert the model where you trust it, with "
+                    "save_pretrained(..., safe_serialization=True)."
+                )
+        return self._file(name)
+
+    def _optional(self, name: str) -> Path | None:
+        """A file of the checkpoint, or None where it has no such file."""
+        try:
+            return self._file(name)
+        except ModelError:
+            return None
 
     def _file(self, name: str) -> Path:
         """A file of the checkpoint, downloaded when it lives on the hub."""
@@ -105,9 +162,12 @@ class Checkpoint:
                     "pass a complete folder written by save_pretrained()."
                 )
             return path
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         try:
+            known = try_to_load_from_cache(self.source, name)
+            if known is None and self._unreachable is not None:
+                raise self._unreachable
             return Path(hf_hub_download(self.source, name))
         except Exception as error:  # the hub's client raises many kinds; the reason is in the text
             raise ModelError(
@@ -115,6 +175,44 @@ class Checkpoint:
                 f"cannot be had ({first_line(error)}); check the name and the connection, or pass "
                 "a local folder."
             ) from error
+
+    @cached_property
+    def _unreachable(self) -> Exception | None:
+        """Why the hub cannot be asked now; found out without the patience of its client, which
+        tries for half a minute, but only where nothing answers at all."""
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError
+
+        failure: Exception | None = None
+        for _ in range(HUB_TRIES):
+            try:
+                get_hf_file_metadata(
+                    hf_hub_url(str(self.source), "model_index.json"), timeout=HUB_SECONDS
+                )
+                return None
+            except HfHubHTTPError:  # an answer, if not the one that is hoped for
+                return None
+            except Exception as error:  # of whichever library speaks HTTP
+                failure = error
+            if constants.HF_HUB_OFFLINE:
+                break
+        return failure
+
+
+def _stem(class_name: str) -> str:
+    """What the files of weights are called, by the library that writes them."""
+    library = _library_class(class_name).__module__.split(".")[0]
+    return {"diffusers": "diffusion_pytorch_model", "transformers": "model"}[library]
+
+
+def _untrained(class_name: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A module as its config describes it."""
+    kind, values = _library_class(class_name), dict(config)
+    if hasattr(kind, "config_class"):  # transformers
+        module: torch.nn.Module = kind(kind.config_class.from_dict(values))
+    else:
+        module = kind.from_config(values)
+    return module
 
 
 def _library_class(name: str) -> Any:
@@ -135,7 +233,7 @@ def _library_class(name: str) -> Any:
 def first_line(error: BaseException) -> str:
     """What an error says, without its full stop and whatever comes below."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return shortened(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 @contextmanager

@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nulltext.errors import ModelError
+from nulltext.errors import ModelError, shortened
 from nulltext.framing import SDXL_BUCKETS
 from nulltext.models.sdxl import StableDiffusionXLText
 from nulltext.models.text import ClipText, StableDiffusionText, TextConditioner
 
 WORKS = "pass a Stable Diffusion 1.x, 2.x or XL base text-to-image checkpoint"
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+
+MAX_SIDE = 1024
+"""Of the latents that a model may be made for: 8192 pixels in Stable Diffusion."""
 
 Parts = Mapping[str, Any]
 """Modules and tokenizers by their names in a checkpoint's folder."""
@@ -115,7 +118,8 @@ def family_of(kind: object, model: str) -> Family:
     known = sorted((part for part in STRANGERS if part in str(kind)), key=len)
     what = f" ({STRANGERS[known[-1]]})" if known else ""
     raise ModelError(
-        f"The model '{model}' is a {kind}{what}, which nulltext cannot edit with; {WORKS}."
+        f"The model '{model}' is a {shortened(str(kind))}{what}, which nulltext cannot edit with; "
+        f"{WORKS}."
     )
 
 
@@ -148,7 +152,7 @@ def check_config(family: Family, config: Mapping[str, Any], model: str) -> None:
         entry = config.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in allowed:
-            what = f"The {name} of the model '{model}' is a {found}"
+            what = f"The {name} of the model '{model}' is a {shortened(str(found))}"
             if found is None:
                 what = f"The model '{model}' has no {name}"
             raise ModelError(f"{what}, expected a {allowed[0]}; {WORKS}.")
@@ -173,6 +177,13 @@ def check_architecture(family: Family, parts: Parts, text: TextConditioner, mode
 
 
 def _check_latents(unet: Any, vae: Any, model: str) -> None:
+    sides = unet.sample_size if isinstance(unet.sample_size, list | tuple) else [unet.sample_size]
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+        raise ModelError(
+            f"The UNet of the model '{model}' has a sample_size of "
+            f"{shortened(repr(unet.sample_size))}, expected latents of 1 to {MAX_SIDE} a side; "
+            "get the model again."
+        )
     if unet.in_channels != vae.latent_channels:
         what = EXTRA_CHANNELS.get(unet.in_channels, "those of another kind of model")
         raise ModelError(

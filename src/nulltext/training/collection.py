@@ -18,8 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.captioned import captions_beside, captions_field, read_json_lines, text_field
-from nulltext.errors import DataError
+from nulltext.captioned import (
+    captions_beside,
+    captions_field,
+    file_field,
+    label_fields,
+    read_json_lines,
+)
+from nulltext.errors import DataError, shortened
 from nulltext.images import from_uint8, largest_centred_square, to_tensor, to_uint8
 from nulltext.photos import load_photo
 
@@ -63,11 +69,7 @@ def read_collection(folder: Path) -> list[Example]:
 
 def _labelled(path: Path) -> Iterator[Example]:
     for number, line in read_json_lines(path):
-        words = [line.get(key) for key in ("kind", "colour", "background")]
-        if not all(value is None or isinstance(value, str) for value in words):
-            raise DataError(
-                f"'{path}', line {number}: kind, colour and background are words or null."
-            )
+        words = label_fields(line, path, number).values()
         yield Example(_photo(line, path, number), _split(line), (), *words)
 
 
@@ -83,12 +85,11 @@ def _split(line: Mapping[str, Any]) -> str:
 
 def _photo(line: Mapping[str, Any], path: Path, number: int) -> Path:
     """The photo that a line names, inside the folder and really there."""
-    name = text_field(line, "file", path, number)
-    photo = path.parent / name
-    if not photo.resolve().is_relative_to(path.parent.resolve()):
-        raise DataError(f"'{path}', line {number}: '{name}' is outside the folder.")
+    photo = file_field(line, "file", path, number)
     if not photo.is_file():
-        raise DataError(f"'{path}', line {number}, names '{name}', which is not there.")
+        raise DataError(
+            f"'{path}', line {number}, names {shortened(line['file'])!r}, which is not there."
+        )
     return photo
 
 

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import OptionError, reason_of
+from nulltext.errors import OptionError, reason_of, shortened
 from nulltext.training.autoencoder import AutoencoderLoss
 from nulltext.training.captioner import CaptionerRecipe
 from nulltext.training.captions import CaptionSettings
@@ -26,6 +26,12 @@ from nulltext.training.denoiser import DenoiserLoss
 from nulltext.training.latents import ViewSettings
 from nulltext.training.loop import LoopSettings
 from nulltext.training.vocabulary import TokenizerSettings
+from nulltext.untrusted import MEGABYTE, parse_json, read_text
+
+LARGEST = 10**9
+"""No number of a recipe is larger, and none is negative."""
+MOST_LEVELS = 8
+"""Of a network, each half as large as the one before."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class Recipe:
     """Words from photos."""
 
     def __post_init__(self) -> None:
+        self._check_sizes()
         stride = 2 ** (len(self.autoencoder.channels) - 1)
         halves = stride * 2 ** (len(self.denoiser.channels) - 1)
         if self.resolution % halves or self.photo_side < self.resolution:
@@ -133,6 +140,24 @@ class Recipe:
                 f"{eyes.heads} heads of a width of {eyes.width}; both must divide."
             )
 
+    def _check_sizes(self) -> None:
+        """Refuse networks without levels, and sizes of 0, by which others are divided."""
+        for part, sizes in {
+            "autoencoder": (*self.autoencoder.channels, self.autoencoder.norm_groups),
+            "denoiser": (*self.denoiser.channels, self.denoiser.heads, self.denoiser.text_heads),
+            "captioner": (self.captioner.patch, self.captioner.heads, self.captioner.side),
+        }.items():
+            if min(sizes) < 1:
+                raise OptionError(f"A size of the recipe's {part} is 0; choose 1 or more.")
+        for part, channels in {
+            "autoencoder": self.autoencoder.channels,
+            "denoiser": self.denoiser.channels,
+        }.items():
+            if not 1 <= len(channels) <= MOST_LEVELS:
+                raise OptionError(
+                    f"The recipe's {part} has {len(channels)} channels; give 1 to {MOST_LEVELS}."
+                )
+
     def to_json(self) -> str:
         """All fields, defaults included."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -154,51 +179,59 @@ def load_recipe(source: str) -> Recipe:
         text = resources.files("nulltext.training").joinpath(f"configs/{source}.json").read_text()
     else:
         try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
+            text = read_text(Path(source), MEGABYTE)
+        except (OSError, ValueError) as error:
             raise OptionError(
                 f"The recipe '{source}' cannot be read ({reason_of(error)}): give a JSON file, or "
                 f"one of {', '.join(recipes())}."
             ) from error
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
-        raise OptionError(f"The recipe '{source}' is no JSON: {error}.") from error
-    recipe: Recipe = _build(Recipe, data, "recipe")
+        raise OptionError(f"The recipe '{source}' is no JSON: {reason_of(error)}.") from error
+    recipe: Recipe = built(Recipe, data, "recipe")
     return recipe
 
 
-def _build(kind: Any, value: Any, place: str) -> Any:
+def built(kind: Any, value: Any, place: str) -> Any:
     """A value of a dataclass field's type from JSON."""
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, place)
     origin = typing.get_origin(kind)
     if origin is tuple:
         if not isinstance(value, list):
-            raise OptionError(f"{place} is {value!r}; expected a list.")
+            raise OptionError(f"{place} is {_shown(value)}; expected a list.")
         item = typing.get_args(kind)[0]
-        return tuple(_build(item, entry, f"{place}[{i}]") for i, entry in enumerate(value))
+        return tuple(built(item, entry, f"{place}[{i}]") for i, entry in enumerate(value))
     assert origin is not types.UnionType, place
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise OptionError(f"{place} is {value!r}; expected {kind.__name__}.")
+        raise OptionError(f"{place} is {_shown(value)}; expected {kind.__name__}.")
+    if kind in (int, float) and not 0 <= value <= LARGEST:
+        raise OptionError(f"{place} is {_shown(value)}; expected a number from 0 to {LARGEST:,}.")
     return kind(value)
 
 
 def _dataclass(kind: Any, value: Any, place: str) -> Any:
     if not isinstance(value, Mapping):
-        raise OptionError(f"{place} is {value!r}; expected an object with fields.")
+        raise OptionError(f"{place} is {_shown(value)}; expected an object with fields.")
     known = typing.get_type_hints(kind)
     for name in value:
         if name not in known:
-            raise OptionError(f"{place} has no field '{name}'; it has {', '.join(known)}.")
+            raise OptionError(
+                f"{place} has no field {shortened(name)!r}; it has {', '.join(known)}."
+            )
     required = [f.name for f in dataclasses.fields(kind) if _required(f)]
     for name in required:
         if name not in value:
             raise OptionError(f"{place} lacks the field '{name}'.")
     return kind(
-        **{name: _build(known[name], entry, f"{place}.{name}") for name, entry in value.items()}
+        **{name: built(known[name], entry, f"{place}.{name}") for name, entry in value.items()}
     )
+
+
+def _shown(value: object) -> str:
+    return shortened(repr(value))
 
 
 def _required(entry: Any) -> bool:

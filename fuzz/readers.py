@@ -1,0 +1,115 @@
+"""What is fuzzed: every reader of a file that may come from a stranger, one line each.
+
+A reader gets the path of a damaged file and either reads it or raises a `UserError`. Where a file
+is one of several in a folder, `around` makes the others, once, and `placed` says under which name
+the damaged one goes: that of its seed, with `__` for a slash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuzz.surroundings import captioner_folder, model_folder, nothing, two_photos
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One way in."""
+
+    read: Callable[[Path], object]
+    """Reads the file at this path."""
+    share: int = 1
+    """How many inputs it gets for one of a reader with a share of 1."""
+    around: Callable[[Path], None] = nothing
+    """Fills a folder with what the file is read with."""
+
+
+def read_inversion(path: Path) -> None:
+    """As `nulltext inspect` does."""
+    from nulltext.cli.inspect import described
+    from nulltext.record import Inversion
+
+    described(Inversion.load(path))
+
+
+def read_image(path: Path) -> None:
+    """Load, and show to a model."""
+    from nulltext.images import largest_centred_square, to_tensor
+    from nulltext.photos import load_photo
+
+    photo = load_photo(path)
+    to_tensor(photo, largest_centred_square(*photo.size), (16, 16))
+
+
+def read_mask(path: Path) -> None:
+    """Load, and lay on a crop of a photo of 24 x 16 pixels."""
+    from nulltext.images import CropBox
+    from nulltext.masks import crop_around, load_mask, mask_on_crop
+
+    mask = load_mask(path)
+    crop_around(mask, (24, 16), 8)
+    mask_on_crop(mask, (24, 16), CropBox(0, 0, 16, 16))
+
+
+def read_collections(path: Path) -> None:
+    """As `train` and as `study` read a folder of photos and captions."""
+    from nulltext.errors import UserError
+    from nulltext.evaluation.datasets import read_items
+    from nulltext.training.collection import read_collection
+
+    try:
+        read_collection(path.parent)
+    except UserError:
+        read_items(path.parent, split="train")
+        raise
+    read_items(path.parent, split="train")
+
+
+def read_recipe(path: Path) -> None:
+    """A recipe of `train`."""
+    from nulltext.training.recipe import load_recipe
+
+    load_recipe(str(path))
+
+
+def read_captioner(path: Path) -> None:
+    """The captioner's folder around the file."""
+    from nulltext.captioning.folder import load_captioner
+
+    load_captioner(_root(path, "config.json", "mapper.safetensors"), device="cpu")
+
+
+def read_model(path: Path) -> None:
+    """The model's folder around the file."""
+    from nulltext.models.load import load
+
+    load(_root(path, "model_index.json"), device="cpu")
+
+
+def read_prompt(path: Path) -> None:
+    """A prompt, as the bundled model's tokenizer counts its words."""
+    from fuzz.surroundings import bundled_tokenizer
+    from nulltext.prompts import find_words, tokenize
+
+    text = path.read_bytes().decode("utf-8", "replace")
+    prompt = tokenize(bundled_tokenizer(), text, max_length=20)
+    find_words(prompt, prompt.words[0].text)
+
+
+def _root(path: Path, *names: str) -> Path:
+    """The folder with the others in it, wherever in it the file is."""
+    return next(p for p in path.parents if all((p / n).exists() or path == p / n for n in names))
+
+
+READERS = {
+    "inversion": Reader(read_inversion, share=8),
+    "image": Reader(read_image, share=10),
+    "mask": Reader(read_mask, share=4),
+    "labels": Reader(read_collections, share=6, around=two_photos),
+    "recipe": Reader(read_recipe, share=4),
+    "prompt": Reader(read_prompt, share=2),
+    "captioner": Reader(read_captioner, around=captioner_folder),
+    "model": Reader(read_model, around=model_folder),
+}
