@@ -30,7 +30,7 @@ ROWS = [
     ["lineage"],
     ["targets"],
     ["editing"],
-    ["heatmaps"],
+    ["heatmaps", "placing"],
     ["evaluation", "training"],
     ["cli"],
 ]
