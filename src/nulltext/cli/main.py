@@ -19,6 +19,7 @@ from nulltext.cli.edit import edit
 from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
 from nulltext.cli.replay import replay
+from nulltext.cli.studio import studio
 from nulltext.cli.study import study
 from nulltext.cli.train import train
 from nulltext.errors import NulltextError, UserError
@@ -43,6 +44,7 @@ app.command()(inspect)
 app.command()(attention)
 app.command()(study)
 app.command()(caption)
+app.command()(studio)
 app.command()(train)
 app.command("convert-captioner")(convert_captioner)
 

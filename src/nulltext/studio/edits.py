@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from nulltext.editing import check_specs, edit_steps
-from nulltext.errors import OptionError
+from nulltext.errors import OptionError, PromptError
 from nulltext.images import save_image
 from nulltext.masks import load_mask, mask_on_crop
+from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo
 from nulltext.placing import Canvas, Placed, place, settings_of
+from nulltext.prompts import TokenizedPrompt, has_word
 from nulltext.record import Inversion, StepInfo
 from nulltext.studio.chips import read_chips, target_of
 from nulltext.studio.command import Place, edit_command
@@ -120,6 +122,7 @@ def _make(
     if mask is not None:
         drawn = mask_on_crop(load_mask(mask), photo.size, inverted.form.crop)
     specs = [form.spec(drawn) for form in forms]
+    _check_blend(session.studio.model, inverted.prompt, forms[0])
     check_specs(session.studio.model, inverted.prompt.text, specs)
     meter = Meter("Starting")
     made = yield from session.do(meter, lambda: _steps(session, inversion, photo, forms, drawn))
@@ -132,6 +135,21 @@ def _make(
         _written(session, inverted, inversion, form, placed, made.psnr_reconstruction, files)
         for form, placed in zip(forms, made.placed, strict=True)
     ]
+
+
+def _check_blend(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm) -> None:
+    """Refuse a word that is nowhere, in the page's words.
+
+    Raises:
+        PromptError: neither source nor target has it.
+    """
+    target = model.tokenize(form.target)
+    for word in form.blend:
+        if not has_word(source, word) and not has_word(target, word):
+            known = dict.fromkeys(each.text for each in (*source.words, *target.words))
+            raise PromptError(
+                f"“{word:.40}” is a word of neither prompt; the words are {', '.join(known)}."
+            )
 
 
 def _steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from nulltext.studio.chips import chips_of
 from nulltext.studio.forms import Asked, InvertForm, whole
 from nulltext.studio.meter import Meter
 from nulltext.studio.session import Inverted, Session
+from nulltext.studio.worker import CancelledError
 
 PREVIEW_INTERVAL = 0.7
 """Seconds between two previews: a person is watching."""
@@ -81,7 +83,11 @@ def look(session: Session, asked: Asked) -> Iterator[None]:
     maps = session.studio.maps.get(inverted.key)
     if maps is None:
         meter = Meter("Looking where words look")
-        maps = yield from session.do(meter, lambda: _map_steps(session, inversion))
+        loop = partial(_map_steps, session, inversion)
+        try:
+            maps = yield from session.do(meter, loop, gives_way=True)
+        except CancelledError:  # for something that matters more
+            return
         session.studio.keep_maps(inverted.key, maps)
     file = session.folder / f"look-{inverted.key[:16]}-{index}.jpg"
     if not file.exists():

@@ -109,6 +109,8 @@ class Session:
         self.progress: Progress | None = None
         self.problem: str | None = None
         self.notice: str | None = None
+        self.gives_way = False
+        """Whether what is being made may be called off by the next thing."""
         self._job: Job[Any] | None = None
         self._verbs = 0
         self._lock = threading.Lock()
@@ -157,18 +159,28 @@ class Session:
         return self.inverted, self.studio.inversion(self.inverted.key, self.inverted.file)
 
     def do(
-        self, meter: Meter, steps: Callable[[], Generator[StepInfo, None, Result]]
+        self,
+        meter: Meter,
+        steps: Callable[[], Generator[StepInfo, None, Result]],
+        *,
+        gives_way: bool = False,
     ) -> Generator[None, None, Result]:
         """Have the worker do a job; yields whenever there is progress to show.
+
+        Args:
+            gives_way: whether the next job of this session may call it off.
 
         Raises:
             OptionError: another one is still on. CancelledError: this one was called off.
         """
         worker = self.studio.worker
         with self._lock:
-            if self._job is not None:
+            if self._job is not None and not self.gives_way:
                 raise OptionError("One thing at a time: wait for what is being made, or cancel it.")
+            before, self.gives_way = self._job, gives_way
             job = self._job = worker.submit(steps, meter.show)
+        if before is not None:
+            worker.cancel(before)
         try:
             while not job.wait(GLANCE):
                 self.progress = meter.progress(worker.ahead(job))
@@ -176,9 +188,9 @@ class Session:
             return job.result()
         finally:
             worker.cancel(job)  # nobody looks any more, or it is over
-            self.progress = None
             with self._lock:
-                self._job = None
+                if self._job is job:
+                    self._job = self.progress = None
 
     def cancel(self) -> None:
         """Call off what is being made."""

@@ -32,6 +32,7 @@ def view_of(session: Session) -> View:
         "strip": [_entry(entry) for entry in session.strip],
         "history": [_entry(entry) for entry in session.history],
         "progress": asdict(session.progress) if session.progress else None,
+        "gives_way": session.gives_way,
         "problem": session.problem,
         "notice": session.notice,
     }
