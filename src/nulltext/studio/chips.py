@@ -11,15 +11,18 @@ character.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nulltext.errors import OptionError
-from nulltext.prompts import TokenizedPrompt, Word
+from nulltext.prompts import TokenizedPrompt, Word, word_key
+from nulltext.word_pairing import ARTICLES, align_words
 
 LIGHTEST, HEAVIEST = -2.0, 4.0
 """Weights that a chip can have."""
 MOST_CHIPS = 100
+INDEFINITE = ("a", "an")
+VOWELS = "aeiou"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,43 @@ def target_of(prompt: TokenizedPrompt, chips: Sequence[Chip]) -> str:
         parts += [_gap(prompt.text, words, before, chip), chip.text.strip()]
     parts.append(prompt.text[words[-1].end :] if last else "")
     return "".join(parts)
+
+
+def with_articles(prompt: TokenizedPrompt, chips: Sequence[Chip]) -> list[Chip]:
+    """The chips with "a" or "an" as the word behind it wants; the source's own where it stays."""
+    fitted = []
+    for index, chip in enumerate(chips):
+        following = next((after for after in chips[index + 1 :] if after.text.strip()), None)
+        text = chip.text
+        if chip.source is not None and text.lower() in INDEFINITE and following is not None:
+            text = _article(prompt.words, chip.source, following)
+        fitted.append(replace(chip, text=text))
+    return fitted
+
+
+def _article(words: Sequence[Word], index: int, following: Chip) -> str:
+    own, neighbour = words[index].text, index + 1
+    beside = following.source == neighbour < len(words)
+    if beside and following.text == words[neighbour].text:
+        return own
+    return own[:1] + ("n" if following.text.strip()[0].lower() in VOWELS else "")
+
+
+def difference(source: Sequence[str], target: Sequence[str]) -> str:
+    """What a target changes, in short: "orange → red, + snow, − dark"."""
+    said = []
+    for i, j in align_words(source, target):
+        before = None if i is None else source[i]
+        after = None if j is None else target[j]
+        if (before or "a").lower() in ARTICLES and (after or "a").lower() in ARTICLES:
+            continue
+        if before is None:
+            said.append(f"+ {after}")
+        elif after is None:
+            said.append(f"− {before}")
+        elif word_key(before) != word_key(after):
+            said.append(f"{before} → {after}")
+    return ", ".join(said)
 
 
 def _gap(text: str, words: Sequence[Word], before: Chip | None, chip: Chip) -> str:

@@ -17,9 +17,9 @@ from nulltext.masks import load_mask, mask_on_crop
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo
 from nulltext.placing import Canvas, Placed, place, settings_of
-from nulltext.prompts import TokenizedPrompt, has_word
+from nulltext.prompts import TokenizedPrompt, has_word, word_key
 from nulltext.record import Inversion, StepInfo
-from nulltext.studio.chips import read_chips, target_of
+from nulltext.studio.chips import difference, read_chips, target_of, with_articles
 from nulltext.studio.command import Place, edit_command
 from nulltext.studio.forms import Asked, EditForm, whole
 from nulltext.studio.meter import Meter
@@ -42,7 +42,8 @@ def spell(session: Session, asked: Asked) -> Iterator[None]:
     """Let the chips make the target prompt."""
     inverted, _ = session.inversion()
     chips = read_chips(asked.get("chips"), len(inverted.prompt.words))
-    session.revise(target=target_of(inverted.prompt, chips))
+    chips = with_articles(inverted.prompt, chips)
+    session.revise(target=target_of(inverted.prompt, chips), chips=chips)
     yield
 
 
@@ -122,7 +123,7 @@ def _make(
     if mask is not None:
         drawn = mask_on_crop(load_mask(mask), photo.size, inverted.form.crop)
     specs = [form.spec(drawn) for form in forms]
-    _check_blend(session.studio.model, inverted.prompt, forms[0])
+    _check_words(session.studio.model, inverted.prompt, forms[0])
     check_specs(session.studio.model, inverted.prompt.text, specs)
     meter = Meter("Starting")
     made = yield from session.do(meter, lambda: _steps(session, inversion, photo, forms, drawn))
@@ -137,13 +138,16 @@ def _make(
     ]
 
 
-def _check_blend(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm) -> None:
-    """Refuse a word that is nowhere, in the page's words.
+def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm) -> None:
+    """Refuse an edit that changes nothing and a word that is nowhere, in the page's words.
 
     Raises:
-        PromptError: neither source nor target has it.
+        PromptError: the target is the source, or neither has a word to blend by.
     """
     target = model.tokenize(form.target)
+    prompts = ([word_key(word.text) for word in prompt.words] for prompt in (source, target))
+    if next(prompts) == next(prompts) and not form.weights:
+        raise PromptError("Nothing is changed yet: retype a word, or give one another weight.")
     for word in form.blend:
         if not has_word(source, word) and not has_word(target, word):
             known = dict.fromkeys(each.text for each in (*source.words, *target.words))
@@ -193,12 +197,21 @@ def _written(
         picture=picture,
         shown=small,
         mask=mask,
+        label=_label(session, inverted, form),
         command=edit_command(where, inverted.form, form, masked=mask is not None),
         changed_fraction=placed.changed_fraction,
         psnr_outside=placed.psnr_outside,
         psnr_reconstruction=psnr_reconstruction,
         remark=_remark(placed),
     )
+
+
+def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
+    """What an edit is called in the history."""
+    source, target = inverted.prompt.words, session.studio.model.tokenize(form.target).words
+    changed = difference([word.text for word in source], [word.text for word in target])
+    weighed = [f"{word} ×{weight:g}" for word, weight in form.weights.items()]
+    return ", ".join(filter(None, [changed, *weighed]))
 
 
 def _remark(placed: Placed) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nulltext.heat_colours import heat_over
 from nulltext.heatmaps import heat_map_steps
-from nulltext.images import from_uint8, psnr, save_image, to_pil, to_tensor, to_uint8
+from nulltext.images import from_uint8, psnr, save_image, to_tensor, to_uint8
 from nulltext.inversion.invert import invert_steps
 from nulltext.photos import Photo
 from nulltext.previews import Previews
@@ -24,6 +24,8 @@ PREVIEW_INTERVAL = 0.7
 """Seconds between two previews: a person is watching."""
 PREVIEW_SHARE = 0.1
 """Share of the time that they may take."""
+SHOWN_LOOK = 1000
+"""Longest side of a picture of attention."""
 
 
 def invert(session: Session, asked: Asked) -> Iterator[None]:
@@ -91,7 +93,10 @@ def look(session: Session, asked: Asked) -> Iterator[None]:
         session.studio.keep_maps(inverted.key, maps)
     file = session.folder / f"look-{inverted.key[:16]}-{index}.jpg"
     if not file.exists():
-        save_image(heat_over(to_pil(from_uint8(inversion.photo)), maps[index]), file)
+        box = inverted.form.crop
+        crop = session.opened().image.crop((box.x, box.y, box.x + box.width, box.y + box.height))
+        crop.thumbnail((SHOWN_LOOK, SHOWN_LOOK))
+        save_image(heat_over(crop, maps[index]), file)
     session.look = (index, file)
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def private_folder() -> Iterator[Path]:
     wanted = {"GRADIO_TEMP_DIR": str(folder / "uploads"), "GRADIO_ANALYTICS_ENABLED": "False"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ |= wanted
-    remove = lambda: shutil.rmtree(folder, ignore_errors=True)  # noqa: E731
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     try:
         yield folder

@@ -81,6 +81,8 @@ class Entry:
     """JPEG for the page."""
     mask: Path | None
     """PNG of what was painted."""
+    label: str
+    """What it changes, in short."""
     command: str
     changed_fraction: float
     psnr_outside: float

@@ -87,6 +87,7 @@ def _entry(entry: Entry) -> View:
     return {
         "number": entry.number,
         "target": entry.form.target,
+        "label": entry.label,
         "strength": entry.form.strength,
         "url": url(entry.shown),
         "download": url(entry.picture),

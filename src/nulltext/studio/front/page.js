@@ -20,7 +20,10 @@ function receive(view) {
     fill(view.fields);
   }
   if (fresh) clearMask();
-  if (fresh || inverted) state.reopened = false;
+  if (fresh || inverted) {
+    state.reopened = state.typing = false;
+    state.picked = null;
+  }
   if (!VIEWS[state.mode](view) || fresh || inverted) state.mode = "photo";
   if (looked) state.mode = "look";
   if (edited) state.mode = "compare";

@@ -45,9 +45,9 @@ function fill(fields) {
   }
   if ("strength" in fields) setByHand(fields.strength === null);
   if ("mask" in fields) loadMask(fields.mask);
-  if ("chips" in fields) {
+  if ("chips" in fields && !state.typing) {
+    if (state.chips.length !== fields.chips.length) state.picked = null;
     state.chips = fields.chips.map((chip) => ({ ...chip }));
-    state.picked = null;
     drawChips();
   }
   setHidden("source-hint", false);
@@ -135,7 +135,7 @@ function drawShelves() {
   setHidden("strip-shelf", !strip.length);
   setHidden("history-shelf", !history.length);
   $("strip").replaceChildren(...strip.map((one) => tile(one, "choose", `${one.strength}`)));
-  $("history").replaceChildren(...history.map((one) => tile(one, "restore", one.target)));
+  $("history").replaceChildren(...history.map((one) => tile(one, "restore", one.label)));
   setHidden("outcome", !result);
   if (!result) return;
   const stem = state.view.photo.name.replace(/\.[^.]*$/, "");

@@ -51,11 +51,13 @@ function addAfter(index) {
 }
 
 function respell() {
+  state.typing = false;
   drawChips();
   ask("spell", { chips: state.chips });
 }
 
 on("word", "input", () => {
+  state.typing = true; // what the server says of the words is older
   state.chips[state.picked].text = $("word").value;
   drawChips();
 });
