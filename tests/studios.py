@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import nulltext
 from nulltext.record import StepInfo
@@ -59,9 +60,9 @@ class Visitor:
         return self.studio.session(self.key).folder
 
 
-def picture(view_entry: dict[str, Any]) -> Path:
-    """Where the PNG of an edit lies."""
-    return Path(view_entry["download"].removeprefix("gradio_api/file="))
+def local(url: str) -> Path:
+    """The file that the page finds at an address."""
+    return Path(unquote(url.removeprefix("gradio_api/file=")))
 
 
 class Gate:

@@ -11,6 +11,7 @@ import stat
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from nulltext.studio.intake import EXAMPLE
 from nulltext.studio.limits import Limits
 from nulltext.studio.shelf import Shelf
 from nulltext.studio.worker import CancelledError, Worker
-from studios import Gate, Visitor, picture, studio_on
+from studios import Gate, Visitor, local, studio_on
 from test_cli import model, pixels, run
 from vocabularies import prompt as read
 
@@ -90,10 +91,10 @@ def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     assert set(stages) <= {"Encoding the photo", *meters.STAGES.values()}
     view = visitor.ask("look", word=2)
     assert view["look"]["word"] == 2
-    with Image.open(view["look"]["url"].removeprefix("gradio_api/file=")) as heat:
+    with Image.open(local(view["look"]["url"])) as heat:
         assert heat.size == (60, 60)
     view = visitor.ask("edit", target="a red dog", chips=[])
-    with Image.open(picture(view["result"])) as edited:
+    with Image.open(local(view["result"]["download"])) as edited:
         assert edited.size == (90, 60)
         assert json.loads(edited.text["nulltext"])["target"] == "a red dog"
         changed = (np.asarray(edited) != pixels(file)).any(axis=-1)
@@ -119,7 +120,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkeypatch, name):
+def test_the_command_makes_the_same_local(visitor, file, run, tmp_path, monkeypatch, name):
     visitor.open(file)
     how = {"method": "null-text", "budget": "fast", "crop": [20, 5, 50, 50]}
     visitor.invert("a red cat", guidance=4, seed=3, **how)
@@ -128,14 +129,14 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     result = view["result"]
     (tmp_path / file.name).write_bytes(file.read_bytes())
     if result["mask"]:
-        mask = Path(result["mask"].removeprefix("gradio_api/file="))
+        mask = local(result["mask"])
         (tmp_path / "my cat-mask.png").write_bytes(mask.read_bytes())
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(result["command"])
     assert program == "nulltext"
     code, _, err = run(*arguments)
     assert code == 0, err
-    assert (pixels("my cat-edited.png") == pixels(picture(result))).all()
+    assert (pixels("my cat-edited.png") == pixels(local(result["download"]))).all()
     assert (pixels("my cat-edited.png") != pixels(file)).any()
 
 
@@ -151,14 +152,14 @@ def test_one_of_the_strip_is_what_its_command_makes(visitor, file, run, tmp_path
     (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.chdir(tmp_path)
     assert run(*shlex.split(wanted["command"])[1:])[0] == 0
-    assert (pixels("my cat-edited.png") == pixels(picture(view["result"]))).all()
+    assert (pixels("my cat-edited.png") == pixels(local(view["result"]["download"]))).all()
 
 
 def test_a_saved_inversion_comes_back(visitor, file, run, tmp_path, monkeypatch):
     visitor.open(file)
     view = visitor.invert("a cat", method="ddim")
     kept = tmp_path / "kept.safetensors"
-    kept.write_bytes(Path(view["inversion"]["url"].removeprefix("gradio_api/file=")).read_bytes())
+    kept.write_bytes(local(view["inversion"]["url"]).read_bytes())
     first = visitor.ask("edit", target="a dog")["result"]
     visitor.open(file)
     view = visitor.ask("bring", file=visitor.upload(kept))
@@ -168,7 +169,7 @@ def test_a_saved_inversion_comes_back(visitor, file, run, tmp_path, monkeypatch)
     (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.chdir(tmp_path)
     assert run(*shlex.split(second["command"])[1:])[0] == 0
-    assert (pixels("my cat-edited.png") == pixels(picture(second))).all()
+    assert (pixels("my cat-edited.png") == pixels(local(second["download"]))).all()
     assert first["changed"] == second["changed"]
     other = tmp_path / "other.png"
     Image.effect_noise((90, 60), 80).save(other)
@@ -205,7 +206,7 @@ def test_history_is_restored_with_its_settings(visitor, file):
     assert (view["fields"]["strength"], view["fields"]["source"]) == (0.7, "a red cat")
     assert (view["inversion"]["prompt"], view["crop"]) == ("a red cat", [15, 0, 60, 60])
     again = visitor.ask("edit", target="a red dog", chips=chips, strength=0.7)["result"]
-    assert (pixels(picture(again)) == pixels(picture(first))).all()
+    assert (pixels(local(again["download"])) == pixels(local(first["download"]))).all()
     assert [one["number"] for one in visitor.ask("crop", crop=[0, 0, 9, 9])["history"]] == [
         again["number"],
         second["number"],
@@ -229,11 +230,9 @@ def test_what_nothing_points_to_is_removed(model, file):
         for target in targets:
             view = visitor.ask("edit", target=target)
         assert [one["target"] for one in view["history"]] == [*reversed(targets[1:])]
-        names = sorted(path.name.rstrip("0123456789.-") for path in visitor.folder.iterdir())
-        kinds = [path.name.split("-")[0] for path in visitor.folder.iterdir()]
-        assert (kinds.count("edit"), kinds.count("inversion"), kinds.count("photo")) == (4, 1, 2), (
-            names
-        )
+        kept = Counter(path.name for path in visitor.folder.rglob("*.*"))
+        edits = {"my cat-edited.png": 2, "shown.jpg": 3}
+        assert kept == {"my cat.png": 1, "my cat.safetensors": 1, **edits}
         assert stat.S_IMODE(studio.folder.stat().st_mode) == 0o700
         folder = visitor.folder
         studio.leave(visitor.key)
@@ -255,7 +254,7 @@ def test_nobody_sees_what_is_somebody_elses(studio, visitor, file):
     view = neighbour.ask("restore", number=result["number"])
     assert "not kept" in view["problem"]
     assert neighbour.folder != visitor.folder
-    stolen = {"path": str(visitor.folder / "photo-1.png"), "orig_name": "x.png"}
+    stolen = {"path": str(visitor.folder / "1" / file.name), "orig_name": "x.png"}
     for path in (stolen, {"path": "/etc/passwd"}, {"path": str(file)}, {}):
         assert "No file has arrived" in neighbour.ask("open", file=path)["problem"]
     studio.leave(neighbour.key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image
 from torch import Tensor
@@ -17,7 +17,7 @@ from nulltext.masks import load_mask, mask_on_crop
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo
 from nulltext.placing import Canvas, Placed, place, settings_of
-from nulltext.prompts import TokenizedPrompt, has_word, word_key
+from nulltext.prompts import TokenizedPrompt, has_word
 from nulltext.record import Inversion, StepInfo
 from nulltext.studio.chips import difference, read_chips, target_of, with_articles
 from nulltext.studio.command import Place, edit_command
@@ -129,7 +129,7 @@ def _make(
     made = yield from session.do(meter, lambda: _steps(session, inversion, photo, forms, drawn))
     painted_file = None
     if mask is not None:
-        painted_file = session.folder / f"mask-{session.number()}.png"
+        painted_file = session.place(f"{PurePath(session.table().name).stem}-mask.png")
         save_image(mask, painted_file)
     files = (photo.icc_profile, painted_file)
     return [
@@ -145,8 +145,7 @@ def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm
         PromptError: the target is the source, or neither has a word to blend by.
     """
     target = model.tokenize(form.target)
-    prompts = ([word_key(word.text) for word in prompt.words] for prompt in (source, target))
-    if next(prompts) == next(prompts) and not form.weights:
+    if source.token_ids == target.token_ids and not form.weights:
         raise PromptError("Nothing is changed yet: retype a word, or give one another weight.")
     for word in form.blend:
         if not has_word(source, word) and not has_word(target, word):
@@ -182,16 +181,16 @@ def _written(
     files: tuple[bytes | None, Path | None],
 ) -> Entry:
     """One edit as files."""
-    (profile, mask), number = files, session.number()
-    picture = session.folder / f"edit-{number}.png"
+    (profile, mask), name = files, session.table().name
+    picture = session.place(f"{PurePath(name).stem}-edited.png")
     text = {"nulltext": json.dumps(settings_of(inversion, placed.spec))}
     save_image(placed.image, picture, icc_profile=profile, text=text)
-    small = session.folder / f"edit-{number}-shown.jpg"
+    small = picture.with_name("shown.jpg")
     shown(placed.image, profile, small)
     studio = session.studio
-    where = Place(session.table().name, inverted.brought, studio.model_name, studio.device)
+    where = Place(name, inverted.brought, studio.model_name, studio.device)
     return Entry(
-        number=number,
+        number=session.number(),
         form=form,
         inverted=inverted,
         picture=picture,

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 from nulltext.errors import ImageError, InversionFileError, OptionError, UserError
 from nulltext.images import CropBox, largest_centred_square
+from nulltext.inversion_file import SUFFIX
 from nulltext.photos import Photo
 from nulltext.placing import check_same_photo
 from nulltext.record import Inversion, StepInfo
@@ -70,7 +71,7 @@ def open_inversion(session: Session, asked: Asked) -> Iterator[None]:
     """A saved inversion of the photo on the table: no need to invert again."""
     path, name = _uploaded(session, asked)
     photo = session.opened()
-    kept = session.folder / f"inversion-{session.number()}.safetensors"
+    kept = session.place(name if name.endswith(SUFFIX) else f"{name}{SUFFIX}")
     shutil.copyfile(path, kept)
     try:
         inversion = Inversion.load(kept)
@@ -84,7 +85,7 @@ def open_inversion(session: Session, asked: Asked) -> Iterator[None]:
         raise InversionFileError(_named(error, kept, name)) from error
     session.crop = box
     form = InvertForm(header.prompt, box, header.method)
-    key = f"{session.folder.name}-{kept.stem}"  # nobody else's
+    key = f"{session.folder.name}-{kept.parent.name}"  # nobody else's
     session.inverted = Inverted(key, kept, form, header, prompt, brought=name, cached=True)
     session.look, session.result, session.strip = None, None, []
     session.revise(source=header.prompt, target=header.prompt, chips=chips_of(prompt))
@@ -93,14 +94,14 @@ def open_inversion(session: Session, asked: Asked) -> Iterator[None]:
 
 def _begin(session: Session, path: Path, name: str, source: str) -> None:
     """Put a photo on a cleared table."""
-    kept = session.folder / f"photo-{session.number()}{path.suffix.lower()}"
+    kept = session.place(name)
     shutil.copyfile(path, kept)
     try:
         photo = session.studio.photo(kept)
     except ImageError as error:
         raise ImageError(_named(error, kept, name)) from error
     _clear(session)
-    picture = session.folder / f"{kept.stem}-shown.jpg"
+    picture = session.place("shown.jpg")
     shown(photo.image, photo.icc_profile, picture)
     session.photo = OpenPhoto(kept, name, photo.size, photo.sha256, picture)
     session.crop = _first_crop(photo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from functools import partial
+from pathlib import PurePath
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from nulltext.heat_colours import heat_over
 from nulltext.heatmaps import heat_map_steps
 from nulltext.images import from_uint8, psnr, save_image, to_tensor, to_uint8
 from nulltext.inversion.invert import invert_steps
+from nulltext.inversion_file import SUFFIX
 from nulltext.photos import Photo
 from nulltext.previews import Previews
 from nulltext.record import Inversion, StepInfo
@@ -44,7 +46,7 @@ def invert(session: Session, asked: Asked) -> Iterator[None]:
         photo = session.opened()
         kept = yield from session.do(meter, lambda: _steps(session, form, photo, meter))
         studio.keep_inversion(key, kept)
-    file = session.folder / f"inversion-{session.number()}.safetensors"
+    file = session.place(f"{PurePath(table.name).stem}{SUFFIX}")
     kept.save(file)
     session.crop = form.crop
     session.inverted = Inverted(key, file, form, kept.header, prompt, None, cached)
@@ -91,12 +93,11 @@ def look(session: Session, asked: Asked) -> Iterator[None]:
         except CancelledError:  # for something that matters more
             return
         session.studio.keep_maps(inverted.key, maps)
-    file = session.folder / f"look-{inverted.key[:16]}-{index}.jpg"
-    if not file.exists():
-        box = inverted.form.crop
-        crop = session.opened().image.crop((box.x, box.y, box.x + box.width, box.y + box.height))
-        crop.thumbnail((SHOWN_LOOK, SHOWN_LOOK))
-        save_image(heat_over(crop, maps[index]), file)
+    box = inverted.form.crop
+    crop = session.opened().image.crop((box.x, box.y, box.x + box.width, box.y + box.height))
+    crop.thumbnail((SHOWN_LOOK, SHOWN_LOOK))
+    file = session.place("look.jpg")
+    save_image(heat_over(crop, maps[index]), file)
     session.look = (index, file)
 
 

@@ -123,6 +123,12 @@ class Session:
         """A number that nothing else of this session has."""
         return next(self._numbers)
 
+    def place(self, name: str) -> Path:
+        """Where a file of this name can be written: browsers save it under the same."""
+        folder = self.folder / str(self.number())
+        folder.mkdir(mode=0o700)
+        return folder / name
+
     @property
     def at_work(self) -> bool:
         """Whether a verb runs."""
@@ -220,10 +226,11 @@ class Session:
         kept |= {self.photo.path, self.photo.shown} if self.photo else set()
         kept |= {self.inverted.file} if self.inverted else set()
         kept |= {self.look[1]} if self.look else set()
+        folders = {path.parent for path in kept if path}
         with contextlib.suppress(OSError):
-            for file in self.folder.iterdir():
-                if file not in kept:
-                    file.unlink()
+            for folder in self.folder.iterdir():
+                if folder not in folders:
+                    shutil.rmtree(folder)
 
     def close(self) -> None:
         """Call off the work and remove the files."""

@@ -25,7 +25,7 @@ def view_of(session: Session) -> View:
         "photo": _photo(session.photo) if session.photo else None,
         "crop": session.crop.as_list() if session.crop else None,
         "fields": {"revision": session.revision, **_plain(session.fields)},
-        "inversion": _inversion(inverted, session) if inverted else None,
+        "inversion": _inversion(inverted) if inverted else None,
         "words": [word.text for word in inverted.prompt.words] if inverted else [],
         "look": {"word": session.look[0], "url": url(session.look[1])} if session.look else None,
         "result": _entry(session.result) if session.result else None,
@@ -66,9 +66,8 @@ def _photo(photo: OpenPhoto) -> View:
     return {"name": photo.name, "width": width, "height": height, "url": url(photo.shown)}
 
 
-def _inversion(inverted: Inverted, session: Session) -> View:
+def _inversion(inverted: Inverted) -> View:
     header = inverted.header
-    assert session.photo is not None
     return {
         "key": inverted.key,
         "prompt": header.prompt,
@@ -79,7 +78,7 @@ def _inversion(inverted: Inverted, session: Session) -> View:
         "seconds": round(header.seconds, 1),
         "cached": inverted.cached,
         "url": url(inverted.file),
-        "name": f"{Path(session.photo.name).stem}.safetensors",
+        "name": inverted.file.name,
     }
 
 
