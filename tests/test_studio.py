@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 import nulltext
+from captioners import captioner
 from nulltext.errors import NulltextError
 from nulltext.record import StepInfo
 from nulltext.studio import meter as meters
@@ -239,6 +240,19 @@ def test_what_nothing_points_to_is_removed(model, file):
         assert not folder.exists()
         whole = studio.folder
     assert not whole.exists()
+
+
+def test_a_captioner_proposes_words(model, file):
+    writer = captioner(seed=3)
+    with studio_on(nulltext.load(model), model, captioner=writer) as studio:
+        visitor = Visitor(studio)
+        fields = visitor.open(file)["fields"]
+        photo = nulltext.load_photo(file)
+        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(15, 0, 60, 60)) != ""
+        assert fields["proposed"]
+        visitor.ask("crop", crop=[0, 0, 30, 30])
+        fields = visitor.ask("propose")["fields"]
+        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(0, 0, 30, 30))
 
 
 def test_nobody_sees_what_is_somebody_elses(studio, visitor, file):

@@ -1,6 +1,6 @@
-// Painting a mask over the whole photo: amber on the page, white on black for the server.
+// Painting a mask over the whole photo: a cool colour on the page, white on black for the server.
 
-const PAINT = "#f2a65a";
+const PAINT = [0x2f, 0xc8, 0xff];
 const MASK_SIDE = 1024;
 const canvas = $("paint");
 const pen = canvas.getContext("2d");
@@ -29,7 +29,7 @@ function radius() {
 
 function dab(x, y, from = { x, y }) {
   pen.globalCompositeOperation = erasing ? "destination-out" : "source-over";
-  pen.strokeStyle = PAINT;
+  pen.strokeStyle = `rgb(${PAINT})`;
   pen.lineCap = "round";
   pen.lineWidth = 2 * radius();
   pen.beginPath();
@@ -124,7 +124,7 @@ function loadMask(url) {
     const sheet = pen.getImageData(0, 0, canvas.width, canvas.height);
     for (let i = 0; i < sheet.data.length; i += 4) {
       const white = sheet.data[i];
-      sheet.data.set([0xf2, 0xa6, 0x5a, white], i);
+      sheet.data.set([...PAINT, white], i);
     }
     pen.putImageData(sheet, 0, 0);
     painted = true;

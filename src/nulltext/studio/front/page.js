@@ -31,6 +31,8 @@ function receive(view) {
   drawDock();
   drawStage();
   if (view.photo) drawShelves();
+  if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
+  if (view.strip.length && !before.strip.length) $("strip-shelf").scrollIntoView({ block: "nearest" });
 }
 
 watch("value", () => receive(props.value));
@@ -47,6 +49,7 @@ on("bring", "change", () => {
 on("new", "click", () => $("choose").click());
 on("example", "click", () => ask("example"));
 on("invert", "click", () => ask("invert", invertForm()));
+on("propose", "click", () => ask("propose"));
 on("again", "click", () => {
   state.reopened = true;
   show("photo");

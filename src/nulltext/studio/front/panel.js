@@ -3,6 +3,7 @@
 for (const name of rules.methods) $("method").append(make("option", { value: name }, name));
 for (const name of rules.budgets) $("budget").append(make("option", { value: name }, name));
 $("method").value = "null-text";
+setHidden("propose", !rules.captioner);
 setText("about", `Model: ${rules.model}.`);
 setPicture("example-picture", rules.example);
 
@@ -135,7 +136,7 @@ function drawShelves() {
   setHidden("strip-shelf", !strip.length);
   setHidden("history-shelf", !history.length);
   $("strip").replaceChildren(...strip.map((one) => tile(one, "choose", `${one.strength}`)));
-  $("history").replaceChildren(...history.map((one) => tile(one, "restore", one.label)));
+  $("history").replaceChildren(...history.map((one) => tile(one, "restore", `${one.label} · ${one.strength ?? "by hand"}`)));
   setHidden("outcome", !result);
   if (!result) return;
   const stem = state.view.photo.name.replace(/\.[^.]*$/, "");

@@ -7,7 +7,10 @@ const VIEWS = {
   compare: (view) => Boolean(view.result),
 };
 const NOTES = {
-  photo: () => (state.view.inversion ? "" : "Drag the frame to choose what the model sees; its corner resizes it."),
+  photo: () => {
+    if (state.view.progress) return state.view.progress.picture ? "What the model makes of it so far." : "";
+    return $("crop").hidden ? "" : "Drag the frame to choose what the model sees; its corner resizes it.";
+  },
   look: () => (state.view.look
     ? `Where “${state.view.words[state.view.look.word]}” looks: blue little, orange much.`
     : "Click a word to see where it looks."),
