@@ -32,8 +32,9 @@ SETTLED = 0.6
 class Walk:
     """One way through the page, with a picture at each stop."""
 
-    def __init__(self, page: Page, shoot: Callable[[str], None]) -> None:
-        self.page, self.shoot = page, shoot
+    def __init__(self, page: Page, shoot: Callable[[str], None], seed: int) -> None:
+        """Args: seed: another for each walk, so that each has to invert."""
+        self.page, self.shoot, self.seed = page, shoot, seed
 
     def part(self, name: str) -> Locator:
         """An element by its name in the page."""
@@ -46,10 +47,10 @@ class Walk:
         self.part("example").click()
         self.part("invert").wait_for()
         self.shoot("photo")
-        if steps is not None:
-            self.part("step-source").locator("summary").click()
-            self.part("steps").fill(str(steps))
-            self.part("step-source").locator("summary").click()
+        self.part("step-source").locator("summary").click()
+        self.part("steps").fill("" if steps is None else str(steps))
+        self.part("seed").fill(str(self.seed))
+        self.part("step-source").locator("summary").click()
         self.part("invert").click()
         self.page.wait_for_function(
             "() => document.querySelector('[data-id=curve] polyline')"
@@ -111,11 +112,11 @@ def main() -> None:
         with sync_playwright() as driver:
             where: Any = shutil.which("chromium")
             browser = driver.chromium.launch(executable_path=where, args=["--no-sandbox"])
-            for width, height in WIDTHS.items():
+            for seed, (width, height) in enumerate(WIDTHS.items()):
                 page = browser.new_page(viewport={"width": width, "height": height})
                 page.set_default_timeout(PATIENCE)
                 page.goto(url)
-                Walk(page, shooter(page, options.output, width)).go(options.steps)
+                Walk(page, shooter(page, options.output, width), seed).go(options.steps)
                 page.close()
             browser.close()
     finally:
