@@ -131,6 +131,13 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
     refuses(tmp_path / "bomb.png", "120,000,000 pixels")
 
 
+def test_a_caller_may_allow_fewer_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    path.write_bytes(png(4000, 3000, 1, 0))  # a header alone: decoding would fail differently
+    with pytest.raises(ImageError, match=r"more than 10,000,000 pixels"):
+        load_photo(path, max_pixels=10_000_000)
+
+
 def test_large_but_allowed_photos_do_not_warn(tmp_path: Path) -> None:
     Image.new("1", (10000, 9500)).save(tmp_path / "large.png")  # above Pillow's own 89 million
     with (

@@ -85,16 +85,18 @@ class Photo:
         return digest.hexdigest()
 
 
-def load_photo(source: str | Path | Image.Image) -> Photo:
+def load_photo(source: str | Path | Image.Image, *, max_pixels: int | None = None) -> Photo:
     """Read a photo of any common raster format, first frame, upright, as RGB.
 
     RGB values are left as they are, beside their ICC profile. CMYK goes to sRGB through its profile
     where that is usable, 16-bit grey is divided by 257 and rounded. Raises ImageError, one sentence
-    that names the file, for whatever cannot be read.
+    that names the file, for whatever cannot be read, or has more than `max_pixels`
+    (`MAX_PIXELS` by default), which is seen before any of them is decoded.
     """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
         with _decoder_errors("The given image"):
-            return _to_photo(source, "The given image", None)
+            return _to_photo(source, "The given image", None, most)
     path, name = Path(source), f"'{source}'"
     with _decoder_errors(name):
         _check_regular_file(path, name)
@@ -103,7 +105,7 @@ def load_photo(source: str | Path | Image.Image) -> Photo:
         with path.open("rb") as file:
             _refuse_foreign(file.read(64), name)
             with Image.open(file, formats=formats) as image:
-                return _to_photo(image, name, path)
+                return _to_photo(image, name, path, most)
 
 
 @contextlib.contextmanager
@@ -120,7 +122,7 @@ def _decoder_errors(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise ImageError(f"{name} may not be read: permission denied, so ask its owner.") from error
     except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
+        raise _too_large(name, MAX_PIXELS) from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image, or it is truncated or damaged: give a complete file of"
@@ -133,18 +135,18 @@ def _decoder_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _too_large(name: str, most: int = MAX_PIXELS, what: str = "") -> ImageError:
+def _too_large(name: str, most: int, what: str = "") -> ImageError:
     return ImageError(
         f"{name} claims more than {most:,} pixels{what}, the most that is read: shrink it first."
     )
 
 
-def _check_size(image: Image.Image, name: str, path: Path | None) -> None:
+def _check_size(image: Image.Image, name: str, path: Path | None, max_pixels: int) -> None:
     """Refuse by its header what would take too much memory, or would be too small."""
     width, height = image.size
     pixels = width * height
-    if pixels > MAX_PIXELS:
-        raise _too_large(name)
+    if pixels > max_pixels:
+        raise _too_large(name, max_pixels)
     if pixels > MAX_TRANSPARENT and image.has_transparency_data:
         raise _too_large(name, MAX_TRANSPARENT, " with transparency")
     size = pixels if path is None else path.stat().st_size
@@ -177,9 +179,9 @@ def _refuse_foreign(head: bytes, name: str) -> None:
             raise ImageError(f"{name} is {kind}, which is not read: convert it to JPEG or PNG.")
 
 
-def _to_photo(image: Image.Image, name: str, path: Path | None) -> Photo:
+def _to_photo(image: Image.Image, name: str, path: Path | None, max_pixels: int) -> Photo:
     """Check the header's size, decode every pixel, turn upright and split off the alpha."""
-    _check_size(image, name, path)
+    _check_size(image, name, path, max_pixels)
     image.load()
     profile = image.info.get("icc_profile") or b""
     method = _TO_UPRIGHT.get(_orientation(image))

@@ -16,7 +16,7 @@ from nulltext.cli.options import (
     JsonOption,
     ModelOption,
     QuietOption,
-    SeedOption,
+    StudySeedOption,
 )
 from nulltext.cli.pie_request import PieRequest
 from nulltext.cli.report import Reporter
@@ -104,7 +104,7 @@ def pie(
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",
-    seed: SeedOption = 0,
+    seed: StudySeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

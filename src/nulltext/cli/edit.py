@@ -34,8 +34,8 @@ from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import Opened, Request, obtain_inversion, with_words
 
 if TYPE_CHECKING:
-    from nulltext.cli.results import Placed
     from nulltext.editing import Edit
+    from nulltext.placing import Placed
     from nulltext.record import Inversion
 
 
@@ -175,9 +175,10 @@ def _edit(
 ) -> None:
     """Do it; everything was checked that can be without opening a file."""
     from nulltext.cli.captions import check_readable
-    from nulltext.cli.results import Canvas, place, save_placed, save_strip, save_sweep
+    from nulltext.cli.results import save_placed, save_strip, save_sweep
     from nulltext.cli.work import open_model
     from nulltext.editing import edit_steps
+    from nulltext.placing import Canvas, place
     from nulltext.record import run
     from nulltext.sampling import exact_source_step, source_step
 

@@ -24,6 +24,7 @@ from nulltext.cli.invert import invert
 from nulltext.cli.logs import LogLevel, show_logs
 from nulltext.cli.replay import replay
 from nulltext.cli.report import visible
+from nulltext.cli.studio import studio
 from nulltext.cli.study import study
 from nulltext.cli.train import train
 from nulltext.errors import NulltextError, UserError
@@ -48,6 +49,7 @@ app.command()(inspect)
 app.command()(attention)
 app.command()(study)
 app.command()(caption)
+app.command()(studio)
 app.command()(train)
 app.command()(doctor)
 app.add_typer(benchmark, name="benchmark")

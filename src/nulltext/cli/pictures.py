@@ -10,19 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from nulltext.files import replace_file
+from nulltext.heat_colours import heat_over
 from nulltext.heatmaps import PromptMaps
 from nulltext.images import from_uint8, to_pil
 from nulltext.record import Inversion
 from nulltext.strip import Tile, tile_grid
-
-COLD, HOT = (32, 32, 160), (255, 64, 0)
-"""Ends of the colour scale, RGB."""
-
-OPACITY = 0.65
-"""How much the heat covers of the photo, whose grey levels stay visible."""
 
 
 def heat_grid(
@@ -38,13 +32,13 @@ def heat_grid(
     for maps in prompts:
         whole = Tile(photo, maps.prompt)
         rows.append(
-            [whole, *(Tile(_over(photo, w.heat), _label(w.word, w.heat)) for w in maps.words)]
+            [whole, *(Tile(heat_over(photo, w.heat), _label(w.word, w.heat)) for w in maps.words)]
         )
         for index in range(0, len(timesteps), every) if every else ():
             rows.append(
                 [
                     Tile(photo, f"step {index + 1}, t = {timesteps[index]}"),
-                    *(Tile(_over(photo, w.steps[index]), w.word) for w in maps.words),
+                    *(Tile(heat_over(photo, w.steps[index]), w.word) for w in maps.words),
                 ]
             )
     return tile_grid(rows)
@@ -52,17 +46,6 @@ def heat_grid(
 
 def _label(word: str, heat: Tensor) -> str:
     return f"{word}\n{100 * float(heat.min()):.1f} to {100 * float(heat.max()):.1f} %"
-
-
-def _over(photo: Image.Image, heat: Tensor) -> Image.Image:
-    """A heat map [h, w] in colours over the grey photo."""
-    size = (photo.height, photo.width)
-    smooth = interpolate(heat[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
-    spread = (smooth - smooth.min()) / (smooth.max() - smooth.min()).clamp(min=1e-12)
-    level = spread.numpy()[..., None]
-    colours = (1 - level) * np.array(COLD) + level * np.array(HOT)
-    grey = np.asarray(photo.convert("L"), dtype=float)[..., None]
-    return Image.fromarray(np.rint((1 - OPACITY) * grey + OPACITY * colours).astype(np.uint8))
 
 
 def word_rows(prompts: Sequence[PromptMaps]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,13 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.models.latent_diffusion import LatentDiffusion
+    from nulltext.previews import Previews
     from nulltext.record import StepInfo
-
-PREVIEW_INTERVAL = 1.0
-"""Least seconds between two previews that are decoded to show the PSNR so far."""
-
-PREVIEW_SHARE = 0.05
-"""Share of the time that previews may take, where decoding is slow."""
 
 STAGES = {
     "pivot": "DDIM inversion",
@@ -86,17 +80,21 @@ class Reporter:
         Args:
             photo: [1, 3, H, W] in [-1, 1]; when given, the PSNR so far is shown.
         """
+        previews = None
+        if photo is not None and not self.quiet:
+            from nulltext.previews import Previews
+
+            previews = Previews(model, photo)
         with self.bars() as progress:
-            yield _StepBars(progress, model, None if self.quiet else photo).show
+            yield _StepBars(progress, previews).show
 
 
 class _StepBars:
-    """Draws `StepInfo`s, decoding a preview now and then."""
+    """Draws `StepInfo`s, and the PSNR of a preview now and then."""
 
-    def __init__(self, progress: Progress, model: LatentDiffusion, photo: Tensor | None) -> None:
-        self.progress, self.model, self.photo = progress, model, photo
+    def __init__(self, progress: Progress, previews: Previews | None) -> None:
+        self.progress, self.previews = progress, previews
         self.tasks: dict[str, TaskID] = {}
-        self.next_preview = time.monotonic() + PREVIEW_INTERVAL
 
     def show(self, info: StepInfo) -> None:
         """Move the bar of the step's stage."""
@@ -106,15 +104,9 @@ class _StepBars:
             )
         task = self.tasks[info.stage]
         self.progress.update(task, completed=info.index)
-        started = time.monotonic()
-        due = started > self.next_preview or info.index == info.total
-        if self.photo is not None and info.clean_estimate is not None and due:
-            from nulltext.images import psnr
-
-            so_far = psnr(self.model.decode(info.clean_estimate).cpu(), self.photo)
-            self.progress.update(task, remark=f"{decibels(so_far)} so far")
-            now = time.monotonic()
-            self.next_preview = now + max(PREVIEW_INTERVAL, (now - started) / PREVIEW_SHARE)
+        preview = self.previews.of(info) if self.previews else None
+        if preview is not None:
+            self.progress.update(task, remark=f"{decibels(preview.psnr)} so far")
 
 
 def visible(text: str) -> str:

@@ -156,10 +156,10 @@ class Opened:
         Raises:
             UserError: one of them cannot be read, or they do not belong together.
         """
-        from nulltext.cli.work import check_same_photo
         from nulltext.images import CropBox
         from nulltext.masks import load_mask, mask_on_crop
         from nulltext.photos import load_photo
+        from nulltext.placing import check_same_photo
         from nulltext.record import Inversion
 
         photo: Photo | None

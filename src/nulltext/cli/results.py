@@ -1,113 +1,20 @@
-"""From the pictures of an edit to files: put into the photo, measured, captioned."""
+"""From the pictures of an edit to files: remarked on, captioned, laid out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.sweep import Sweep
-from nulltext.compositing import (
-    Detail,
-    changed_fraction,
-    composite,
-    faded_inside,
-    fitted,
-    grown,
-    psnr_outside,
-    region_of_change,
-)
-from nulltext.editing import Edit, EditSpec
-from nulltext.editors import name_of
-from nulltext.images import CropBox, from_uint8, save_image, to_pil
+from nulltext.editing import Edit
+from nulltext.images import save_image, to_pil
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import Photo
+from nulltext.placing import Canvas, Placed, settings_of
 from nulltext.record import Inversion
 from nulltext.strip import Block, Tile, comparison_strip, labelled_grid
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What edits are put into: the photo, or its crop at the model's resolution."""
-
-    photo: Photo
-    box: CropBox
-    full: bool
-    """Whether it is the photo at its own size."""
-
-    @classmethod
-    def of(cls, inversion: Inversion, photo: Photo | None, *, full: bool) -> Canvas:
-        """The photo at its own size, or the crop that the inversion holds (in its colours)."""
-        if full:
-            assert photo is not None
-            return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
-        crop = to_pil(from_uint8(inversion.photo))
-        profile = photo.icc_profile if photo is not None else None
-        return cls(Photo(crop, icc_profile=profile), CropBox(0, 0, *crop.size), full=False)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One edit, ready to be written."""
-
-    image: Image.Image
-    spec: EditSpec
-    changed_fraction: float
-    """Share of the pixels that differ from the original."""
-    psnr_outside: float
-    """Decibels against the original where nothing was to change; infinite if nothing did."""
-    mask_fraction: float
-    """Share of the latents that were free to change."""
-
-
-def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) -> Placed:
-    """Put one edit into its canvas, and measure what else moved.
-
-    Without --full, --mask and --blend the model's own picture is the result.
-    """
-    picture, reconstruction = edit.images[row], edit.reconstruction[0]
-    weight = _weight(canvas, edit, row, spec)
-    if canvas.full or spec.mask is not None or spec.blend is not None:
-        image = composite(canvas.photo, canvas.box, picture, reconstruction, weight, detail)
-    else:
-        image = to_pil(picture)
-    original = canvas.photo.straight or canvas.photo.image
-    return Placed(
-        image,
-        spec,
-        changed_fraction(original, image),
-        psnr_outside(original, image, weight, canvas.box),
-        float(edit.masks[row].mean()),
-    )
-
-
-def _weight(canvas: Canvas, edit: Edit, row: int, spec: EditSpec) -> Tensor:
-    """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and words, else by itself."""
-    size = (canvas.box.height, canvas.box.width)
-    picture = edit.images[row]
-    if spec.mask is None and spec.blend is None:
-        region = region_of_change(picture, edit.reconstruction[0])
-        return fitted(region, canvas.box, canvas.photo.size)
-    weight = torch.ones(size)
-    if spec.blend is not None:
-        cells = (edit.masks[row] > 0).float()[None, None]
-        words = grown(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0])
-        weight = torch.minimum(weight, fitted(words, canvas.box, canvas.photo.size))
-    if spec.mask is not None:
-        mask = spec.mask
-        if tuple(mask.shape) != size:
-            mask = adaptive_avg_pool2d(mask[None], size)[0]
-        inside = faded_inside(mask)
-        weight = torch.minimum(weight, fitted(inside, canvas.box, canvas.photo.size))
-    return weight
 
 
 def remark(placed: Placed) -> str | None:
@@ -135,29 +42,10 @@ def save_placed(
     """Write edits, their settings as PNG text, and remark on their blends."""
     profile = canvas.photo.icc_profile
     for path, one in zip(paths, placed, strict=True):
-        text = {"nulltext": json.dumps(_settings(inversion, one.spec))}
+        text = {"nulltext": json.dumps(settings_of(inversion, one.spec))}
         save_image(one.image, path, icc_profile=profile, text=text)
         if said := remark(one):
             reporter.note(said)
-
-
-def _settings(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
-    header = inversion.header
-    return {
-        "source": header.prompt,
-        "target": spec.target,
-        "model": header.model,
-        "method": header.method,
-        "steps": inversion.num_steps,
-        "guidance": header.guidance_scale,
-        "target_guidance": spec.guidance_scale,
-        "after": [earlier.target for earlier in spec.line[:-1]],
-        "editor": name_of(spec.editor),
-        **asdict(spec.editor),
-        "pull": str(spec.pull),
-        "blend": list(spec.blend.words) if spec.blend else [],
-        "mask": spec.mask is not None,
-    }
 
 
 def save_strip(

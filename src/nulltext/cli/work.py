@@ -29,10 +29,6 @@ from nulltext.record import Inversion, run
 
 GIGABYTE = 1e9
 
-SAME_PHOTO = 2.0
-"""Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
-and resizers differ by less, other photos by far more."""
-
 
 def check_inversion_target(path: Path) -> Path:
     """Refuse early a name that an inversion cannot be saved under."""
@@ -214,25 +210,3 @@ def note_unused_seed(reporter: Reporter, plan: Plan, seed: int | None) -> None:
         reporter.note(
             f"Note: --seed changed nothing: the method {plan.method.name} draws no noise."
         )
-
-
-def check_same_photo(inversion: Inversion, photo: Photo) -> None:
-    """Refuse to use an inversion beside another photo than its own.
-
-    Raises:
-        ImageError: the photo's pixels in the inversion's crop are not those that were inverted.
-    """
-    header = inversion.header
-    if photo.sha256 == header.image_sha256:
-        return
-    if list(photo.size) == header.image_size:
-        height, width = inversion.photo.shape[-2:]
-        pixels = to_uint8(to_tensor(photo, CropBox.from_list(header.crop), (height, width)))
-        difference = (pixels.float() - inversion.photo.float()).abs().mean().item()
-        if difference <= SAME_PHOTO:
-            return
-    raise ImageError(
-        "The inversion was made from another photo "
-        f'({header.image_size[0]} x {header.image_size[1]}, "{header.prompt}"); '
-        "pass that photo, or invert this one."
-    )

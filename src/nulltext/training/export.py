@@ -24,7 +24,8 @@ from nulltext.training.card import model_card
 from nulltext.training.latents import load_views
 from nulltext.training.loop import averaged_weights, checkpoint_path
 from nulltext.training.recipe import Recipe
-from nulltext.training.stages import Workshop, encoder_of, load_weights, untrained, views_place
+from nulltext.training.stages import Workshop, encoder_of, untrained, views_place
+from nulltext.training.warm_start import load_weights
 
 SHARD = "15MB"
 """Largest file of weights."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ from nulltext.training.loop import (
 )
 from nulltext.training.recipe import Recipe
 from nulltext.training.vocabulary import common_words, train_tokenizer
-from nulltext.training.warm_start import warm_start, warm_start_embeddings
+from nulltext.training.warm_start import load_weights, warm_start, warm_start_embeddings
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -251,21 +251,6 @@ def untrained(shop: Workshop, vae: AutoencoderKL, *, scale: float) -> LatentDiff
         requires_safety_checker=False,
     )
     return replace(from_pipe(pipe.to(shop.device)), name=shop.recipe.name)
-
-
-def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Fill a module from a checkpoint.
-
-    Raises:
-        OptionError: the recipe's module is another one.
-    """
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise OptionError(
-            f"The checkpoint '{path}' was made with other settings; train with those, or into "
-            "another folder."
-        ) from error
 
 
 def encoder_of(shop: Workshop) -> tuple[AutoencoderKL, str]:

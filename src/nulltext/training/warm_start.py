@@ -1,4 +1,4 @@
-"""Beginning from another model's weights, also where the new one is larger.
+"""Beginning from other weights: a checkpoint's, or another model's, also a smaller one's.
 
 A tensor of the same name is copied; where the new one is longer along a dimension, the old one
 fills its first corner and the rest stays as it was initialised. The encoder's last layers hold
@@ -9,10 +9,13 @@ Source: the idea of Net2Net (Chen et al. 2016), without its wish to keep the fun
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from nulltext.errors import OptionError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -24,6 +27,21 @@ BY_TOKEN = "token_embedding"
 
 STACKED = ("encoder.conv_out.", "quant_conv.")
 """Tensors of an autoencoder whose rows (and columns) are means, then log-variances."""
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Fill a module from a checkpoint.
+
+    Raises:
+        OptionError: the recipe's module is another one.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise OptionError(
+            f"The checkpoint '{path}' was made with other settings; train with those, or into "
+            "another folder."
+        ) from error
 
 
 @torch.no_grad()

@@ -1,0 +1,127 @@
+"""`nulltext studio`: edit a photo by its words in the browser."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nulltext import defaults
+from nulltext.cli.options import (
+    DeviceOption,
+    DTypeOption,
+    JsonOption,
+    LowMemoryOption,
+    ModelOption,
+    QuietOption,
+)
+from nulltext.cli.report import Reporter
+from nulltext.studio.server import (
+    HOST,
+    PORT,
+    can_open_browser,
+    check_port,
+    private_folder,
+    running,
+)
+
+if TYPE_CHECKING:
+    from nulltext.studio.house import Studio
+
+
+POLL = 0.5
+"""Seconds between two looks whether to stop."""
+
+
+def studio(
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", help="Address to listen at; 0.0.0.0 lets everybody in your network in."
+        ),
+    ] = HOST,
+    port: Annotated[int, typer.Option("--port", help="Port to listen at; 0: any free one.")] = PORT,
+    open_browser: Annotated[
+        bool,
+        typer.Option("--open/--no-browser", help="Open the page, where this machine has a screen."),
+    ] = True,
+    captioner: Annotated[
+        str | None,
+        typer.Option(
+            "--captioner",
+            metavar="FOLDER",
+            help="Who proposes the words; default: the bundled.",
+        ),
+    ] = None,
+    model: ModelOption = defaults.MODEL,
+    device: DeviceOption = None,
+    dtype: DTypeOption = "float32",
+    low_memory: LowMemoryOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Edit a photo by its words in the browser, on this machine alone.
+
+    Example: [bold]nulltext studio[/bold]
+
+    Another model: [bold]nulltext studio --model path/to/stable-diffusion --device cuda[/bold]
+    """
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    from nulltext.evaluation.extras import require
+
+    logging.basicConfig(level=logging.WARNING)
+    check_port(host, port)
+    with private_folder() as folder, _stoppable() as stop:
+        with reporter.busy("Starting …"):
+            require("gradio", "studio", "The studio")
+        house = _house(reporter, folder, captioner, (model, device, dtype), low_memory)
+        with running(house, host, port) as url:
+            reporter.result({"url": url}, [f"The studio is at {url} (Ctrl-C stops it)."])
+            sys.stdout.flush()
+            if open_browser and can_open_browser():
+                webbrowser.open(url)
+            while not stop.wait(POLL):
+                pass
+    reporter.note("Stopped; the pictures that were not downloaded are gone.")
+
+
+def _house(
+    reporter: Reporter,
+    folder: Path,
+    captioner: str | None,
+    checkpoint: tuple[str, str | None, Any],
+    low_memory: bool,
+) -> Studio:
+    """The model, and a captioner where there is one."""
+    from nulltext.captioning.folder import bundled_captioners, load_captioner
+    from nulltext.cli.work import open_model
+    from nulltext.studio.house import Studio
+
+    name, device, _ = checkpoint
+    writer = None
+    if captioner is not None or defaults.CAPTIONER in bundled_captioners():
+        with reporter.busy("Loading the captioner …"):
+            writer = load_captioner(captioner or defaults.CAPTIONER, device=device)
+    loaded = open_model(reporter, *checkpoint, [], low_memory=low_memory)
+    return Studio(loaded, folder, model_name=name, device=device, captioner=writer)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, and whoever asks the process to end."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

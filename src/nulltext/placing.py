@@ -1,0 +1,155 @@
+"""The pictures of an edit, put where they belong: into the photo, and measured there.
+
+Which pixels an edit may show at comes from its mask and its words, else from what it changed
+itself; the formula is that of `compositing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from nulltext.compositing import (
+    Detail,
+    changed_fraction,
+    composite,
+    faded_inside,
+    fitted,
+    grown,
+    psnr_outside,
+    region_of_change,
+)
+from nulltext.edit_spec import EditSpec
+from nulltext.editing import Edit
+from nulltext.editors import name_of
+from nulltext.errors import ImageError
+from nulltext.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
+from nulltext.photos import Photo
+from nulltext.record import Inversion
+
+SAME_PHOTO = 2.0
+"""Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
+and resizers differ by less, other photos by far more."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What edits are put into: the photo, or its crop at the model's resolution."""
+
+    photo: Photo
+    box: CropBox
+    full: bool
+    """Whether it is the photo at its own size."""
+
+    @classmethod
+    def of(cls, inversion: Inversion, photo: Photo | None, *, full: bool) -> Canvas:
+        """The photo at its own size, or the crop that the inversion holds (in its colours)."""
+        if full:
+            assert photo is not None
+            return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
+        crop = to_pil(from_uint8(inversion.photo))
+        profile = photo.icc_profile if photo is not None else None
+        return cls(Photo(crop, icc_profile=profile), CropBox(0, 0, *crop.size), full=False)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One edit, ready to be written."""
+
+    image: Image.Image
+    spec: EditSpec
+    changed_fraction: float
+    """Share of the pixels that differ from the original."""
+    psnr_outside: float
+    """Decibels against the original where nothing was to change; infinite if nothing did."""
+    mask_fraction: float
+    """Share of the latents that were free to change."""
+
+
+def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) -> Placed:
+    """Put one edit into its canvas, and measure what else moved.
+
+    On a crop, without mask and blend, the model's own picture is the result.
+    """
+    picture, reconstruction = edit.images[row], edit.reconstruction[0]
+    weight = _weight(canvas, edit, row, spec)
+    if canvas.full or spec.mask is not None or spec.blend is not None:
+        image = composite(canvas.photo, canvas.box, picture, reconstruction, weight, detail)
+    else:
+        image = to_pil(picture)
+    original = canvas.photo.straight or canvas.photo.image
+    return Placed(
+        image,
+        spec,
+        changed_fraction(original, image),
+        psnr_outside(original, image, weight, canvas.box),
+        float(edit.masks[row].mean()),
+    )
+
+
+def _weight(canvas: Canvas, edit: Edit, row: int, spec: EditSpec) -> Tensor:
+    """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and words, else by itself."""
+    size = (canvas.box.height, canvas.box.width)
+    picture = edit.images[row]
+    if spec.mask is None and spec.blend is None:
+        region = region_of_change(picture, edit.reconstruction[0])
+        return fitted(region, canvas.box, canvas.photo.size)
+    weight = torch.ones(size)
+    if spec.blend is not None:
+        cells = (edit.masks[row] > 0).float()[None, None]
+        words = grown(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0])
+        weight = torch.minimum(weight, fitted(words, canvas.box, canvas.photo.size))
+    if spec.mask is not None:
+        mask = spec.mask
+        if tuple(mask.shape) != size:
+            mask = adaptive_avg_pool2d(mask[None], size)[0]
+        inside = faded_inside(mask)
+        weight = torch.minimum(weight, fitted(inside, canvas.box, canvas.photo.size))
+    return weight
+
+
+def settings_of(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
+    """What made an edit, for JSON: the text that goes into a PNG."""
+    header = inversion.header
+    return {
+        "source": header.prompt,
+        "target": spec.target,
+        "model": header.model,
+        "method": header.method,
+        "steps": inversion.num_steps,
+        "guidance": header.guidance_scale,
+        "target_guidance": spec.guidance_scale,
+        "after": [earlier.target for earlier in spec.line[:-1]],
+        "editor": name_of(spec.editor),
+        **asdict(spec.editor),
+        "pull": str(spec.pull),
+        "blend": list(spec.blend.words) if spec.blend else [],
+        "mask": spec.mask is not None,
+    }
+
+
+def check_same_photo(inversion: Inversion, photo: Photo) -> None:
+    """Refuse to use an inversion beside another photo than its own.
+
+    Raises:
+        ImageError: the photo's pixels in the inversion's crop are not those that were inverted.
+    """
+    header = inversion.header
+    if photo.sha256 == header.image_sha256:
+        return
+    if list(photo.size) == header.image_size:
+        height, width = inversion.photo.shape[-2:]
+        pixels = to_uint8(to_tensor(photo, CropBox.from_list(header.crop), (height, width)))
+        difference = (pixels.float() - inversion.photo.float()).abs().mean().item()
+        if difference <= SAME_PHOTO:
+            return
+    raise ImageError(
+        "The inversion was made from another photo "
+        f'({header.image_size[0]} x {header.image_size[1]}, "{header.prompt}"); '
+        "pass that photo, or invert this one."
+    )

@@ -1,0 +1,229 @@
+"""Verbs around edits: words, one edit, a strip over strengths, and going back to an earlier one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from PIL import Image
+from torch import Tensor
+
+from nulltext.editing import check_specs, edit_steps
+from nulltext.errors import OptionError, PromptError
+from nulltext.images import save_image
+from nulltext.masks import load_mask, mask_on_crop
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.photos import Photo
+from nulltext.placing import Canvas, Placed, place, settings_of
+from nulltext.prompts import TokenizedPrompt, has_word
+from nulltext.record import Inversion, StepInfo
+from nulltext.studio.chips import difference, read_chips, target_of, with_articles
+from nulltext.studio.command import Place, edit_command
+from nulltext.studio.forms import Asked, EditForm, whole
+from nulltext.studio.meter import Meter
+from nulltext.studio.pictures import painted, shown
+from nulltext.studio.session import Entry, Inverted, Session
+
+STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
+"""Of the strip to choose from."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the worker hands back."""
+
+    placed: list[Placed]
+    psnr_reconstruction: float
+
+
+def spell(session: Session, asked: Asked) -> Iterator[None]:
+    """Let the chips make the target prompt."""
+    inverted, _ = session.inversion()
+    chips = read_chips(asked.get("chips"), len(inverted.prompt.words))
+    chips = with_articles(inverted.prompt, chips)
+    session.revise(target=target_of(inverted.prompt, chips), chips=chips)
+    yield
+
+
+def edit(session: Session, asked: Asked) -> Iterator[None]:
+    """Make one edit and show it."""
+    form, mask = _read(session, asked)
+    entry, *_ = yield from _make(session, [form], mask)
+    _remember(session, entry)
+    session.strip = []
+    yield
+
+
+def strip(session: Session, asked: Asked) -> Iterator[None]:
+    """Make the same edit at several strengths, to choose from."""
+    form, mask = _read(session, asked)
+    steered = replace(form, cross_steps=None, self_steps=None)
+    forms = [replace(steered, strength=strength) for strength in STRENGTHS]
+    session.strip = yield from _make(session, forms, mask)
+    yield
+
+
+def choose(session: Session, asked: Asked) -> Iterator[None]:
+    """Take one of the strip."""
+    wanted = _entry(session.strip, asked)
+    _remember(session, wanted)
+    _show_fields(session, wanted)
+    yield
+
+
+def restore(session: Session, asked: Asked) -> Iterator[None]:
+    """Go back to an edit of the history, with everything that made it."""
+    wanted = _entry(session.history, asked)
+    session.inverted, session.crop = wanted.inverted, wanted.inverted.form.crop
+    session.result, session.look = wanted, None
+    _show_fields(session, wanted)
+    yield
+
+
+def _entry(entries: Sequence[Entry], asked: Asked) -> Entry:
+    number = whole(asked, "number", 0, 2**31)
+    found = [entry for entry in entries if entry.number == number]
+    if not found:
+        raise OptionError("That picture is not kept any more; make it again.")
+    return found[0]
+
+
+def _show_fields(session: Session, entry: Entry) -> None:
+    form = entry.form
+    session.revise(
+        source=entry.inverted.form.source,
+        target=form.target,
+        chips=list(form.chips),
+        strength=form.strength,
+        cross_steps=form.cross_steps,
+        self_steps=form.self_steps,
+        blend=", ".join(form.blend),
+        threshold=form.threshold,
+        target_guidance=form.target_guidance,
+        detail=form.detail,
+        mask=entry.mask,
+    )
+
+
+def _read(session: Session, asked: Asked) -> tuple[EditForm, Image.Image | None]:
+    """The form, and what was painted."""
+    inverted, _ = session.inversion()
+    chips = read_chips(asked.get("chips") or [], len(inverted.prompt.words))
+    return EditForm.read(asked, chips), painted(asked.get("mask"), session.studio.limits)
+
+
+def _make(
+    session: Session, forms: Sequence[EditForm], mask: Image.Image | None
+) -> Generator[None, None, list[Entry]]:
+    """Edits of the photo, from forms to files."""
+    inverted, inversion = session.inversion()
+    photo, drawn = session.opened(), None
+    if mask is not None:
+        drawn = mask_on_crop(load_mask(mask), photo.size, inverted.form.crop)
+    specs = [form.spec(drawn) for form in forms]
+    _check_words(session.studio.model, inverted.prompt, forms[0])
+    check_specs(session.studio.model, inverted.prompt.text, specs)
+    meter = Meter("Starting")
+    made = yield from session.do(meter, lambda: _steps(session, inversion, photo, forms, drawn))
+    painted_file = None
+    if mask is not None:
+        painted_file = session.place(f"{PurePath(session.table().name).stem}-mask.png")
+        save_image(mask, painted_file)
+    files = (photo.icc_profile, painted_file)
+    return [
+        _written(session, inverted, inversion, form, placed, made.psnr_reconstruction, files)
+        for form, placed in zip(forms, made.placed, strict=True)
+    ]
+
+
+def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm) -> None:
+    """Refuse an edit that changes nothing and a word that is nowhere, in the page's words.
+
+    Raises:
+        PromptError: the target is the source, or neither has a word to blend by.
+    """
+    target = model.tokenize(form.target)
+    if source.token_ids == target.token_ids and not form.weights:
+        raise PromptError("Nothing is changed yet: retype a word, or give one another weight.")
+    for word in form.blend:
+        if not has_word(source, word) and not has_word(target, word):
+            known = dict.fromkeys(each.text for each in (*source.words, *target.words))
+            raise PromptError(
+                f"“{word:.40}” is a word of neither prompt; the words are {', '.join(known)}."
+            )
+
+
+def _steps(
+    session: Session,
+    inversion: Inversion,
+    photo: Photo,
+    forms: Sequence[EditForm],
+    mask: Tensor | None,
+) -> Generator[StepInfo, None, Made]:
+    """In the worker: edits put into the photo at its own size (that takes memory, too)."""
+    specs = [form.spec(mask) for form in forms]
+    result = yield from edit_steps(session.studio.model, inversion, specs)
+    canvas = Canvas.of(inversion, photo, full=True)
+    pairs = enumerate(zip(specs, forms, strict=True))
+    placed = [place(canvas, result, row, spec, form.detail) for row, (spec, form) in pairs]
+    return Made(placed, result.psnr_reconstruction)
+
+
+def _written(
+    session: Session,
+    inverted: Inverted,
+    inversion: Inversion,
+    form: EditForm,
+    placed: Placed,
+    psnr_reconstruction: float,
+    files: tuple[bytes | None, Path | None],
+) -> Entry:
+    """One edit as files."""
+    (profile, mask), name = files, session.table().name
+    picture = session.place(f"{PurePath(name).stem}-edited.png")
+    text = {"nulltext": json.dumps(settings_of(inversion, placed.spec))}
+    save_image(placed.image, picture, icc_profile=profile, text=text)
+    small = picture.with_name("shown.jpg")
+    shown(placed.image, profile, small)
+    studio = session.studio
+    where = Place(name, inverted.brought, studio.model_name, studio.device)
+    return Entry(
+        number=session.number(),
+        form=form,
+        inverted=inverted,
+        picture=picture,
+        shown=small,
+        mask=mask,
+        label=_label(session, inverted, form),
+        command=edit_command(where, inverted.form, form, masked=mask is not None),
+        changed_fraction=placed.changed_fraction,
+        psnr_outside=placed.psnr_outside,
+        psnr_reconstruction=psnr_reconstruction,
+        remark=_remark(placed),
+    )
+
+
+def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
+    """What an edit is called in the history."""
+    source, target = inverted.prompt.words, session.studio.model.tokenize(form.target).words
+    changed = difference([word.text for word in source], [word.text for word in target])
+    weighed = [f"{word} ×{weight:g}" for word, weight in form.weights.items()]
+    return ", ".join(filter(None, [changed, *weighed]))
+
+
+def _remark(placed: Placed) -> str | None:
+    if placed.spec.blend is None or 0 < placed.mask_fraction < 1:
+        return None
+    words = ", ".join(placed.spec.blend.words)
+    if placed.mask_fraction == 0:
+        return f"“{words}” looks nowhere strongly enough: lower the threshold."
+    return f"“{words}” looks everywhere, so nothing is held back: raise the threshold, or paint."
+
+
+def _remember(session: Session, entry: Entry) -> None:
+    """Show an edit, and put it on top of the history."""
+    session.result, session.look = entry, None
+    history = [entry, *(old for old in session.history if old.number != entry.number)]
+    session.history = history[: session.studio.limits.history]

@@ -1,0 +1,134 @@
+// Painting a mask over the whole photo: a cool colour on the page, white on black for the server.
+
+const PAINT = [0x2f, 0xc8, 0xff];
+const MASK_SIDE = 1024;
+const canvas = $("paint");
+const pen = canvas.getContext("2d");
+const cursor = { x: 0.5, y: 0.5 };
+let erasing = false;
+let painted = false;
+
+function clearMask() {
+  const photo = state.view.photo;
+  if (!photo) return;
+  const scale = Math.min(1, MASK_SIDE / Math.max(photo.width, photo.height));
+  canvas.width = Math.max(1, Math.round(photo.width * scale));
+  canvas.height = Math.max(1, Math.round(photo.height * scale));
+  painted = false;
+  sayMask();
+}
+
+function sayMask() {
+  setText("mask-said", painted ? "A mask is painted." : "");
+  setText("paint-it", painted ? "Change the mask" : "Paint a mask");
+}
+
+function radius() {
+  return (Number($("brush").value) / 200) * Math.min(canvas.width, canvas.height);
+}
+
+function dab(x, y, from = { x, y }) {
+  pen.globalCompositeOperation = erasing ? "destination-out" : "source-over";
+  pen.strokeStyle = `rgb(${PAINT})`;
+  pen.lineCap = "round";
+  pen.lineWidth = 2 * radius();
+  pen.beginPath();
+  pen.moveTo(from.x, from.y);
+  pen.lineTo(x + 0.01, y);
+  pen.stroke();
+  painted = painted || !erasing;
+  sayMask();
+}
+
+function place(event) {
+  const box = canvas.getBoundingClientRect();
+  const spot = {
+    x: ((event.clientX - box.left) / box.width) * canvas.width,
+    y: ((event.clientY - box.top) / box.height) * canvas.height,
+  };
+  cursor.x = spot.x / canvas.width;
+  cursor.y = spot.y / canvas.height;
+  drawRing();
+  return spot;
+}
+
+function drawRing() {
+  const size = (2 * radius() * canvas.clientWidth) / canvas.width;
+  Object.assign($("ring").style, {
+    width: `${size}px`, height: `${size}px`, left: `${100 * cursor.x}%`, top: `${100 * cursor.y}%`,
+  });
+}
+
+let last = null;
+canvas.addEventListener("pointerdown", (event) => {
+  canvas.setPointerCapture(event.pointerId);
+  last = place(event);
+  dab(last.x, last.y);
+});
+canvas.addEventListener("pointermove", (event) => {
+  const spot = place(event);
+  if (!last) return;
+  dab(spot.x, spot.y, last);
+  last = spot;
+});
+for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (last = null));
+canvas.addEventListener("keydown", (event) => {
+  const step = event.shiftKey ? 0.08 : 0.02;
+  const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+  if (moves[event.key]) {
+    cursor.x = clamp(cursor.x + moves[event.key][0], 0, 1);
+    cursor.y = clamp(cursor.y + moves[event.key][1], 0, 1);
+    drawRing();
+  } else if (event.key === " " || event.key === "Enter") {
+    dab(cursor.x * canvas.width, cursor.y * canvas.height);
+  } else return;
+  event.preventDefault();
+});
+
+on("brush", "input", drawRing);
+on("clear", "click", clearMask);
+on("erase", "click", () => {
+  erasing = !erasing;
+  $("erase").setAttribute("aria-pressed", String(erasing));
+});
+on("paint-it", "click", () => {
+  show("paint");
+  drawRing();
+  canvas.focus({ preventScroll: true });
+  $("picture").scrollIntoView({ block: "nearest", behavior: "smooth" });
+});
+
+// White on black, as a data URL; nothing where nothing is painted.
+function maskUrl() {
+  if (!painted) return null;
+  const sheet = make("canvas", { width: canvas.width, height: canvas.height });
+  const ink = sheet.getContext("2d");
+  ink.drawImage(canvas, 0, 0);
+  ink.globalCompositeOperation = "source-in";
+  ink.fillStyle = "#fff";
+  ink.fillRect(0, 0, sheet.width, sheet.height);
+  ink.globalCompositeOperation = "destination-over";
+  ink.fillStyle = "#000";
+  ink.fillRect(0, 0, sheet.width, sheet.height);
+  return sheet.toDataURL("image/png");
+}
+
+// An earlier mask, white on black, becomes paint again.
+function loadMask(url) {
+  clearMask();
+  if (!url) return;
+  const image = make("img");
+  image.onload = () => {
+    pen.globalCompositeOperation = "copy";
+    pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+    const sheet = pen.getImageData(0, 0, canvas.width, canvas.height);
+    for (let i = 0; i < sheet.data.length; i += 4) {
+      const white = sheet.data[i];
+      sheet.data.set([...PAINT, white], i);
+    }
+    pen.putImageData(sheet, 0, 0);
+    painted = true;
+    sayMask();
+  };
+  image.src = url;
+}

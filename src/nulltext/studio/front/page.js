@@ -1,0 +1,104 @@
+// What belongs together: a new view arrives, everything is drawn; buttons ask.
+
+function receive(view) {
+  if (!view || view.serial < state.serial) return; // an older view that was overtaken
+  const before = state.view;
+  state.view = view;
+  state.serial = view.serial;
+  const fresh = view.photo && (!before.photo || before.photo.url !== view.photo.url);
+  const inverted = view.inversion && (!before.inversion || before.inversion.url !== view.inversion.url);
+  const edited = view.result && (!before.result || before.result.number !== view.result.number);
+  const looked = view.look && (!before.look || before.look.url !== view.look.url || before.look.word !== view.look.word);
+  setHidden("welcome", Boolean(view.photo));
+  setHidden("desk", !view.photo);
+  setHidden("new", !view.photo);
+  complain(view.problem);
+  if (view.notice) say(view.notice);
+  if (fresh || inverted || (edited && !state.reopened)) state.crop = view.crop;
+  if (view.fields.revision !== state.revision) {
+    state.revision = view.fields.revision;
+    fill(view.fields);
+  }
+  if (fresh) clearMask();
+  if (fresh || inverted) {
+    state.reopened = state.typing = false;
+    state.picked = null;
+  }
+  if (!VIEWS[state.mode](view) || fresh || inverted) state.mode = "photo";
+  if (looked) state.mode = "look";
+  if (edited) state.mode = "compare";
+  drawPanel();
+  drawDock();
+  drawStage();
+  if (view.photo) drawShelves();
+  if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
+  if (view.strip.length && !before.strip.length) $("strip-shelf").scrollIntoView({ block: "nearest" });
+}
+
+watch("value", () => receive(props.value));
+
+on("dismiss", "click", () => complain(""));
+on("choose", "change", () => {
+  if ($("choose").files[0]) send($("choose").files[0], "open");
+  $("choose").value = "";
+});
+on("bring", "change", () => {
+  if ($("bring").files[0]) send($("bring").files[0], "bring");
+  $("bring").value = "";
+});
+on("new", "click", () => $("choose").click());
+on("example", "click", () => ask("example"));
+on("invert", "click", () => ask("invert", invertForm()));
+on("propose", "click", () => ask("propose"));
+on("again", "click", () => {
+  state.reopened = true;
+  show("photo");
+  drawPanel();
+  $("source").focus();
+});
+on("edit", "click", () => ask("edit", editForm()));
+on("try", "click", () => ask("strip", editForm()));
+on("cancel", "click", () => ask("cancel"));
+on("strength", "input", tell);
+on("threshold", "input", tell);
+on("by-hand", "change", () => {
+  setByHand($("by-hand").checked);
+  tell();
+});
+on("method", "change", () => ($("budget").disabled = $("method").value !== "null-text"));
+on("copy", "click", async () => {
+  try {
+    await navigator.clipboard.writeText(state.view.result.command);
+    say("Copied. Run it in the folder of the photo.");
+  } catch (error) {
+    const range = document.createRange();
+    $("command").closest("details").open = true;
+    range.selectNodeContents($("command"));
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    say("Select and copy it below: this browser does not let a page do that.");
+  }
+});
+
+// A photo may be dropped anywhere, or pasted.
+for (const name of ["dragenter", "dragover"]) {
+  element.addEventListener(name, (event) => {
+    if (![...event.dataTransfer.types].includes("Files")) return;
+    event.preventDefault();
+    $("root").classList.add("dropping");
+  });
+}
+element.addEventListener("dragleave", (event) => {
+  if (!element.contains(event.relatedTarget)) $("root").classList.remove("dropping");
+});
+element.addEventListener("drop", (event) => {
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  $("root").classList.remove("dropping");
+  const file = event.dataTransfer.files[0];
+  send(file, file.name.endsWith(".safetensors") && state.view.photo ? "bring" : "open");
+});
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  if (file) send(file, "open");
+});

@@ -1,0 +1,150 @@
+// The right-hand side: forms in, the state of the inversion and of the job out.
+
+for (const name of rules.methods) $("method").append(make("option", { value: name }, name));
+for (const name of rules.budgets) $("budget").append(make("option", { value: name }, name));
+$("method").value = "null-text";
+setHidden("propose", !rules.captioner);
+setText("about", `Model: ${rules.model}.`);
+setPicture("example-picture", rules.example);
+
+function invertForm() {
+  return {
+    source: $("source").value,
+    crop: state.crop,
+    method: $("method").value,
+    budget: $("method").value === "null-text" ? $("budget").value : "",
+    steps: numberIn("steps"),
+    guidance: numberIn("guidance"),
+    seed: numberIn("seed"),
+  };
+}
+
+function editForm() {
+  return {
+    chips: state.chips,
+    target: $("target").value,
+    strength: numberIn("strength"),
+    by_hand: $("by-hand").checked,
+    cross_steps: numberIn("cross"),
+    self_steps: numberIn("self"),
+    blend: $("blend").value,
+    threshold: numberIn("threshold"),
+    target_guidance: numberIn("target-guidance"),
+    detail: $("detail").value,
+    mask: maskUrl(),
+  };
+}
+
+// What the server wants the fields to say; it says so once per revision.
+function fill(fields) {
+  const texts = { source: "source", target: "target", blend: "blend", detail: "detail" };
+  for (const [name, id] of Object.entries(texts)) if (name in fields) $(id).value = fields[name];
+  const numbers = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
+  for (const [name, id] of Object.entries(numbers)) {
+    if (name in fields && fields[name] !== null) $(id).value = fields[name];
+    else if (name in fields && name !== "strength") $(id).value = "";
+  }
+  if ("strength" in fields) setByHand(fields.strength === null);
+  if ("mask" in fields) loadMask(fields.mask);
+  if ("chips" in fields && !state.typing) {
+    if (state.chips.length !== fields.chips.length) state.picked = null;
+    state.chips = fields.chips.map((chip) => ({ ...chip }));
+    drawChips();
+  }
+  setHidden("source-hint", false);
+  if (fields.proposed) setText("source-hint", "Proposed by the captioner; correct what is wrong.");
+  tell();
+}
+
+function setByHand(byHand) {
+  $("by-hand").checked = byHand;
+  for (const id of ["cross", "self"]) $(id).disabled = !byHand;
+  $("strength").disabled = byHand;
+}
+
+function tell() {
+  setText("strength-now", $("by-hand").checked ? "by hand" : $("strength").value);
+  setText("threshold-now", $("threshold").value);
+}
+
+function drawPanel() {
+  const view = state.view;
+  const made = view.inversion && !state.reopened;
+  setHidden("source-form", Boolean(made));
+  setHidden("source-done", !made);
+  for (const id of ["step-words", "step-edit"]) {
+    $(id).classList.toggle("later", !made);
+    $(id).inert = !made;
+  }
+  $("step-source").classList.toggle("settled", Boolean(made));
+  if (view.inversion) {
+    const { prompt, psnr, bound, seconds, cached, steps, method, url, name } = view.inversion;
+    setText("done-source", `“${prompt}”`);
+    const time = cached ? "at hand already" : `${seconds} s`;
+    setText("done-figures", `${psnr} of at most ${bound} dB · ${method}, ${steps} steps · ${time}`);
+    $("keep").href = url;
+    $("keep").download = name;
+  }
+  const busy = Boolean(view.progress) && !view.gives_way;
+  for (const id of ["invert", "edit", "try", "bring", "example"]) $(id).disabled = busy;
+  $("invert").textContent = view.inversion ? "Invert again" : "Invert the photo";
+}
+
+function drawDock() {
+  const now = state.view.progress;
+  setHidden("dock", !now);
+  if (!now) return;
+  const waiting = now.ahead > 0;
+  setText("doing", waiting ? "Waiting for the model" : now.doing);
+  $("bar").max = Math.max(1, now.total);
+  if (now.total && !waiting) $("bar").value = now.done;
+  else $("bar").removeAttribute("value");
+  const figures = [];
+  if (waiting) figures.push(now.ahead === 1 ? "one job ahead of yours" : `${now.ahead} jobs ahead of yours`);
+  if (now.total && !waiting) figures.push(`${now.done} of ${now.total}`);
+  if (now.left !== null && !waiting) figures.push(`about ${Math.max(1, Math.round(now.left))} s left`);
+  if (now.curve.length) {
+    figures.push(`${now.curve.at(-1).toFixed(1)} of at most ${now.bound.toFixed(1)} dB`);
+  }
+  setText("figures", figures.join(" · "));
+  drawCurve(now);
+}
+
+// PSNR over previews, with the autoencoder's bound as a dashed line on top.
+function drawCurve({ curve, bound }) {
+  $("curve").classList.toggle("empty", curve.length < 2);
+  if (curve.length < 2) return $("curve").replaceChildren();
+  const low = Math.min(...curve);
+  const height = (value) => 40 - (34 * (value - low)) / Math.max(bound - low, 1e-6);
+  const points = curve.map((value, i) => `${(120 * i) / (curve.length - 1)},${height(value)}`);
+  $("curve").innerHTML = `<line x1="0" x2="120" y1="${height(bound)}" y2="${height(bound)}" />` +
+    `<polyline points="${points.join(" ")}" />`;
+}
+
+function tile(entry, verb, caption) {
+  const button = make("button", { type: "button", className: "tile" });
+  const chosen = state.view.result && state.view.result.number === entry.number;
+  button.setAttribute("aria-pressed", String(Boolean(chosen)));
+  button.title = entry.target;
+  button.append(make("img", { src: entry.url, alt: "", loading: "lazy" }), make("span", {}, caption));
+  button.addEventListener("click", () => ask(verb, { number: entry.number }));
+  return button;
+}
+
+function drawShelves() {
+  const { strip, history, result } = state.view;
+  setHidden("strip-shelf", !strip.length);
+  setHidden("history-shelf", !history.length);
+  $("strip").replaceChildren(...strip.map((one) => tile(one, "choose", `${one.strength}`)));
+  $("history").replaceChildren(...history.map((one) => tile(one, "restore", `${one.label} · ${one.strength ?? "by hand"}`)));
+  setHidden("outcome", !result);
+  if (!result) return;
+  const stem = state.view.photo.name.replace(/\.[^.]*$/, "");
+  $("download").href = result.download;
+  $("download").download = `${stem}-edited.png`;
+  $("full").href = result.download;
+  setText("command", result.command);
+  setHidden("mask-file", !result.mask);
+  $("mask-file").href = result.mask || "";
+  $("mask-file").download = `${stem}-mask.png`;
+}

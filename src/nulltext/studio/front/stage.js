@@ -1,0 +1,72 @@
+// The picture: which layers are seen, where the crop lies, and the divider.
+
+const VIEWS = {
+  photo: () => true,
+  look: (view) => Boolean(view.inversion),
+  paint: (view) => Boolean(view.inversion),
+  compare: (view) => Boolean(view.result),
+};
+const NOTES = {
+  photo: () => {
+    if (state.view.progress) return state.view.progress.picture ? "What the model makes of it so far." : "";
+    return $("crop").hidden ? "" : "Drag the frame to choose what the model sees; its corner resizes it.";
+  },
+  look: () => (state.view.look
+    ? `Where “${state.view.words[state.view.look.word]}” looks: blue little, orange much.`
+    : "Click a word to see where it looks."),
+  paint: () => "Paint what may change; everything else keeps the photo's own pixels.",
+  compare: () => (state.view.result ? outcomeOf(state.view.result) : ""),
+};
+
+function outcomeOf(result) {
+  if (result.changed === 0) return "No pixel changed; try a higher strength.";
+  const rest = result.outside === null ? "the rest is the photo, byte for byte" : `the rest differs by ${result.outside} dB`;
+  return [`${result.changed} % of the pixels changed; ${rest}.`, result.remark].filter(Boolean).join(" ");
+}
+
+function show(mode) {
+  state.mode = VIEWS[mode](state.view) ? mode : "photo";
+  drawStage();
+}
+
+function drawStage() {
+  const view = state.view;
+  if (!view.photo) return;
+  const { width, height, url, name } = view.photo;
+  $("picture").style.setProperty("--ratio", width / height);
+  $("picture").dataset.view = state.mode;
+  setPicture("base", url);
+  setPicture("over", view.result && view.result.url);
+  setPicture("heat", view.look && view.look.url);
+  setPicture("live", view.progress && view.progress.picture);
+  const framed = state.mode === "photo" && (!view.inversion || state.reopened) && !view.progress;
+  $("crop").hidden = !framed;
+  placeCrop();
+  for (const button of $("views").children) {
+    const possible = VIEWS[button.dataset.view](view);
+    button.disabled = !possible;
+    button.setAttribute("aria-pressed", String(button.dataset.view === state.mode));
+  }
+  setHidden("views", !view.inversion);
+  setHidden("brush-tools", state.mode !== "paint");
+  setText("note", NOTES[state.mode]());
+  setText("name", `${name} · ${width} × ${height}`);
+  $("picture").classList.toggle("working", Boolean(view.progress));
+}
+
+function placeCrop() {
+  const { width, height } = state.view.photo;
+  const [x, y, w, h] = state.crop || [0, 0, width, height];
+  for (const id of ["crop", "heat", "live"]) {
+    const box = $(id).style;
+    box.left = `${(100 * x) / width}%`;
+    box.top = `${(100 * y) / height}%`;
+    box.width = `${(100 * w) / width}%`;
+    box.height = `${(100 * h) / height}%`;
+  }
+}
+
+for (const button of $("views").children) {
+  button.addEventListener("click", () => show(button.dataset.view));
+}
+on("split", "input", () => $("picture").style.setProperty("--split", `${$("split").value}%`));

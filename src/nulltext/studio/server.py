@@ -1,0 +1,127 @@
+"""From a studio to a running server: private files, a free port, and nothing left behind."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nulltext.errors import OptionError, reason_of
+
+if TYPE_CHECKING:
+    from nulltext.studio.house import Studio
+
+HOST = "127.0.0.1"
+PORT = 7860
+EVERYWHERE = ("0.0.0.0", "::")
+THREADS = 80
+"""Requests at once; each waits for the one worker most of the time."""
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder that only its owner can read, gone afterwards, whatever happens.
+
+    Gradio keeps what it is sent there, too.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="nulltext-studio-"))  # mode 0700
+    (folder / "uploads").mkdir()
+    wanted = {"GRADIO_TEMP_DIR": str(folder / "uploads"), "GRADIO_ANALYTICS_ENABLED": "False"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= wanted
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(remove)
+    try:
+        yield folder
+    finally:
+        remove()
+        atexit.unregister(remove)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def check_port(host: str, port: int) -> int:
+    """A port that can be listened at; 0 becomes a free one.
+
+    Raises:
+        OptionError: it is taken, or the host is none of this machine's addresses.
+    """
+    if not 0 <= port <= 65535:
+        raise OptionError(f"--port is {port}; choose one from 1024 to 65535, or 0 for any.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except socket.gaierror as error:
+        raise OptionError(f"--host '{host}' is no address ({reason_of(error)}).") from error
+    except OSError as error:
+        raise OptionError(
+            f"Nothing can listen at {host}:{port} ({reason_of(error)}); another program may be "
+            f"there already, so choose another: --port {port + 1 if port else 0}."
+        ) from error
+
+
+@contextlib.contextmanager
+def running(studio: Studio, host: str, port: int) -> Iterator[str]:
+    """Serve a studio while the block runs, at the address that it gets.
+
+    Raises:
+        OptionError: nothing can listen there.
+    """
+    chosen = check_port(host, port)
+    from nulltext.studio.page import FRONT, build, look_of_page
+
+    page = build(studio)
+    with _quiet():
+        page.launch(
+            server_name=host,
+            server_port=chosen,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            run_history=False,
+            enable_monitoring=False,
+            max_threads=THREADS,
+            max_file_size=studio.limits.upload_bytes,
+            allowed_paths=[str(studio.folder / "sessions"), str(FRONT / "dahlia.jpg")],
+            **look_of_page(),
+        )
+    shown = "127.0.0.1" if host in EVERYWHERE else host
+    try:
+        yield f"http://{f'[{shown}]' if ':' in shown else shown}:{chosen}"
+    finally:
+        with _quiet():
+            page.close(verbose=False)
+        studio.close()
+
+
+def can_open_browser() -> bool:
+    """Whether there is somebody at a screen of this machine."""
+    if os.environ.get("SSH_CONNECTION"):
+        return False
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Gradio prints; standard output is for those who asked for it."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

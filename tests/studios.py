@@ -1,0 +1,77 @@
+"""A studio on a tiny model, and what a page would send it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import nulltext
+from nulltext.record import StepInfo
+from nulltext.studio.handlers import handle
+from nulltext.studio.house import Studio
+from nulltext.studio.server import private_folder
+
+STEPS = 3
+
+
+@contextlib.contextmanager
+def studio_on(model: nulltext.LatentDiffusion, name: str, **more: Any) -> Iterator[Studio]:
+    """A studio in a folder of its own."""
+    with private_folder() as folder:
+        studio = Studio(model, folder, model_name=name, **more)
+        try:
+            yield studio
+        finally:
+            studio.close()
+
+
+class Visitor:
+    """Somebody with a page open."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio, self.key = studio, uuid.uuid4().hex
+        self.views: list[dict[str, Any]] = []
+
+    def ask(self, verb: str, **asked: Any) -> dict[str, Any]:
+        """The last view of what comes back; all are kept."""
+        self.views = list(handle(self.studio, self.key, verb, asked))
+        return self.views[-1]
+
+    def upload(self, path: Path) -> dict[str, Any]:
+        """A file as it arrives: in the folder of uploads, with its own name beside it."""
+        place = self.studio.uploads / uuid.uuid4().hex
+        place.mkdir()
+        return {"path": str(shutil.copy(path, place / path.name)), "orig_name": path.name}
+
+    def open(self, path: Path) -> dict[str, Any]:
+        return self.ask("open", file=self.upload(path))
+
+    def invert(self, source: str = "a red cat", **more: Any) -> dict[str, Any]:
+        return self.ask("invert", **{"source": source, "steps": STEPS, **more})
+
+    @property
+    def folder(self) -> Path:
+        return self.studio.session(self.key).folder
+
+
+def local(url: str) -> Path:
+    """The file that the page finds at an address."""
+    return Path(unquote(url.removeprefix("gradio_api/file=")))
+
+
+class Gate:
+    """A job that goes on only when it is let."""
+
+    def __init__(self) -> None:
+        self.begun, self.open = threading.Event(), threading.Event()
+
+    def steps(self) -> Iterator[StepInfo]:
+        self.begun.set()
+        while not self.open.wait(0.01):
+            yield StepInfo("edit", 1, 2, 0)

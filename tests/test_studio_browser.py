@@ -1,0 +1,320 @@
+"""The studio in a real browser, from the first sight to the download.
+
+Every page is watched: no error on its console, and no request to anywhere but this machine.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+
+import nulltext
+from nulltext.studio.server import running
+from studios import studio_on
+from test_cli import model, pixels
+from test_studio import file
+
+__all__ = ["file", "model"]  # fixtures
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE = 60_000
+"""Milliseconds; a slow machine shall not fail a test."""
+CONTROLS = "button, input, select, textarea, a[href], summary, [tabindex='0']"
+
+if CHROMIUM is None:
+    pytest.skip("chromium is not installed (apt-get install chromium)", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def studio(model):
+    with studio_on(nulltext.load(model), model) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def address(studio):
+    with running(studio, "127.0.0.1", 0) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open pages of separate people; afterwards none may have complained or called out."""
+    errors, hosts, contexts = [], set(), []
+
+    def watch(request):
+        if request.url.startswith("http"):
+            hosts.add(urlsplit(request.url).hostname)
+
+    def come(width=1400, height=900):
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", watch)
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        part(page, "example").wait_for()
+        return page
+
+    yield come
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert hosts == {"127.0.0.1"}
+
+
+def part(page, name):
+    return page.locator(f"[data-id={name}]")
+
+
+def upload(page, path):
+    part(page, "choose").set_input_files(path)
+
+
+def invert(page, source="a red cat", **fields):
+    part(page, "source").fill(source)
+    part(page, "step-source").locator("summary").click()
+    for name, value in {"steps": "3", **fields}.items():
+        part(page, name).fill(value)
+    part(page, "method").select_option("ddim")
+    part(page, "invert").click()
+
+
+def opened_and_inverted(page, path):
+    upload(page, path)
+    invert(page)
+    part(page, "source-done").wait_for()
+
+
+def chip(page, word):
+    return part(page, "chips").get_by_role("button", name=word, exact=True)
+
+
+def problem(page):
+    part(page, "problem").wait_for()
+    return part(page, "problem-text").inner_text()
+
+
+def test_the_whole_path(visit, file, tmp_path):
+    page = visit()
+    upload(page, file)
+    part(page, "source").wait_for()
+    assert "a photo of" in part(page, "source").get_attribute("placeholder")
+    assert "my cat.png · 90 × 60" in part(page, "name").inner_text()
+    invert(page)
+    part(page, "source-done").wait_for()
+    figures = part(page, "done-figures").inner_text()
+    assert re.match(r"[\d.]+ of at most [\d.]+ dB · ddim, 3 steps", figures)
+    chip(page, "cat").click()
+    sync_api.expect(part(page, "note")).to_contain_text("Where “cat” looks")
+    sync_api.expect(part(page, "heat")).to_be_visible()
+    width = "image => image.decode().then(() => image.naturalWidth)"
+    assert part(page, "heat").evaluate(width) == 60
+    part(page, "word").fill("dog")
+    part(page, "word").press("Enter")
+    sync_api.expect(part(page, "target")).to_have_value("a red dog")
+    part(page, "edit").click()
+    part(page, "outcome").wait_for()
+    assert part(page, "history").get_by_role("button", name="cat → dog").is_visible()
+    part(page, "split").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    split = part(page, "picture").evaluate("box => box.style.getPropertyValue('--split')")
+    assert split == "51%"
+    with page.expect_download() as arriving:
+        part(page, "download").click()
+    assert arriving.value.suggested_filename == "my cat-edited.png"
+    arriving.value.save_as(tmp_path / "edited.png")
+    with Image.open(tmp_path / "edited.png") as edited:
+        assert edited.size == (90, 60)
+        assert "nulltext" in edited.text
+    assert (pixels(tmp_path / "edited.png") != pixels(file)).any()
+    with page.expect_download() as arriving:
+        part(page, "keep").click()
+    arriving.value.save_as(tmp_path / "kept.safetensors")
+    assert nulltext.Inversion.load(tmp_path / "kept.safetensors").header.prompt == "a red cat"
+    part(page, "again").click()
+    part(page, "bring").set_input_files(tmp_path / "kept.safetensors")
+    sync_api.expect(part(page, "done-figures")).to_contain_text("at hand")
+
+
+def test_words_crop_mask_and_strip(visit, file):
+    page = visit()
+    upload(page, file)
+    part(page, "crop").wait_for()
+    box = part(page, "crop").bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 4000, box["y"] + 40)
+    page.mouse.up()
+    invert(page)
+    part(page, "source-done").wait_for()
+    chip(page, "red").click()
+    part(page, "after").click()
+    page.keyboard.type("black")
+    page.keyboard.press("Enter")
+    sync_api.expect(part(page, "target")).to_have_value("a red black cat")
+    chip(page, "cat").click()
+    part(page, "weight").fill("2.5")
+    part(page, "step-edit").locator("summary").first.click()
+    part(page, "paint-it").click()
+    canvas = part(page, "paint").bounding_box()
+    page.mouse.move(canvas["x"] + canvas["width"] * 0.6, canvas["y"] + canvas["height"] * 0.4)
+    page.mouse.down()
+    page.mouse.move(canvas["x"] + canvas["width"] * 0.8, canvas["y"] + canvas["height"] * 0.6)
+    page.mouse.up()
+    part(page, "edit").click()
+    part(page, "outcome").wait_for()
+    part(page, "outcome").locator("summary").click()
+    command = part(page, "command").inner_text()
+    assert "--crop 30,0,60" in command
+    assert "--target 'a red black cat'" in command
+    assert "--weight cat=2.5 --mask 'my cat-mask.png'" in command
+    first = part(page, "over").get_attribute("src")
+    part(page, "try").click()
+    tiles = part(page, "strip").get_by_role("button")
+    sync_api.expect(tiles).to_have_count(5)
+    tiles.nth(4).click()
+    sync_api.expect(part(page, "strength-now")).to_have_text("0.8")
+    sync_api.expect(part(page, "history").get_by_role("button")).to_have_count(2)
+    part(page, "history").get_by_role("button").nth(1).click()
+    sync_api.expect(part(page, "strength-now")).to_have_text("0.5")
+    assert part(page, "over").get_attribute("src") == first
+
+
+def test_nobody_sees_another_and_a_reload_keeps_nothing(visit, file, studio):
+    page, neighbour = visit(), visit()
+    opened_and_inverted(page, file)
+    assert part(neighbour, "welcome").is_visible()
+    assert part(neighbour, "base").get_attribute("src") is None
+    before = {folder.name for folder in (studio.folder / "sessions").iterdir()}
+    page.reload()
+    part(page, "example").wait_for()
+    assert part(page, "desk").is_hidden()
+    assert part(page, "source").input_value() == ""
+    assert part(page, "base").get_attribute("src") is None
+    until = time.monotonic() + PATIENCE / 1000
+    while before & {folder.name for folder in (studio.folder / "sessions").iterdir()}:
+        assert time.monotonic() < until, "what the page had is still on disk"
+        time.sleep(0.1)
+
+
+def test_cancel(visit, file):
+    page = visit()
+    upload(page, file)
+    invert(page, "a bright cat", steps="200")
+    part(page, "cancel").click()
+    sync_api.expect(part(page, "said")).to_have_text("Cancelled.")
+    sync_api.expect(part(page, "dock")).to_be_hidden()
+    assert part(page, "invert").is_enabled()
+    part(page, "steps").fill("3")
+    part(page, "invert").click()
+    part(page, "source-done").wait_for()
+
+
+def test_each_mistake_is_one_sentence(visit, file, tmp_path):
+    page = visit()
+    (tmp_path / "notes.png").write_text("no picture at all")
+    upload(page, tmp_path / "notes.png")
+    assert problem(page).startswith("'notes.png' is not an image")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    upload(page, tmp_path / "huge.png")
+    sync_api.expect(part(page, "problem-text")).to_contain_text("50,000,000 pixels")
+    assert part(page, "welcome").is_visible()
+    upload(page, file)
+    sync_api.expect(part(page, "problem")).to_be_hidden()
+    part(page, "invert").click()
+    assert problem(page) == "Say what the photo shows first, in a few words."
+    invert(page)
+    part(page, "source-done").wait_for()
+    assert part(page, "problem").is_hidden()
+    part(page, "target").fill("a red dog")
+    part(page, "step-edit").locator("summary").first.click()
+    part(page, "blend").fill("tabby")
+    part(page, "edit").click()
+    assert problem(page) == ("“tabby” is a word of neither prompt; the words are a, red, cat, dog.")
+    part(page, "dismiss").click()
+    assert part(page, "problem").is_hidden()
+
+
+def focus_of(page):
+    return page.evaluate(
+        "() => document.activeElement.dataset.id || document.activeElement.dataset.view"
+        " || document.activeElement.dataset.chip || document.activeElement.textContent.trim()"
+    )
+
+
+def tab_to(page, name):
+    for _ in range(60):
+        if focus_of(page) == name:
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab never comes to {name}")
+
+
+def test_the_keyboard_alone_reaches_everything(visit, file):
+    page = visit()
+    tab_to(page, "choose")
+    tab_to(page, "example")
+    page.keyboard.press("Enter")
+    part(page, "invert").wait_for()
+    tab_to(page, "crop")
+    for key in ("ArrowRight", "-", "ArrowDown"):
+        page.keyboard.press(key)
+    tab_to(page, "source")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a red cat")
+    part(page, "step-source").locator("summary").press("Enter")
+    tab_to(page, "method")
+    page.keyboard.press("ArrowUp")  # from null-text to ddim
+    tab_to(page, "steps")
+    page.keyboard.type("3")
+    tab_to(page, "invert")
+    page.keyboard.press("Enter")
+    part(page, "source-done").wait_for()
+    tab_to(page, "2")  # the chip of "cat"
+    page.keyboard.press("Enter")
+    sync_api.expect(part(page, "heat")).to_be_visible()
+    tab_to(page, "word")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("dog")
+    page.keyboard.press("Enter")
+    sync_api.expect(part(page, "target")).to_have_value("a red dog")
+    tab_to(page, "edit")
+    page.keyboard.press("Enter")
+    part(page, "outcome").wait_for()
+    for summary in page.locator("summary:visible").all():
+        if not summary.evaluate("s => s.parentElement.open"):
+            summary.press("Enter")
+    tab_to(page, "paint")  # the button of the view
+    page.keyboard.press("Enter")
+    wanted = page.evaluate(
+        "query => [...document.querySelectorAll(query)].filter(c => c.checkVisibility()"
+        " && !c.disabled && !c.closest('[inert]') && c.tabIndex >= 0).length",
+        CONTROLS,
+    )
+    reached = set()
+    for _ in range(wanted + 5):
+        page.keyboard.press("Tab")
+        mark = page.evaluate(
+            "query => [...document.querySelectorAll(query)].indexOf(document.activeElement)",
+            CONTROLS,
+        )
+        reached.add(mark)
+    assert len(reached - {-1}) == wanted
