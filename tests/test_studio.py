@@ -108,7 +108,7 @@ BLACK = png_url(Image.new("L", (90, 60)))
 EDITS = {
     "plain": {},
     "weighed": {
-        "chips": [{"source": 0, "text": "a"}, {"source": None, "text": "dog", "weight": 2.5}],
+        "chips": [{"source": 0, "text": "a"}, {"source": None, "text": "dog", "weight": -2}],
         "by_hand": True,
         "cross_steps": 0.4,
         "self_steps": 0.7,
@@ -120,8 +120,17 @@ EDITS = {
 }
 
 
+NAMED = {
+    "plain": "--strength 0.5",
+    "weighed": "--cross-steps 0.4 --self-steps 0.7 --target-guidance 3.0 --weight dog=-2.0",
+    "local": "--blend cat --blend dog --blend-threshold 0.05",
+    "painted": "--mask 'my cat-mask.png'",
+}
+"""What the command says of each."""
+
+
 @pytest.mark.parametrize("name", EDITS)
-def test_the_command_makes_the_same_local(visitor, file, run, tmp_path, monkeypatch, name):
+def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkeypatch, name):
     visitor.open(file)
     how = {"method": "null-text", "budget": "fast", "crop": [20, 5, 50, 50]}
     visitor.invert("a red cat", guidance=4, seed=3, **how)
@@ -135,6 +144,7 @@ def test_the_command_makes_the_same_local(visitor, file, run, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(result["command"])
     assert program == "nulltext"
+    assert NAMED[name] in result["command"]
     code, _, err = run(*arguments)
     assert code == 0, err
     assert (pixels("my cat-edited.png") == pixels(local(result["download"]))).all()
@@ -444,18 +454,24 @@ def test_a_job_that_fails_does_not_stop_the_worker():
     worker.close()
 
 
-def test_a_cancelled_job_gives_the_model_its_attention_back(studio, visitor, file):
-    processors = dict(studio.model.unet.attn_processors)
-    visitor.open(file)
-    visitor.invert("a cat", method="ddim", steps=20)
-    from nulltext.studio.handlers import handle
+def test_a_cancelled_job_is_closed_before_it_is_over():
+    begun, closed = threading.Event(), threading.Event()
 
-    views = handle(studio, visitor.key, "edit", {"target": "a dog"})
-    next(views)
-    views.close()
-    studio.worker.submit(lambda: (yield from ())).wait(PATIENCE)
-    after = studio.model.unet.attn_processors
-    assert {name: id(p) for name, p in after.items()} == {n: id(p) for n, p in processors.items()}
+    def steps():
+        try:
+            while True:
+                begun.set()
+                yield StepInfo("edit", 1, 2, 0)
+        finally:
+            closed.set()
+
+    worker = Worker()
+    job = worker.submit(steps)
+    assert begun.wait(PATIENCE)
+    worker.cancel(job)
+    assert job.wait(PATIENCE)
+    assert closed.is_set()
+    worker.close()
 
 
 def test_a_look_gives_way_to_an_edit(studio, visitor, file):

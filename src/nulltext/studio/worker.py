@@ -58,7 +58,7 @@ class Job(Generic[Result]):
             try:
                 self._result = run(steps, self._check)
             finally:
-                steps.close()  # gives the model its own attention back
+                steps.close()  # now, not when somebody collects it
         except BaseException as error:  # handed to whoever waits
             self._error = error
         finally:
