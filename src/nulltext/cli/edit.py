@@ -19,6 +19,7 @@ from nulltext.cli.options import (
     Detail,
     DeviceOption,
     DTypeOption,
+    FreshOption,
     InnerStepsOption,
     JsonOption,
     LowMemoryOption,
@@ -107,6 +108,7 @@ def edit(
     dtype: DTypeOption = "float32",
     low_memory: LowMemoryOption = False,
     seed: SeedOption = 0,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -155,6 +157,7 @@ def edit(
         full=full,
         low_memory=low_memory,
         captioner=captioner,
+        fresh=fresh,
     )
     request.check(asked.targets)
     asked.check()

@@ -16,6 +16,7 @@ from nulltext.cli.options import (
     CropOption,
     DeviceOption,
     DTypeOption,
+    FreshOption,
     InnerStepsOption,
     JsonOption,
     LowMemoryOption,
@@ -86,6 +87,7 @@ def invert(
     dtype: DTypeOption = "float32",
     low_memory: LowMemoryOption = False,
     seed: SeedOption = 0,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -93,6 +95,8 @@ def invert(
 
     Example: [bold]nulltext invert dahlia.jpg --prompt "a photo of an orange flower"
     -o dahlia.safetensors[/bold]
+
+    A run that was broken off, however it ended, goes on at the timestep where it was.
 
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
@@ -120,10 +124,11 @@ def invert(
     made: list[Inversion] = []
     if len(photos) == 1:
         photo, box = photos[0]
+        common["partial"] = work.partial_beside(targets[0], fresh=fresh)
         made.append(
             work.invert_with_bars(reporter, loaded, photo, prompts[0], box, wanted, **common)
         )
-        made[0].save(targets[0])
+        work.save_whole(made[0], targets[0])
     else:
         for batch in work.batches_of(loaded, plan, len(photos), batch_size):
             names = [str(image) for image in images[batch]]

@@ -96,6 +96,12 @@ LowMemoryOption = Annotated[
 SeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", help="For the methods that draw noise.")
 ]
+FreshOption = Annotated[
+    bool,
+    typer.Option(
+        "--fresh", help="Start over, even where an inversion that was broken off can go on."
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output, the rest elsewhere.")
 ]

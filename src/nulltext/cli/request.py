@@ -51,6 +51,8 @@ class Request:
     low_memory: bool
     captioner: str | None = None
     """Who writes the source prompt where it is `auto`."""
+    fresh: bool = False
+    """Whether not to go on from an inversion that was broken off."""
 
     def check(self, targets: Sequence[str]) -> None:
         """Refuse what cannot be meant, before anything is opened."""
@@ -208,7 +210,7 @@ def obtain_inversion(
     reporter: Reporter, model: LatentDiffusion, opened: Opened, specs: Sequence[EditSpec]
 ) -> tuple[Inversion, float, int]:
     """(inversion, seconds, UNet evaluations): the saved one, or a new one."""
-    from nulltext.cli.work import invert_with_bars
+    from nulltext.cli.work import invert_with_bars, partial_beside, save_whole
     from nulltext.editing import check_specs
     from nulltext.sampling import check_model
 
@@ -219,6 +221,7 @@ def obtain_inversion(
         return opened.saved, 0.0, 0
     request = opened.request
     assert opened.photo is not None
+    kept = request.save_inversion
     made = invert_with_bars(
         reporter,
         model,
@@ -229,8 +232,9 @@ def obtain_inversion(
         plan=request.plan(),
         guidance=(defaults.GUIDANCE_SCALE if request.guidance is None else request.guidance),
         seed=request.seed,
+        partial=None if kept is None else partial_beside(kept, fresh=request.fresh),
     )
-    if request.save_inversion:
-        made.save(request.save_inversion)
-        reporter.note(f"Saved {request.save_inversion}")
+    if kept is not None:
+        save_whole(made, kept)
+        reporter.note(f"Saved {kept}")
     return made, made.header.seconds, made.header.unet_evaluations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nulltext.cli.report import Reporter
 from nulltext.errors import ImageError, OptionError
-from nulltext.files import check_target
+from nulltext.files import check_target, clear_temporaries
 from nulltext.framing import SizeChoice, box_for
 from nulltext.images import (
     CropBox,
@@ -19,13 +20,14 @@ from nulltext.images import (
 from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Plan
 from nulltext.inversion.invert import invert, invert_steps
+from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion_file import SUFFIX
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import DType, load
 from nulltext.models.memory import PLANS, free_memory, memory_need
 from nulltext.photos import Photo, load_photo
 from nulltext.prompts import find_words, has_word, spelled_out
-from nulltext.record import Inversion, run
+from nulltext.record import Inversion, StepInfo, run
 
 GIGABYTE = 1e9
 
@@ -126,8 +128,13 @@ def invert_with_bars(
     plan: Plan,
     guidance: float,
     seed: int,
+    partial: Path | None = None,
 ) -> Inversion:
-    """`invert`, with progress bars and the PSNR so far."""
+    """`invert`, with progress bars and the PSNR so far.
+
+    Args:
+        partial: see `invert_steps`.
+    """
     warn_of_memory(reporter, model, plan, [model.sizes.of(box, size)])
     preview = from_uint8(to_uint8(to_tensor(photo, box, model.sizes.of(box, size))))
     loop = invert_steps(
@@ -140,9 +147,51 @@ def invert_with_bars(
         crop=box,
         size=size,
         seed=seed,
+        partial=partial,
     )
     with reporter.progress(model, preview) as on_step:
-        return run(loop, on_step)
+        return run(loop, _noting_where(reporter, on_step))
+
+
+def _noting_where(
+    reporter: Reporter, on_step: Callable[[StepInfo], None]
+) -> Callable[[StepInfo], None]:
+    """Say it where a run goes on from an earlier one, as its first step shows."""
+    steps = itertools.count()
+
+    def show(info: StepInfo) -> None:
+        if next(steps) == 0 and info.stage == "optimise" and info.index > 1:
+            reporter.note(f"Going on at timestep {info.index} of {info.total}.")
+        on_step(info)
+
+    return show
+
+
+def partial_beside(target: Path, *, fresh: bool) -> Path:
+    """The partial file of an inversion that will be saved at `target`.
+
+    Args:
+        fresh: throw away what is there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = partial_of(target)
+    clear_temporaries(target.parent)
+    if fresh:
+        remove_partial(target)
+    check_target(partial)
+    return partial
+
+
+def save_whole(inversion: Inversion, target: Path) -> None:
+    """Save an inversion, and only then forget its partial file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    inversion.save(target)
+    remove_partial(target)
 
 
 def batches_of(
