@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 import nulltext
-from nulltext.cli.edit_options import EditorName
-from nulltext.cli.options import Method
 from nulltext.editors import EDITORS
 from nulltext.inversion.registry import METHODS
+from nulltext.names import EditorName, Method
 
 PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["version", "defaults", "errors"],
+    ["version", "defaults", "errors", "names"],
     ["files", "prompts", "photos", "schedule", "guidance", "finite"],
     ["images", "word_pairing", "inversion_file", "header", "captioned", "templates"],
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing"],
@@ -30,7 +29,7 @@ ROWS = [
     ["lineage"],
     ["targets"],
     ["editing"],
-    ["heatmaps"],
+    ["heatmaps", "execution"],
     ["evaluation", "training"],
     ["cli"],
 ]

@@ -1,31 +1,8 @@
-"""Reading what people write behind options."""
+"""Names of files, several from one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-
-from nulltext.errors import OptionError
-
-
-def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Read `WORD=FACTOR` pairs.
-
-    Raises:
-        OptionError: a pair is malformed.
-    """
-    weights: dict[str, float] = {}
-    for text in texts:
-        word, _, factor = text.rpartition("=")
-        try:
-            weights[word.strip()] = float(factor)
-        except ValueError:
-            word = ""
-        if not word.strip():
-            raise OptionError(
-                f"--weight '{text}' is not WORD=FACTOR with a number; write --weight yellow=2."
-            )
-    return weights
 
 
 def numbered(path: Path, count: int) -> list[Path]:

@@ -20,7 +20,6 @@ from nulltext.cli.options import (
     InnerStepsOption,
     JsonOption,
     LowMemoryOption,
-    Method,
     ModelOption,
     QuietOption,
     SeedOption,
@@ -30,6 +29,7 @@ from nulltext.cli.options import (
 from nulltext.cli.report import Reporter, decibels
 from nulltext.errors import OptionError
 from nulltext.inversion_file import SUFFIX
+from nulltext.names import AUTO, Method
 
 if TYPE_CHECKING:
     from nulltext.record import Inversion
@@ -102,7 +102,9 @@ def invert(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli import work
-    from nulltext.cli.captions import AUTO, check_captioner_use, check_readable, written_prompt
+    from nulltext.cli.captions import written_prompt
+    from nulltext.execution.captions import check_captioner_use, check_readable
+    from nulltext.execution.opening import open_photos
     from nulltext.framing import parse_size
     from nulltext.inversion.budgets import planned
 
@@ -111,7 +113,7 @@ def invert(
     prompts = _one_each(prompt, len(images))
     targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)
-    photos = work.open_photos(images, crop, wanted)
+    photos = open_photos(images, crop, wanted)
     given = [text for text in prompts if text != AUTO]
     prompts = [
         text if text != AUTO else written_prompt(reporter, "--prompt", *place, captioner, device)

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nulltext.execution.figures import decibels as decibels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -111,13 +113,6 @@ class _StepBars:
             self.progress.update(task, remark=f"{decibels(so_far)} so far")
             now = time.monotonic()
             self.next_preview = now + max(PREVIEW_INTERVAL, (now - started) / PREVIEW_SHARE)
-
-
-def decibels(value: float) -> str:
-    """A PSNR for a person."""
-    if math.isinf(value):
-        return "exact to the byte"
-    return f"{value:.2f} dB"
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

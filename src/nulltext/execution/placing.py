@@ -13,8 +13,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from nulltext.cli.report import Reporter, decibels
-from nulltext.cli.sweep import Sweep
 from nulltext.compositing import (
     Detail,
     changed_fraction,
@@ -27,6 +25,8 @@ from nulltext.compositing import (
 )
 from nulltext.editing import Edit, EditSpec
 from nulltext.editors import name_of
+from nulltext.execution.figures import decibels
+from nulltext.execution.sweep import Sweep
 from nulltext.images import CropBox, from_uint8, save_image, to_pil
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo
@@ -126,19 +126,16 @@ def remark(placed: Placed) -> str | None:
 
 
 def save_placed(
-    reporter: Reporter,
     paths: Sequence[Path],
     placed: Sequence[Placed],
     inversion: Inversion,
     canvas: Canvas,
 ) -> None:
-    """Write edits, their settings as PNG text, and remark on their blends."""
+    """Write edits, with their settings as PNG text."""
     profile = canvas.photo.icc_profile
     for path, one in zip(paths, placed, strict=True):
         text = {"nulltext": json.dumps(_settings(inversion, one.spec))}
         save_image(one.image, path, icc_profile=profile, text=text)
-        if said := remark(one):
-            reporter.note(said)
 
 
 def _settings(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
