@@ -20,7 +20,7 @@ PACKAGE = Path(nulltext.__path__[0])
 ROWS = [
     ["version", "defaults", "errors", "names"],
     ["files", "prompts", "photos", "schedule", "guidance", "finite"],
-    ["images", "word_pairing", "inversion_file", "header", "captioned", "templates"],
+    ["images", "word_pairing", "inversion_file", "header", "captioned", "templates", "ledger"],
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing"],
     ["models"],
     ["attention", "captioning"],
