@@ -6,6 +6,7 @@ right checksums; anything may be damaged byte by byte besides.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import zlib
@@ -127,6 +128,11 @@ def png(data: bytes, rng: random.Random) -> bytes:
     return data[:8] + b"".join(parts)
 
 
+def _nasty(rng: random.Random) -> Any:
+    """One of `NASTY` of its own, which may be changed in turn."""
+    return copy.deepcopy(rng.choice(NASTY))
+
+
 def _metadata_changed(header: bytes, rng: random.Random) -> bytes:
     """A change in the JSON text that lies in the header's own JSON."""
     try:
@@ -142,7 +148,7 @@ def _metadata_changed(header: bytes, rng: random.Random) -> bytes:
 def _changed(value: Any, rng: random.Random) -> Any:
     """One node of a tree replaced, removed or doubled."""
     if not isinstance(value, dict | list) or not value or rng.random() < 0.05:
-        return rng.choice(NASTY)
+        return _nasty(rng)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     key = rng.choice(keys)
     if rng.random() < 0.6 or not isinstance(value[key], dict | list):
@@ -154,7 +160,7 @@ def _changed(value: Any, rng: random.Random) -> Any:
         elif action == 2 and isinstance(value, dict):
             value[str(rng.choice(NASTY))[:200]] = value[key]
         else:
-            value[key] = rng.choice(NASTY)
+            value[key] = _nasty(rng)
     else:
         value[key] = _changed(value[key], rng)
     return value

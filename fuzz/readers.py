@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuzz.surroundings import captioner_folder, model_folder, nothing, two_photos
+
+if TYPE_CHECKING:
+    from nulltext.execution.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,27 @@ def read_collections(path: Path) -> None:
     read_items(path.parent, split="train")
 
 
+def read_jobs(path: Path) -> None:
+    """As `nulltext batch --dry-run` does; the first line that is refused is the file's refusal."""
+    from nulltext.errors import DataError
+    from nulltext.execution.jobs import Refused
+    from nulltext.execution.jobs import read_jobs as lines
+
+    refused = [job.reason if isinstance(job, Refused) else _unmeant(job) for job in lines(path)]
+    if reasons := [reason for reason in refused if reason]:
+        raise DataError(reasons[0])
+
+
+def _unmeant(job: Job) -> str:
+    from nulltext.errors import UserError
+
+    try:
+        job.order().check()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def read_recipe(path: Path) -> None:
     """A recipe of `train`."""
     from nulltext.training.recipe import load_recipe
@@ -108,6 +133,7 @@ READERS = {
     "image": Reader(read_image, share=10),
     "mask": Reader(read_mask, share=4),
     "labels": Reader(read_collections, share=6, around=two_photos),
+    "jobs": Reader(read_jobs, share=4),
     "recipe": Reader(read_recipe, share=4),
     "prompt": Reader(read_prompt, share=2),
     "captioner": Reader(read_captioner, around=captioner_folder),

@@ -33,6 +33,16 @@ FOLDER_SEEDS = {
 """Files of folders that are replaced, one at a time."""
 
 
+COMMON = {"image": "a.png", "source": "a red rose", "target": "a white rose"}
+JOBS = (
+    COMMON,
+    COMMON | {"steps": 20, "seed": 3, "method": "direct", "strength": 0.5, "full": True},
+    COMMON | {"target": ["a daisy", "two daisies"], "blend": ["rose"], "blend_threshold": 0.4},
+    COMMON | {"mask": "m.png", "weight": ["white=2"], "then": ["a blue rose"], "guidance": 5},
+    {"inversion": "a.safetensors", "target": "a tulip", "editor": "masactrl", "masa_start": 0.2},
+)
+
+
 def seeds() -> Iterator[tuple[str, str, bytes]]:
     """(reader, file name, content) of each."""
     for name, data in _pictures():
@@ -48,6 +58,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
             yield "inversion", name, (Path(folder) / name).read_bytes()
     for name, text in _tables().items():
         yield "labels", name, text.encode()
+    yield "jobs", "jobs.jsonl", "".join(json.dumps(job) + "\n" for job in JOBS).encode()
     yield "recipe", "small.json", json.dumps(SMALL).encode()
     prompts = ("a photo of a red rose", "two daisies, don't: 'stop' ... 12345", "caf\u00e9 \u732b")
     for number, prompt in enumerate(prompts):

@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 
 import nulltext
-from nulltext.cli.edit_options import EditorName
-from nulltext.cli.options import Method
 from nulltext.editors import EDITORS
 from nulltext.inversion.registry import METHODS
+from nulltext.names import EditorName, Method
 
 PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["version", "defaults", "errors", "logs"],
+    ["version", "defaults", "errors", "names", "logs"],
     ["files", "untrusted", "prompts", "photos", "schedule", "guidance", "finite"],
-    ["images", "word_pairing", "inversion_file", "header", "captioned", "templates"],
+    ["images", "word_pairing", "inversion_file", "header", "captioned", "templates", "ledger"],
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing", "heat_colours"],
     ["models"],
     ["attention", "captioning", "health"],
@@ -31,6 +30,7 @@ ROWS = [
     ["targets"],
     ["editing"],
     ["heatmaps", "placing"],
+    ["execution"],
     ["evaluation", "training"],
     ["studio"],
     ["cli"],

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from nulltext import defaults
-from nulltext.cli.options import Budget, Solver
 from nulltext.errors import OptionError
 from nulltext.inversion.budgets import BUDGETS, budget_named, planned
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.solvers.registry import SOLVERS
+from nulltext.names import Budget, Solver
 
 
 def test_the_command_line_names_every_solver_and_budget():

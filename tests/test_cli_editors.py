@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import nulltext
-from nulltext.cli.sweep import parse_axis
 from nulltext.errors import OptionError
+from nulltext.execution.sweep import parse_axis
 from nulltext.images import to_pil
 from test_cli import pixels
 
@@ -78,12 +78,12 @@ def test_masactrl_with_its_options(here, model, run, saved):
 
 
 def test_a_sweep_over_two_knobs_shows_each_pair(here, model, run, saved, monkeypatch):
-    from nulltext.cli import results
+    from nulltext.execution import placing
 
     drawn = []
-    plain = results.labelled_grid
+    plain = placing.labelled_grid
     monkeypatch.setattr(
-        results, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
+        placing, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
     )
     code, _, err = run(
         *("edit", "--inversion", saved, "--model", model, "--target", "a dog", "-o", "o.png"),

@@ -33,10 +33,8 @@ from nulltext.studio.limits import Limits
 from nulltext.studio.shelf import Shelf
 from nulltext.studio.worker import CancelledError, Worker
 from studios import Gate, Visitor, local, studio_on
-from test_cli import model, pixels, run
+from test_cli import pixels
 from vocabularies import prompt as read
-
-__all__ = ["model", "run"]  # fixtures
 
 PATIENCE = 60
 """Seconds after which something that should have happened long ago counts as a failure."""

@@ -16,10 +16,10 @@ from PIL import Image
 import nulltext
 from nulltext.studio.server import running
 from studios import studio_on
-from test_cli import model, pixels
+from test_cli import pixels
 from test_studio import file
 
-__all__ = ["file", "model"]  # fixtures
+__all__ = ["file"]  # fixtures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 60_000

@@ -7,8 +7,10 @@ survives every failure. A folder that one process at a time may write to is `loc
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
+import platform
 import stat
 import sys
 import uuid
@@ -129,10 +131,40 @@ def _regular_target(path: str | Path) -> Path:
     return target
 
 
+def clear_temporaries(folder: str | Path) -> None:
+    """Remove what killed processes of this machine left behind in a folder; best effort.
+
+    The name of a temporary file says whose it is, so one that is being written stays.
+    """
+    prefix = _own_prefix()
+    with contextlib.suppress(OSError):
+        for path in Path(folder).glob(f"{prefix}*.tmp"):
+            owner = path.name.removeprefix(prefix).partition("-")[0]
+            if owner.isdecimal() and not _is_running(int(owner)):
+                path.unlink(missing_ok=True)
+
+
+def _own_prefix() -> str:
+    """Of temporary files that processes of this machine write."""
+    return f".nulltext-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":  # there, asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def _temporary_beside(target: Path) -> Iterator[Path]:
     """A fresh name in the target's folder, removed afterwards; failures become OutputError."""
-    temporary = target.with_name(f".nulltext-{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f"{_own_prefix()}{os.getpid()}-{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
     except OSError as error:

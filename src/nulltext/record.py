@@ -56,6 +56,8 @@ class StepInfo:
     """What is left of the step's objective, mean square over latents."""
     inner_steps: int | None = None
     """Optimiser steps that this timestep took."""
+    kept: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    """Tensors from which a later run can go on behind this step; None where it cannot."""
 
 
 @dataclass(frozen=True)

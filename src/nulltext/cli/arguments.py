@@ -1,34 +1,14 @@
-"""Reading what people write behind options."""
+"""Names of files, several from one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from nulltext.errors import OptionError
 
 Value = TypeVar("Value")
-
-
-def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Read `WORD=FACTOR` pairs.
-
-    Raises:
-        OptionError: a pair is malformed.
-    """
-    weights: dict[str, float] = {}
-    for text in texts:
-        word, _, factor = text.rpartition("=")
-        try:
-            weights[word.strip()] = float(factor)
-        except ValueError:
-            word = ""
-        if not word.strip():
-            raise OptionError(
-                f"--weight '{text}' is not WORD=FACTOR with a number; write --weight yellow=2."
-            )
-    return weights
 
 
 def numbered(path: Path, count: int) -> list[Path]:

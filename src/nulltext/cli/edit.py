@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from nulltext import defaults
 from nulltext.cli import edit_options as only
-from nulltext.cli.asked import Asked
 from nulltext.cli.options import (
-    Align,
     BudgetOption,
     CaptionerOption,
     CropOption,
-    Detail,
     DeviceOption,
     DTypeOption,
+    FreshOption,
     InnerStepsOption,
     JsonOption,
     LowMemoryOption,
-    Method,
     ModelOption,
     QuietOption,
     SeedOption,
     SizeOption,
     SolverOption,
-    SourceBranch,
 )
 from nulltext.cli.report import Reporter, decibels
-from nulltext.cli.request import Opened, Request, obtain_inversion, with_words
-
-if TYPE_CHECKING:
-    from nulltext.editing import Edit
-    from nulltext.placing import Placed
-    from nulltext.record import Inversion
+from nulltext.cli.request import obtain_inversion, output_paths, with_words
+from nulltext.execution.order import Order, Pictures, pictures_of
+from nulltext.execution.request import Opened
+from nulltext.names import Align, Detail, EditorName, Method, SourceBranch
 
 
 def edit(
@@ -48,7 +41,7 @@ def edit(
     output: only.OutputOption = None,
     strip: only.StripOption = None,
     full: only.FullOption = False,
-    editor: only.EditorOption = only.EditorName.PROMPT_TO_PROMPT,
+    editor: only.EditorOption = EditorName.PROMPT_TO_PROMPT,
     weight: only.WeightOption = None,
     strength: only.StrengthOption = None,
     target_guidance: only.TargetGuidanceOption = None,
@@ -108,6 +101,7 @@ def edit(
     dtype: DTypeOption = "float32",
     low_memory: LowMemoryOption = False,
     seed: SeedOption = None,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -125,63 +119,25 @@ def edit(
     And then: [bold]nulltext edit --inversion dahlia.safetensors --target "a photo of a red flower"
     --then "a photo of a red flower with a dark background"[/bold]
     """
+    order = Order.of(locals())  # the parameters, by their names
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    own = {
-        "cross_steps": cross_steps,
-        "self_steps": self_steps,
-        "align": align,
-        "weight": weight,
-        "masa_start": masa_start,
-        "masa_layer": masa_layer,
-        "masa_word": masa_word,
-    }
-    asked = Asked.given(
-        own,
-        targets=target or [],
-        then=then or [],
-        then_strength=then_strength,
-        editor=editor,
-        strength=strength,
-        target_guidance=target_guidance,
-        blend=blend or [],
-        blend_except=blend_except or [],
-        blend_threshold=blend_threshold,
-        sweep=sweep,
-        over=over or [],
-    )
-    effort = (method, steps, budget, solver, inner_steps)
-    request = Request(
-        *(image, source, inversion, save_inversion, *effort, guidance, crop, size, seed),
-        mask=mask,
-        full=full,
-        low_memory=low_memory,
-        captioner=captioner,
-        detail=detail,
-    )
-    request.check(asked.targets, blends=bool(asked.blend))
-    asked.check()
-    outputs = request.output_paths(output, [strip, sweep], len(asked.prompts))
+    order.check()
+    outputs = output_paths(order.request, output, [strip, sweep], len(order.asked.prompts))
     files = {"outputs": outputs, "strip": strip, "sweep": sweep}
-    _edit(reporter, request, asked, files, (model, device, dtype), source_branch)
+    _edit(reporter, order, files, (model, device, dtype))
 
 
 def _edit(
     reporter: Reporter,
-    request: Request,
-    asked: Asked,
+    order: Order,
     files: dict[str, Any],
     checkpoint: tuple[str, str | None, Any],
-    source_branch: SourceBranch,
 ) -> None:
     """Do it; everything was checked that can be without opening a file."""
-    from nulltext.cli.captions import check_readable
-    from nulltext.cli.results import save_placed, save_strip, save_sweep
     from nulltext.cli.work import open_model
-    from nulltext.editing import edit_steps
-    from nulltext.placing import Canvas, place
-    from nulltext.record import run
-    from nulltext.sampling import exact_source_step, source_step
+    from nulltext.execution.captions import check_readable
 
+    request, asked = order.request, order.asked
     axes = asked.axes()
     opened = with_words(reporter, Opened.of(request), checkpoint[1])
     own = opened.request is request and bool(opened.prompt or request.inversion is None)
@@ -190,68 +146,46 @@ def _edit(
     if opened.prompt:  # a saved inversion may have none
         check_readable(loaded, "--source", opened.prompt)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
-    specs = [*specs, *(sweep.specs if sweep else [])]
-    made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, specs)
-    branches = {
-        "exact": (exact_source_step, "exact trajectory"),
-        "replay": (source_step, made.header.method),
-    }
-    step, reconstructed_by = branches[source_branch]
+    everything = [*specs, *(sweep.specs if sweep else [])]
+    made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, everything)
     started = time.perf_counter()
     with reporter.progress(loaded) as on_step:
-        loop = edit_steps(loaded, made, specs, source_branch=step)
-        result = run(loop, on_step)
+        pictures = pictures_of(loaded, order, opened, made, specs, sweep, on_step)
     seconds = (seconds_invert, time.perf_counter() - started)
-    canvas = Canvas.of(made, opened.photo, full=request.full)
-    placed = [
-        place(canvas, result, row, spec, request.detail or defaults.DETAIL)
-        for row, spec in enumerate(specs)
-    ]
-    wanted = placed[: len(asked.prompts)]
-    save_placed(reporter, files["outputs"], wanted, made, canvas)
-    if files["strip"]:
-        save_strip(files["strip"], loaded, made, result, wanted, canvas, reconstructed_by)
-    if sweep:
-        save_sweep(files["sweep"], sweep, placed[len(wanted) :], canvas)
-    _report(reporter, files, made, result, wanted, seconds, evaluations)
+    pictures.save(loaded, **files)
+    for said in pictures.remarks:
+        reporter.note(said)
+    _report(reporter, files, pictures, seconds, evaluations)
 
 
 def _report(
     reporter: Reporter,
     files: dict[str, Any],
-    made: Inversion,
-    result: Edit,
-    placed: Sequence[Placed],
+    pictures: Pictures,
     seconds: tuple[float, float],
     evaluations: int,
 ) -> None:
     """Say what came of it."""
-    header, outputs = made.header, [str(path) for path in files["outputs"]]
+    figures, outputs = pictures.figures, [str(path) for path in files["outputs"]]
     further = [files["strip"], files["sweep"]]
-    outside = min(one.psnr_outside for one in placed)
-    changed = max(one.changed_fraction for one in placed)
     reporter.result(
         {
             "outputs": outputs,
-            "source": header.prompt,
+            "source": pictures.inversion.header.prompt,
             "strip": str(files["strip"]) if files["strip"] else None,
             "sweep": str(files["sweep"]) if files["sweep"] else None,
-            "psnr_bound": header.psnr_bound,
-            "psnr_replay": header.psnr_reconstruction,
-            "psnr_reconstruction": result.psnr_reconstruction,
-            "changed_fraction": changed,
-            "psnr_outside": outside,
-            "mask_fraction": [one.mask_fraction for one in placed],
+            **figures,
             "seconds_invert": seconds[0],
             "seconds_edit": seconds[1],
-            "unet_evaluations": evaluations + result.unet_evaluations,
+            "unet_evaluations": evaluations + pictures.edit.unet_evaluations,
         },
         [
             (f"Inverted in {seconds[0]:.1f} s. " if seconds[0] else "")
             + f"Edited in {seconds[1]:.1f} s.",
-            f"Reconstruction {decibels(result.psnr_reconstruction)}; "
-            f"the autoencoder alone reaches {decibels(header.psnr_bound)}.",
-            f"Changed {100 * changed:.1f} % of the pixels; elsewhere {decibels(outside)}.",
+            f"Reconstruction {decibels(figures['psnr_reconstruction'])}; "
+            f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
+            f"Changed {100 * figures['changed_fraction']:.1f} % of the pixels; elsewhere "
+            f"{decibels(figures['psnr_outside'])}.",
             *[f"Saved {path}" for path in [*outputs, *filter(None, further)]],
         ],
     )

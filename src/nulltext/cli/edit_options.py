@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nulltext import defaults
-
-
-class EditorName(StrEnum):
-    """Names of the editors (a test keeps them equal to the registry's)."""
-
-    PROMPT_TO_PROMPT = "prompt-to-prompt"
-    MASACTRL = "masactrl"
-
+from nulltext.names import EditorName
 
 ImageArgument = Annotated[
     Path | None,

@@ -16,10 +16,10 @@ from nulltext.cli.options import (
     CropOption,
     DeviceOption,
     DTypeOption,
+    FreshOption,
     InnerStepsOption,
     JsonOption,
     LowMemoryOption,
-    Method,
     ModelOption,
     QuietOption,
     SeedOption,
@@ -29,6 +29,7 @@ from nulltext.cli.options import (
 from nulltext.cli.report import Reporter, decibels
 from nulltext.errors import OptionError
 from nulltext.inversion_file import SUFFIX
+from nulltext.names import AUTO, Method
 
 if TYPE_CHECKING:
     from nulltext.record import Inversion
@@ -86,6 +87,7 @@ def invert(
     dtype: DTypeOption = "float32",
     low_memory: LowMemoryOption = False,
     seed: SeedOption = None,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -94,11 +96,15 @@ def invert(
     Example: [bold]nulltext invert dahlia.jpg --prompt "a photo of an orange flower"
     -o dahlia.safetensors[/bold]
 
+    A run that was broken off, however it ended, goes on at the timestep where it was.
+
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli import work
-    from nulltext.cli.captions import AUTO, check_captioner_use, check_readable, written_prompt
+    from nulltext.cli.captions import written_prompt
+    from nulltext.execution.captions import check_captioner_use, check_readable
+    from nulltext.execution.opening import open_photos
     from nulltext.framing import parse_size
     from nulltext.inversion.budgets import planned
 
@@ -107,7 +113,7 @@ def invert(
     prompts = _one_each(prompt, len(images))
     targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)
-    photos = work.open_photos(images, crop, wanted)
+    photos = open_photos(images, crop, wanted)
     given = [text for text in prompts if text != AUTO]
     prompts = [
         text if text != AUTO else written_prompt(reporter, "--prompt", *place, captioner, device)
@@ -121,10 +127,11 @@ def invert(
     made: list[Inversion] = []
     if len(photos) == 1:
         photo, box = photos[0]
+        common["partial"] = work.partial_beside(targets[0], fresh=fresh)
         made.append(
             work.invert_with_bars(reporter, loaded, photo, prompts[0], box, wanted, **common)
         )
-        made[0].save(targets[0])
+        work.save_whole(made[0], targets[0])
     else:
         for batch in work.batches_of(loaded, plan, len(photos), batch_size):
             names = [str(image) for image in images[batch]]

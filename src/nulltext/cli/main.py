@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from nulltext.cli.attention import attention
+from nulltext.cli.batch import OptionalAddress, batch
 from nulltext.cli.benchmark import benchmark
 from nulltext.cli.caption import caption
 from nulltext.cli.convert_captioner import convert_captioner
@@ -48,6 +49,7 @@ app.command()(replay)
 app.command()(inspect)
 app.command()(attention)
 app.command()(study)
+app.command(cls=OptionalAddress)(batch)
 app.command()(caption)
 app.command()(studio)
 app.command()(train)

@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from nulltext import defaults
-
-
-class Method(StrEnum):
-    """Names of the inversion methods (a test keeps them equal to the registry's)."""
-
-    NULL_TEXT = "null-text"
-    DDIM = "ddim"
-    DIRECT = "direct"
-    NEGATIVE_PROMPT = "negative-prompt"
-    RANDOM_PIVOT = "random-pivot"
-    GLOBAL_NULL = "global-null"
-    NULL_TEXT_NO_PIVOT = "null-text-no-pivot"
-    TEXTUAL = "textual"
-    TEXTUAL_PIVOT = "textual-pivot"
-    TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
-    MODEL_TUNING = "model-tuning"
-
-
-class Solver(StrEnum):
-    """Names of the null-text solvers (a test keeps them equal to the registry's)."""
-
-    ADAM = "adam"
-    GAUSS_NEWTON = "gauss-newton"
-    SECANT = "secant"
-
-
-class Budget(StrEnum):
-    """Names of the null-text budgets (a test keeps them equal to the registry's)."""
-
-    FAST = "fast"
-    BALANCED = "balanced"
-    PAPER = "paper"
-
-
-Precision = Literal["float32", "float16", "bfloat16"]
-Align = Literal["auto", "replace", "refine"]
-Detail = Literal["auto", "photo", "luminance", "model"]
-SourceBranch = Literal["replay", "exact"]
+from nulltext.names import Budget, Precision, Solver
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
@@ -103,6 +65,12 @@ SeedOption = Annotated[
 ]
 StudySeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", help="For the photos and the noise that are drawn.")
+]
+FreshOption = Annotated[
+    bool,
+    typer.Option(
+        "--fresh", help="Start over, even where an inversion that was broken off can go on."
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output, the rest elsewhere.")

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nulltext.execution.figures import decibels as decibels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -113,13 +115,6 @@ def visible(text: str) -> str:
     """A text that may be a stranger's, such as the prompt in a file, without what steers a
     terminal: control characters but the end of line are written out."""
     return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def decibels(value: float) -> str:
-    """A PSNR for a person."""
-    if math.isinf(value):
-        return "exact to the byte"
-    return f"{value:.2f} dB"
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

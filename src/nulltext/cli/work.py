@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nulltext.cli.report import Reporter
-from nulltext.errors import ImageError, OptionError
-from nulltext.files import check_target
-from nulltext.framing import SizeChoice, box_for
+from nulltext.errors import OptionError
+from nulltext.files import check_target, clear_temporaries
+from nulltext.framing import SizeChoice
 from nulltext.images import (
     CropBox,
     from_uint8,
@@ -19,13 +20,14 @@ from nulltext.images import (
 from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Plan
 from nulltext.inversion.invert import invert, invert_steps
+from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion_file import SUFFIX
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import DType, load
 from nulltext.models.memory import PLANS, free_memory, memory_need
-from nulltext.photos import Photo, load_photo
-from nulltext.prompts import find_words, has_word, spelled_out
-from nulltext.record import Inversion, run
+from nulltext.photos import Photo
+from nulltext.prompts import spelled_out
+from nulltext.record import Inversion, StepInfo, run
 
 GIGABYTE = 1e9
 
@@ -36,35 +38,6 @@ def check_inversion_target(path: Path) -> Path:
         raise OptionError(f"'{path}' does not end in {SUFFIX}, as saved inversions do; rename it.")
     check_target(path)
     return path
-
-
-def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, CropBox]:
-    """Load a photo, and find the region that is asked for in it."""
-    box = None if crop is None else CropBox.parse(crop)
-    photo = load_photo(image)
-    if box is None:
-        box = box_for(photo.size, size)
-    box.check_inside(photo.size)
-    return photo, box
-
-
-def open_photos(
-    images: Sequence[Path], crop: str | None, size: SizeChoice
-) -> list[tuple[Photo, CropBox]]:
-    """`open_photo` of each; what is wrong with one of several names it.
-
-    Raises:
-        ImageError: a photo cannot be read, or the crop does not fit it.
-    """
-    opened = []
-    for image in images:
-        try:
-            opened.append(open_photo(image, crop, size))
-        except ImageError as error:
-            if len(images) == 1 or str(image) in str(error):
-                raise
-            raise ImageError(f"'{image}': {error}") from error
-    return opened
 
 
 def open_model(
@@ -92,25 +65,6 @@ def open_model(
     return loaded
 
 
-def weights_of_targets(
-    model: LatentDiffusion, targets: Sequence[str], factors: Mapping[str, float]
-) -> dict[str, dict[str, float]]:
-    """For each target, the weights whose words it has.
-
-    Raises:
-        PromptError: no target has the word.
-    """
-    prompts = {target: model.tokenize(target) for target in targets}
-    owned: dict[str, dict[str, float]] = {target: {} for target in targets}
-    for word, factor in factors.items():
-        homes = [target for target, prompt in prompts.items() if has_word(prompt, word)]
-        if not homes:
-            find_words(prompts[targets[0]], word)  # says which words there are
-        for target in homes:
-            owned[target][word] = factor
-    return owned
-
-
 def invert_with_bars(
     reporter: Reporter,
     model: LatentDiffusion,
@@ -122,8 +76,13 @@ def invert_with_bars(
     plan: Plan,
     guidance: float,
     seed: int,
+    partial: Path | None = None,
 ) -> Inversion:
-    """`invert`, with progress bars and the PSNR so far."""
+    """`invert`, with progress bars and the PSNR so far.
+
+    Args:
+        partial: see `invert_steps`.
+    """
     warn_of_memory(reporter, model, plan, [model.sizes.of(box, size)])
     preview = from_uint8(to_uint8(to_tensor(photo, box, model.sizes.of(box, size))))
     loop = invert_steps(
@@ -136,9 +95,51 @@ def invert_with_bars(
         crop=box,
         size=size,
         seed=seed,
+        partial=partial,
     )
     with reporter.progress(model, preview) as on_step:
-        return run(loop, on_step)
+        return run(loop, _noting_where(reporter, on_step))
+
+
+def _noting_where(
+    reporter: Reporter, on_step: Callable[[StepInfo], None]
+) -> Callable[[StepInfo], None]:
+    """Say it where a run goes on from an earlier one, as its first step shows."""
+    steps = itertools.count()
+
+    def show(info: StepInfo) -> None:
+        if next(steps) == 0 and info.stage == "optimise" and info.index > 1:
+            reporter.note(f"Going on at timestep {info.index} of {info.total}.")
+        on_step(info)
+
+    return show
+
+
+def partial_beside(target: Path, *, fresh: bool) -> Path:
+    """The partial file of an inversion that will be saved at `target`.
+
+    Args:
+        fresh: throw away what is there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = partial_of(target)
+    clear_temporaries(target.parent)
+    if fresh:
+        remove_partial(target)
+    check_target(partial)
+    return partial
+
+
+def save_whole(inversion: Inversion, target: Path) -> None:
+    """Save an inversion, and only then forget its partial file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    inversion.save(target)
+    remove_partial(target)
 
 
 def batches_of(

@@ -27,6 +27,9 @@ class Problem:
     """w of the replay."""
     generator: torch.Generator
     """Source of noise for the methods that draw some."""
+    kept: Mapping[str, Tensor] | None = None
+    """What `StepInfo.kept` of an earlier run of the same problem said, to go on from there; of a
+    batch, its problems share one."""
 
 
 @dataclass(frozen=True)

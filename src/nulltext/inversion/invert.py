@@ -5,34 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from nulltext.defaults import GUIDANCE_SCALE, METHOD, NUM_STEPS
 from nulltext.errors import OptionError
-from nulltext.framing import SizeChoice, box_for
+from nulltext.framing import SizeChoice
 from nulltext.header import InversionHeader
 from nulltext.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
-from nulltext.inversion.registry import method_named
+from nulltext.inversion.partial import Partial, keeping
+from nulltext.inversion.request import InversionRequest, PhotoLike
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import Photo, load_photo
 from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import replay_steps
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 logger = logging.getLogger(__name__)
-
-PhotoLike: TypeAlias = "Photo | str | Path | Image.Image"
-"""A file, a PIL image, or a loaded photo."""
 
 
 @overload
@@ -115,13 +109,14 @@ def invert(
                 f"There are {len(photo)} photos and {len(prompts)} prompts; give each its own."
             )
         requests = [
-            _Request.checked(model, one, words, *options)
+            InversionRequest.checked(model, one, words, *options)
             for one, words in zip(photo, prompts, strict=True)
         ]
         return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
     if not isinstance(prompt, str):
         raise OptionError(f"There is one photo and a list of {len(prompt)} prompts; give one.")
-    return run(_steps(model, _Request.checked(model, photo, prompt, *options)), on_step)
+    request = InversionRequest.checked(model, photo, prompt, *options)
+    return run(request_steps(model, request), on_step)
 
 
 def invert_steps(
@@ -135,67 +130,41 @@ def invert_steps(
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
+    partial: Path | None = None,
 ) -> Generator[StepInfo, None, Inversion]:
     """`invert` of one photo as a generator that returns the `Inversion`.
 
     Mistakes show at the call, before any work.
+
+    Args:
+        partial: file to go on from if it holds a part of this very inversion, and to keep every
+            timestep in; remove it when the inversion is saved. See `inversion.partial`.
+
+    Raises:
+        OutputError: the partial file cannot be written.
     """
     options = (method, num_steps, guidance_scale, crop, size, seed)
-    return _steps(model, _Request.checked(model, photo, prompt, *options))
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A checked call of `invert`, for one photo."""
-
-    photo: Photo
-    box: CropBox
-    size: tuple[int, int]
-    """(height, width) that the model works at."""
-    prompt: str
-    method: InversionMethod
-    num_steps: int
-    guidance_scale: float
-    seed: int
-
-    @classmethod
-    def checked(
-        cls,
-        model: LatentDiffusion,
-        photo: PhotoLike,
-        prompt: str,
-        method: str | InversionMethod,
-        num_steps: int,
-        guidance_scale: float,
-        crop: CropBox | None,
-        size: SizeChoice,
-        seed: int,
-    ) -> _Request:
-        chosen = method_named(method) if isinstance(method, str) else method
-        _check_guidance(guidance_scale)
-        _check_seed(seed)
-        chosen.check(guidance_scale)
-        model.schedule.timesteps(num_steps)
-        model.tokenize(prompt, allow_empty=True)
-        loaded = photo if isinstance(photo, Photo) else load_photo(photo)
-        box = crop or box_for(loaded.size, size)
-        box.check_inside(loaded.size)
-        seen_at = model.sizes.of(box, size)
-        return cls(loaded, box, seen_at, prompt, chosen, num_steps, guidance_scale, seed)
+    request = InversionRequest.checked(model, photo, prompt, *options)
+    return request_steps(model, request, partial)
 
 
 @dataclass(frozen=True)
 class _Start:
     """A request as the model sees it."""
 
-    request: _Request
+    request: InversionRequest
     pixels: Tensor
     """[3, H, W], uint8."""
     problem: Problem
     psnr_bound: float
 
     @classmethod
-    def of(cls, model: LatentDiffusion, request: _Request) -> _Start:
+    def of(
+        cls,
+        model: LatentDiffusion,
+        request: InversionRequest,
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> _Start:
         pixels = to_uint8(to_tensor(request.photo, request.box, request.size))
         image = from_uint8(pixels)
         with timed(logger, "encode: %d x %d px", *request.size[::-1]):
@@ -206,21 +175,25 @@ class _Start:
             num_steps=request.num_steps,
             guidance_scale=request.guidance_scale,
             generator=torch.Generator().manual_seed(request.seed),
+            kept=kept,
         )
         bound = psnr(model.decode(problem.latents).cpu(), image)
         return cls(request, pixels, problem, bound)
 
 
-def _steps(model: LatentDiffusion, request: _Request) -> Generator[StepInfo, None, Inversion]:
-    started = time.perf_counter()
-    start = _Start.of(model, request)
-    solution = yield from request.method.steps(model, start.problem)
+def request_steps(
+    model: LatentDiffusion, request: InversionRequest, partial: Path | None = None
+) -> Generator[StepInfo, None, Inversion]:
+    """`invert_steps` of a request that was checked."""
+    clock = Partial(partial, [request.identity(model)])
+    start = _Start.of(model, request, clock.read(model.device))
+    solution = yield from keeping(request.method.steps(model, start.problem), clock)
     inversion = yield from _finish_steps(model, start, solution)
-    return _timed(inversion, time.perf_counter() - started)
+    return _timed(inversion, clock.seconds)
 
 
 def _many_steps(
-    model: LatentDiffusion, requests: Sequence[_Request], batch_size: int
+    model: LatentDiffusion, requests: Sequence[InversionRequest], batch_size: int
 ) -> Generator[StepInfo, None, list[Inversion]]:
     """Batches where the method can, else one by one; `seconds` are each photo's share."""
     made: dict[int, Inversion] = {}
@@ -229,7 +202,7 @@ def _many_steps(
         method = rows[0].method
         if not isinstance(method, BatchInversionMethod):
             for index, request in zip(indices, rows, strict=True):
-                made[index] = yield from _steps(model, request)
+                made[index] = yield from request_steps(model, request)
             continue
         started = time.perf_counter()
         starts = [_Start.of(model, request) for request in rows]
@@ -243,7 +216,7 @@ def _many_steps(
     return [made[index] for index in range(len(requests))]
 
 
-def _batches(requests: Sequence[_Request], batch_size: int) -> list[list[int]]:
+def _batches(requests: Sequence[InversionRequest], batch_size: int) -> list[list[int]]:
     """Indices of photos that the model sees at one size, at most `batch_size` at a time."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, request in enumerate(requests):
@@ -278,7 +251,11 @@ def _timed(inversion: Inversion, seconds: float) -> Inversion:
 
 
 def _inversion(
-    model: LatentDiffusion, request: _Request, solution: Solution, pixels: Tensor, bound: float
+    model: LatentDiffusion,
+    request: InversionRequest,
+    solution: Solution,
+    pixels: Tensor,
+    bound: float,
 ) -> Inversion:
     """The record of a solved problem; its last two figures are still open."""
     tensors: dict[str, Any] = {
@@ -311,17 +288,3 @@ def _inversion(
     delta = solution.weight_delta
     kept = None if delta is None else {name: delta[name].detach().cpu() for name in delta}
     return Inversion(photo=pixels, header=header, weight_delta=kept, **tensors)
-
-
-def _check_guidance(guidance_scale: float) -> None:
-    if not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise OptionError(
-            f"The guidance scale is {guidance_scale:g}; choose a number from 0 up (7.5 is usual)."
-        )
-
-
-def _check_seed(seed: int) -> None:
-    if not -(2**63) <= seed < 2**63:
-        raise OptionError(
-            f"The seed is {seed}; choose a whole number of at most 63 bits, such as 0."
-        )

@@ -22,10 +22,9 @@ from typing import ClassVar, Literal
 
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.per_step import Batch, PerStepOptions, fit_steps, null_moves
+from nulltext.inversion.per_step import Batch, PerStepOptions, fit_steps, null_moves, pivot_of_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
-from nulltext.sampling import pivots_steps
 
 
 def check_null_branch(what: str, guidance_scale: float) -> None:
@@ -78,7 +77,7 @@ class NullText(PerStepOptions):
     ) -> Generator[StepInfo, None, list[Solution]]:
         """`steps` for several photos at once, each of which stops as early as it would alone."""
         batch = Batch.of(problems)
-        pivots = yield from pivots_steps(model, batch.latents, batch.prompt_embeds, batch.num_steps)
+        pivots = yield from pivot_of_steps(model, batch)
         roles = null_moves(model, batch)
         if self.pooled == "optimised":
             roles = replace(roles, free_rows=None)

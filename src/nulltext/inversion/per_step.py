@@ -12,7 +12,7 @@ Source: Mokady et al. 2023, sec. 3.3, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,10 @@ from nulltext.inversion.solvers.registry import solver_named
 from nulltext.inversion.solvers.task import StepTask
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
+from nulltext.sampling import pivots_steps
+
+FITTED, SOLVER = "fitted.", "solver."
+"""Begin the names of a state's tensors that are many."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,40 @@ class PerStepOptions:
 
 
 @dataclass(frozen=True)
+class State:
+    """How far a fit has come: all that the timesteps still to do depend on.
+
+    Its tensors are those of the run itself, so going on from it is going on, to the bit.
+    """
+
+    pivots: Tensor
+    """[T + 1, B, C, h, w]."""
+    latents: Tensor
+    """zbar after the last timestep that is done, [B, C, h, w]."""
+    fitted: tuple[Tensor, ...]
+    """E_T …, one [B, R, D] per timestep that is done."""
+    counts: Tensor
+    """[2, B], int64: UNet evaluations, gradients."""
+    remembered: Mapping[str, Tensor]
+    """The solver's."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as `of` reads them; nothing is copied."""
+        own = {"pivots": self.pivots, "latents": self.latents, "counts": self.counts}
+        fitted = {f"{FITTED}{index}": embeds for index, embeds in enumerate(self.fitted)}
+        return own | fitted | {SOLVER + name: self.remembered[name] for name in self.remembered}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> State:
+        """Undo `tensors`."""
+        count = sum(name.startswith(FITTED) for name in tensors)
+        solver = {n.removeprefix(SOLVER): tensors[n] for n in tensors if n.startswith(SOLVER)}
+        fitted = tuple(tensors[f"{FITTED}{index}"] for index in range(count))
+        counts = tensors["counts"].cpu()
+        return cls(tensors["pivots"], tensors["latents"], fitted, counts, solver)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Problems that differ in photo and prompt alone."""
 
@@ -77,6 +115,8 @@ class Batch:
     """[B, R, D]."""
     num_steps: int
     guidance_scale: float
+    kept: State | None = None
+    """How far an earlier run came, if there was one."""
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> Batch:
@@ -89,6 +129,7 @@ class Batch:
             prompt_embeds=torch.cat([problem.prompt_embeds for problem in problems]),
             num_steps=first.num_steps,
             guidance_scale=first.guidance_scale,
+            kept=None if first.kept is None else State.of(first.kept),
         )
 
 
@@ -168,10 +209,17 @@ class Fits:
         ]
 
 
+def pivot_of_steps(model: LatentDiffusion, batch: Batch) -> Generator[StepInfo, None, Tensor]:
+    """The pivots of a batch, [T + 1, B, C, h, w], unless an earlier run has walked them."""
+    if batch.kept is not None:
+        return batch.kept.pivots
+    return (yield from pivots_steps(model, batch.latents, batch.prompt_embeds, batch.num_steps))
+
+
 def fit_steps(
     model: LatentDiffusion, batch: Batch, pivots: Tensor, roles: Roles, options: PerStepOptions
 ) -> Generator[StepInfo, None, Fits]:
-    """Fit the moving branch; see the module's formulae.
+    """Fit the moving branch, from where an earlier run stopped; see the module's formulae.
 
     Args: pivots: [T + 1, B, C, h, w].
 
@@ -179,10 +227,14 @@ def fit_steps(
         NumericalError: the loss stopped being finite; names the timestep.
     """
     name = options.solver
-    run = (solver_named(name) if isinstance(name, str) else name).begin()
-    latents, embeds, fitted = pivots[-1], roles.moving, []
-    evaluations, iterations = ([0] * len(latents) for _ in range(2))
-    for index, timestep in enumerate(model.schedule.timesteps(batch.num_steps)):
+    solver = solver_named(name) if isinstance(name, str) else name
+    nothing = torch.zeros(2, len(batch.latents), dtype=torch.int64)
+    state = batch.kept or State(pivots, pivots[-1], (), nothing, {})
+    run = solver.begin(state.remembered)
+    grid = model.schedule.timesteps(batch.num_steps)
+    for index in range(len(state.fitted), len(grid)):
+        latents, timestep = state.latents, grid[index]
+        embeds = state.fitted[-1] if state.fitted else roles.moving
         task = StepTask.at(
             model,
             latents,
@@ -196,15 +248,14 @@ def fit_steps(
         )
         with model.frozen():
             fit = run.fit(task, embeds, options.inner_loop_at(index))
-        embeds, latents = fit.best.embeds, fit.best.cleaner
-        fitted.append(embeds)
-        evaluations = [a + b for a, b in zip(evaluations, task.unet_evaluations, strict=True)]
-        iterations = [a + b for a, b in zip(iterations, task.gradients, strict=True)]
-        yield _step_info(task, fit, index, batch.num_steps)
-    return Fits(roles.branch, torch.stack(fitted), latents, evaluations, iterations)
+        spent = torch.tensor([task.unet_evaluations, task.gradients])
+        fitted = (*state.fitted, fit.best.embeds)
+        state = State(pivots, fit.best.cleaner, fitted, state.counts + spent, run.remembered())
+        yield _step_info(task, fit, index, batch.num_steps, state)
+    return Fits(roles.branch, torch.stack(state.fitted), state.latents, *state.counts.tolist())
 
 
-def _step_info(task: StepTask, fit: Fit, index: int, num_steps: int) -> StepInfo:
+def _step_info(task: StepTask, fit: Fit, index: int, num_steps: int, state: State) -> StepInfo:
     schedule = task.model.schedule
     return StepInfo(
         "optimise",
@@ -214,4 +265,5 @@ def _step_info(task: StepTask, fit: Fit, index: int, num_steps: int) -> StepInfo
         clean_estimate=schedule.clean_estimate(task.latents, fit.best.noise_pred, task.timestep),
         loss=fit.best.losses.mean().item(),
         inner_steps=fit.inner_steps,
+        kept=state.tensors(),
     )

@@ -15,10 +15,15 @@ from typing import ClassVar
 
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.per_step import Batch, PerStepOptions, fit_steps, prompt_moves
+from nulltext.inversion.per_step import (
+    Batch,
+    PerStepOptions,
+    fit_steps,
+    pivot_of_steps,
+    prompt_moves,
+)
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
-from nulltext.sampling import pivots_steps
 
 
 def check_prompt_branch(what: str, guidance_scale: float) -> None:
@@ -58,6 +63,6 @@ class TextualPivot(PerStepOptions):
     ) -> Generator[StepInfo, None, list[Solution]]:
         """`steps` for several photos at once."""
         batch = Batch.of(problems)
-        pivots = yield from pivots_steps(model, batch.latents, batch.prompt_embeds, batch.num_steps)
+        pivots = yield from pivot_of_steps(model, batch)
         fits = yield from fit_steps(model, batch, pivots, prompt_moves(model, batch), self)
         return fits.solutions(pivots, spent=batch.num_steps)

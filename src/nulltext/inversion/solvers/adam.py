@@ -9,6 +9,7 @@ Source: Kingma & Ba 2015, alg. 1; Mokady et al. 2023, alg. 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,13 @@ from nulltext.inversion.solvers.task import Best, StepTask
 class Adam:
     """It has no options of its own: the learning rate is `NullText`'s."""
 
-    def begin(self) -> Adam:
+    def begin(self, remembered: Mapping[str, Tensor] | None = None) -> Adam:  # noqa: ARG002
         """It remembers nothing from one timestep to the next."""
         return self
+
+    def remembered(self) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
 
     def fit(self, task: StepTask, start: Tensor, loop: InnerLoop) -> Fit:
         """Step until the tolerance or the last step; Adam is elementwise, so photos do not mix."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,10 +40,14 @@ class SolverRun(Protocol):
         """Lower the losses of all the task's photos from `start` [B, R, D], each on its own."""
         ...
 
+    def remembered(self) -> Mapping[str, Tensor]:
+        """What it carries to the next timestep, by names of its own; nothing that changes later."""
+        ...
+
 
 class Solver(Protocol):
     """A frozen dataclass of options."""
 
-    def begin(self) -> SolverRun:
-        """Start at the noisiest timestep."""
+    def begin(self, remembered: Mapping[str, Tensor] | None = None) -> SolverRun:
+        """Start at the noisiest timestep, or go on with what an earlier run remembered."""
         ...

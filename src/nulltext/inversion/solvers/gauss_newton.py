@@ -11,6 +11,7 @@ Source: Nocedal & Wright 2006, sec. 10.3; Björck, Elfving & Strakoš 1998, alg.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +42,13 @@ class GaussNewton:
                 f"{self.trust:g}; choose at least 1, 0, and more than 0 (2, 0.001, 0.3 are usual)."
             )
 
-    def begin(self) -> GaussNewton:
+    def begin(self, remembered: Mapping[str, Tensor] | None = None) -> GaussNewton:  # noqa: ARG002
         """It remembers nothing from one timestep to the next."""
         return self
+
+    def remembered(self) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
 
     def fit(self, task: StepTask, start: Tensor, loop: InnerLoop) -> Fit:
         """Step until the tolerance, the last step, or a step that does not help."""

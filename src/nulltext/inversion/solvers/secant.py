@@ -17,6 +17,7 @@ Source: multisecant methods, Fang & Saad 2009, sec. 2; the step length is Barzil
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,10 @@ FIRST_PROBE = 1e-2
 
 WORTH_A_TEST = 0.8
 """A last test is made where it promises a loss below this fraction of the best one so far."""
+
+
+STEP, IMAGE = "step.", "image."
+"""Begin the names of what is remembered."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +56,37 @@ class Secant:
                 f"{self.trust:g}; choose at least 1, and more than 0 (20, 0.001, 0.3 are usual)."
             )
 
-    def begin(self) -> SecantRun:
-        """Start without any pairs."""
-        return SecantRun(self)
+    def begin(self, remembered: Mapping[str, Tensor] | None = None) -> SecantRun:
+        """Start without any pairs, or with those of an earlier run."""
+        return SecantRun(self, remembered or {})
 
 
 class SecantRun:
     """The solver on its way through the timesteps of one batch."""
 
-    def __init__(self, options: Secant) -> None:
+    def __init__(self, options: Secant, remembered: Mapping[str, Tensor]) -> None:
         self.options = options
         self.memories: list[_Memory] = []
+        steps = [name for name in remembered if name.startswith(STEP)]
+        for name in sorted(steps, key=_place):
+            photo, _ = _place(name)
+            while len(self.memories) <= photo:
+                self.memories.append(_Memory(options))
+            pair = remembered[name], remembered[IMAGE + name.removeprefix(STEP)]
+            self.memories[photo].pairs.append(pair)
+
+    def remembered(self) -> Mapping[str, Tensor]:
+        """The pairs of each photo, oldest first: `step.PHOTO.AGE` and `image.PHOTO.AGE`."""
+        found: dict[str, Tensor] = {}
+        for photo, memory in enumerate(self.memories):
+            for age, (step, image) in enumerate(memory.pairs):
+                found |= {f"{STEP}{photo}.{age}": step, f"{IMAGE}{photo}.{age}": image}
+        return found
 
     def fit(self, task: StepTask, start: Tensor, loop: InnerLoop) -> Fit:
         """Step until the tolerance, the last step, or a step that does not help."""
-        if not self.memories:
-            self.memories = [_Memory(self.options) for _ in start]
+        while len(self.memories) < len(start):  # at first, or where a photo had no pairs
+            self.memories.append(_Memory(self.options))
         best, rows, tried = Best(task, start), task.all_rows, start.detach()
         for inner in range(loop.max_steps + 1):
             left = loop.max_steps - inner
@@ -127,6 +147,12 @@ class SecantRun:
             return points, kept_rows
         sizes = task.sizes(points, kept_rows)
         return points + within_trust(torch.stack(steps), sizes, self.options.trust), kept_rows
+
+
+def _place(name: str) -> tuple[int, int]:
+    """(photo, age) in the name of a remembered step."""
+    photo, age = name.removeprefix(STEP).split(".")
+    return int(photo), int(age)
 
 
 @dataclass(frozen=True)

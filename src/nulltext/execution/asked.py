@@ -1,4 +1,4 @@
-"""What edits `nulltext edit` was asked for: checked before anything is loaded, then put together.
+"""What edits were asked for: checked before anything is loaded, then put together.
 
 Which option belongs to which editor is said once, in `FIELDS`.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext.cli.arguments import parse_weights
-from nulltext.cli.edit_options import EditorName
-from nulltext.cli.sweep import Axis, Sweep, axes_of
 from nulltext.defaults import BLEND_THRESHOLD
 from nulltext.errors import OptionError
+from nulltext.execution.sweep import Axis, Sweep, axes_of
+from nulltext.names import EditorName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +54,8 @@ class Asked:
     blend: Sequence[str]
     blend_except: Sequence[str]
     blend_threshold: float | None
-    sweep: Path | None
+    sweep: bool
+    """Whether there is one."""
     over: Sequence[str]
 
     @classmethod
@@ -84,7 +83,7 @@ class Asked:
         doubled = [name for name in STEERED if name in self.own]
         if self.strength is not None and doubled:
             raise OptionError(f"--strength sets {_flag(doubled[0])}, too; leave one of them out.")
-        if self.over and self.sweep is None:
+        if self.over and not self.sweep:
             raise OptionError("--over says what --sweep varies; add --sweep GRID.png.")
         parse_weights(self.own.get("weight", []))
         if self.blend_except and not self.blend:
@@ -104,7 +103,7 @@ class Asked:
             OptionError: a value is out of range, also of options that are not swept.
         """
         base = self._link(self.base())
-        axes = [] if self.sweep is None else axes_of(self.over, base)
+        axes = [] if not self.sweep else axes_of(self.over, base)
         for axis in axes:
             self._check_axis(axis.name)
         return axes
@@ -163,7 +162,7 @@ class Asked:
         Raises:
             PromptError: no target has a word that is weighted.
         """
-        from nulltext.cli.work import weights_of_targets
+        from nulltext.execution.opening import weights_of_targets
 
         factors = parse_weights(self.own.get("weight", []))
         weights = weights_of_targets(model, self.prompts, factors)
@@ -181,6 +180,26 @@ class Asked:
 
         sweep = Sweep.of(axes, base, edits) if axes else None
         return edits(base), sweep
+
+
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Read `WORD=FACTOR` pairs.
+
+    Raises:
+        OptionError: a pair is malformed.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        word, _, factor = text.rpartition("=")
+        try:
+            weights[word.strip()] = float(factor)
+        except ValueError:
+            word = ""
+        if not word.strip():
+            raise OptionError(
+                f"--weight '{text}' is not WORD=FACTOR with a number; write --weight yellow=2."
+            )
+    return weights
 
 
 def _flag(name: str) -> str:

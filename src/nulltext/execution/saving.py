@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nulltext.cli.report import Reporter, decibels
-from nulltext.cli.sweep import Sweep
 from nulltext.editing import Edit
+from nulltext.execution.figures import decibels
+from nulltext.execution.sweep import Sweep
 from nulltext.images import save_image, to_pil
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.placing import Canvas, Placed, settings_of
@@ -33,19 +33,16 @@ def remark(placed: Placed) -> str | None:
 
 
 def save_placed(
-    reporter: Reporter,
     paths: Sequence[Path],
     placed: Sequence[Placed],
     inversion: Inversion,
     canvas: Canvas,
 ) -> None:
-    """Write edits, their settings as PNG text, and remark on their blends."""
+    """Write edits, with their settings as PNG text."""
     profile = canvas.photo.icc_profile
     for path, one in zip(paths, placed, strict=True):
         text = {"nulltext": json.dumps(settings_of(inversion, one.spec))}
         save_image(one.image, path, icc_profile=profile, text=text)
-        if said := remark(one):
-            reporter.note(said)
 
 
 def save_strip(

@@ -1,0 +1,285 @@
+"""`nulltext batch`: many edits from one file, here or on a cluster, resumable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from nulltext import defaults
+from nulltext.cli.options import (
+    DeviceOption,
+    DTypeOption,
+    JsonOption,
+    LowMemoryOption,
+    ModelOption,
+    QuietOption,
+)
+from nulltext.cli.report import Reporter
+from nulltext.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nulltext.execution.batch import Batch, BatchInfo, Executor, Outcome
+    from nulltext.execution.worker import Setup
+    from nulltext.record import StepInfo
+
+MOST_REASONS = 10
+"""Failures that are told one by one; the others are in results.jsonl."""
+
+ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+")
+"""What may stand behind --ray; anything else there is the next argument."""
+
+
+class OptionalAddress(TyperCommand):
+    """A command whose --ray may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the local cluster's name behind a --ray without an address."""
+        full: list[str] = []
+        for here, following in zip(args, [*args[1:], ""], strict=True):
+            full.append(here)
+            if here == "--ray" and not ADDRESS.fullmatch(following):
+                full.append("local")
+        return super().parse_args(ctx, full)
+
+
+def batch(
+    jobs: Annotated[Path, typer.Argument(metavar="JOBS.jsonl", help="One edit per line, as JSON.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of pictures and rows.")
+    ],
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="On a Ray cluster: HOST:PORT, ray://…, or auto; alone, one of this machine.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", metavar="N", min=1, help="With --ray: models side by side; default: all."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="The first N jobs only.")
+    ] = None,
+    within: Annotated[
+        Path | None,
+        typer.Option(
+            "--within",
+            metavar="FOLDER",
+            help="Refuse jobs whose files are not in there: for job files by somebody else.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look at all jobs, load no model, write nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try jobs that failed once more.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Throw away what an earlier batch left in DIR.")
+    ] = False,
+    model: ModelOption = defaults.MODEL,
+    device: DeviceOption = None,
+    dtype: DTypeOption = "float32",
+    low_memory: LowMemoryOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Edit many photos: one job per line, any option of `edit` by its long name.
+
+    Example: [bold]nulltext batch jobs.jsonl -o edited[/bold] with lines such as
+    [bold]{"image": "a.jpg", "source": "a photo of a rose", "target": "a photo of a tulip"}[/bold]
+
+    It may be stopped or killed at any moment: the same command continues, and repeats nothing that
+    is finished. One bad job does not stop the others. Exit code: 0 all done; 2 some jobs are bad
+    input, which results.jsonl explains line by line; 1 some failed for another reason.
+    """
+    reporter = Reporter(as_json=as_json, quiet=quiet)
+    from nulltext.execution.batch import read_batch
+    from nulltext.execution.worker import Setup
+
+    if workers is not None and ray is None:
+        raise OptionError("--workers is for --ray; add that, or leave it out.")
+    with reporter.busy("Reading the jobs …"):
+        found = read_batch(jobs, limit=limit, within=within)
+    if found.repeated:
+        reporter.note(f"Note: lines that repeat others are done once: {found.repeated}.")
+    if dry_run:
+        _dry_run(reporter, found)
+        return
+    setup = Setup(model, device, dtype, low_memory, output.absolute())
+    with _shown(reporter, len(found.units)) as (show, on_step):
+        outcome = _run(reporter, setup, found, (ray, workers), (fresh, retry_failed), show, on_step)
+    _report(reporter, outcome, output)
+
+
+def _run(
+    reporter: Reporter,
+    setup: Setup,
+    found: Batch,
+    cluster: tuple[str | None, int | None],
+    again: tuple[bool, bool],
+    show: Callable[[BatchInfo], None],
+    on_step: Callable[[StepInfo], None],
+) -> Outcome:
+    """Open the folder, and do what is open."""
+    from nulltext.execution.batch import BATCH, batch_steps, settings_of
+    from nulltext.ledger import open_book
+
+    fresh, retry_failed = again
+    with (
+        _executor(reporter, setup, *cluster, on_step) as executor,
+        open_book(
+            BATCH, setup.folder, settings_of(setup, executor.fingerprint), fresh=fresh
+        ) as book,
+    ):
+        steps = batch_steps(executor, found, book, retry_failed=retry_failed)
+        try:
+            while True:
+                show(next(steps))
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
+        except KeyboardInterrupt:
+            reporter.note(
+                f"Stopped. {len(book.rows)} jobs are kept in {setup.folder}; the same command "
+                "continues there."
+            )
+            raise
+
+
+@contextmanager
+def _executor(
+    reporter: Reporter,
+    setup: Setup,
+    address: str | None,
+    workers: int | None,
+    on_step: Callable[[StepInfo], None],
+) -> Iterator[Executor]:
+    """Who does the work."""
+    if address is None:
+        from nulltext.execution.local import Local
+
+        with reporter.busy(f"Loading the model '{setup.model}' …"):
+            local = Local(setup, on_step)
+        yield local
+        return
+    import torch
+
+    from nulltext.execution.cluster import Cluster
+
+    with reporter.busy("Starting the workers …"):
+        cluster = Cluster(setup, address=address, workers=workers, threads=torch.get_num_threads())
+    reporter.note(f"{cluster.workers} worker{'' if cluster.workers == 1 else 's'} on Ray.")
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@contextmanager
+def _shown(
+    reporter: Reporter, total: int
+) -> Iterator[tuple[Callable[[BatchInfo], None], Callable[[StepInfo], None]]]:
+    """A bar of jobs with the time left; beside it, the step that one worker here is at."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from nulltext.cli.report import STAGES
+
+    columns = (
+        TextColumn("Jobs"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}{task.fields[doing]}", markup=False),
+    )
+    with Progress(*columns, console=reporter.console, speed_estimate_period=3600) as progress:
+        bar = progress.add_task("", total=total, failed="", doing="", start=False)
+
+        def show(info: BatchInfo) -> None:
+            if info.row is None:
+                progress.start_task(bar)
+            failed = f"{info.failed} failed  " if info.failed else ""
+            progress.update(bar, completed=info.done + info.failed, failed=failed, doing="")
+
+        def on_step(info: StepInfo) -> None:
+            stage = STAGES.get(info.stage, info.stage)
+            progress.update(bar, doing=f"{stage} {info.index}/{info.total}")
+
+        yield show, on_step
+
+
+def _dry_run(reporter: Reporter, found: Batch) -> None:
+    """Look at all jobs.
+
+    Raises:
+        typer.Exit: some are bad, with code 2.
+    """
+    from nulltext.execution.batch import Outcome, check_steps
+    from nulltext.execution.units import grouped
+
+    outcome = Outcome()
+    with _shown(reporter, len(found.units)) as (show, _):
+        for info in check_steps(found):
+            show(info)
+            outcome.count(info.row)
+    groups = len(grouped([unit for unit in found.units if not unit.reason]))
+    lines = [f"{len(found.units)} jobs on {groups} inversions; {outcome.done} can be done."]
+    values = {"jobs": len(found.units), "inversions": groups, **_failures(outcome)}
+    reporter.result({"done": 0, **values}, [*lines, *_reasons(outcome)])
+    _exit(outcome)
+
+
+def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
+    """Say what came of it.
+
+    Raises:
+        typer.Exit: some failed.
+    """
+    from nulltext.execution.worker import PICTURES
+    from nulltext.ledger import ROWS
+
+    values = {"done": outcome.done, **_failures(outcome), "results": str(output / ROWS)}
+    lines = [f"{outcome.done} jobs done: {output / PICTURES}, {output / ROWS}"]
+    if outcome.failures:
+        lines += [f"{len(outcome.failures)} failed; --retry-failed tries them again."]
+    reporter.result(values, [*lines, *_reasons(outcome)])
+    _exit(outcome)
+
+
+def _failures(outcome: Outcome) -> dict[str, Any]:
+    rows = outcome.failures[:MOST_REASONS]
+    reasons = [{"line": row["line"], "reason": row["reason"]} for row in rows]
+    return {"failed": len(outcome.failures), "reasons": reasons}
+
+
+def _reasons(outcome: Outcome) -> list[str]:
+    """The first failures, for a person."""
+    return [f"  {row['reason']}" for row in outcome.failures[:MOST_REASONS]]
+
+
+def _exit(outcome: Outcome) -> None:
+    from nulltext.cli.main import EXIT_OURS, EXIT_USER
+
+    if outcome.failures:
+        raise typer.Exit(EXIT_USER if outcome.theirs else EXIT_OURS)

@@ -1,0 +1,201 @@
+"""Many edits: from a job file to a folder of pictures, at any moment of which a kill loses nothing.
+
+    settings.json     model and precision, which must not change midway
+    results.jsonl     one row per job, done or failed; see `ledger`
+    pictures/         what jobs came to
+    inversions/       shared between jobs on the same photo and settings, and the partial ones
+
+A row is written when its pictures are on disk, so a job without a row is simply done again, to the
+same names and bytes. Jobs that share an inversion are handed out together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nulltext import ledger
+from nulltext.errors import DataError, NulltextError, OptionError
+from nulltext.execution.jobs import read_jobs
+from nulltext.execution.request import Opened
+from nulltext.execution.units import Unit, grouped, unit_of
+from nulltext.execution.worker import INVERSIONS, PICTURES, Setup, failed
+from nulltext.files import clear_temporaries
+from nulltext.ledger import Book, Row
+from nulltext.version import __version__
+
+BATCH = ledger.Kind("batch", lambda row: str(row["job"]), (PICTURES, INVERSIONS))
+
+
+class Executor(Protocol):
+    """Who makes rows of units; ready when it is made, and lost units are its own business."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's weights."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many work side by side."""
+        ...
+
+    def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
+        """Exactly one row for each unit, as they come.
+
+        Raises:
+            OutputError: the folder cannot be written any more.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a job file asks for."""
+
+    units: Sequence[Unit]
+    """Each once, in the file's order."""
+    repeated: int
+    """Lines that ask for what another line asks for."""
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """Where a batch is; for progress bars."""
+
+    done: int
+    """Jobs with pictures, earlier runs' included."""
+    failed: int
+    all_jobs: int
+    row: Row | None
+    """What has just come; None at first."""
+
+
+@dataclass
+class Outcome:
+    """What became of a batch's jobs."""
+
+    done: int = 0
+    failures: list[Row] = field(default_factory=list)
+
+    def count(self, row: Row | None) -> None:
+        """Add a job's row."""
+        if row is not None and row["status"] == "ok":
+            self.done += 1
+        elif row is not None:
+            self.failures.append(row)
+
+    @property
+    def theirs(self) -> bool:
+        """Whether all failures are of the jobs' own making, to be mended in the job file."""
+        return all(row["input"] for row in self.failures)
+
+
+def read_batch(path: Path, *, limit: int | None = None, within: Path | None = None) -> Batch:
+    """Read a job file; opens the files that it names only to tell their contents apart.
+
+    Args:
+        limit: read that many jobs at most. within: the folder that their files have to be in.
+
+    Raises:
+        DataError: it cannot be read, or holds no job. OptionError: the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise OptionError(f"The limit is {limit}; choose 1 job or more.")
+    units: dict[str, Unit] = {}
+    count = 0
+    for found in read_jobs(path):
+        unit = unit_of(found, within)
+        units.setdefault(unit.id, unit)
+        count += 1
+        if count == limit:
+            break
+    if not units:
+        raise DataError(
+            f"'{path}' holds no jobs; write lines such as "
+            '{"image": "a.jpg", "source": "a photo of …", "target": "a photo of …"}.'
+        )
+    return Batch(list(units.values()), count - len(units))
+
+
+def check_steps(batch: Batch) -> Iterator[BatchInfo]:
+    """Look at every job as far as that goes without a model: options, photos, masks, inversions."""
+    bad = 0
+    for index, unit in enumerate(batch.units, start=1):
+        reason = _mistake(unit)
+        bad += reason is not None
+        row = {**unit.names, "status": "ok"}
+        if reason is not None:
+            row = failed(unit, reason, theirs=True)
+        yield BatchInfo(index - bad, bad, len(batch.units), row)
+
+
+def _mistake(unit: Unit) -> str | None:
+    if unit.job is None or unit.reason:
+        return unit.reason
+    try:
+        order = unit.job.order()
+        order.check()
+        order.asked.axes()
+        if order.request.inversion is None:
+            order.request.plan()
+        Opened.of(order.request)
+    except NulltextError as error:
+        return f"Line {unit.line}: {error}"
+    return None
+
+
+def settings_of(setup: Setup, fingerprint: str) -> dict[str, Any]:
+    """What all rows of a folder have in common."""
+    return {
+        "nulltext": __version__,
+        "model": f"{setup.model} ({fingerprint[:8]})",
+        "dtype": setup.dtype,
+    }
+
+
+def batch_steps(
+    executor: Executor, batch: Batch, book: Book, *, retry_failed: bool = False
+) -> Generator[BatchInfo, None, Outcome]:
+    """Do every job that is still open, yielding first and after each row.
+
+    Args:
+        book: opened as a `BATCH`.
+
+    Raises:
+        OutputError: the folder cannot be written any more.
+    """
+    _clear(book.folder)
+    wanted = {unit.id for unit in batch.units}
+    book.forget(lambda row: row["status"] == "ok" and not _is_there(book.folder, row))
+    if retry_failed:
+        book.forget_failed()
+    outcome = Outcome()
+    for row in book.rows:
+        if row["job"] in wanted:
+            outcome.count(row)
+    known = book.keys
+    still = [unit for unit in batch.units if unit.id not in known]
+    total = len(batch.units)
+    yield BatchInfo(outcome.done, len(outcome.failures), total, None)
+    for row in executor.rows(grouped(still)):
+        book.add(row)
+        outcome.count(row)
+        yield BatchInfo(outcome.done, len(outcome.failures), total, row)
+    return outcome
+
+
+def _is_there(folder: Path, row: Row) -> bool:
+    """Whether a row's pictures have not been taken away."""
+    return all((folder / name).is_file() for name in row["outputs"])
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed workers of this machine were writing."""
+    clear_temporaries(folder)
+    for part in (PICTURES, INVERSIONS):
+        for below in (folder / part).iterdir():
+            if below.is_dir() and not below.is_symlink():
+                clear_temporaries(below)

@@ -1,0 +1,40 @@
+"""Units one after the other, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING
+
+from nulltext.execution.units import Unit
+from nulltext.execution.worker import Setup, Worker
+from nulltext.ledger import Row
+
+if TYPE_CHECKING:
+    from nulltext.record import StepInfo
+
+
+class Local:
+    """An executor: see `batch.Executor`.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+
+    def __init__(self, setup: Setup, on_step: Callable[[StepInfo], None] | None = None) -> None:
+        self.worker, self.on_step = Worker(setup), on_step
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's weights."""
+        return self.worker.model.fingerprint
+
+    @property
+    def workers(self) -> int:
+        """One."""
+        return 1
+
+    def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
+        """A row for each unit, in their order."""
+        for group in groups:
+            for unit in group:
+                yield self.worker.do(unit, self.on_step)

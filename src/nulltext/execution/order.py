@@ -1,0 +1,159 @@
+"""One edit from its options to its pictures: the way that the command line and a batch share.
+
+options --> Order --> Opened (files) --> EditSpecs (words, by the model) --> Pictures --> files
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nulltext import defaults
+from nulltext.execution.asked import FIELDS, Asked
+from nulltext.execution.request import Opened, Request
+from nulltext.names import EditorName, SourceBranch
+
+if TYPE_CHECKING:
+    from nulltext.edit_spec import EditSpec
+    from nulltext.editing import Edit
+    from nulltext.execution.sweep import Sweep
+    from nulltext.models.latent_diffusion import LatentDiffusion
+    from nulltext.placing import Canvas, Placed
+    from nulltext.record import Inversion, StepInfo
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything about an edit but where its pictures go."""
+
+    request: Request
+    asked: Asked
+    source_branch: SourceBranch
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Order:
+        """From options of `edit` by their long names; one that is None or left out is not given."""
+        given = {name: value for name, value in options.items() if value is not None}
+        own = {field.name for field in fields(Request)}
+        return cls(
+            request=Request(**{name: given[name] for name in given if name in own}),
+            asked=Asked.given(
+                {name: given[name] for name in FIELDS if name in given},
+                targets=given.get("target", []),
+                then=given.get("then", []),
+                then_strength=given.get("then_strength"),
+                editor=EditorName(given.get("editor", EditorName.PROMPT_TO_PROMPT)),
+                strength=given.get("strength"),
+                target_guidance=given.get("target_guidance"),
+                blend=given.get("blend", []),
+                blend_except=given.get("blend_except", []),
+                blend_threshold=given.get("blend_threshold"),
+                sweep=bool(given.get("sweep", False)),
+                over=given.get("over", []),
+            ),
+            source_branch=given.get("source_branch", "replay"),
+        )
+
+    def check(self) -> None:
+        """Refuse what cannot be meant; loads nothing.
+
+        Raises:
+            OptionError: so it is.
+        """
+        self.request.check(self.asked.targets, blends=bool(self.asked.blend))
+        self.asked.check()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What came of an order."""
+
+    inversion: Inversion
+    edit: Edit
+    canvas: Canvas
+    wanted: Sequence[Placed]
+    """What was asked for, in its order."""
+    reconstructed_by: str
+    """What the reconstruction beside the edits follows."""
+    sweep: Sweep | None
+    swept: Sequence[Placed]
+    """`sweep.specs`, in their order."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What JSON says of them."""
+        header = self.inversion.header
+        return {
+            "psnr_bound": header.psnr_bound,
+            "psnr_replay": header.psnr_reconstruction,
+            "psnr_reconstruction": self.edit.psnr_reconstruction,
+            "changed_fraction": max(one.changed_fraction for one in self.wanted),
+            "psnr_outside": min(one.psnr_outside for one in self.wanted),
+            "mask_fraction": [one.mask_fraction for one in self.wanted],
+        }
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is odd about them, for a person."""
+        from nulltext.execution.saving import remark
+
+        return [said for one in self.wanted if (said := remark(one))]
+
+    def save(
+        self,
+        model: LatentDiffusion,
+        outputs: Sequence[Path],
+        strip: Path | None,
+        sweep: Path | None,
+    ) -> None:
+        """Write them, each file whole or not at all.
+
+        Raises:
+            OutputError: one cannot be written.
+        """
+        from nulltext.execution.saving import save_placed, save_strip, save_sweep
+
+        save_placed(outputs, self.wanted, self.inversion, self.canvas)
+        if strip:
+            pictures = (self.inversion, self.edit, self.wanted, self.canvas)
+            save_strip(strip, model, *pictures, self.reconstructed_by)
+        if sweep and self.sweep:
+            save_sweep(sweep, self.sweep, self.swept, self.canvas)
+
+
+def pictures_of(
+    model: LatentDiffusion,
+    order: Order,
+    opened: Opened,
+    made: Inversion,
+    specs: Sequence[EditSpec],
+    sweep: Sweep | None,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> Pictures:
+    """Sample all edits, the sweep's among them, and put them into their canvas.
+
+    Args:
+        specs, sweep: of `order.asked.specs`.
+
+    Raises:
+        NulltextError: see `editing.edit`.
+    """
+    from nulltext.editing import edit_steps
+    from nulltext.placing import Canvas, place
+    from nulltext.record import run
+    from nulltext.sampling import exact_source_step, source_step
+
+    branches = {
+        "exact": (exact_source_step, "exact trajectory"),
+        "replay": (source_step, made.header.method),
+    }
+    branch, followed = branches[order.source_branch]
+    everything = [*specs, *(sweep.specs if sweep else [])]
+    result = run(edit_steps(model, made, everything, source_branch=branch), on_step)
+    canvas = Canvas.of(made, opened.photo, full=order.request.full)
+    detail = order.request.detail or defaults.DETAIL
+    placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(everything)]
+    wanted, swept = placed[: len(specs)], placed[len(specs) :]
+    return Pictures(made, result, canvas, wanted, followed, sweep, swept)

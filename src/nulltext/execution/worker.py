@@ -1,0 +1,232 @@
+"""Who does the work: one model, and a folder that results are put into, unit by unit.
+
+    inversions/ab/DIGEST.safetensors            by all that an inversion follows from
+    inversions/ab/DIGEST.safetensors.partial    one on its way
+    pictures/ab/NAME-ID.png                     by the job's id
+
+An inversion is always read back from its file, also by who has just made it, so that no picture
+depends on who made it. Rows are plain data; who keeps them is somebody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nulltext.errors import InversionFileError, NulltextError, OutputError, UserError
+from nulltext.execution.captions import caption_of, check_readable
+from nulltext.execution.order import Order, Pictures, pictures_of
+from nulltext.execution.request import Opened
+from nulltext.execution.units import Unit
+from nulltext.inversion_file import SUFFIX
+from nulltext.ledger import Row
+from nulltext.names import Precision
+
+if TYPE_CHECKING:
+    from nulltext.edit_spec import EditSpec
+    from nulltext.record import Inversion, StepInfo
+
+PICTURES, INVERSIONS = "pictures", "inversions"
+
+LONGEST_STEM = 40
+"""Letters of a photo's name that its pictures' names begin with."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all workers of a batch have in common; plain data."""
+
+    model: str
+    device: str | None
+    dtype: Precision
+    low_memory: bool
+    folder: Path
+    """Absolute; for workers on several machines, at the same place on all of them."""
+
+
+class Worker:
+    """A model at work.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        from nulltext.models.load import load
+
+        memory: Any = "low" if setup.low_memory else "plenty"
+        self.setup = setup
+        self.model = load(setup.model, device=setup.device, dtype=setup.dtype, memory=memory)
+
+    def do(self, unit: Unit, on_step: Callable[[StepInfo], None] | None = None) -> Row:
+        """Make a unit's pictures, and the row that tells of them, or of why there are none.
+
+        Raises:
+            OutputError: the folder cannot be written any more.
+        """
+        if unit.job is None or unit.reason:
+            return failed(unit, unit.reason, theirs=True)
+        try:
+            return self._done(unit, unit.job.order(), on_step)
+        except OutputError:
+            raise
+        except NulltextError as error:
+            return failed(unit, f"Line {unit.line}: {error}", theirs=isinstance(error, UserError))
+        except Exception as error:  # one bad job is no reason to lose the others
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            return failed(unit, f"Line {unit.line}: {said}", theirs=False)
+
+    def _done(self, unit: Unit, order: Order, on_step: Callable[[StepInfo], None] | None) -> Row:
+        order.check()
+        axes = order.asked.axes()
+        words = partial(caption_of, "source", captioner=order.request.captioner, device=None)
+        opened = Opened.of(order.request).with_words(words)
+        if opened.prompt:
+            check_readable(self.model, "source", opened.prompt)
+        specs, sweep = order.asked.specs(self.model, opened.mask, axes)
+        everything = [*specs, *(sweep.specs if sweep else [])]
+        made, shared = self._inversion(opened, everything, on_step)
+        started = time.perf_counter()
+        pictures = pictures_of(self.model, order, opened, made, specs, sweep, on_step)
+        seconds = time.perf_counter() - started
+        options = {} if unit.job is None else unit.job.options
+        files = self._saved(unit, pictures, strip=bool(options.get("strip")))
+        return finite(
+            {
+                **unit.names,
+                "status": "ok",
+                "source": opened.prompt,
+                **files,
+                **shared,
+                **pictures.figures,
+                "seconds_edit": round(seconds, 3),
+                "unet_evaluations_edit": pictures.edit.unet_evaluations,
+                "remarks": pictures.remarks,
+            }
+        )
+
+    def _inversion(
+        self,
+        opened: Opened,
+        specs: list[EditSpec],
+        on_step: Callable[[StepInfo], None] | None,
+    ) -> tuple[Inversion, dict[str, Any]]:
+        """The saved one, one that another job of this batch has made, or a new one."""
+        from nulltext.editing import check_specs
+        from nulltext.inversion.request import InversionRequest
+        from nulltext.sampling import check_model
+
+        if opened.saved is not None:
+            check_model(self.model, opened.saved)
+        check_specs(self.model, opened.prompt, specs)
+        if opened.saved is not None:
+            return opened.saved, {"inversion": None, **_cost(0, 0.0)}
+        asked, photo = opened.request, opened.photo
+        assert photo is not None
+        plan = asked.plan()
+        request = InversionRequest.checked(
+            self.model,
+            photo,
+            opened.prompt,
+            plan.method,
+            plan.num_steps,
+            asked.guidance_scale,
+            opened.box,
+            asked.size_choice,
+            asked.noise_seed,
+        )
+        return self._stored(request, on_step)
+
+    def _stored(
+        self, request: Any, on_step: Callable[[StepInfo], None] | None
+    ) -> tuple[Inversion, dict[str, Any]]:
+        from nulltext.inversion.invert import request_steps
+        from nulltext.inversion.partial import digest_of, partial_of, remove_partial
+        from nulltext.record import Inversion, run
+
+        digest = digest_of(request.identity(self.model))
+        name = f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}"
+        path, cost = self._target(name), _cost(0, 0.0)
+        try:
+            found = Inversion.load(path)
+        except InversionFileError:  # none yet, or damaged
+            made = run(request_steps(self.model, request, partial_of(path)), on_step)
+            made.save(path)
+            cost = _cost(made.header.unet_evaluations, made.header.seconds)
+            found = Inversion.load(path)
+        remove_partial(path)
+        return found, {"inversion": name, **cost}
+
+    def _saved(self, unit: Unit, pictures: Pictures, *, strip: bool) -> dict[str, Any]:
+        """Write everything; returns names relative to the folder, and digests of the pictures."""
+        options = {} if unit.job is None else unit.job.options
+        stem = Path(str(options.get("image") or options.get("inversion"))).stem
+        stem = re.sub(r"[^\w-]+", "-", stem)[:LONGEST_STEM].strip("-") or "picture"
+        base = f"{PICTURES}/{unit.id[:2]}/{stem}-{unit.id}"
+        count = len(pictures.wanted)
+        outputs = [f"{base}.png"] if count == 1 else [f"{base}-{i + 1}.png" for i in range(count)]
+        strip_name = f"{base}-strip.png" if strip else None
+        sweep_name = f"{base}-sweep.png" if pictures.sweep else None
+        pictures.save(
+            self.model,
+            [self._target(name) for name in outputs],
+            self._target(strip_name) if strip_name else None,
+            self._target(sweep_name) if sweep_name else None,
+        )
+        digests = [
+            hashlib.sha256((self.setup.folder / name).read_bytes()).hexdigest() for name in outputs
+        ]
+        return {"outputs": outputs, "sha256": digests, "strip": strip_name, "sweep": sweep_name}
+
+    def _target(self, name: str) -> Path:
+        return target_in(self.setup.folder, name)
+
+
+def target_in(folder: Path, name: str) -> Path:
+    """The file of a name of ours in a folder; makes the folders between.
+
+    Raises:
+        OutputError: they cannot be made, or a symbolic link leads out of the folder.
+    """
+    from nulltext.files import unwritable
+
+    path = folder / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.resolve() != folder.resolve() / name:
+            raise OutputError(
+                f"'{path}' leads elsewhere by a symbolic link; remove the link, or choose another "
+                "folder."
+            )
+    except (OSError, RuntimeError) as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def failed(unit: Unit, reason: str, *, theirs: bool) -> Row:
+    """The row of a unit that could not be done.
+
+    Args:
+        theirs: whether it is the job's fault, so that whoever wrote it can mend it.
+    """
+    return {**unit.names, "status": "failed", "reason": reason, "input": theirs}
+
+
+def finite(row: Row) -> Row:
+    """JSON has no infinity (the PSNR of equal pictures): it becomes null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+
+
+def _cost(unet_evaluations: int, seconds: float) -> dict[str, Any]:
+    """Of an inversion, for the job that had it made; the others have it for nothing."""
+    return {"unet_evaluations_invert": unet_evaluations, "seconds_invert": round(seconds, 3)}

@@ -1,0 +1,104 @@
+"""What is to be inverted, checked, and what its inversion is known by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from nulltext.errors import OptionError
+from nulltext.framing import SizeChoice, box_for
+from nulltext.images import CropBox
+from nulltext.inversion.base import InversionMethod
+from nulltext.inversion.registry import method_named
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.photos import Photo, load_photo
+from nulltext.version import __version__
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PhotoLike: TypeAlias = "Photo | str | Path | Image.Image"
+"""A file, a PIL image, or a loaded photo."""
+
+
+@dataclass(frozen=True)
+class InversionRequest:
+    """A checked call of `invert`, for one photo."""
+
+    photo: Photo
+    box: CropBox
+    size: tuple[int, int]
+    """(height, width) that the model works at."""
+    prompt: str
+    method: InversionMethod
+    num_steps: int
+    guidance_scale: float
+    seed: int
+
+    @classmethod
+    def checked(
+        cls,
+        model: LatentDiffusion,
+        photo: PhotoLike,
+        prompt: str,
+        method: str | InversionMethod,
+        num_steps: int,
+        guidance_scale: float,
+        crop: CropBox | None,
+        size: SizeChoice,
+        seed: int,
+    ) -> InversionRequest:
+        """Check what can be checked before any work.
+
+        Args: as in `invert.invert`.
+
+        Raises:
+            UserError: one of `ImageError`, `PromptError`, `OptionError`.
+        """
+        chosen = method_named(method) if isinstance(method, str) else method
+        _check_guidance(guidance_scale)
+        _check_seed(seed)
+        chosen.check(guidance_scale)
+        model.schedule.timesteps(num_steps)
+        model.tokenize(prompt, allow_empty=True)
+        loaded = photo if isinstance(photo, Photo) else load_photo(photo)
+        box = crop or box_for(loaded.size, size)
+        box.check_inside(loaded.size)
+        seen_at = model.sizes.of(box, size)
+        return cls(loaded, box, seen_at, prompt, chosen, num_steps, guidance_scale, seed)
+
+    def identity(self, model: LatentDiffusion) -> dict[str, Any]:
+        """All that the result depends on, as JSON: equal identities, equal inversions.
+
+        (To rounding, where devices or numbers of threads differ.)
+        """
+        return {
+            "nulltext": __version__,
+            "fingerprint": model.fingerprint,
+            "precision": str(model.unet.dtype),
+            "image_sha256": self.photo.sha256,
+            "crop": self.box.as_list(),
+            "size": list(self.size),
+            "prompt": self.prompt,
+            "method": self.method.name,
+            "options": repr(self.method),
+            "timesteps": list(model.schedule.timesteps(self.num_steps)),
+            "guidance_scale": float(self.guidance_scale),
+            "seed": self.seed,
+        }
+
+
+def _check_guidance(guidance_scale: float) -> None:
+    if not math.isfinite(guidance_scale) or guidance_scale < 0:
+        raise OptionError(
+            f"The guidance scale is {guidance_scale:g}; choose a number from 0 up (7.5 is usual)."
+        )
+
+
+def _check_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**63:
+        raise OptionError(
+            f"The seed is {seed}; choose a whole number of at most 63 bits, such as 0."
+        )

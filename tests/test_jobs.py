@@ -1,0 +1,192 @@
+"""Job files: whatever stands in a line leads to a job or to one sentence, and lines have an id."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+from dataclasses import fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nulltext.cli.edit import edit
+from nulltext.errors import DataError, UserError
+from nulltext.execution.jobs import (
+    LONGEST_LINE,
+    LONGEST_TEXT,
+    OPTIONS,
+    OURS,
+    Job,
+    Refused,
+    parse_job,
+    read_jobs,
+)
+from nulltext.execution.request import Request
+from nulltext.execution.units import grouped, unit_of
+
+GOOD = {"image": "a.png", "source": "a cat", "target": "a dog"}
+
+
+def parsed(base, **more):
+    return parse_job(json.dumps(GOOD | more).encode(), 3, base)
+
+
+def test_a_job_has_every_option_of_edit():
+    """But those that are the batch's own, which it is told by name."""
+    own = set(inspect.signature(edit).parameters)
+    assert OPTIONS.keys() | OURS.keys() == own
+    assert not OPTIONS.keys() & OURS.keys()
+
+
+def test_every_option_reaches_the_order(tmp_path):
+    given = {
+        "mask": "m.png",
+        "full": True,
+        "method": "direct",
+        "steps": 7,
+        "guidance": 3,
+        "crop": "0,0,20",
+        "size": "photo",
+        "seed": 5,
+        "captioner": "flowers",
+        "inner_steps": 2,
+        "solver": "secant",
+        "budget": "fast",
+        "inversion": "i.safetensors",
+    }
+    job = parsed(tmp_path, **given, weight="dog=2", strength=0.3, detail="model", then=["a cow"])
+    assert isinstance(job, Job)
+    order = job.order()
+    asked = {name: getattr(order.request, name) for name in given}
+    paths = {name: tmp_path / given[name] for name in ("mask", "inversion")}
+    assert asked == given | paths
+    assert order.request.image == tmp_path / "a.png"
+    assert {field.name for field in fields(Request)} - OPTIONS.keys() == {
+        *("save_inversion", "low_memory", "fresh")
+    }
+    assert (order.asked.prompts, order.asked.strength) == (["a dog", "a cow"], 0.3)
+    assert order.asked.own == {"weight": ["dog=2"]}
+    assert (order.detail, order.source_branch) == ("model", "replay")
+
+
+REFUSED = {
+    "{": "no JSON",
+    "[]": "no JSON object",
+    "3": "no JSON object",
+    "[" * 30_000: "no JSON",
+    '{"image": "a", "image": "b"}': 'has "image" twice',
+    '{"target": NaN}': "holds NaN",
+    '{"target": "x", "strength": 1e999}': "no finite number",
+    '{"target": "x", "steps": 1.5}': "no whole number from 1",
+    '{"target": "x", "steps": true}': "no whole number",
+    '{"target": "x", "steps": ' + "9" * 400 + "}": "no whole number",
+    '{"target": "x", "seed": 9223372036854775808}': "no whole number",
+    '{"target": "x", "full": 1}': "neither true nor false",
+    '{"target": "x", "strip": "../../etc/x.png"}': "neither true nor false",
+    '{"target": "x", "output": "../x.png"}': 'has "output", which a job has not',
+    '{"target": "x", "save_inversion": "/x"}': "a batch keeps every inversion itself",
+    '{"target": "x", "model": "owner/name"}': "nulltext batch --model",
+    '{"target": "x", "trust_remote_code": true}': "no option of `nulltext edit`",
+    '{"target": "x", "method": "magic"}': "none of null-text, ddim",
+    '{"target": []}': "a list of 0; give 1 to 64",
+    '{"target": [1]}': "no text",
+    '{"target": "\\ud800"}': "no text that can be written",
+    '{"target": "x", "image": "a\\u0000b"}': "no text that can be written",
+    '{"target": "x", "image": " "}': "empty",
+    '{"target": "' + "x" * (LONGEST_TEXT + 1) + '"}': "longer than 4096 characters",
+    '{"image": "a"}': 'has no "target"',
+}
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED.items(), ids=REFUSED.values())
+def test_a_bad_line_is_one_sentence_with_its_number(tmp_path, line, said):
+    found = parse_job(line.encode(), 3, tmp_path)
+    assert isinstance(found, Refused)
+    assert found.reason.startswith("Line 3 ")
+    assert said in found.reason
+    assert "\n" not in found.reason
+    assert len(found.reason) < 300
+
+
+def test_a_file_is_read_line_by_line(tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    good = json.dumps(GOOD).encode()
+    long = b'{"target": "' + b"x" * 10 * LONGEST_LINE + b'"}'
+    path.write_bytes(b"\n".join([good, b"", b"\xff\xfe", long, good + b"\r"]))
+    found = list(read_jobs(path))
+    assert [one.line for one in found] == [1, 3, 4, 5]
+    assert [type(one) for one in found] == [Job, Refused, Refused, Job]
+    assert f"more than {LONGEST_LINE} bytes" in found[2].reason
+    assert len(found[2].text) <= LONGEST_LINE
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, said in ((tmp_path, "no regular file"), (pipe, "no regular file")):
+        with pytest.raises(DataError, match=said):
+            list(read_jobs(path))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_jobs(tmp_path / "none"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(options=st.dictionaries(st.sampled_from([*OPTIONS, *OURS, "x"]), json_values))
+def test_no_line_ends_in_a_traceback(tmp_path_factory, options):
+    base = tmp_path_factory.getbasetemp()
+    for whole in (options, GOOD | options):
+        found = parse_job(json.dumps(whole).encode(), 1, base)
+        if isinstance(found, Job):
+            with contextlib.suppress(UserError):
+                found.order().check()
+            unit_of(found)
+
+
+@settings(max_examples=150, deadline=None)
+@given(line=st.binary(max_size=200))
+def test_no_bytes_end_in_a_traceback(tmp_path_factory, line):
+    assert isinstance(parse_job(line, 1, tmp_path_factory.getbasetemp()), Job | Refused)
+
+
+def test_an_id_is_of_the_options_and_of_what_is_in_the_files(tmp_path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"one")
+    first = unit_of(parsed(tmp_path))
+    assert unit_of(parsed(tmp_path)) == first
+    assert unit_of(parse_job(json.dumps(GOOD).encode(), 9, tmp_path)).id == first.id
+    other = unit_of(parsed(tmp_path, target="a cow"))
+    assert other.id != first.id
+    assert other.group == first.group
+    assert unit_of(parsed(tmp_path, steps=3)).group != first.group
+    picture.write_bytes(b"two")
+    changed = unit_of(parsed(tmp_path))
+    assert changed.id != first.id
+    assert changed.group != first.group
+    assert grouped([first, changed, other]) == [[first, other], [changed]]
+
+
+def test_files_must_be_regular_and_may_be_kept_within_a_folder(tmp_path):
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (tmp_path / "a.png").write_bytes(b"x")
+    (inside / "link.png").symlink_to(tmp_path / "a.png")
+    (inside / "b.png").write_bytes(b"x")
+    (inside / "loop.png").symlink_to("loop.png")
+    os.mkfifo(inside / "pipe.png")
+    for name in ("../a.png", "link.png", str(tmp_path / "a.png")):
+        job = parsed(inside, image=name)
+        assert unit_of(job).reason == ""
+        assert "where --within keeps" in unit_of(job, inside).reason
+    assert unit_of(parsed(inside, image="b.png"), inside).reason == ""
+    for name in ("pipe.png", "loop.png", ".", "none.png", "x" * 400):
+        assert unit_of(parsed(inside, image=name)).reason.startswith("Line 3: ")
