@@ -69,7 +69,7 @@ def test_every_option_reaches_the_order(tmp_path):
     }
     assert (order.asked.prompts, order.asked.strength) == (["a dog", "a cow"], 0.3)
     assert order.asked.own == {"weight": ["dog=2"]}
-    assert (order.detail, order.source_branch) == ("model", "replay")
+    assert (order.request.detail, order.source_branch) == ("model", "replay")
 
 
 REFUSED = {

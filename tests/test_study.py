@@ -431,7 +431,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, fresh):
     (tmp_path / "pictures" / "wedding.jpg").write_bytes(b"precious")
     (tmp_path / "results.jsonl").write_text('{"own": 1}\n')
     with (
-        pytest.raises(OutputError, match="not nulltext's results"),
+        pytest.raises(OutputError, match="not a study or benchmark's"),
         open_book(tmp_path, {"version": 1}, fresh=fresh),
     ):
         pass
