@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -104,7 +105,9 @@ def _pump(stream: Any, lines: queue.Queue[str]) -> None:
 
 
 def _work(name: str, first: int, count: int, seed: int) -> None:
-    """Judge inputs of one reader and print a line for each."""
+    """Judge inputs of one reader and print a line for each; what libraries print goes elsewhere."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with judge.Bench.of(READERS[name]) as bench:
         for origin in judge.corpus_of(name)[:3]:  # whatever is imported is not an input's memory
             bench.judge(origin.name, origin.read_bytes())
@@ -113,8 +116,7 @@ def _work(name: str, first: int, count: int, seed: int) -> None:
             verdict = bench.judge(*_input(name, number, seed))
             report = {"number": number, "outcome": verdict.outcome}
             report["detail"] = verdict.detail if verdict.broken else ""
-            sys.stdout.write(json.dumps(report) + "\n")
-            sys.stdout.flush()
+            print(json.dumps(report), file=out, flush=True)
 
 
 def _input(name: str, number: int, seed: int) -> tuple[str, bytes]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext.errors import InversionFileError, reason_of
+from nulltext.errors import InversionFileError, reason_of, shortened
 from nulltext.files import replace_file
 from nulltext.untrusted import MEGABYTE, parse_json
 
@@ -111,8 +111,8 @@ def read_header(path: Path) -> dict[str, Any]:
         raise _damaged(path, ValueError(f"its format version is {version!r}"))
     if version > FORMAT_VERSION:
         raise InversionFileError(
-            f"'{path}' is of format version {version}, and this nulltext reads up to "
-            f"{FORMAT_VERSION}; upgrade nulltext, or invert the photo again."
+            f"'{path}' is of format version {shortened(str(version))}, and this nulltext reads "
+            f"up to {FORMAT_VERSION}; upgrade nulltext, or invert the photo again."
         )
     assert isinstance(header, dict)
     return header

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import re
 import stat
 import warnings
@@ -102,10 +103,19 @@ def load_photo(source: str | Path | Image.Image, *, max_pixels: int | None = Non
         _check_regular_file(path, name)
         Image.init()  # registers the optional decoders, so that the list holds what there is
         formats = [key for key in _READABLE if key in Image.OPEN]
-        with path.open("rb") as file:
+        with _Sized(io.FileIO(path)) as file:
             _refuse_foreign(file.read(64), name)
             with Image.open(file, formats=formats) as image:
                 return _to_photo(image, name, path, most)
+
+
+class _Sized(io.BufferedReader):
+    """A file that is never asked for more bytes than are left, since room is made for all of them:
+    decoders believe the lengths that damaged files claim."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextlib.contextmanager

@@ -231,7 +231,7 @@ def _eyes(config: Mapping[str, Any]) -> Eyes:
         raise ValueError("there are three channels")
     if not all(map(math.isfinite, (*mean, *deviation))) or min(deviation) <= 0:
         raise ValueError("means are finite, deviations above 0")
-    if not 1 <= int(side) <= MAX_SIDE:
+    if not 1 <= side <= MAX_SIDE:
         raise ValueError(f"the side is from 1 to {MAX_SIDE} pixels")
     return Eyes(int(side), mean, deviation)
 
