@@ -57,7 +57,7 @@ def _run(names: list[str], count: int, seed: int) -> int:
         for report in _reports(name, wanted, seed):
             outcomes[report["outcome"]] += 1
             if report["outcome"] not in ("read", "refused"):
-                print(f"{name} {report['number']}: {report['outcome']} {report['detail']}")
+                print(f"{name} {report['number']}: {report['outcome']} {report['detail'][-300:]}")
                 _keep(name, report["number"], seed)
         print(f"{name:<12}{sum(outcomes.values()):>7}  {_said(outcomes)}", flush=True)
         total += outcomes
