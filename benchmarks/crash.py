@@ -1,7 +1,7 @@
 """What is left after kill -9? Runs that are killed at random moments, and the same commands again.
 
     python benchmarks/crash.py invert --kills 50
-    python benchmarks/crash.py batch  --kills 50
+    python benchmarks/crash.py batch  --kills 50 --jobs 12
     python benchmarks/crash.py ray    --jobs 200 --workers 2 --every 5
     python benchmarks/crash.py speed  --jobs 60
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("invert", "batch", "ray", "speed"))
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--photos", type=int, default=None, help="default: a job in five")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
@@ -60,27 +60,28 @@ def main() -> None:
 
 
 def inverts(options: argparse.Namespace) -> None:
-    """Each inversion is killed once, and the same command ends it."""
+    """Inversions that are killed once each, and ended by the same command."""
     folder = options.folder.absolute()
     line = ["invert", str(PHOTO), "--prompt", SOURCE, "--steps", str(options.steps)]
-    line += ["--inner-steps", "3", "--model", options.model, "--quiet", "-o"]
+    line += ["--inner-steps", "10", "--model", options.model, "--quiet", "-o"]
     whole, took = timed([*line, str(folder / "whole.safetensors")])
     assert whole == 0
-    counts = dict.fromkeys(("killed", "left a partial file", "finished", "wrong"), 0)
-    for index in range(options.kills):
-        own = folder / str(index)
-        own.mkdir()
+    names = ("killed", "of these with a partial file", "ended before the kill", "wrong")
+    counts = dict.fromkeys(names, 0)
+    while counts["killed"] < options.kills:
+        own = folder / str(sum(counts.values()))
+        own.mkdir(exist_ok=True)
         target = own / "x.safetensors"
         died = killed_after([*line, str(target)], random.uniform(0, took))
-        counts["killed" if died else "finished"] += 1
-        counts["left a partial file"] += partials.partial_of(target).exists()
+        counts["killed" if died else "ended before the kill"] += 1
+        counts["of these with a partial file"] += partials.partial_of(target).exists()
         if target.exists():  # under its final name it must be whole
             nulltext.Inversion.load(target)
         code, _ = timed([*line, str(target)])
         same = code == 0 and inversion_of(target) == inversion_of(folder / "whole.safetensors")
         clean = [path.name for path in own.iterdir()] == [target.name]
         counts["wrong"] += not (same and clean)
-        print(f"{index + 1}/{options.kills} {counts}", flush=True)
+        print(counts, flush=True)
         shutil.rmtree(own)
     report("invert", options, counts, {"seconds of an undisturbed run": round(took, 2)})
 
@@ -88,7 +89,7 @@ def inverts(options: argparse.Namespace) -> None:
 def batches(options: argparse.Namespace) -> None:
     """One batch is killed again and again; then another one, until there were enough kills."""
     folder = options.folder.absolute()
-    jobs = write_jobs(folder, options.jobs if options.jobs != 200 else 12, 4, options.steps)
+    jobs = write_jobs(folder, options.jobs, options.photos or 4, options.steps)
     line = ["batch", str(jobs), "--model", options.model, "--quiet", "-o"]
     code, took = timed([*line, str(folder / "whole")])
     assert code == 0
