@@ -184,6 +184,7 @@ def batch_steps(
         book.add(row)
         outcome.count(row)
         yield BatchInfo(outcome.done, len(outcome.failures), total, row)
+    _clear(book.folder)
     return outcome
 
 

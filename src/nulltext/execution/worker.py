@@ -31,6 +31,7 @@ from nulltext.names import Precision
 
 if TYPE_CHECKING:
     from nulltext.edit_spec import EditSpec
+    from nulltext.inversion.request import InversionRequest
     from nulltext.record import Inversion, StepInfo
 
 PICTURES, INVERSIONS = "pictures", "inversions"
@@ -92,7 +93,7 @@ class Worker:
             check_readable(self.model, "source", opened.prompt)
         specs, sweep = order.asked.specs(self.model, opened.mask, axes)
         everything = [*specs, *(sweep.specs if sweep else [])]
-        made, shared = self._inversion(opened, everything, on_step)
+        made, kept_as = self._inversion(opened, everything, on_step)
         started = time.perf_counter()
         pictures = pictures_of(self.model, order, opened, made, specs, sweep, on_step)
         seconds = time.perf_counter() - started
@@ -104,7 +105,9 @@ class Worker:
                 "status": "ok",
                 "source": opened.prompt,
                 **files,
-                **shared,
+                "inversion": kept_as,
+                "unet_evaluations_invert": made.header.unet_evaluations,
+                "seconds_invert": round(made.header.seconds, 3),
                 **pictures.figures,
                 "seconds_edit": round(seconds, 3),
                 "unet_evaluations_edit": pictures.edit.unet_evaluations,
@@ -117,8 +120,9 @@ class Worker:
         opened: Opened,
         specs: list[EditSpec],
         on_step: Callable[[StepInfo], None] | None,
-    ) -> tuple[Inversion, dict[str, Any]]:
-        """The saved one, one that another job of this batch has made, or a new one."""
+    ) -> tuple[Inversion, str | None]:
+        """The saved one, one that another job of this batch has made, or a new one; and its name
+        in the folder."""
         from nulltext.editing import check_specs
         from nulltext.inversion.request import InversionRequest
         from nulltext.sampling import check_model
@@ -127,7 +131,7 @@ class Worker:
             check_model(self.model, opened.saved)
         check_specs(self.model, opened.prompt, specs)
         if opened.saved is not None:
-            return opened.saved, {"inversion": None, **_cost(0, 0.0)}
+            return opened.saved, None
         asked, photo = opened.request, opened.photo
         assert photo is not None
         plan = asked.plan()
@@ -145,24 +149,23 @@ class Worker:
         return self._stored(request, on_step)
 
     def _stored(
-        self, request: Any, on_step: Callable[[StepInfo], None] | None
-    ) -> tuple[Inversion, dict[str, Any]]:
+        self, request: InversionRequest, on_step: Callable[[StepInfo], None] | None
+    ) -> tuple[Inversion, str]:
         from nulltext.inversion.invert import request_steps
         from nulltext.inversion.partial import digest_of, partial_of, remove_partial
         from nulltext.record import Inversion, run
 
         digest = digest_of(request.identity(self.model))
         name = f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}"
-        path, cost = self._target(name), _cost(0, 0.0)
+        path = self._target(name)
         try:
             found = Inversion.load(path)
         except InversionFileError:  # none yet, or damaged
             made = run(request_steps(self.model, request, partial_of(path)), on_step)
             made.save(path)
-            cost = _cost(made.header.unet_evaluations, made.header.seconds)
             found = Inversion.load(path)
         remove_partial(path)
-        return found, {"inversion": name, **cost}
+        return found, name
 
     def _saved(self, unit: Unit, pictures: Pictures, *, strip: bool) -> dict[str, Any]:
         """Write everything; returns names relative to the folder, and digests of the pictures."""
@@ -225,8 +228,3 @@ def finite(row: Row) -> Row:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
-
-
-def _cost(unet_evaluations: int, seconds: float) -> dict[str, Any]:
-    """Of an inversion, for the job that had it made; the others have it for nothing."""
-    return {"unet_evaluations_invert": unet_evaluations, "seconds_invert": round(seconds, 3)}
