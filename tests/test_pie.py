@@ -591,12 +591,14 @@ def test_a_killed_run_goes_on_where_it_was(run, tmp_path):
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     results = tmp_path / "out" / "results.jsonl"
     deadline = time.monotonic() + 240
-    while not results.is_file() or results.read_bytes().count(b"\n") < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    try:
+        while not results.is_file() or results.read_bytes().count(b"\n") < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
     kept = results.read_bytes()
     code, _, err = run(*options)
     assert code == 0, err

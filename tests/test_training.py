@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from nulltext.cli.main import app
 from nulltext.errors import DataError, OptionError, OutputError
 from nulltext.files import locked
+from nulltext.models.known_figure import TOLERANCE, deviations, read_known
 from nulltext.models.load import load
 from nulltext.training.collection import read_collection
 from nulltext.training.loop import (
@@ -113,6 +114,9 @@ def test_what_it_makes_is_an_ordinary_pipeline(model_folder):
         other = theirs.unet.float()(latents, 500, encoder_hidden_states=embeds).sample
     torch.testing.assert_close(own, other)
     assert theirs.scheduler.config.prediction_type == "epsilon"
+    known = read_known(model_folder)  # what `nulltext doctor` holds it to
+    assert known["fingerprint"] == ours.fingerprint
+    assert max(deviations(ours, known).values()) < TOLERANCE / 10
     assert max(p.stat().st_size for p in model_folder.rglob("*") if p.is_file()) < 16e6
     card = (model_folder / "README.md").read_text()
     assert "7 of 7" in card
