@@ -22,7 +22,7 @@ from typing import Any
 from fuzz import judge
 from fuzz.readers import READERS
 
-PATIENCE = 60.0
+PATIENCE = judge.PATIENCE * (judge.WARM_UP + 1)
 """Seconds without a sign of life before a process is ended; its start takes some of them."""
 
 
@@ -106,8 +106,7 @@ def _pump(stream: Any, lines: queue.Queue[str]) -> None:
 def _work(name: str, first: int, count: int, seed: int) -> None:
     """Judge inputs of one reader and print a line for each."""
     with judge.Bench.of(READERS[name]) as bench:
-        for origin in judge.corpus_of(name)[:3]:  # whatever is imported is not an input's memory
-            bench.judge(origin.name, origin.read_bytes())
+        judge.warm_up(bench, name)
         judge.limit_memory()
         for number in range(first, count):
             verdict = bench.judge(*_input(name, number, seed))
