@@ -23,7 +23,7 @@ from typing import Any
 from fuzz import judge
 from fuzz.readers import READERS
 
-PATIENCE = 60.0
+PATIENCE = judge.PATIENCE * (judge.WARM_UP + 1)
 """Seconds without a sign of life before a process is ended; its start takes some of them."""
 
 
@@ -109,8 +109,7 @@ def _work(name: str, first: int, count: int, seed: int) -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with judge.Bench.of(READERS[name]) as bench:
-        for origin in judge.corpus_of(name)[:3]:  # whatever is imported is not an input's memory
-            bench.judge(origin.name, origin.read_bytes())
+        judge.warm_up(bench, name)
         judge.limit_memory()
         for number in range(first, count):
             verdict = bench.judge(*_input(name, number, seed))

@@ -23,6 +23,8 @@ from nulltext.errors import UserError
 
 SECONDS = 5.0
 BYTES = 1 << 30
+PATIENCE, WARM_UP = 60.0, 3
+"""Seconds for each of that many inputs which a process begins with, imports included."""
 LONGEST = 1000
 """Characters of a message; a sentence repeats no file."""
 CORPUS = Path(__file__).parent / "corpus"
@@ -63,17 +65,17 @@ class Bench:
             reader.around(Path(folder))
             yield cls(reader, Path(folder))
 
-    def judge(self, name: str, data: bytes) -> Verdict:
+    def judge(self, name: str, data: bytes, *, seconds: float = SECONDS) -> Verdict:
         """Put a file in its place, read it, and put everything back.
 
         Args:
-            name: of its seed; see `readers`.
+            name: of its seed; see `readers`. seconds: what it may take.
         """
         path = self.folder / name.split("--")[-1].replace("__", "/")
         before = path.read_bytes() if path.exists() else None
         path.write_bytes(data)
         try:
-            return _verdict(self.reader, path)
+            return _verdict(self.reader, path, seconds)
         finally:
             if before is None:
                 path.unlink()
@@ -81,9 +83,9 @@ class Bench:
                 path.write_bytes(before)
 
 
-def _verdict(reader: Reader, path: Path) -> Verdict:
+def _verdict(reader: Reader, path: Path, seconds: float) -> Verdict:
     try:
-        with _time_limit():
+        with _time_limit(seconds):
             reader.read(path)
     except UserError as error:
         said = str(error)
@@ -111,17 +113,23 @@ def _ran_out(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
+def _time_limit(seconds: float) -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise HangError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def warm_up(bench: Bench, name: str) -> None:
+    """Read a few of a reader's corpus: what is imported then is no input's time or memory."""
+    for origin in corpus_of(name)[:WARM_UP]:
+        bench.judge(origin.name, origin.read_bytes(), seconds=PATIENCE)
 
 
 def limit_memory() -> None:

@@ -22,6 +22,7 @@ def test_no_input_of_the_corpus_or_of_a_short_run_breaks_a_reader(name):
     inputs = [(path.name, path.read_bytes()) for path in corpus]
     inputs += [judge.fuzzed(name, number, seed=1) for number in range(count)]
     with judge.Bench.of(READERS[name]) as bench:
+        judge.warm_up(bench, name)
         verdicts = [bench.judge(*one) for one in inputs]
     assert [v for v in verdicts if v.broken] == []
     if name not in SLOW:
@@ -33,6 +34,7 @@ def test_seeds_are_read():
     for name in ("inversion", "image", "mask", "recipe"):
         seeds = [p for p in judge.corpus_of(name) if not p.name.startswith(judge.BROKE)]
         with judge.Bench.of(READERS[name]) as bench:
+            judge.warm_up(bench, name)
             outcomes = {path.name: bench.judge(path.name, path.read_bytes()) for path in seeds}
         read = [path for path, verdict in outcomes.items() if verdict.outcome == "read"]
         assert len(read) >= len(seeds) / 2, outcomes

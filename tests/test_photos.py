@@ -147,6 +147,26 @@ def test_sixteen_bit_grey_is_exact(tmp_path: Path, kind: str) -> None:
     assert photo.alpha is None
 
 
+@pytest.mark.parametrize(("colour", "bands"), [(2, 3), (6, 4), (4, 2)], ids=["rgb", "rgba", "la"])
+def test_sixteen_bit_colour_is_scaled_and_never_clipped(
+    tmp_path: Path, colour: int, bands: int
+) -> None:
+    """Its high byte: less than a level below v / 257, and at 65535 equal to it."""
+    n = np.arange(65536, dtype=np.uint16).reshape(256, 256)  # every value there is, in each band
+    raw = np.stack([n, n[::-1], n.T, n[:, ::-1]][:bands], axis=-1)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in raw)
+    path = tmp_path / "deep.png"
+    path.write_bytes(png(256, 256, 16, colour, (b"IDAT", zlib.compress(rows))))
+    photo = load_photo(path)
+    got = pixels(photo.straight or photo.image)
+    colours = raw[..., :3] if bands > 2 else raw[..., :1]
+    assert (got == colours >> 8).all()
+    assert np.abs(got - colours / 257).max() < 1
+    assert (got.min(), got.max()) == (0, 255)
+    if bands in (2, 4):
+        assert (pixels(photo.alpha) == raw[..., -1] >> 8).all()
+
+
 def big_endian_tiff(grey: np.ndarray) -> bytes:
     """A minimal TIFF 6.0 file, 16 bits a sample, most significant byte first, one strip."""
     height, width = grey.shape

@@ -1,6 +1,8 @@
 """A photo is upright RGB pixels, read from a file of any common raster format.
 
-Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning.
+Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning. Of 16
+bits, grey is rounded to v / 257 and colour keeps its high byte (PPM: rounded, too): both reach from
+0 to 255, and differ by less than one level.
 Transparency is shown to the model over white and kept beside the colours. A photo's size is
 (width, height) in pixels, as in Pillow.
 """
