@@ -78,12 +78,12 @@ def test_masactrl_with_its_options(here, model, run, saved):
 
 
 def test_a_sweep_over_two_knobs_shows_each_pair(here, model, run, saved, monkeypatch):
-    from nulltext.execution import placing
+    from nulltext.execution import saving
 
     drawn = []
-    plain = placing.labelled_grid
+    plain = saving.labelled_grid
     monkeypatch.setattr(
-        placing, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
+        saving, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
     )
     code, _, err = run(
         *("edit", "--inversion", saved, "--model", model, "--target", "a dog", "-o", "o.png"),

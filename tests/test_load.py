@@ -78,7 +78,7 @@ def test_a_hub_id_loads_through_the_hub_client(saved, tmp_path, monkeypatch):
 
 def test_sizes_and_limits_come_from_the_checkpoint(tiny_sd1, tiny_sd2, flowers):
     assert (tiny_sd1.resolution, tiny_sd2.resolution) == ((32, 32), (16, 16))
-    assert (tiny_sd1.max_tokens, tiny_sd2.max_tokens, flowers.max_tokens) == (24, 30, 20)
+    assert (tiny_sd1.max_tokens, tiny_sd2.max_tokens, flowers.max_tokens) == (24, 30, 32)
     assert tiny_sd1.schedule.prediction == "epsilon"
     assert tiny_sd2.schedule.prediction == "v_prediction"
     assert flowers.latents_shape == (8, 16, 16)

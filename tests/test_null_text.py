@@ -251,5 +251,5 @@ def test_header_tells_how_it_was_made(dahlia_inversion, flowers):
     assert header.method_config["inner_steps"] == 10
     assert header.image_size == [640, 427]
     assert header.crop == [106, 0, 427, 427]
-    assert dahlia_inversion.null_embeds.shape == (10, 20, 192)
+    assert dahlia_inversion.null_embeds.shape == (10, 32, 192)
     assert replace(dahlia_inversion).trajectory.shape == (11, 8, 16, 16)

@@ -474,7 +474,7 @@ def test_a_cancelled_job_is_closed_before_it_is_over():
 
 def test_a_look_gives_way_to_an_edit(studio, visitor, file):
     visitor.open(file)
-    visitor.invert("a red cat", method="ddim", steps=25)
+    visitor.invert("a red cat", method="ddim", steps=100)
     from nulltext.studio.handlers import handle
 
     looking = handle(studio, visitor.key, "look", {"word": 1})

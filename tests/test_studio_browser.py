@@ -87,12 +87,12 @@ def upload(page, path):
     part(page, "choose").set_input_files(path)
 
 
-def invert(page, source="a red cat", **fields):
+def invert(page, source="a red cat", method="ddim", **fields):
     part(page, "source").fill(source)
     part(page, "step-source").locator("summary").click()
     for name, value in {"steps": "3", **fields}.items():
         part(page, name).fill(value)
-    part(page, "method").select_option("ddim")
+    part(page, "method").select_option(method)
     part(page, "invert").click()
 
 
@@ -218,7 +218,7 @@ def test_nobody_sees_another_and_a_reload_keeps_nothing(visit, file, studio):
 def test_cancel(visit, file):
     page = visit()
     upload(page, file)
-    invert(page, "a bright cat", steps="200")
+    invert(page, "a bright cat", "null-text", steps="200")
     part(page, "cancel").click()
     sync_api.expect(part(page, "said")).to_have_text("Cancelled.")
     sync_api.expect(part(page, "dock")).to_be_hidden()

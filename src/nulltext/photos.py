@@ -105,7 +105,7 @@ def load_photo(source: str | Path | Image.Image, *, max_pixels: int | None = Non
         _check_regular_file(path, name)
         Image.init()  # registers the optional decoders, so that the list holds what there is
         formats = [key for key in _READABLE if key in Image.OPEN]
-        with _Sized(io.FileIO(path)) as file:
+        with _Sized(path.open("rb", buffering=0)) as file:
             _refuse_foreign(file.read(64), name)
             with Image.open(file, formats=formats) as image:
                 return _to_photo(image, name, path, most)
