@@ -23,8 +23,9 @@ from typing import Any
 from fuzz import judge
 from fuzz.readers import READERS
 
-PATIENCE = judge.PATIENCE * (judge.WARM_UP + 1)
-"""Seconds without a sign of life before a process is ended; its start takes some of them."""
+PATIENCE = 600.0
+"""Seconds without a sign of life before a process is ended: its start takes some of them, and code
+that no signal interrupts may take them all."""
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """One input, one verdict: read, refused with a sentence, or broken.
 
 Allowed are a value and a `UserError` of one line. Everything else is a finding: any other
-exception, more than `SECONDS`, or more than `BYTES` beside what the process had.
+exception, more than `SECONDS`, or more than `BYTES` beside what the process had. Time is the
+process's own, so that a busy machine is no finding; one that waits is noticed by the clock.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from fuzz.mutate import mutated
 from fuzz.readers import Reader
 from nulltext.errors import UserError
 
-SECONDS = 5.0
+SECONDS, STALLED = 5.0, 24
+"""Of computing; so many times as long by the clock."""
 BYTES = 1 << 30
-PATIENCE, WARM_UP = 60.0, 3
-"""Seconds for each of that many inputs which a process begins with, imports included."""
+WARM_UP = 3
+"""So many inputs are read before any is judged."""
 LONGEST = 1000
 """Characters of a message; a sentence repeats no file."""
 CORPUS = Path(__file__).parent / "corpus"
@@ -69,7 +71,7 @@ class Bench:
         """Put a file in its place, read it, and put everything back.
 
         Args:
-            name: of its seed; see `readers`. seconds: what it may take.
+            name: of its seed; see `readers`. seconds: what it may take; 0 for no limit.
         """
         path = self.folder / name.split("--")[-1].replace("__", "/")
         before = path.read_bytes() if path.exists() else None
@@ -117,19 +119,25 @@ def _time_limit(seconds: float) -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise HangError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = (
+        (signal.SIGPROF, signal.ITIMER_PROF, seconds),
+        (signal.SIGALRM, signal.ITIMER_REAL, seconds * STALLED),
+    )
+    before = [signal.signal(number, stop) for number, _, _ in timers]
     try:
+        for _, timer, limit in timers:
+            signal.setitimer(timer, limit)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 def warm_up(bench: Bench, name: str) -> None:
     """Read a few of a reader's corpus: what is imported then is no input's time or memory."""
     for origin in corpus_of(name)[:WARM_UP]:
-        bench.judge(origin.name, origin.read_bytes(), seconds=PATIENCE)
+        bench.judge(origin.name, origin.read_bytes(), seconds=0)
 
 
 def limit_memory() -> None:

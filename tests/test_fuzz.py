@@ -47,6 +47,11 @@ def raising(error):
     return read
 
 
+def compute_for_ever(path):
+    while True:
+        pass
+
+
 def out_of_memory(path):
     try:
         raise MemoryError
@@ -64,12 +69,13 @@ def out_of_memory(path):
         (raising(ValueError("no error of ours")), "crash"),
         (raising(SystemExit(0)), "crash"),
         (out_of_memory, "memory"),
-        (lambda path: time.sleep(9), "hang"),
+        (compute_for_ever, "hang"),
+        (lambda path: time.sleep(99), "hang"),
     ],
 )
 def test_whatever_is_no_clear_refusal_is_a_finding(monkeypatch, read, outcome):
-    monkeypatch.setattr(judge, "SECONDS", 0.2)
+    monkeypatch.setattr(judge, "STALLED", 2)
     with judge.Bench.of(Reader(read)) as bench:
-        verdict = bench.judge("broke-1--a.json", b"{}")
+        verdict = bench.judge("broke-1--a.json", b"{}", seconds=0.2)
     assert verdict.outcome == outcome
     assert verdict.broken == (outcome not in ("read", "refused"))
