@@ -6,10 +6,10 @@
     python benchmarks/crash.py speed  --jobs 60
 
 Every killed process is a real one, ended by SIGKILL at a moment drawn uniformly over the length of
-an undisturbed run. It is forked from this one after the libraries are imported, so that the kills
-fall into the work and not into the imports. What is left is compared with an undisturbed run byte
-by byte: pictures, inversions (all tensors, and headers but for measured seconds), rows (but for
-seconds), and every name in the folder.
+an undisturbed run (on Ray: a busy worker every few seconds). It is forked from this one after the
+libraries are imported, so that the kills fall into the work and not into the imports. What is left
+is compared with an undisturbed run: pictures byte by byte, inversions (all tensors, and headers but
+for measured seconds), rows (but for seconds), and every name in the folder.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import nulltext
 from nulltext.cli import main as cli
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/crash"))
     options = parser.parse_args()
     random.seed(options.seed)
+    torch.set_num_threads(1)  # a forked child has none of its parent's pool, and would wait for it
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     {"invert": inverts, "batch": batches, "ray": workers, "speed": speed}[options.what](options)
@@ -63,7 +66,7 @@ def inverts(options: argparse.Namespace) -> None:
     """Inversions that are killed once each, and ended by the same command."""
     folder = options.folder.absolute()
     line = ["invert", str(PHOTO), "--prompt", SOURCE, "--steps", str(options.steps)]
-    line += ["--inner-steps", "10", "--model", options.model, "--quiet", "-o"]
+    line += ["--inner-steps", "3", "--model", options.model, "--quiet", "-o"]
     whole, took = timed([*line, str(folder / "whole.safetensors")])
     assert whole == 0
     names = ("killed", "of these with a partial file", "ended before the kill", "wrong")
@@ -72,7 +75,9 @@ def inverts(options: argparse.Namespace) -> None:
         own = folder / str(sum(counts.values()))
         own.mkdir(exist_ok=True)
         target = own / "x.safetensors"
-        died = killed_after([*line, str(target)], random.uniform(0, took))
+        moment = random.uniform(0, took)
+        died = killed_after([*line, str(target)], moment)
+        took = took if died else moment  # that is how long it took at most
         counts["killed" if died else "ended before the kill"] += 1
         counts["of these with a partial file"] += partials.partial_of(target).exists()
         if target.exists():  # under its final name it must be whole

@@ -92,6 +92,15 @@ def _unmeant(job: Job) -> str:
     return ""
 
 
+def read_pie_edits(path: Path) -> None:
+    """As `nulltext benchmark pie` does, masks included."""
+    from nulltext.evaluation.pie.dataset import decode_mask, read_pie
+
+    for item in read_pie(path.parent):
+        item.path.is_file()
+        decode_mask(item.runs)
+
+
 def read_recipe(path: Path) -> None:
     """A recipe of `train`."""
     from nulltext.training.recipe import load_recipe
@@ -134,6 +143,7 @@ READERS = {
     "mask": Reader(read_mask, share=4),
     "labels": Reader(read_collections, share=6, around=two_photos),
     "jobs": Reader(read_jobs, share=4),
+    "pie": Reader(read_pie_edits, share=2),
     "recipe": Reader(read_recipe, share=4),
     "prompt": Reader(read_prompt, share=2),
     "captioner": Reader(read_captioner, around=captioner_folder),

@@ -59,6 +59,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     for name, text in _tables().items():
         yield "labels", name, text.encode()
     yield "jobs", "jobs.jsonl", "".join(json.dumps(job) + "\n" for job in JOBS).encode()
+    yield "pie", "mapping_file.json", json.dumps(_edits()).encode()
     yield "recipe", "small.json", json.dumps(SMALL).encode()
     prompts = ("a photo of a red rose", "two daisies, don't: 'stop' ... 12345", "caf\u00e9 \u732b")
     for number, prompt in enumerate(prompts):
@@ -175,6 +176,20 @@ def _tables() -> dict[str, str]:
         "captions_val2017.json": json.dumps(coco),
         "a.txt": "a cat\na pet\n",
     }
+
+
+def _edits() -> dict[str, Any]:
+    """As PIE-Bench publishes them."""
+    entry = {
+        "image_path": "0_random_140/000000000000.jpg",
+        "original_prompt": "a [round] cake",
+        "editing_prompt": "a [square] cake",
+        "editing_instruction": "Make it square",
+        "editing_type_id": "0",
+        "blended_word": "cake cake",
+        "mask": [0, 262144],
+    }
+    return {"000000000000": entry, "000000000001": {**entry, "mask": [5, 3, 600, 40]}}
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

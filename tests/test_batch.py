@@ -314,6 +314,15 @@ def test_a_full_disk_stops_with_one_sentence_and_keeps_what_is_there(here, run):
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
+@pytest.fixture
+def one_thread():
+    """No threads for a forked child to wait for: those of the parent's pool do not come along."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def fork(*line):
     """A process of its own that runs a command line, past the imports."""
     child = os.fork()
@@ -330,7 +339,7 @@ def fork(*line):
     os._exit(0)
 
 
-def test_kill_9_at_any_moment_loses_nothing(here, run, model):
+def test_kill_9_at_any_moment_loses_nothing(here, run, model, one_thread):
     """Four kills, each when something else has just come into being."""
     jobs = [{"image": f"{n}.png", "target": t, "steps": 6} for n in "ab" for t in ("dog", "cow")]
     path = write(here, *jobs)

@@ -12,19 +12,22 @@ Source: Ju et al. 2024 (Direct Inversion), sec. 5; format and border as in its p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from nulltext.errors import DataError, OptionError, reason_of
+from nulltext.errors import DataError, OptionError, reason_of, shortened
+from nulltext.untrusted import MEGABYTE, inside, parse_json, read_text
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
+
+LARGEST = 256 * MEGABYTE
+"""Bytes of the mapping file; 700 masks as runs take a few of them."""
 
 SIDE = 512
 """Of the pictures that masks are drawn on, in pixels."""
@@ -79,8 +82,8 @@ def read_pie(folder: Path) -> list[PieItem]:
             f"{PICTURES}/ in it (docs/pie.md says where to get it)."
         )
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        mapping = parse_json(read_text(path, LARGEST))
+    except (OSError, ValueError) as error:
         raise DataError(f"'{path}' cannot be read ({reason_of(error)}).") from error
     if not isinstance(mapping, dict) or not mapping:
         raise DataError(f"'{path}' is no JSON object of edits; get PIE-Bench again.")
@@ -104,21 +107,28 @@ def of_categories(items: Sequence[PieItem], categories: Sequence[str]) -> list[P
 
 def _item(key: str, entry: Any, folder: Path, path: Path) -> PieItem:
     if not isinstance(entry, dict):
-        raise DataError(f"'{path}': the entry '{key}' is no JSON object.")
-    relative = PurePosixPath(_text(entry, "image_path", key, path))
-    if relative.is_absolute() or ".." in relative.parts:
-        raise DataError(f"'{path}': the image_path of '{key}' leads out of {PICTURES}/.")
+        raise DataError(f"'{path}': the entry '{shortened(key)}' is no JSON object.")
+    try:
+        picture = inside(folder / PICTURES, _text(entry, "image_path", key, path))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"'{path}': the image_path of '{shortened(key)}' leads out of {PICTURES}/, or nowhere "
+            f"({reason_of(error)})."
+        ) from error
     category = str(entry.get("editing_type_id"))
     if category not in CATEGORIES:
-        raise DataError(f"'{path}': the editing_type_id of '{key}' is {category}, not 0 to 9.")
+        raise DataError(
+            f"'{path}': the editing_type_id of '{shortened(key)}' is {shortened(category)}, not 0 "
+            "to 9."
+        )
     if not isinstance(entry.get("mask"), list):
-        raise DataError(f"'{path}': the mask of '{key}' is no list of runs.")
+        raise DataError(f"'{path}': the mask of '{shortened(key)}' is no list of runs.")
     blended = entry.get("blended_word", "")
     if not isinstance(blended, str):
-        raise DataError(f"'{path}': the blended_word of '{key}' is no text.")
+        raise DataError(f"'{path}': the blended_word of '{shortened(key)}' is no text.")
     return PieItem(
         key=key,
-        path=folder / PICTURES / relative,
+        path=picture,
         source=without_marks(_text(entry, "original_prompt", key, path)),
         target=without_marks(_text(entry, "editing_prompt", key, path)),
         category=category,
@@ -130,7 +140,7 @@ def _item(key: str, entry: Any, folder: Path, path: Path) -> PieItem:
 def _text(entry: Mapping[str, Any], name: str, key: str, path: Path) -> str:
     value = entry.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"'{path}': the entry '{key}' has no {name}.")
+        raise DataError(f"'{path}': the entry '{shortened(key)}' has no {name}.")
     return value
 
 
