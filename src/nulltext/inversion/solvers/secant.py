@@ -44,7 +44,7 @@ class Secant:
 
     memory: int = 20
     """Pairs that are remembered: more finds better combinations, and costs memory alone."""
-    damping: float = 1e-3
+    damping: float = 5e-2
     """mu: higher trusts remembered pairs less."""
     trust: float = 0.3
     """Longest probe and longest step, relative to the embedding: lower is safer and slower."""
@@ -53,7 +53,7 @@ class Secant:
         if self.memory < 1 or self.damping <= 0 or self.trust <= 0:
             raise OptionError(
                 f"Secant has memory {self.memory}, damping {self.damping:g} and trust "
-                f"{self.trust:g}; choose at least 1, and more than 0 (20, 0.001, 0.3 are usual)."
+                f"{self.trust:g}; choose at least 1, and more than 0 (20, 0.05, 0.3 are usual)."
             )
 
     def begin(self, remembered: Mapping[str, Tensor] | None = None) -> SecantRun:
