@@ -52,6 +52,10 @@ class OutOfMemoryError(UserError):
     """The device ran out of memory; the message says what to lower."""
 
 
+class WorkerError(NulltextError):
+    """A process that shared the work died; the message says what is kept."""
+
+
 class NumericalError(NulltextError):
     """A computation left the finite numbers; the message names the timestep."""
 

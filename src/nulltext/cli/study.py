@@ -97,6 +97,10 @@ def study(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try rows that failed once more.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", metavar="N", help="Processes that share the photos."),
+    ] = 1,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what it would cost, and do nothing.")
     ] = False,
@@ -120,12 +124,16 @@ def study(
     )
     plan, everybody, items = request.open()
     from nulltext.cli.work import open_model
+    from nulltext.evaluation.agreement import open_judge
+    from nulltext.evaluation.crew import Tools, check_workers, crew_steps
     from nulltext.evaluation.results import open_book
     from nulltext.evaluation.study import plan_study, study_steps
 
+    check_workers(workers)
+
     loaded = open_model(reporter, model, device, dtype, [])
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
-    judge = request.judge(loaded)
+    judge = open_judge(clip, loaded, plan.seed)
     settings = request.settings(plan, everybody, loaded, judge)
     if estimate:
         schedule = plan_study(items, everybody, plan, None, judge.unet_evaluations)
@@ -138,9 +146,10 @@ def study(
         reporter.note(_said(schedule, plan, len(items)))
         if request.without_edits(items):
             reporter.note("Note: " + request.without_edits(items))
-        make_rows(
-            reporter, study_steps(loaded, schedule, plan, book, judge), book, schedule.all_rows
-        )
+        alone = study_steps(loaded, schedule, plan, book, judge)
+        tools = Tools(model, device, dtype, clip, plan, output)
+        together = alone if workers == 1 else crew_steps(tools, workers, schedule, book)
+        make_rows(reporter, together, book, schedule.all_rows)
         _hand_over(reporter, book, settings)
 
 

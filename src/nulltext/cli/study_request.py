@@ -63,14 +63,6 @@ class StudyRequest:
             raise OptionError(f"The limit is {limit}; choose 1 photo or more.")
         return plan, everybody, everybody[:limit]
 
-    def judge(self, model: LatentDiffusion) -> Judge:
-        """Who says whether an edit worked."""
-        from nulltext.evaluation.agreement import ClipJudge, DiffusionJudge
-
-        if self.clip is None:
-            return DiffusionJudge(model, self.seed)
-        return ClipJudge.load(self.clip, model.device)
-
     def settings(
         self, plan: Plan, everybody: Sequence[Item], model: LatentDiffusion, judge: Judge
     ) -> dict[str, Any]:

@@ -97,6 +97,15 @@ class DiffusionJudge:
         return Agreement(score=100 * (wrong - right) / wrong, prefers_target=right < wrong)
 
 
+def open_judge(clip: str | None, model: LatentDiffusion, seed: int) -> Judge:
+    """CLIP of a folder or a hub id; without one, the model itself, whose noise is of the seed.
+
+    Raises:
+        ModelError: CLIP cannot be loaded.
+    """
+    return DiffusionJudge(model, seed) if clip is None else ClipJudge.load(clip, model.device)
+
+
 @dataclass(frozen=True)
 class ClipJudge:
     """CLIP; see the module's formula."""

@@ -11,18 +11,19 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from nulltext.errors import NulltextError, OutOfMemoryError, OutputError
 from nulltext.evaluation.measures import Undefined
-from nulltext.evaluation.results import PICTURES, Book, Row, finite
+from nulltext.evaluation.results import PICTURES, Row, finite
 from nulltext.evaluation.tasks import Key, Measurement
 from nulltext.images import save_image, to_pil
 
 
-def made_row(key: Key, measure: Callable[[], Measurement], book: Book) -> Row:
+def made_row(key: Key, measure: Callable[[], Measurement], folder: Path) -> Row:
     """The row of this key, its pictures saved into the book's folder.
 
     Raises:
@@ -44,7 +45,7 @@ def made_row(key: Key, measure: Callable[[], Measurement], book: Book) -> Row:
     except NulltextError as error:
         return row | {"status": "failed", "reason": str(error)}
     row |= {"status": "ok", "seconds_row": round(time.perf_counter() - started, 3)}
-    return row | _content(measured) | {"pictures": _saved(measured.pictures, key, book)}
+    return row | _content(measured) | {"pictures": _saved(measured.pictures, key, folder)}
 
 
 def _content(measured: Measurement) -> dict[str, Any]:
@@ -69,12 +70,12 @@ def _content(measured: Measurement) -> dict[str, Any]:
     return content
 
 
-def _saved(pictures: Mapping[str, Tensor], key: Key, book: Book) -> dict[str, str]:
-    """Write the pictures; returns their names relative to the book's folder."""
-    return {what: _save(picture, key, what, book) for what, picture in pictures.items()}
+def _saved(pictures: Mapping[str, Tensor], key: Key, folder: Path) -> dict[str, str]:
+    """Write the pictures; returns their names relative to the folder."""
+    return {what: _save(picture, key, what, folder) for what, picture in pictures.items()}
 
 
-def _save(picture: Tensor, key: Key, what: str, book: Book) -> str:
+def _save(picture: Tensor, key: Key, what: str, folder: Path) -> str:
     experiment, image, variant, setting = key
     parts = [image, experiment, variant]
     parts += [f"{name} {value}" for name, value in json.loads(setting).items()]
@@ -82,5 +83,5 @@ def _save(picture: Tensor, key: Key, what: str, book: Book) -> str:
     digest = hashlib.sha256(repr((key, what)).encode()).hexdigest()[:8]
     name = "--".join(re.sub(r"[^\w.]+", "-", part) for part in (*parts, digest))
     relative = f"{PICTURES}/{name}.png"
-    save_image(to_pil(picture), book.folder / relative)
+    save_image(to_pil(picture), folder / relative)
     return relative

@@ -48,7 +48,7 @@ class Schedule:
 
     def evaluations(self, num_steps: int) -> int:
         """UNet evaluations of the open tasks, as estimated; shared inversions count once."""
-        return sum(sum(_costs(tasks, num_steps)) for _, tasks in self.photos)
+        return sum(sum(costs_of(tasks, num_steps)) for _, tasks in self.photos)
 
 
 def plan_study(
@@ -88,15 +88,15 @@ def study_steps(
     done = schedule.all_rows - sum(len(tasks) for _, tasks in schedule.photos)
     for item, tasks in schedule.photos:
         bench = Workbench(model, item, plan.num_steps, plan.seed, judge, lpips)
-        for task, cost in zip(tasks, _costs(tasks, plan.num_steps), strict=True):
+        for task, cost in zip(tasks, costs_of(tasks, plan.num_steps), strict=True):
             doing = f"{item.name}: {task.experiment}, {task.variant}{_said(task)}"
             yield StudyInfo(done, schedule.all_rows, spent, total, doing)
-            book.add(made_row(task.key, partial(task.measure, bench), book))
+            book.add(made_row(task.key, partial(task.measure, bench), book.folder))
             done, spent = done + 1, spent + cost
     yield StudyInfo(done, schedule.all_rows, spent, total, "")
 
 
-def _costs(tasks: Sequence[Task], num_steps: int) -> list[int]:
+def costs_of(tasks: Sequence[Task], num_steps: int) -> list[int]:
     """UNet evaluations of each task of one photo, after those before it."""
     made: set[InversionKey] = set()
     costs = []

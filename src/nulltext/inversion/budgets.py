@@ -33,7 +33,7 @@ class Budget:
 
 BUDGETS: dict[str, Budget] = {
     "fast": Budget(solver="secant", num_steps=20, inner_steps=1),
-    "balanced": Budget(solver="secant", num_steps=20, inner_steps=3),
+    "balanced": Budget(solver="secant", num_steps=20, inner_steps=4),
     "paper": Budget(solver="adam", num_steps=50, inner_steps=10),
 }
 

@@ -70,7 +70,7 @@ def pie_steps(
     for item, method in schedule.open_rows:
         yield StudyInfo(done, schedule.all_rows, spent, total, f"{item.key}: {method}")
         measure = partial(_measured, model, item, method, schedule.protocol, networks)
-        row = made_row(_key(item, method), partial(measure, item.key not in shown), book)
+        row = made_row(_key(item, method), partial(measure, item.key not in shown), book.folder)
         book.add(row)
         shown |= {item.key} if "photo" in row.get("pictures", {}) else set()
         done, spent = done + 1, spent + schedule.protocol.evaluations(method)

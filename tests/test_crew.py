@@ -1,0 +1,87 @@
+"""A study by several processes: the rows of a study by one, also after one of them was killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from nulltext.errors import WorkerError
+from nulltext.evaluation.agreement import DiffusionJudge
+from nulltext.evaluation.crew import Tools, crew_steps
+from nulltext.evaluation.datasets import read_items
+from nulltext.evaluation.plan import Plan
+from nulltext.evaluation.results import key_of, open_book, read_book
+from nulltext.evaluation.study import plan_study, study_steps
+
+PLAN = Plan(num_steps=4, experiments=("guidance",))
+
+
+@pytest.fixture
+def items(tmp_path, photo):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    lines = []
+    for turn in range(2):
+        photo.rotate(90 * turn).save(folder / f"{turn}.png")
+        lines.append({"file": f"{turn}.png", "caption": "a cat", "target": "a dog"})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_items(folder, split="validation", edits=None)
+
+
+def rows_by_key(folder):
+    """Figures by key, and that no row is there twice."""
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    rows = {key_of(row): row for row in read_book(folder)[1]}
+    assert len(lines) == len(rows)
+    return rows
+
+
+def measured(row):
+    return {name: value for name, value in row["figures"].items() if value is not None}
+
+
+def test_a_crew_makes_the_rows_of_one_and_loses_none_when_one_is_killed(
+    model, tiny_sd1, items, tmp_path
+):
+    judge = DiffusionJudge(tiny_sd1)
+
+    def planned(book):
+        return plan_study(items, items, PLAN, book, judge.unet_evaluations)
+
+    with open_book(tmp_path / "alone", {"a": 1}, fresh=False) as book:
+        infos = list(study_steps(tiny_sd1, planned(book), PLAN, book, judge))
+    tools = Tools(model, "cpu", "float32", None, PLAN, tmp_path / "crew")
+    with open_book(tmp_path / "crew", {"a": 1}, fresh=False) as book:
+        steps = crew_steps(tools, 2, planned(book), book)
+        while next(steps).rows < 2:
+            pass
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"signal 9.*same command again"):
+            list(steps)
+        kept = len(book.rows)
+        assert 2 <= kept < infos[-1].rows
+    with open_book(tmp_path / "crew", {"a": 1}, fresh=False) as book:
+        schedule = planned(book)
+        assert sum(len(tasks) for _, tasks in schedule.photos) == infos[-1].rows - kept
+        last = list(crew_steps(tools, 2, schedule, book))[-1]
+    assert last.rows == last.all_rows == infos[-1].rows
+    assert last.evaluations == last.all_evaluations
+    assert not multiprocessing.active_children()
+    alone, crew = rows_by_key(tmp_path / "alone"), rows_by_key(tmp_path / "crew")
+    assert alone.keys() == crew.keys()
+    for key, row in alone.items():
+        assert crew[key]["undefined"] == row["undefined"]
+        assert measured(crew[key]) == pytest.approx(measured(row), rel=1e-3, abs=1e-4), key
+        assert all((tmp_path / "crew" / name).is_file() for name in crew[key]["pictures"].values())
+
+
+def test_a_crew_of_nobody_is_refused(run, model, items, tmp_path):
+    folder = items[0].path.parent
+    code, _, err = run("study", folder, "--model", model, "-o", tmp_path / "x", "--workers", "0")
+    assert code == 2
+    assert "--workers" in err or "workers is 0" in err
+    assert not (tmp_path / "x").exists()
