@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from nulltext.errors import OutputError
-from nulltext.files import LOCK, check_target, locked, replace_file
+from nulltext.files import LOCK, check_target, locked, replace_file, replacing_folder
 from nulltext.images import check_writable, save_image
 from nulltext.inversion_file import write_inversion
 from pictures import noise
@@ -182,3 +182,23 @@ def test_a_locked_folder_keeps_others_out_until_its_process_ends(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "none"):
         pass
+
+
+def test_a_replaced_folder_is_whole_or_as_it_was_and_has_the_usual_permissions(tmp_path):
+    folder = tmp_path / "model"
+    for number in range(2):
+        with replacing_folder(folder) as fresh:
+            (fresh / "part").mkdir()
+            (fresh / "part" / "weights").write_text(str(number))
+            (fresh / "part" / "weights").chmod(0o600)
+        assert (folder / "part" / "weights").read_text() == str(number)
+    (tmp_path / "plain").touch()
+    usual = (tmp_path / "plain").stat().st_mode
+    assert (folder / "part" / "weights").stat().st_mode == usual
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    broken = replacing_folder(folder)
+    (broken.__enter__() / "weights").write_text("2")
+    with pytest.raises(OutputError, match="No space left"):
+        broken.__exit__(OSError, full, None)
+    assert [path.name for path in folder.rglob("*")] == ["part", "weights"]
+    assert (folder / "part" / "weights").read_text() == "1"

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import stat
 import sys
 import uuid
@@ -59,6 +60,34 @@ def replace_file(path: str | Path, data: bytes) -> None:
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder to write into, which takes the place of `folder` when the block ends well.
+
+    Its files get the permissions of any new file; some libraries write for the owner alone.
+
+    Raises:
+        OutputError: the disk is full, read-only, or the like; an older folder is as it was.
+    """
+    fresh, older = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "older"))
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        (fresh / LOCK).touch()
+        usual = stat.S_IMODE((fresh / LOCK).stat().st_mode)
+        (fresh / LOCK).unlink()
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                path.chmod(usual)
+        if folder.exists():
+            folder.replace(older)
+        fresh.replace(folder)
+        shutil.rmtree(older, ignore_errors=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 @contextlib.contextmanager

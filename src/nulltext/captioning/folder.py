@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
 from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
 from nulltext.defaults import CAPTIONER
 from nulltext.errors import ModelError, OutputError, shortened
-from nulltext.files import replace_file, unwritable
+from nulltext.files import replace_file, replacing_folder
 from nulltext.models.checkpoint import MAX_JSON_BYTES, Checkpoint, first_line, quiet_libraries
 from nulltext.models.load import find_device
 from nulltext.models.weight_files import check_weights
@@ -104,7 +103,7 @@ def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) ->
         OutputError: the folder cannot be written, or holds something else.
     """
     check_captioner_target(folder)
-    model, fresh = captioner.model, folder.with_name(f"{folder.name}.partial")
+    model = captioner.model
     tensors = {n: t.to("cpu", dtype).contiguous() for n, t in model.mapper.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -115,9 +114,7 @@ def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) ->
         "tokenizer": type(captioner.tokenizer).__name__,
     }
     assert config["tokenizer"] in TOKENIZERS, config["tokenizer"]
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with replacing_folder(folder) as fresh:
         for name, part in (("clip", model.clip), ("gpt2", model.gpt)):
             before = part.dtype
             part.to(dtype).save_pretrained(fresh / name)
@@ -126,11 +123,6 @@ def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) ->
         replace_file(fresh / MAPPER, safetensors.torch.save(tensors))
         replace_file(fresh / PIXELS, _written(_pixels(captioner.eyes)))
         replace_file(fresh / CONFIG, _written(config))
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.replace(folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
 
 
 def check_captioner_target(folder: Path) -> None:

@@ -7,7 +7,6 @@ and JSON only: diffusers, transformers and `nulltext --model FOLDER` open it ali
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from nulltext.errors import OptionError, OutputError
-from nulltext.files import replace_file, unwritable
+from nulltext.files import replace_file, replacing_folder
 from nulltext.models.known_figure import write_known
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import load
@@ -106,10 +105,7 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
     """
     check_output(folder, shop.recipe)
     model, updates = trained(shop)
-    fresh = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with replacing_folder(folder) as fresh:
         for name in ("vae", "unet", "text_encoder"):
             part: Any = model.components[name]
             part.to(torch.float16).save_pretrained(fresh / name, max_shard_size=SHARD)
@@ -120,13 +116,6 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         replace_file(fresh / RECIPE_FILE, shop.recipe.to_json().encode())
         replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())
         write_known(load(fresh, device="cpu"), fresh)  # of the weights as they were rounded
-        older = folder.with_name(f"{folder.name}.older")
-        if folder.exists():
-            folder.replace(older)
-        fresh.replace(folder)
-        shutil.rmtree(older, ignore_errors=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
     return model
 
 
