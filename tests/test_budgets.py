@@ -30,6 +30,13 @@ def test_nothing_said_is_the_default_budget():
     assert planned("null-text").num_steps == budget.num_steps
 
 
+def test_fewer_timesteps_tolerate_more_at_each():
+    ours, papers = BUDGETS["balanced"], BUDGETS["paper"]
+    share = papers.num_steps / ours.num_steps
+    loose, strict = ours.method().tolerance_at(3), papers.method().tolerance_at(3)
+    assert loose == pytest.approx(share * strict)
+
+
 def test_what_is_said_outright_wins():
     plan = planned("null-text", budget="fast", solver="adam", num_steps=7, inner_steps=4)
     assert (plan.num_steps, plan.method.solver, plan.method.inner_steps) == (7, "adam", 4)

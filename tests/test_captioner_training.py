@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import captioners
 import nulltext
+from nulltext.captioning import folder
 from nulltext.captioning.captioner import stop_token
 from nulltext.captioning.folder import bundled_captioners, load_captioner, save_captioner
 from nulltext.cli.main import app
@@ -116,10 +118,16 @@ def test_the_command_says_a_caption(trained, dots):
     assert isinstance(bad.exception, OptionError)
 
 
-def test_without_a_bundled_captioner_it_says_how_to_get_one(dots):
-    if bundled_captioners():
-        assert nulltext.load_captioner().caption(dots / "24.png")
-        return
+def test_the_bundled_captioner_sees_that_the_dahlia_is_orange():
+    assert bundled_captioners() == ("flowers",)
+    dahlia = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
+    assert "an orange" in nulltext.load_captioner().caption(dahlia)
+    done = CliRunner().invoke(app, ["caption", str(dahlia), "--json"])
+    assert "an orange" in json.loads(done.stdout)["caption"]
+
+
+def test_without_a_bundled_captioner_it_says_how_to_get_one(dots, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "BUNDLED_FOLDER", tmp_path)
     done = CliRunner().invoke(app, ["caption", str(dots / "24.png")])
     assert isinstance(done.exception, ModelError)
     for said in ("without a captioner", "--stage captioner", "convert-captioner"):

@@ -25,15 +25,22 @@ class Budget:
     """T."""
     inner_steps: int
     """N."""
+    tolerance: float = 1.0
+    """Losses that are good enough, in units of the paper's: over fewer timesteps, fewer add up."""
 
-    def method(self) -> NullText:
-        """Null-text inversion within this budget."""
-        return NullText(solver=self.solver, inner_steps=self.inner_steps)
+    def method(self, *, solver: str | None = None, inner_steps: int | None = None) -> NullText:
+        """Null-text inversion within this budget, but for what is said outright."""
+        return NullText(
+            solver=solver or self.solver,
+            inner_steps=self.inner_steps if inner_steps is None else inner_steps,
+            loss_tolerance=self.tolerance * NullText.loss_tolerance,
+            loss_tolerance_slope=self.tolerance * NullText.loss_tolerance_slope,
+        )
 
 
 BUDGETS: dict[str, Budget] = {
-    "fast": Budget(solver="secant", num_steps=20, inner_steps=1),
-    "balanced": Budget(solver="secant", num_steps=20, inner_steps=4),
+    "fast": Budget(solver="secant", num_steps=20, inner_steps=1, tolerance=2.5),
+    "balanced": Budget(solver="secant", num_steps=20, inner_steps=4, tolerance=2.5),
     "paper": Budget(solver="adam", num_steps=50, inner_steps=10),
 }
 
@@ -86,10 +93,7 @@ def planned(
             chosen = with_options(chosen, inner_steps=inner_steps)
         return Plan(chosen, NUM_STEPS if num_steps is None else num_steps)
     filled = budget_named(budget or _budget_of(solver))
-    fitted = NullText(
-        solver=solver or filled.solver,
-        inner_steps=filled.inner_steps if inner_steps is None else inner_steps,
-    )
+    fitted = filled.method(solver=solver, inner_steps=inner_steps)
     return Plan(fitted, filled.num_steps if num_steps is None else num_steps)
 
 
