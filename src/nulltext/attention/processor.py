@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock, RLock, get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,6 +38,9 @@ from nulltext.errors import ModelError
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+
+Found: TypeAlias = list[tuple[torch.nn.Module, list[tuple[str, Any]]]]
+"""Transformers, each with its attention layers by their names in the UNet."""
 
 _LOCKS: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
 """One lock per UNet."""
@@ -162,17 +165,18 @@ def attach(unet: UNet2DConditionModel, controller: AttentionController) -> Itera
     with _LOCKS_GUARD:
         lock = _LOCKS.setdefault(unet, RLock())
     with lock, ExitStack() as restore:
-        depths = _depths(unet)
+        found = _attention(unet)
+        depths = _depths(found)
         if not depths:
             raise ModelError(
                 f"No attention layer was found in the UNet ({type(unet).__name__}), so words "
                 "cannot steer it; pass a Stable Diffusion UNet with cross-attention."
             )
-        for transformer_name, transformer in _transformers(unet):
+        for transformer, layers in found:
             extent = _Extent(get_ident())
             handle = transformer.register_forward_pre_hook(extent.read, with_kwargs=True)
             restore.callback(handle.remove)
-            for name, attn in _layers(transformer_name, transformer):
+            for name, attn in layers:
                 _check_plain(attn, name)
                 restore.callback(attn.set_processor, attn.processor)
                 attn.set_processor(
@@ -183,7 +187,8 @@ def attach(unet: UNet2DConditionModel, controller: AttentionController) -> Itera
 
 def self_depths(unet: UNet2DConditionModel) -> list[float]:
     """`Site.depth` of all self-attention layers, in the order in which they run."""
-    depths, layers = _depths(unet), dict(unet.named_modules())
+    found = _attention(unet)
+    depths, layers = _depths(found), dict(layer for _, layers in found for layer in layers)
     return sorted(depths[name] for name in depths if not layers[name].is_cross_attention)
 
 
@@ -191,21 +196,22 @@ STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 """The order in which a UNet runs its blocks, which is not the order in which it holds them."""
 
 
-def _depths(unet: torch.nn.Module) -> dict[str, float]:
+def _depths(found: Found) -> dict[str, float]:
     """Layer name to `Site.depth`."""
     by_kind: dict[bool, list[str]] = {False: [], True: []}
-    for transformer_name, transformer in _transformers(unet):
-        for name, attn in _layers(transformer_name, transformer):
+    for _, layers in found:
+        for name, attn in layers:
             by_kind[attn.is_cross_attention].append(name)
     return {name: i / len(names) for names in by_kind.values() for i, name in enumerate(names)}
 
 
-def _transformers(unet: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    """The UNet's transformers with their names, in the order in which they run."""
+def _attention(unet: torch.nn.Module) -> Found:
+    """The UNet's transformers with their layers, in the order in which they run."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    found = [(n, m) for n, m in unet.named_modules() if isinstance(m, Transformer2DModel)]
-    return sorted(found, key=lambda named: STAGES.get(named[0].split(".")[0], len(STAGES)))
+    named = [(n, m) for n, m in unet.named_modules() if isinstance(m, Transformer2DModel)]
+    named.sort(key=lambda pair: STAGES.get(pair[0].split(".")[0], len(STAGES)))
+    return [(transformer, _layers(name, transformer)) for name, transformer in named]
 
 
 def _layers(prefix: str, transformer: torch.nn.Module) -> list[tuple[str, Any]]:

@@ -207,7 +207,7 @@ class LatentDiffusion:
                 output = differentiable_in_half(output_under, prompt_embeds, dtype)
             else:
                 output = output_under(prompt_embeds.to(dtype))
-        precision = self.precision
+        precision = torch.promote_types(dtype, torch.float32)
         return self.schedule.noise_from_output(
             output.to(precision), latents.to(precision), timestep
         )
