@@ -35,6 +35,10 @@ def test_fewer_timesteps_tolerate_more_at_each():
     share = papers.num_steps / ours.num_steps
     loose, strict = ours.method().tolerance_at(3), papers.method().tolerance_at(3)
     assert loose == pytest.approx(share * strict)
+    as_many = planned("null-text", budget="balanced", num_steps=papers.num_steps).method
+    assert as_many.tolerance_at(3) == pytest.approx(strict)
+    fewer_papers = planned("null-text", budget="paper", num_steps=10).method
+    assert fewer_papers.tolerance_at(3) == pytest.approx(strict)
 
 
 def test_what_is_said_outright_wins():

@@ -71,23 +71,35 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: the disk is full, read-only, or the like; an older folder is as it was.
     """
-    fresh, older = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "older"))
+    target = folder.absolute()
+    fresh, older = (target.with_name(f"{_own_prefix()}{uuid.uuid4().hex}") for _ in range(2))
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         yield fresh
-        (fresh / LOCK).touch()
-        usual = stat.S_IMODE((fresh / LOCK).stat().st_mode)
-        (fresh / LOCK).unlink()
-        for path in fresh.rglob("*"):
-            if path.is_file():
-                path.chmod(usual)
-        if folder.exists():
-            folder.replace(older)
-        fresh.replace(folder)
-        shutil.rmtree(older, ignore_errors=True)
+        _give_usual_permissions(fresh)
+        if target.exists():
+            target.replace(older)
+        try:
+            fresh.replace(target)
+        except OSError:
+            if older.exists():
+                older.replace(target)
+            raise
     except OSError as error:
         raise unwritable(folder, error) from error
+    finally:
+        for left in (fresh, older):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _give_usual_permissions(folder: Path) -> None:
+    """To all files in a folder, what a new file gets."""
+    (folder / LOCK).touch()
+    usual = stat.S_IMODE((folder / LOCK).stat().st_mode)
+    (folder / LOCK).unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(usual)
 
 
 @contextlib.contextmanager

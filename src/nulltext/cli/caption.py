@@ -29,7 +29,9 @@ def caption(
 ) -> None:
     """Say what a photo shows: a source prompt, to correct and to edit from.
 
-    Example: [bold]nulltext caption dahlia.jpg --captioner my-flowers-captioner[/bold]
+    Example: [bold]nulltext caption dahlia.jpg[/bold]
+
+    The bundled captioner knows flowers only, and is often wrong (docs/captioning.md): read it.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.captioning.folder import load_captioner

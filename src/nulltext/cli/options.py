@@ -42,7 +42,7 @@ CaptionerOption = Annotated[
         "--captioner",
         metavar="FOLDER",
         help="Captioner that `nulltext train --stage captioner` or `convert-captioner` made; "
-        "default: the bundled one.",
+        "default: the bundled one, which knows flowers only.",
     ),
 ]
 DeviceOption = Annotated[

@@ -107,7 +107,8 @@ def _house(
 
     name, device, _ = checkpoint
     writer = None
-    if captioner is not None or defaults.CAPTIONER in bundled_captioners():
+    suits = name == defaults.MODEL and defaults.CAPTIONER in bundled_captioners()
+    if captioner is not None or suits:
         with reporter.busy("Loading the captioner …"):
             writer = load_captioner(captioner or defaults.CAPTIONER, device=device)
     loaded = open_model(reporter, *checkpoint, [], low_memory=low_memory)

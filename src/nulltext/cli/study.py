@@ -150,7 +150,8 @@ def study(
         tools = Tools(model, device, dtype, clip, plan, output)
         together = alone if workers == 1 else crew_steps(tools, workers, schedule, book)
         make_rows(reporter, together, book, schedule.all_rows)
-        _hand_over(reporter, book, settings)
+        everything = plan_study(items, everybody, plan, None, judge.unet_evaluations)
+        _hand_over(reporter, book, settings, everything)
 
 
 def _estimate(reporter: Reporter, schedule: Schedule, plan: Plan, photos: int) -> None:
@@ -171,13 +172,21 @@ def _said(schedule: Schedule, plan: Plan, photos: int) -> str:
     )
 
 
-def _hand_over(reporter: Reporter, book: Book, settings: Mapping[str, Any]) -> None:
-    """Write summary, plots and report, and say where they are."""
-    from nulltext.evaluation.publish import publish
-    from nulltext.evaluation.results import ROWS
+def _hand_over(
+    reporter: Reporter, book: Book, settings: Mapping[str, Any], everything: Schedule
+) -> None:
+    """Write summary, plots and report, and say where they are.
 
+    Rows stand in the plan's order, in whichever they were made; those of earlier plans come last.
+    """
+    from nulltext.evaluation.publish import publish
+    from nulltext.evaluation.results import ROWS, key_of
+
+    keys = [task.key for _, tasks in everything.photos for task in tasks]
+    places = {key: place for place, key in enumerate(keys)}
+    rows = sorted(book.rows, key=lambda row: places.get(key_of(row), len(places)))
     with reporter.busy("Writing the report …"):
-        files = publish(book.folder, settings, book.rows)
+        files = publish(book.folder, settings, rows)
     failed = sum(row["status"] == "failed" for row in book.rows)
     result = {
         "rows": len(book.rows),

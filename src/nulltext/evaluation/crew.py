@@ -1,8 +1,9 @@
 """A study by several processes: photos are handed out, rows come back, one process keeps them.
 
 Photos share nothing, so a row is what it would be in a study by one process, to rounding (products
-may be summed in another order with another number of threads). When one process dies, the study
-ends with a sentence, its rows kept; a crew whose study is gone ends by itself at the next row.
+may be summed in another order with another number of threads). When a process dies with rows that
+nobody else makes, the study ends with a sentence, its rows kept. When the study dies, so does its
+crew. Each process has a model of its own, the study besides.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,16 +27,17 @@ from nulltext.evaluation.agreement import open_judge
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.measures import open_lpips
 from nulltext.evaluation.plan import Plan
-from nulltext.evaluation.results import Book, Row
+from nulltext.evaluation.results import PICTURES, Book, Row
 from nulltext.evaluation.rows import made_row
 from nulltext.evaluation.study import Schedule, StudyInfo, costs_of
 from nulltext.evaluation.tasks import Task
 from nulltext.evaluation.workbench import Workbench
+from nulltext.files import clear_temporaries
 from nulltext.models.load import load
 from nulltext.names import Precision
 
 PATIENCE = 1.0
-"""Seconds after which a process that waits looks whether the other one is still alive."""
+"""Seconds without a row after which the study looks whether its processes are alive."""
 
 Photo: TypeAlias = tuple[Item, list[Task]]
 Queue: TypeAlias = Any
@@ -52,49 +56,50 @@ class Tools:
     folder: Path
     """Of the book."""
 
-    def work(self, photos: Queue, made: Queue, threads: int) -> None:
-        """Take photos and put (row, cost) until there are no more; last an error, or None."""
+    def work(self, photos: Queue, made: Queue, workers: int) -> None:
+        """Take photos and put (row, cost) until there are no more; an error, and it is over."""
         import torch
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's, which ends its crew
-        torch.set_num_threads(threads)
+        threading.Thread(target=_follow_the_study, daemon=True).start()
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
         try:
             for row in self._rows(photos):
                 made.put(row)
-            made.put(None)
         except NulltextError as error:
             made.put(error)
 
     def _rows(self, photos: Queue) -> Iterator[tuple[Row, int]]:
         plan, model = self.plan, load(self.model, device=self.device, dtype=self.dtype)
         judge, lpips = open_judge(self.clip, model, plan.seed), open_lpips()
-        while (photo := _next(photos)) is not None:
+        while (photo := photos.get()) is not None:
             item, tasks = photo
             bench = Workbench(model, item, plan.num_steps, plan.seed, judge, lpips)
             for task, cost in zip(tasks, costs_of(tasks, plan.num_steps), strict=True):
-                if not _study_lives():
-                    return
                 yield made_row(task.key, partial(task.measure, bench), self.folder), cost
 
 
 def crew_steps(
     tools: Tools, workers: int, schedule: Schedule, book: Book
 ) -> Generator[StudyInfo, None, None]:
-    """`study.study_steps` by several processes; rows come in the order in which they are done.
+    """`study.study_steps` by several processes: rows in the order in which they are done, each told
+    of when it is.
 
     Raises:
-        OutputError, OutOfMemoryError: as there.
-        WorkerError: a process was killed.
+        UserError: a process could not load the model, write a picture, or find memory.
+        WorkerError: a process died.
     """
     total, spent = schedule.evaluations(tools.plan.num_steps), 0
-    done = schedule.all_rows - sum(len(tasks) for _, tasks in schedule.photos)
+    still = sum(len(tasks) for _, tasks in schedule.photos)
+    done = schedule.all_rows - still
     with _crew(tools, workers, schedule.photos) as (made, processes):
-        yield StudyInfo(done, schedule.all_rows, spent, total, f"{len(processes)} processes begin")
-        for row, cost in _arriving(made, processes):
+        yield StudyInfo(done, schedule.all_rows, spent, total, "starting")
+        for row, cost in _arriving(made, processes, still):
             book.add(row)
             done, spent = done + 1, spent + cost
             doing = f"{row['image']}: {row['experiment']}, {row['variant']}"
             yield StudyInfo(done, schedule.all_rows, spent, total, doing)
+    yield StudyInfo(done, schedule.all_rows, spent, total, "")
 
 
 def check_workers(workers: int) -> int:
@@ -104,7 +109,7 @@ def check_workers(workers: int) -> int:
         OptionError: it is none.
     """
     if workers < 1:
-        raise OptionError(f"The number of workers is {workers}; choose 1 or more.")
+        raise OptionError(f"--workers is {workers}; choose 1 or more.")
     return workers
 
 
@@ -115,18 +120,19 @@ def _crew(
     """Processes that work on the photos, and where their rows arrive; ended when left."""
     context = multiprocessing.get_context("spawn")  # a fork has torch's locks without its threads
     todo, made = context.Queue(), context.Queue()
-    open_photos = [photo for photo in photos if photo[1]]
-    count = min(workers, len(open_photos))
-    for photo in [*open_photos, *[None] * count]:
+    still = [photo for photo in photos if photo[1]]
+    count = min(workers, len(still))
+    for photo in [*still, *[None] * count]:
         todo.put(photo)
-    threads = max(1, (os.cpu_count() or 1) // max(1, count))
+    arguments = (todo, made, count)
     processes: list[BaseProcess] = [
-        context.Process(target=tools.work, args=(todo, made, threads), daemon=True)
-        for _ in range(count)
+        context.Process(target=tools.work, args=arguments, daemon=True) for _ in range(count)
     ]
+    clear_temporaries(tools.folder / PICTURES)
     try:
-        for process in processes:
-            process.start()
+        with _deaf_to_interrupts():
+            for process in processes:
+                process.start()
         yield made, processes
     finally:
         for process in processes:
@@ -134,48 +140,56 @@ def _crew(
                 process.terminate()
                 process.join()
         todo.cancel_join_thread()
+        clear_temporaries(tools.folder / PICTURES)
 
 
-def _arriving(made: Queue, processes: list[BaseProcess]) -> Iterator[tuple[Row, int]]:
-    """Rows as they come, until every process has said that it has done.
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started inside the block does not hear Ctrl-C, not even while it imports."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _arriving(made: Queue, processes: list[BaseProcess], still: int) -> Iterator[tuple[Row, int]]:
+    """Rows as they come, until all that were to be made are there.
 
     Raises:
-        NulltextError: a process raised it, or died.
+        NulltextError: a process raised it.
+        WorkerError: a process died, and rows are missing.
     """
-    working = len(processes)
-    while working:
+    while still:
+        ends = [process.exitcode for process in processes]  # before looking for their last rows
         try:
             found = made.get(timeout=PATIENCE)
         except queue.Empty:
-            _check_alive(processes)
+            if any(ends) or None not in ends:
+                raise _died(ends) from None
             continue
         if isinstance(found, NulltextError):
             raise found
-        if found is None:
-            working -= 1
-        else:
-            yield found
+        still -= 1
+        yield found
 
 
-def _check_alive(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        if process.exitcode:
-            how = f"signal {-process.exitcode}" if process.exitcode < 0 else str(process.exitcode)
-            raise WorkerError(
-                f"A process of the study ended by itself ({how}); all finished rows are kept: run "
-                "the same command again, with fewer --workers if memory ran out."
-            )
+def _died(ends: list[int | None]) -> WorkerError:
+    """In words, from exit codes."""
+    code = next((end for end in ends if end), 0)
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return WorkerError(
+        f"A process of the study ended by itself ({how}); all finished rows are kept: run the same "
+        "command again, with fewer --workers if memory ran out."
+    )
 
 
-def _next(photos: Queue) -> Photo | None:
-    """The next photo; None if there is none, or nobody who would want it."""
-    while _study_lives():
-        with contextlib.suppress(queue.Empty):
-            photo: Photo | None = photos.get(timeout=PATIENCE)
-            return photo
-    return None
-
-
-def _study_lives() -> bool:
-    parent = multiprocessing.parent_process()
-    return parent is None or parent.is_alive()
+def _follow_the_study() -> None:
+    """End this process when the one that started it has ended."""
+    study = multiprocessing.parent_process()
+    if study is not None:
+        wait([study.sentinel])
+        os._exit(1)

@@ -1,7 +1,7 @@
 """Budgets: how much work null-text inversion may do, for people who do not want to know.
 
 A budget names a solver, the number T of timesteps and the inner steps N. Fewer timesteps with a
-stronger solver reach what the paper's 50 x 10 Adam steps reach (docs/speed.md has the figures).
+stronger solver come near what the paper's 50 x 10 Adam steps reach (docs/speed.md has the figures).
 """
 
 from __future__ import annotations
@@ -25,22 +25,31 @@ class Budget:
     """T."""
     inner_steps: int
     """N."""
-    tolerance: float = 1.0
-    """Losses that are good enough, in units of the paper's: over fewer timesteps, fewer add up."""
+    tolerated_steps: int | None = None
+    """Timesteps over which the paper's tolerances may add up, shared among those that there are;
+    None: the paper's tolerance at each, however many there are."""
 
-    def method(self, *, solver: str | None = None, inner_steps: int | None = None) -> NullText:
+    def method(
+        self,
+        *,
+        solver: str | None = None,
+        num_steps: int | None = None,
+        inner_steps: int | None = None,
+    ) -> NullText:
         """Null-text inversion within this budget, but for what is said outright."""
+        steps = self.num_steps if num_steps is None else max(1, num_steps)
+        tolerance = (self.tolerated_steps or steps) / steps
         return NullText(
             solver=solver or self.solver,
             inner_steps=self.inner_steps if inner_steps is None else inner_steps,
-            loss_tolerance=self.tolerance * NullText.loss_tolerance,
-            loss_tolerance_slope=self.tolerance * NullText.loss_tolerance_slope,
+            loss_tolerance=tolerance * NullText.loss_tolerance,
+            loss_tolerance_slope=tolerance * NullText.loss_tolerance_slope,
         )
 
 
 BUDGETS: dict[str, Budget] = {
-    "fast": Budget(solver="secant", num_steps=20, inner_steps=1, tolerance=2.5),
-    "balanced": Budget(solver="secant", num_steps=20, inner_steps=4, tolerance=2.5),
+    "fast": Budget(solver="secant", num_steps=20, inner_steps=1, tolerated_steps=NUM_STEPS),
+    "balanced": Budget(solver="secant", num_steps=20, inner_steps=4, tolerated_steps=NUM_STEPS),
     "paper": Budget(solver="adam", num_steps=50, inner_steps=10),
 }
 
@@ -93,7 +102,7 @@ def planned(
             chosen = with_options(chosen, inner_steps=inner_steps)
         return Plan(chosen, NUM_STEPS if num_steps is None else num_steps)
     filled = budget_named(budget or _budget_of(solver))
-    fitted = filled.method(solver=solver, inner_steps=inner_steps)
+    fitted = filled.method(solver=solver, num_steps=num_steps, inner_steps=inner_steps)
     return Plan(fitted, filled.num_steps if num_steps is None else num_steps)
 
 
