@@ -202,3 +202,23 @@ def test_a_replaced_folder_is_whole_or_as_it_was_and_has_the_usual_permissions(t
         broken.__exit__(OSError, full, None)
     assert {path.name for path in tmp_path.rglob("*")} == {"model", "part", "weights", "plain"}
     assert (folder / "part" / "weights").read_text() == "1"
+
+
+def test_what_a_folder_held_is_not_lost_where_it_cannot_be_put_back(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    replace, calls = Path.replace, []
+
+    def only_once(self, target):
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", only_once)
+    broken = replacing_folder(folder)
+    (broken.__enter__() / "weights").write_text("new")
+    with pytest.raises(OutputError, match="Input/output error"):
+        broken.__exit__(None, None, None)
+    assert [path.read_text() for path in tmp_path.rglob("weights")] == ["old"]

@@ -85,11 +85,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             if older.exists():
                 older.replace(target)
             raise
+        shutil.rmtree(older, ignore_errors=True)  # only now that it is not needed any more
     except OSError as error:
         raise unwritable(folder, error) from error
     finally:
-        for left in (fresh, older):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _give_usual_permissions(folder: Path) -> None:
