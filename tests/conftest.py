@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +105,16 @@ def saved(here: Path, model: str, run: Run) -> Path:
 def dahlia_inversion(flowers: nulltext.LatentDiffusion) -> nulltext.Inversion:
     """The example photo, null-text inverted with the bundled model in ten steps."""
     return nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, num_steps=10)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of a size such as "200k" at a new folder; skips where none may be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

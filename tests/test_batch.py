@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import nulltext
+from conftest import small_disk
 from nulltext.cli import main as cli
 from nulltext.cli.batch import ADDRESS
 from nulltext.errors import NumericalError
@@ -276,14 +277,7 @@ def test_two_batches_do_not_mix(here, run, monkeypatch):
 
 
 def test_a_full_disk_stops_with_one_sentence_and_keeps_what_is_there(here, run):
-    small = here / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs to mount a file system")
-    try:
+    with small_disk(here / "small", "2m") as small:
         jobs = [{"image": name, "target": t} for name in ("a.png", "b.png") for t in ("dog", "cow")]
         one = write(here, jobs[0], name="one.jsonl")
         assert run(one, "-o", small / "out")[0] == 0
@@ -310,8 +304,6 @@ def test_a_full_disk_stops_with_one_sentence_and_keeps_what_is_there(here, run):
         assert code == 2
         assert "Read-only file system" in err
         assert everything_in(small / "out") == held
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 @pytest.fixture

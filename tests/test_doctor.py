@@ -19,7 +19,6 @@ import nulltext
 from captioners import captioner
 from conftest import EXAMPLE
 from nulltext import health
-from nulltext.cli import main as cli
 from nulltext.models import known_figure
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known, write_known
 from nulltext.models.load import BUNDLED_FOLDER, folder_of
@@ -28,19 +27,10 @@ BUNDLED = BUNDLED_FOLDER / "flowers"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run `nulltext` in this process: (exit code, standard output, standard error)."""
+def run(run, monkeypatch, tmp_path):
+    """`conftest.run`, in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nulltext", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
+    return run
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import nulltext
-from conftest import DAHLIA_PROMPT, EXAMPLE
-from nulltext.cli import main as cli
+from conftest import DAHLIA_PROMPT, EXAMPLE, small_disk
 from nulltext.errors import OutputError
 from nulltext.files import _own_prefix, clear_temporaries, replace_file
 from nulltext.inversion import partial as partials
@@ -203,18 +202,10 @@ LINE = ("invert", str(EXAMPLE), "--prompt", DAHLIA_PROMPT, "--steps", "4", "--in
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys, tmp_path):
-    """Run a command line in this process: (exit code, standard error)."""
+def run_here(run, monkeypatch, tmp_path):
+    """`conftest.run` in a folder of the test's own: (exit code, standard error)."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nulltext", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, capsys.readouterr().err
-
-    return call
+    return lambda *arguments: run(*arguments)[::2]
 
 
 def killed_when(command, condition, cwd, patience=120):
@@ -267,14 +258,7 @@ def test_fresh_starts_over_and_another_prompt_does_too(run_here, tmp_path, photo
 
 def test_a_full_disk_leaves_earlier_results_intact(run_here, tmp_path):
     """On a real file system of 200 kB, where that may be mounted."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs to mount a file system")
-    try:
+    with small_disk(tmp_path / "small", "200k") as small:
         earlier = small / "earlier.safetensors"
         earlier.write_bytes(b"e" * 150_000)
         code, err = run_here(*LINE, "-o", small / "d.safetensors")
@@ -283,5 +267,3 @@ def test_a_full_disk_leaves_earlier_results_intact(run_here, tmp_path):
         assert "No space left on device" in sentence
         assert earlier.read_bytes() == b"e" * 150_000
         assert [path.name for path in small.iterdir()] == ["earlier.safetensors"]
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)

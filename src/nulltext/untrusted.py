@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -73,13 +73,19 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """The first key that stands twice in a JSON object, as far as a message can hold it."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) == len(keys):
+        return None
+    return next(key[:40] for key in keys if keys.count(key) > 1)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!r} stands twice")
-    return values
+    twice = repeated_key(pairs)
+    if twice is not None:
+        raise ValueError(f"the key {twice!r} stands twice")
+    return dict(pairs)
 
 
 def _levels(value: Any) -> Iterator[list[Any]]:

@@ -12,10 +12,13 @@ from nulltext import defaults
 from nulltext.cli.options import (
     DeviceOption,
     DTypeOption,
+    EstimateOption,
     InnerStepsOption,
     JsonOption,
     ModelOption,
     QuietOption,
+    ResumeOption,
+    RetryFailedOption,
     StudySeedOption,
 )
 from nulltext.cli.pie_request import PieRequest
@@ -88,19 +91,9 @@ def pie(
         typer.Option("--steps", metavar="T", help="DDIM steps; the protocol has 50."),
     ] = None,
     inner_steps: InnerStepsOption = None,
-    resume: Annotated[
-        bool | None,
-        typer.Option(
-            "--resume/--fresh",
-            help="Continue what is in OUT, or throw it away; default: continue if there is any.",
-        ),
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try rows that failed once more.")
-    ] = False,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would cost, and do nothing.")
-    ] = False,
+    resume: ResumeOption = None,
+    retry_failed: RetryFailedOption = False,
+    estimate: EstimateOption = False,
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",

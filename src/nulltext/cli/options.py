@@ -91,3 +91,17 @@ InnerStepsOption = Annotated[
     int | None,
     typer.Option("--inner-steps", metavar="N", help="N where something is optimised: T N steps."),
 ]
+
+ResumeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--fresh",
+        help="Continue what is in OUT, or throw it away; default: continue if there is any.",
+    ),
+]
+RetryFailedOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try rows that failed once more.")
+]
+EstimateOption = Annotated[
+    bool, typer.Option("--estimate", help="Say what it would cost, and do nothing.")
+]

@@ -12,9 +12,12 @@ from nulltext import defaults
 from nulltext.cli.options import (
     DeviceOption,
     DTypeOption,
+    EstimateOption,
     JsonOption,
     ModelOption,
     QuietOption,
+    ResumeOption,
+    RetryFailedOption,
     StudySeedOption,
 )
 from nulltext.cli.report import Reporter
@@ -87,23 +90,13 @@ def study(
     guidance: Annotated[
         float | None, typer.Option("--guidance", metavar="W", help="Of every replay; default 7.5.")
     ] = None,
-    resume: Annotated[
-        bool | None,
-        typer.Option(
-            "--resume/--fresh",
-            help="Continue what is in OUT, or throw it away; default: continue if there is any.",
-        ),
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try rows that failed once more.")
-    ] = False,
+    resume: ResumeOption = None,
+    retry_failed: RetryFailedOption = False,
     workers: Annotated[
         int,
         typer.Option("--workers", metavar="N", help="Processes that share the photos."),
     ] = 1,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would cost, and do nothing.")
-    ] = False,
+    estimate: EstimateOption = False,
     model: ModelOption = defaults.MODEL,
     device: DeviceOption = None,
     dtype: DTypeOption = "float32",

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, get_args
 from nulltext.errors import DataError, reason_of
 from nulltext.execution.order import Order
 from nulltext.names import Align, Budget, Detail, EditorName, Method, Solver, SourceBranch
+from nulltext.untrusted import repeated_key
 
 LONGEST_LINE = 1 << 16
 """Bytes of a line."""
@@ -132,12 +133,10 @@ class _SaidError(ValueError):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _SaidError(f'has "{twice[:40]}" twice; leave one of them out.')
-    return found
+    twice = repeated_key(pairs)
+    if twice is not None:
+        raise _SaidError(f'has "{twice}" twice; leave one of them out.')
+    return dict(pairs)
 
 
 def _no_number(text: str) -> NoReturn:
