@@ -4,7 +4,8 @@
 
 Four kinds of edit in turn (another colour, another kind, another background, a stressed colour) on
 photos spread over the validation split: every inversion method with Prompt-to-Prompt, at their
-defaults; null-text also with MasaCtrl, which cannot stress a word and sits these out, and with
+defaults, and null-text's cheaper budgets (`fast`, `balanced`) at their own number of steps;
+null-text also with MasaCtrl, which cannot stress a word and sits these out, and with
 Prompt-to-Prompt beside the exact source branch.
 
 success     the judge (see `judge.py`), trained on real training photos, calls the edited picture by
@@ -42,9 +43,11 @@ import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
 from nulltext.images import from_uint8
+from nulltext.inversion.budgets import BUDGETS, Plan, planned
 from nulltext.training.petals import outline
 
-METHODS = ("ddim", "null-text", "negative-prompt", "direct")
+METHODS = ("ddim", "null-text", "balanced", "fast", "negative-prompt", "direct")
+"""Methods and, between them, budgets of null-text; "null-text" itself has the paper's."""
 EDITORS: dict[str, nulltext.Editor] = {
     "prompt-to-prompt": nulltext.PromptToPrompt(),
     "masactrl": nulltext.MasaCtrl(),
@@ -187,8 +190,10 @@ def measure(
     model: nulltext.LatentDiffusion, judge: Judge, task: Task, method: str, steps: int
 ) -> dict[str, Figures]:
     """Figures of one edit by one method, by "editor, branch"."""
-    words = caption(task.label)
-    inversion = nulltext.invert(model, task.path, words, method=method, num_steps=steps)
+    words, plan = caption(task.label), plan_of(method, steps)
+    inversion = nulltext.invert(
+        model, task.path, words, method=plan.method, num_steps=plan.num_steps
+    )
     reference = model.decode(inversion.trajectory[:1].to(model.device)).cpu()
     photo, reference = (as_unit(x) for x in (from_uint8(inversion.photo), reference))
     flower = foreground(photo)
@@ -209,9 +214,17 @@ def measure(
                 "psnr_replay": inversion.header.psnr_reconstruction,
                 "psnr_reconstruction": edit.psnr_reconstruction,
                 "psnr_bound": inversion.header.psnr_bound,
+                "unet_evaluations": inversion.header.unet_evaluations,
                 "seconds": inversion.header.seconds + seconds,
             }
     return rows
+
+
+def plan_of(method: str, steps: int) -> Plan:
+    """How one of `METHODS` inverts; `steps`: of all but the budgets."""
+    if method in BUDGETS:
+        return planned("null-text", budget=method)
+    return planned(method, num_steps=steps, budget="paper" if method == "null-text" else None)
 
 
 def measured(method: str, editor: str, branch: str) -> bool:
@@ -232,6 +245,7 @@ COLUMNS = {
     "psnr_replay": ("PSNR replay dB", 1.0, 2),
     "psnr_reconstruction": ("PSNR beside dB", 1.0, 2),
     "psnr_bound": ("bound dB", 1.0, 2),
+    "unet_evaluations": ("UNet to invert", 1.0, 0),
     "seconds": ("seconds", 1.0, 1),
 }
 
@@ -268,7 +282,9 @@ def grouped(
 
 
 def key_of(prefix: str, method: str, task: Task) -> str:
-    """The name of a row in the file of rows."""
+    """The name of a row in the file of rows; a budget may change from one version to the next."""
+    if method in BUDGETS:
+        method = f"{method} {BUDGETS[method]}"
     return f"{prefix} {method} {task.kind} {task.path.name}"
 
 

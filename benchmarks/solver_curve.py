@@ -1,4 +1,4 @@
-"""PSNR against UNet evaluations, for each solver over budgets: null-text alone, no corrections.
+"""PSNR against UNet evaluations, for each solver and start over budgets: null-text alone.
 
     python benchmarks/solver_curve.py --data DIR --limit 8 --guidance 12
 
@@ -11,19 +11,26 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import TypeAlias
 
 import nulltext
 from captions import captioned_photos
 from nulltext.inversion.null_text import NullText
+from nulltext.names import NullStart
 
-POINTS = [
-    *[("adam", 50, inner) for inner in (1, 3, 10)],
-    *[("adam", 20, inner) for inner in (1, 3, 10)],
-    *[("gauss-newton", 20, inner) for inner in (1, 2)],
-    *[("secant", 20, inner) for inner in (1, 2, 3, 5)],
-    *[("secant", 10, inner) for inner in (3, 5)],
+Point: TypeAlias = tuple[NullStart, str, int, int]
+"""(start, solver, T, N)."""
+
+POINTS: list[Point] = [
+    *[("empty", "adam", 50, inner) for inner in (1, 3, 10)],
+    *[("empty", "adam", 20, inner) for inner in (3, 10)],
+    *[("empty", "gauss-newton", 20, inner) for inner in (1, 2)],
+    *[("empty", "secant", 20, inner) for inner in (1, 2, 4)],
+    *[("prompt", "adam", 50, inner) for inner in (1, 10)],
+    *[("prompt", "secant", 50, inner) for inner in (0, 1)],
+    *[("prompt", "secant", 30, inner) for inner in (0, 1, 2)],
+    *[("prompt", "secant", 20, inner) for inner in (0, 1, 2)],
 ]
-"""(solver, T, N)."""
 
 
 def main() -> None:
@@ -39,17 +46,17 @@ def main() -> None:
     options.rows.parent.mkdir(parents=True, exist_ok=True)
     lines = options.rows.read_text().splitlines() if options.rows.is_file() else []
     known = {row["key"]: row for row in map(json.loads, lines)}
-    table: dict[tuple[str, int, int], list[dict[str, float]]] = {point: [] for point in POINTS}
+    table: dict[Point, list[dict[str, float]]] = {point: [] for point in POINTS}
     for photo in captioned_photos(options.data, options.split, options.limit):
         for point in POINTS:
-            solver, steps, inner = point
+            start, solver, steps, inner = point
             key = f"{model.fingerprint} {photo.path.name} {options.guidance} {point}"
             if key not in known:
                 header = nulltext.invert(
                     model,
                     photo.path,
                     photo.caption,
-                    method=NullText(solver=solver, inner_steps=inner),
+                    method=NullText(start=start, solver=solver, inner_steps=inner),
                     num_steps=steps,
                     guidance_scale=options.guidance,
                 ).header
@@ -63,10 +70,11 @@ def main() -> None:
                 print(known[key], flush=True)
             table[point].append(known[key])
     print(f"\nw = {options.guidance:g}, {options.limit} photos\n")
-    print("| solver | T | N | evaluations | PSNR to the bound |\n|---|--:|--:|--:|--:|")
-    for (solver, steps, inner), rows in table.items():
+    print("| start | solver | T | N | evaluations | PSNR to the bound |")
+    print("|---|---|--:|--:|--:|--:|")
+    for (start, solver, steps, inner), rows in table.items():
         evaluations, gap = (statistics.mean(r[k] for r in rows) for k in ("evaluations", "gap"))
-        print(f"| {solver} | {steps} | {inner} | {evaluations:.0f} | {gap:+.2f} dB |")
+        print(f"| {start} | {solver} | {steps} | {inner} | {evaluations:.0f} | {gap:+.2f} dB |")
 
 
 if __name__ == "__main__":

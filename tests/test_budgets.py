@@ -31,19 +31,23 @@ def test_nothing_said_is_the_default_budget():
 
 
 def test_fewer_timesteps_tolerate_more_at_each():
-    ours, papers = BUDGETS["balanced"], BUDGETS["paper"]
+    ours, papers = BUDGETS["fast"], BUDGETS["paper"]
     share = papers.num_steps / ours.num_steps
     loose, strict = ours.method().tolerance_at(3), papers.method().tolerance_at(3)
     assert loose == pytest.approx(share * strict)
-    as_many = planned("null-text", budget="balanced", num_steps=papers.num_steps).method
+    as_many = planned("null-text", budget="fast", num_steps=papers.num_steps).method
     assert as_many.tolerance_at(3) == pytest.approx(strict)
     fewer_papers = planned("null-text", budget="paper", num_steps=10).method
     assert fewer_papers.tolerance_at(3) == pytest.approx(strict)
 
 
 def test_what_is_said_outright_wins():
-    plan = planned("null-text", budget="fast", solver="adam", num_steps=7, inner_steps=4)
+    assert planned("null-text", budget="fast").method.start == "prompt"
+    own = {"solver": "adam", "num_steps": 7, "inner_steps": 4, "null_start": "empty"}
+    plan = planned("null-text", budget="fast", **own)
     assert (plan.num_steps, plan.method.solver, plan.method.inner_steps) == (7, "adam", 4)
+    assert plan.method.start == "empty"
+    assert planned("null-text", budget="paper", null_start="prompt").method.start == "prompt"
 
 
 @pytest.mark.parametrize(("solver", "budget"), [("adam", "paper"), ("secant", "balanced")])
@@ -54,8 +58,9 @@ def test_a_solver_alone_brings_its_own_budget(solver, budget):
 def test_other_methods_keep_the_default_steps_and_refuse_null_texts_options():
     assert planned("ddim").num_steps == defaults.NUM_STEPS
     assert planned("ddim", num_steps=3).num_steps == 3
-    for option in ("budget", "solver"):
-        with pytest.raises(OptionError, match=r"is for --method null-text"):
+    for option in ("budget", "solver", "null_start"):
+        name = option.replace("_", "-")
+        with pytest.raises(OptionError, match=rf"--{name} is for --method null-text"):
             planned("ddim", **{option: "fast"})
     with pytest.raises(OptionError, match="--inner-steps is not an option of the method ddim"):
         planned("ddim", inner_steps=2)

@@ -18,7 +18,7 @@ from nulltext.inversion.null_text import NullText
 PROMPT = "a photo of a white daisy"
 
 
-def transcription(pipe, latents, prompt, *, steps, inner, guidance):
+def transcription(pipe, latents, prompt, *, steps, inner, guidance, start):
     """The algorithm of the paper in plain loops, with diffusers' scheduler and raw modules.
 
     Returns null embeddings [T, L, D], the trajectory [T + 1, C, h, w], and the final latents.
@@ -28,6 +28,8 @@ def transcription(pipe, latents, prompt, *, steps, inner, guidance):
     grid = scheduler.timesteps.tolist()
 
     (prompt_embed, added), (null, added_null) = embeddings(pipe, prompt, latents)
+    if start == "prompt":
+        null, added_null = prompt_embed, added
     alphas = scheduler.alphas_cumprod.double()
 
     def alpha(t):
@@ -70,6 +72,7 @@ def transcription(pipe, latents, prompt, *, steps, inner, guidance):
     return torch.cat(nulls), torch.cat(trajectory), z
 
 
+@torch.no_grad()
 def embeddings(pipe, prompt, latents):
     """(sequence, added conditions) of the prompt and of "", by the pipeline's own code."""
     if not hasattr(pipe, "text_encoder_2"):
@@ -83,22 +86,23 @@ def embeddings(pipe, prompt, latents):
     return (prompt_embed, added[0]), (null, added[1])
 
 
-def assert_equals_transcription(model, latents, prompt, *, steps, inner):
+def assert_equals_transcription(model, latents, prompt, *, steps, inner, start="empty"):
     pipe = copy.deepcopy(model.to_diffusers())
     nulls, trajectory, landed = transcription(
-        pipe, latents, prompt, steps=steps, inner=inner, guidance=7.5
+        pipe, latents, prompt, steps=steps, inner=inner, guidance=7.5, start=start
     )
-    solution = solve(model, latents, prompt, steps=steps, config=NullText(inner_steps=inner))
+    config = NullText(inner_steps=inner, start=start)
+    solution = solve(model, latents, prompt, steps=steps, config=config)
     scale = trajectory.abs().max()
     # float32 throughout; diffusers' scheduler coefficients are float32, ours float64, and Adam
     # turns the sign of a gradient into a whole step, so rounding shows up a little enlarged
     torch.testing.assert_close(solution.trajectory, trajectory, atol=2e-4 * scale, rtol=2e-4)
     tokens = model.max_tokens  # the rows behind them hold SDXL's pooled embedding, which stays
     torch.testing.assert_close(solution.null_embeds[:, :tokens], nulls, atol=2e-3, rtol=2e-3)
-    start = model.embed([""])
-    assert torch.equal(solution.null_embeds[:, tokens:], start[:, tokens:].expand(steps, -1, -1))
+    first = model.embed([prompt if start == "prompt" else ""])
+    assert torch.equal(solution.null_embeds[:, tokens:], first[:, tokens:].expand(steps, -1, -1))
     torch.testing.assert_close(solution.replayed, landed, atol=2e-3 * scale, rtol=2e-3)
-    assert (nulls - start[:, :tokens]).abs().max() > 5e-3, "nothing was optimised"
+    assert (nulls - first[:, :tokens]).abs().max() > 5e-3, "nothing was optimised"
 
 
 def solve(model, latents, prompt, *, steps, config):
@@ -108,9 +112,42 @@ def solve(model, latents, prompt, *, steps, config):
     return nulltext.run(config.steps(model, problem))
 
 
-def test_equals_the_transcription_on_tiny_models(tiny):
+@pytest.mark.parametrize("start", ["empty", "prompt"])
+def test_equals_the_transcription_on_tiny_models(tiny, start):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert_equals_transcription(tiny, latents, PROMPT, steps=5, inner=3)
+    assert_equals_transcription(tiny, latents, PROMPT, steps=5, inner=3, start=start)
+
+
+def test_begun_at_the_prompt_without_steps_it_is_negative_prompt_inversion(tiny):
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    idle = NullText(inner_steps=0, start="prompt")
+    ours = solve(tiny, latents, PROMPT, steps=4, config=idle)
+    theirs = solve(tiny, latents, PROMPT, steps=4, config=nulltext.NegativePrompt())
+    assert torch.equal(ours.trajectory, theirs.trajectory)
+    assert torch.equal(ours.null_embeds, theirs.null_embeds.expand_as(ours.null_embeds))
+    # eps_∅ = eps_C: the last step is the unguided one, from wherever the others led
+    assert ours.unet_evaluations == 4 + 4 * 2
+
+
+def test_a_start_at_the_prompt_is_nearer_after_as_much_work(flowers):
+    from_empty, from_prompt = (
+        nulltext.invert(
+            flowers,
+            EXAMPLE,
+            DAHLIA_PROMPT,
+            method=NullText(inner_steps=1, start=start),
+            num_steps=8,
+        ).header
+        for start in ("empty", "prompt")
+    )
+    assert from_prompt.unet_evaluations <= from_empty.unet_evaluations
+    assert from_prompt.psnr_reconstruction > from_empty.psnr_reconstruction + 1.0
+    assert from_prompt.method_config["start"] == "prompt"
+
+
+def test_an_unknown_start_is_refused():
+    with pytest.raises(OptionError, match="start is 'noise'"):
+        NullText(start="noise")
 
 
 def test_equals_the_transcription_on_the_bundled_model(flowers):

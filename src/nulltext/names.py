@@ -48,6 +48,7 @@ class EditorName(StrEnum):
     MASACTRL = "masactrl"
 
 
+NullStart = Literal["empty", "prompt"]
 Precision = Literal["float32", "float16", "bfloat16"]
 Align = Literal["auto", "replace", "refine"]
 Detail = Literal["auto", "photo", "luminance", "model"]

@@ -21,6 +21,7 @@ from nulltext.cli.options import (
     JsonOption,
     LowMemoryOption,
     ModelOption,
+    NullStartOption,
     QuietOption,
     SeedOption,
     SizeOption,
@@ -76,6 +77,7 @@ def invert(
     budget: BudgetOption = None,
     solver: SolverOption = None,
     inner_steps: InnerStepsOption = None,
+    null_start: NullStartOption = None,
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="W", help="How strongly words will steer.")
     ] = defaults.GUIDANCE_SCALE,
@@ -109,7 +111,8 @@ def invert(
     from nulltext.inversion.budgets import planned
 
     check_captioner_use("--prompt", AUTO if AUTO in prompt else None, captioner)
-    plan = planned(method, budget=budget, solver=solver, num_steps=steps, inner_steps=inner_steps)
+    effort = {"num_steps": steps, "inner_steps": inner_steps}
+    plan = planned(method, budget=budget, solver=solver, null_start=null_start, **effort)
     prompts = _one_each(prompt, len(images))
     targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)

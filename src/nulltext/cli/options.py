@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nulltext import defaults
-from nulltext.names import Budget, Precision, Solver
+from nulltext.names import Budget, NullStart, Precision, Solver
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
@@ -81,11 +81,20 @@ QuietOption = Annotated[
 BudgetOption = Annotated[
     Budget | None,
     typer.Option(
-        "--budget", help="How much work null-text may do: sets --solver, --steps, --inner-steps."
+        "--budget",
+        help="How much work null-text may do: sets --steps, --solver, --inner-steps, --null-start.",
     ),
 ]
 SolverOption = Annotated[
     Solver | None, typer.Option("--solver", help="What minimises null-text's loss.")
+]
+NullStartOption = Annotated[
+    NullStart | None,
+    typer.Option(
+        "--null-start",
+        help="Where the null embeddings begin: at the empty prompt's, as published, or at the "
+        "prompt's, which saves most of the work.",
+    ),
 ]
 InnerStepsOption = Annotated[
     int | None,

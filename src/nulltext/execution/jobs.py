@@ -18,7 +18,16 @@ from typing import Any, NoReturn, get_args
 
 from nulltext.errors import DataError, reason_of
 from nulltext.execution.order import Order
-from nulltext.names import Align, Budget, Detail, EditorName, Method, Solver, SourceBranch
+from nulltext.names import (
+    Align,
+    Budget,
+    Detail,
+    EditorName,
+    Method,
+    NullStart,
+    Solver,
+    SourceBranch,
+)
 from nulltext.untrusted import repeated_key
 
 LONGEST_LINE = 1 << 16
@@ -240,6 +249,7 @@ OPTIONS: dict[str, Callable[[object], Any]] = {
     "method": _choice(*Method),
     "budget": _choice(*Budget),
     "solver": _choice(*Solver),
+    "null_start": _choice(*get_args(NullStart)),
     "align": _choice(*get_args(Align)),
     "detail": _choice(*get_args(Detail)),
     "source_branch": _choice(*get_args(SourceBranch)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nulltext import defaults
 from nulltext.errors import OptionError
 from nulltext.execution.captions import check_captioner_use
-from nulltext.names import AUTO, Budget, Detail, Method, Solver
+from nulltext.names import AUTO, Budget, Detail, Method, NullStart, Solver
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ class Request:
     budget: Budget | None = None
     solver: Solver | None = None
     inner_steps: int | None = None
+    null_start: NullStart | None = None
     guidance: float | None = None
     crop: str | None = None
     size: str | None = None
@@ -72,7 +73,7 @@ class Request:
             if self.source is None:
                 raise OptionError('There is no --source; say what the photo shows: --source "…".')
             return
-        effort = ("method", "steps", "budget", "solver", "inner_steps")
+        effort = ("method", "steps", "budget", "solver", "inner_steps", "null_start")
         settled = (*effort, "guidance", "crop", "size", "seed", "save_inversion")
         given = [name for name in settled if getattr(self, name) is not None]
         if given:
@@ -114,6 +115,7 @@ class Request:
             solver=self.solver,
             num_steps=self.steps,
             inner_steps=self.inner_steps,
+            null_start=self.null_start,
         )
 
 

@@ -1,7 +1,8 @@
 """Budgets: how much work null-text inversion may do, for people who do not want to know.
 
-A budget names a solver, the number T of timesteps and the inner steps N. Fewer timesteps with a
-stronger solver come near what the paper's 50 x 10 Adam steps reach (docs/speed.md has the figures).
+A budget names a solver, the number T of timesteps, the inner steps N and where the null embeddings
+begin. Fewer timesteps, begun at the prompt's embedding, reach what the paper's 50 x 10 Adam steps
+from the empty one do (docs/speed.md has the figures).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import method_named, with_options
+from nulltext.names import NullStart
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Budget:
     """T."""
     inner_steps: int
     """N."""
+    null_start: NullStart = "empty"
+    """Where the null embeddings begin."""
     tolerated_steps: int | None = None
     """Timesteps over which the paper's tolerances may add up, shared among those that there are;
     None: the paper's tolerance at each, however many there are."""
@@ -35,6 +39,7 @@ class Budget:
         solver: str | None = None,
         num_steps: int | None = None,
         inner_steps: int | None = None,
+        null_start: NullStart | None = None,
     ) -> NullText:
         """Null-text inversion within this budget, but for what is said outright."""
         steps = self.num_steps if num_steps is None else max(1, num_steps)
@@ -42,15 +47,16 @@ class Budget:
         return NullText(
             solver=solver or self.solver,
             inner_steps=self.inner_steps if inner_steps is None else inner_steps,
+            start=null_start or self.null_start,
             loss_tolerance=tolerance * NullText.loss_tolerance,
             loss_tolerance_slope=tolerance * NullText.loss_tolerance_slope,
         )
 
 
 BUDGETS: dict[str, Budget] = {
-    "fast": Budget(solver="secant", num_steps=20, inner_steps=1, tolerated_steps=NUM_STEPS),
-    "balanced": Budget(solver="secant", num_steps=20, inner_steps=4, tolerated_steps=NUM_STEPS),
-    "paper": Budget(solver="adam", num_steps=50, inner_steps=10),
+    "fast": Budget("secant", 20, 1, null_start="prompt", tolerated_steps=NUM_STEPS),
+    "balanced": Budget("secant", 30, 2, null_start="prompt"),
+    "paper": Budget("adam", 50, 10),
 }
 
 
@@ -81,6 +87,7 @@ def planned(
     solver: str | None = None,
     num_steps: int | None = None,
     inner_steps: int | None = None,
+    null_start: NullStart | None = None,
 ) -> Plan:
     """Settle what is left open: a budget fills the gaps, and what is said outright wins.
 
@@ -90,7 +97,7 @@ def planned(
         OptionError: a name is unknown, or options are given to a method that has none of the kind.
     """
     if method != NullText.name:
-        given = {"budget": budget, "solver": solver}
+        given = {"budget": budget, "solver": solver, "null-start": null_start}
         for name, value in given.items():
             if value is not None:
                 raise OptionError(
@@ -102,7 +109,9 @@ def planned(
             chosen = with_options(chosen, inner_steps=inner_steps)
         return Plan(chosen, NUM_STEPS if num_steps is None else num_steps)
     filled = budget_named(budget or _budget_of(solver))
-    fitted = filled.method(solver=solver, num_steps=num_steps, inner_steps=inner_steps)
+    fitted = filled.method(
+        solver=solver, num_steps=num_steps, inner_steps=inner_steps, null_start=null_start
+    )
     return Plan(fitted, filled.num_steps if num_steps is None else num_steps)
 
 

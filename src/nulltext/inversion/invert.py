@@ -13,7 +13,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from nulltext.defaults import GUIDANCE_SCALE, METHOD, NUM_STEPS
+from nulltext.defaults import GUIDANCE_SCALE, METHOD
 from nulltext.errors import OptionError
 from nulltext.framing import SizeChoice
 from nulltext.header import InversionHeader
@@ -36,7 +36,7 @@ def invert(
     prompt: str,
     *,
     method: str | InversionMethod = METHOD,
-    num_steps: int = NUM_STEPS,
+    num_steps: int | None = None,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
     size: SizeChoice = None,
@@ -52,7 +52,7 @@ def invert(
     prompt: list[str] | tuple[str, ...],
     *,
     method: str | InversionMethod = METHOD,
-    num_steps: int = NUM_STEPS,
+    num_steps: int | None = None,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
     size: SizeChoice = None,
@@ -68,7 +68,7 @@ def invert(
     prompt: str | list[str] | tuple[str, ...],
     *,
     method: str | InversionMethod = METHOD,
-    num_steps: int = NUM_STEPS,
+    num_steps: int | None = None,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
     size: SizeChoice = None,
@@ -84,8 +84,9 @@ def invert(
         prompt: what the photo shows, in the words that will be edited; a list for a list. It may
             be empty, for comparison: then there are no words to change, only some to add.
         method: a name ("null-text", "ddim", "direct", … see `inversion.registry`) or a method with
-            options, such as `NullText(inner_steps=5)`.
-        num_steps: T, 1 to the model's training steps.
+            options. By name, null-text is within the default budget, as on the command line (see
+            `inversion.budgets`); `NullText()` is the paper's.
+        num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
         guidance_scale: w of the replay; null-text needs more than 1.
         crop: the region to invert; by default the largest centred one of the size's proportions.
         size: (width, height) that the model works at, or "photo" for the whole photo (or crop) at
@@ -125,7 +126,7 @@ def invert_steps(
     prompt: str,
     *,
     method: str | InversionMethod = METHOD,
-    num_steps: int = NUM_STEPS,
+    num_steps: int | None = None,
     guidance_scale: float = GUIDANCE_SCALE,
     crop: CropBox | None = None,
     size: SizeChoice = None,

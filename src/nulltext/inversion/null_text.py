@@ -3,27 +3,31 @@
 With z*_0 … z*_T the pivot, zbar_T = z*_T and ∅_T the embedding of "", for t = T … 1:
 
     L_t(∅) = mean || z*_{t-1} - step(zbar_t; eps_∅ + w (eps_C - eps_∅)) ||^2
-    ∅_t    = argmin L_t by Adam, N inner steps, started at ∅_{t+1}
+    ∅_t    = argmin L_t by Adam, N inner steps, started at ∅_{t+1};  ∅_{T+1}: that of "", or C
     zbar_{t-1} = step(zbar_t; guided eps under ∅_t)
 
 Weights and the prompt's embedding stay as they are, and eps_C is computed once per timestep.
-How the minimum is looked for is a solver's business (see `solvers`); Adam is the paper's.
+How the minimum is looked for is a solver's business (see `solvers`); Adam is the paper's. With
+∅ = C the guided noise is eps_C at any w, which is what the pivot was walked with: a start there is
+off by the discretisation alone, so most timesteps need no step at all.
 Source: Mokady et al. 2023, sec. 3.3, algorithm 1; learning rate and stopping rule as published
-with the paper's code. Two things are done better than there, neither of which moves the optimum:
-the loss is tested before a step is taken and the best embedding tested is kept, so no timestep ends
-worse than it began; and its eps_∅ is reused to advance, so advancing costs no evaluation.
+with the paper's code. The start at C is Miyake et al. 2023's whole method, sec. 3. Two things are
+done better than there, neither of which moves the optimum: the loss is tested before a step is
+taken and the best embedding tested is kept, so no timestep ends worse than it began; and its eps_∅
+is reused to advance, so advancing costs no evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.per_step import Batch, PerStepOptions, fit_steps, null_moves, pivot_of_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.names import NullStart
 from nulltext.record import StepInfo
 
 
@@ -49,11 +53,16 @@ class NullText(PerStepOptions):
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
+    start: NullStart = "empty"
+    """Where the null embeddings begin: at that of "", as published, or at the prompt's, which is
+    nearly there already."""
     pooled: Literal["fixed", "optimised"] = "fixed"
     """Whether the pooled null embedding moves with the tokens' (SDXL; elsewhere there is none)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.start not in get_args(NullStart):
+            raise OptionError(f"start is {self.start!r}; choose 'empty' or 'prompt'.")
         if self.pooled not in ("fixed", "optimised"):
             raise OptionError(f"pooled is {self.pooled!r}; choose 'fixed' or 'optimised'.")
 
@@ -79,6 +88,8 @@ class NullText(PerStepOptions):
         batch = Batch.of(problems)
         pivots = yield from pivot_of_steps(model, batch)
         roles = null_moves(model, batch)
+        if self.start == "prompt":
+            roles = replace(roles, moving=batch.prompt_embeds)
         if self.pooled == "optimised":
             roles = replace(roles, free_rows=None)
         fits = yield from fit_steps(model, batch, pivots, roles, self)

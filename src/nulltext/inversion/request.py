@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from nulltext.defaults import NUM_STEPS
 from nulltext.errors import OptionError
 from nulltext.framing import SizeChoice, box_for
 from nulltext.images import CropBox
 from nulltext.inversion.base import InversionMethod
-from nulltext.inversion.registry import method_named
+from nulltext.inversion.budgets import Plan, planned
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo, load_photo
 from nulltext.version import __version__
@@ -44,7 +45,7 @@ class InversionRequest:
         photo: PhotoLike,
         prompt: str,
         method: str | InversionMethod,
-        num_steps: int,
+        num_steps: int | None,
         guidance_scale: float,
         crop: CropBox | None,
         size: SizeChoice,
@@ -57,17 +58,22 @@ class InversionRequest:
         Raises:
             UserError: one of `ImageError`, `PromptError`, `OptionError`.
         """
-        chosen = method_named(method) if isinstance(method, str) else method
+        plan = (
+            planned(method, num_steps=num_steps)
+            if isinstance(method, str)
+            else Plan(method, NUM_STEPS if num_steps is None else num_steps)
+        )
         _check_guidance(guidance_scale)
         _check_seed(seed)
-        chosen.check(guidance_scale)
-        model.schedule.timesteps(num_steps)
+        plan.method.check(guidance_scale)
+        model.schedule.timesteps(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = photo if isinstance(photo, Photo) else load_photo(photo)
         box = crop or box_for(loaded.size, size)
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)
-        return cls(loaded, box, seen_at, prompt, chosen, num_steps, guidance_scale, seed)
+        own = (plan.method, plan.num_steps, guidance_scale, seed)
+        return cls(loaded, box, seen_at, prompt, *own)
 
     def identity(self, model: LatentDiffusion) -> dict[str, Any]:
         """All that the result depends on, as JSON: equal identities, equal inversions.
