@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import nulltext
@@ -17,6 +19,10 @@ from nulltext.cli.main import main
 from tiny import tiny_pipeline
 
 Run = Callable[..., tuple[int, str, str]]
+
+# One thread here and in what tests start: tests run side by side, and sums are to be the same.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
 DAHLIA_PROMPT = "a photo of an orange flower with a dark background"
