@@ -22,8 +22,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Edit the example photo four ways; pictures land in demo/.
 	$(BIN)/python examples/demo.py
 
-test: setup  ## Run the test suite.
-	$(BIN)/python -m pytest
+WORKERS ?= 2
+# A process each, and a thread each, so that they do not wait for each other's cores.
+test: setup  ## Run the test suite: make test WORKERS=2.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: setup  ## Run ruff and mypy.
 	$(BIN)/ruff check .

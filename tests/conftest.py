@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import nulltext
@@ -17,6 +20,10 @@ from nulltext.cli.main import main
 from tiny import tiny_pipeline
 
 Run = Callable[..., tuple[int, str, str]]
+
+# One thread here and in what tests start: tests run side by side, and sums are to be the same.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
 DAHLIA_PROMPT = "a photo of an orange flower with a dark background"
@@ -91,14 +98,39 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image) ->
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def inversion_file(
+    tmp_path_factory: pytest.TempPathFactory, model: str, photo: Image.Image
+) -> Path:
+    """Of the photo, inverted as `nulltext invert` does it, in three steps."""
+    folder = tmp_path_factory.mktemp("inversions")
+    photo.save(folder / "cat.png")
+    inversion = nulltext.invert(nulltext.load(model), folder / "cat.png", "a cat", num_steps=3)
+    inversion.save(folder / "cat.safetensors")
+    return folder / "cat.safetensors"
+
+
 @pytest.fixture
-def saved(here: Path, model: str, run: Run) -> Path:
-    """A saved inversion of the photo."""
-    code, _, err = run(
-        "invert", "cat.png", "--prompt", "a cat", "--model", model, "--steps", 3, "-q"
-    )
-    assert code == 0, err
-    return here / "cat.safetensors"
+def saved(here: Path, inversion_file: Path) -> Path:
+    """A saved inversion beside its photo; the test's own copy."""
+    return Path(shutil.copy(inversion_file, here))
+
+
+@pytest.fixture(scope="session")
+def white_cats() -> dict[int, nulltext.Inversion]:
+    """By the id of their model, as they come to be wanted: see `inversion`."""
+    return {}
+
+
+@pytest.fixture
+def inversion(
+    tiny: nulltext.LatentDiffusion, photo: Image.Image, white_cats: dict[int, nulltext.Inversion]
+) -> nulltext.Inversion:
+    """The photo as "a white cat" in four DDIM steps, made once for each family."""
+    if id(tiny) not in white_cats:
+        made = nulltext.invert(tiny, photo, "a white cat", method="ddim", num_steps=4)
+        white_cats[id(tiny)] = made
+    return white_cats[id(tiny)]
 
 
 @pytest.fixture(scope="session")

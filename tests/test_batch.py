@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -23,16 +21,9 @@ from nulltext.execution import batch as batches
 from nulltext.execution import worker as workers
 from nulltext.execution.batch import BATCH
 from nulltext.ledger import read_book
-from tiny import tiny_pipeline
+from processes import killed_when
 
 SHORT = {"source": "a cat", "steps": 2, "inner_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_pipeline("sd1").save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
@@ -306,45 +297,17 @@ def test_a_full_disk_stops_with_one_sentence_and_keeps_what_is_there(here, run):
         assert everything_in(small / "out") == held
 
 
-@pytest.fixture
-def one_thread():
-    """No threads for a forked child to wait for: those of the parent's pool do not come along."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def fork(*line):
-    """A process of its own that runs a command line, past the imports."""
-    child = os.fork()
-    if child:
-        return child
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):
-        os.dup2(null, stream)
-    sys.argv = ["nulltext", *map(str, line)]
-    try:
-        cli.main()
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
-
-
-def test_kill_9_at_any_moment_loses_nothing(here, run, model, one_thread):
+def test_kill_9_at_any_moment_loses_nothing(here, run, model):
     """Four kills, each when something else has just come into being."""
     jobs = [{"image": f"{n}.png", "target": t, "steps": 6} for n in "ab" for t in ("dog", "cow")]
     path = write(here, *jobs)
     assert run(path, "-o", "whole")[0] == 0
     signs = ("inversions/*/*.partial", "inversions/*/*.safetensors", "pictures/*/*.png")
     for sign in (*signs, "pictures/*/b-*.png"):
-        child = fork("batch", path, "-o", "out", "--model", model)
-        end = time.monotonic() + 100
-        while not list((here / "out").glob(sign)) and time.monotonic() < end:
-            time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        killed_when(
+            lambda sign=sign: any((here / "out").glob(sign)),
+            *("batch", path, "-o", "out", "--model", model),
+        )
         for inversion in (here / "out").rglob("*.safetensors"):
             nulltext.Inversion.load(inversion)  # whole, under its final name
         for picture in (here / "out").rglob("*.png"):

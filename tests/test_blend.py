@@ -17,11 +17,6 @@ from nulltext.sampling import exact_source_step
 PROMPT = "a white cat"
 
 
-@pytest.fixture
-def inversion(tiny, photo):
-    return nulltext.invert(tiny, photo, PROMPT, method="ddim", num_steps=4)
-
-
 def published(maps, words, others, threshold, size):
     """LocalBlend's arithmetic as its authors wrote it down, for one map size and both prompts."""
 

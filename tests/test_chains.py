@@ -23,11 +23,6 @@ PROMPT = "a white cat"
 FULL = {"cross_steps": 1.0, "self_steps": 1.0}
 
 
-@pytest.fixture
-def inversion(tiny, photo):
-    return nulltext.invert(tiny, photo, PROMPT, method="ddim", num_steps=4)
-
-
 def close(one, other):
     # batches of other sizes: float32 over four guided steps
     torch.testing.assert_close(one, other, atol=1e-3, rtol=0)

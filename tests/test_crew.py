@@ -8,8 +8,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from nulltext.evaluation.datasets import read_items
 from nulltext.evaluation.plan import Plan
 from nulltext.evaluation.results import key_of, open_book, read_book
 from nulltext.evaluation.study import plan_study, study_steps
+from processes import PATIENCE, killed_when
 
 PLAN = Plan(num_steps=4, experiments=("guidance",), inversion_guidances=(1, 2, 4, 8))
 
@@ -62,11 +61,11 @@ def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
         infos = list(study_steps(tiny_sd1, planned(book), PLAN, book, judge))
     tools = Tools(model, "cpu", "float32", None, PLAN, tmp_path / "crew")
     with open_book(tmp_path / "crew", {"a": 1}, fresh=False) as book:
-        steps = crew_steps(tools, 2, planned(book), book)
+        steps = crew_steps(tools, 1, planned(book), book)
         next(steps)
         next(steps)
-        for process in multiprocessing.active_children():  # one alone may not have begun
-            os.kill(process.pid, signal.SIGKILL)
+        (process,) = multiprocessing.active_children()
+        os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"signal 9.*same command again"):
             list(steps)
         kept = len(book.rows)
@@ -94,17 +93,14 @@ def test_whatever_a_study_does_can_be_handed_out(items):
 
 
 def test_a_crew_dies_with_its_study(model, items, tmp_path):
-    command = [sys.executable, "-m", "nulltext.cli.main", "study", str(items[0].path.parent)]
-    command += ["--model", model, "-o", str(tmp_path / "out"), "--workers", "2", "--quick"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     rows = tmp_path / "out" / "results.jsonl"
-    while not (rows.is_file() and rows.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 60
-    while members(process.pid):
+    session = killed_when(
+        lambda: rows.is_file() and rows.stat().st_size,
+        *("study", items[0].path.parent, "--model", model, "-o", tmp_path / "out"),
+        *("--workers", 2, "--quick"),
+    )
+    deadline = time.monotonic() + PATIENCE
+    while members(session):
         assert time.monotonic() < deadline, "the crew works on"
         time.sleep(0.1)
 

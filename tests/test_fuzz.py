@@ -76,6 +76,7 @@ def out_of_memory(path):
 def test_whatever_is_no_clear_refusal_is_a_finding(monkeypatch, read, outcome):
     monkeypatch.setattr(judge, "STALLED", 2)
     with judge.Bench.of(Reader(read)) as bench:
-        verdict = bench.judge("broke-1--a.json", b"{}", seconds=0.2)
+        limit = 0.2 if outcome == "hang" else judge.SECONDS
+        verdict = bench.judge("broke-1--a.json", b"{}", seconds=limit)
     assert verdict.outcome == outcome
     assert verdict.broken == (outcome not in ("read", "refused"))

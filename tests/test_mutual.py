@@ -207,11 +207,6 @@ def test_a_source_without_null_row_is_asked_by_both_branches(tiny):
 # --- as an editor ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def inversion(tiny, photo):
-    return nulltext.invert(tiny, photo, SOURCE, method="ddim", num_steps=4)
-
-
 def test_the_editor_leaves_the_source_alone_and_does_something(tiny, inversion):
     words = nulltext.MasaCtrl(foreground=("cat", "sofa"))
     editors = [nulltext.MasaCtrl(0.0, 0.0), nulltext.MasaCtrl(1.0, 0.0), words]

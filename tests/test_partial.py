@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -25,6 +23,7 @@ from nulltext.inversion.partial import METADATA_KEY, partial_of
 from nulltext.inversion.random_pivot import RandomPivot
 from nulltext.inversion.textual_pivot import TextualPivot
 from nulltext.record import run
+from processes import killed_when
 from tiny import tiny_pipeline
 
 STEPS = 4
@@ -208,26 +207,9 @@ def run_here(run, monkeypatch, tmp_path):
     return lambda *arguments: run(*arguments)[::2]
 
 
-def killed_when(command, condition, cwd, patience=120):
-    """Start a command, and SIGKILL it as soon as something is so."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nulltext.cli.main", *command],
-        cwd=cwd,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    end = time.monotonic() + patience
-    while not condition():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
 def test_kill_9_and_the_same_command_again(run_here, tmp_path):
     final = tmp_path / "d.safetensors"
-    killed_when((*LINE, "-o", str(final)), partial_of(final).exists, tmp_path)
+    killed_when(partial_of(final).exists, *LINE, "-o", final)
     assert not final.exists()
     assert partial_of(final).exists()
     code, err = run_here(*LINE, "-o", final)

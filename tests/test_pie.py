@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -36,6 +34,7 @@ from nulltext.evaluation.pie.protocol import Protocol, spec_of
 from nulltext.evaluation.pie.structure import StructureDistance
 from nulltext.evaluation.results import read_book
 from nulltext.images import from_uint8
+from processes import killed_when
 
 CPU = torch.device("cpu")
 FULL = SIDE * SIDE
@@ -587,18 +586,11 @@ def test_a_killed_run_goes_on_where_it_was(run, tmp_path):
     folder = write_pie(tmp_path / "data")
     options = (folder, "-o", "out", "--steps", 1, "--methods", "direct,ddim")
     options += ("--dino", "none", "--clip", "none", "--categories", "0,1,8")
-    command = [sys.executable, "-m", "nulltext.cli.main", "benchmark", "pie", *map(str, options)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     results = tmp_path / "out" / "results.jsonl"
-    deadline = time.monotonic() + 240
-    try:
-        while not results.is_file() or results.read_bytes().count(b"\n") < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
+    killed_when(
+        lambda: results.is_file() and results.read_bytes().count(b"\n") >= 2,
+        *("benchmark", "pie", *options),
+    )
     kept = results.read_bytes()
     code, _, err = run(*options)
     assert code == 0, err

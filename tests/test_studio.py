@@ -25,9 +25,10 @@ import nulltext
 from captioners import captioner
 from nulltext.errors import NulltextError
 from nulltext.record import StepInfo
+from nulltext.studio import inverting
 from nulltext.studio import meter as meters
 from nulltext.studio.chips import Chip, chips_of, difference, target_of, weights_of, with_articles
-from nulltext.studio.handlers import OURS, VERBS
+from nulltext.studio.handlers import OURS, VERBS, handle
 from nulltext.studio.intake import EXAMPLE
 from nulltext.studio.limits import Limits
 from nulltext.studio.shelf import Shelf
@@ -472,14 +473,22 @@ def test_a_cancelled_job_is_closed_before_it_is_over():
     worker.close()
 
 
-def test_a_look_gives_way_to_an_edit(studio, visitor, file):
+def test_a_look_gives_way_to_an_edit(studio, visitor, file, monkeypatch):
     visitor.open(file)
-    visitor.invert("a red cat", method="ddim", steps=100)
-    from nulltext.studio.handlers import handle
+    visitor.invert("a red cat", method="ddim")
+    gate, whole = Gate(), inverting.heat_map_steps
 
+    def unhurried(*arguments):
+        yield from gate.steps()
+        return (yield from whole(*arguments))
+
+    monkeypatch.setattr(inverting, "heat_map_steps", unhurried)
+    patience = threading.Timer(PATIENCE, gate.open.set)
+    patience.start()
     looking = handle(studio, visitor.key, "look", {"word": 1})
     assert next(looking)["progress"]
     view = visitor.ask("edit", target="a red dog")
+    patience.cancel()
     assert view["result"]
     *_, last = looking
     assert (last["problem"], last["look"]) == (None, None)

@@ -29,6 +29,7 @@ CONTROLS = "button, input, select, textarea, a[href], summary, [tabindex='0']"
 if CHROMIUM is None:
     pytest.skip("chromium is not installed (apt-get install chromium)", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api")
+sync_api.expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,15 @@ def chip(page, word):
     return part(page, "chips").get_by_role("button", name=word, exact=True)
 
 
+def look_at(page, word):
+    """Click a word and wait for its picture: the one of the next word takes its place on disk."""
+    chip(page, word).click()
+    sync_api.expect(part(page, "note")).to_contain_text(f"Where “{word}” looks")
+    sync_api.expect(part(page, "heat")).to_be_visible()
+    width = "image => image.decode().then(() => image.naturalWidth)"
+    assert part(page, "heat").evaluate(width) == 60
+
+
 def problem(page):
     part(page, "problem").wait_for()
     return part(page, "problem-text").inner_text()
@@ -121,11 +131,7 @@ def test_the_whole_path(visit, file, tmp_path):
     part(page, "source-done").wait_for()
     figures = part(page, "done-figures").inner_text()
     assert re.match(r"[\d.]+ of at most [\d.]+ dB · ddim, 3 steps", figures)
-    chip(page, "cat").click()
-    sync_api.expect(part(page, "note")).to_contain_text("Where “cat” looks")
-    sync_api.expect(part(page, "heat")).to_be_visible()
-    width = "image => image.decode().then(() => image.naturalWidth)"
-    assert part(page, "heat").evaluate(width) == 60
+    look_at(page, "cat")
     part(page, "word").fill("dog")
     part(page, "word").press("Enter")
     sync_api.expect(part(page, "target")).to_have_value("a red dog")
@@ -165,7 +171,7 @@ def test_words_crop_mask_and_strip(visit, file):
     page.mouse.up()
     invert(page)
     part(page, "source-done").wait_for()
-    chip(page, "red").click()
+    look_at(page, "red")
     part(page, "after").click()
     page.keyboard.type("black")
     page.keyboard.press("Enter")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -33,6 +29,7 @@ from nulltext.training.loop import (
 )
 from nulltext.training.recipe import load_recipe
 from nulltext.training.stages import Workshop
+from processes import killed_when
 
 LOOP = {"steps": 7, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 2}
 RECIPE = {
@@ -136,16 +133,10 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     model_folder, dots, recipe_file, tmp_path
 ):
     output = tmp_path / "killed"
-    command = [sys.executable, "-m", "nulltext.cli.main", "train", str(dots), "-o", str(output)]
-    command += ["--config", str(recipe_file), "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = checkpoint_path(output.with_name("killed.training"), "autoencoder")
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL  # it had not ended by itself
+    killed_when(
+        checkpoint_path(output.with_name("killed.training"), "autoencoder").exists,
+        *("train", dots, "-o", output, "--config", recipe_file, "--device", "cpu"),
+    )
     refused = run(dots, output, recipe_file)
     assert "--resume" in str(refused.exception)
     done = run(dots, output, recipe_file, "--resume")
