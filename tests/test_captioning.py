@@ -215,7 +215,7 @@ def test_unit_features_have_length_one(photo):
     pixels = Eyes(16).look(load_photo(photo), CropBox(0, 0, 48, 48))
     plain, unit = captioners.captioner("mlp").model, captioners.captioner("transformer").model
     raw = plain.features(pixels)
-    torch.testing.assert_close(raw, plain.clip(pixel_values=pixels).image_embeds)
+    torch.testing.assert_close(raw, plain.vision(pixel_values=pixels).image_embeds)
     assert raw.norm().item() != pytest.approx(1.0, abs=1e-3)
     assert unit.features(pixels).norm().item() == pytest.approx(1.0, abs=1e-5)
 

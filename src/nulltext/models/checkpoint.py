@@ -225,6 +225,7 @@ def _library_class(name: str) -> Any:
         "CLIPTextModel": transformers,
         "CLIPTextModelWithProjection": transformers,
         "CLIPVisionModelWithProjection": transformers,
+        "EfficientNetModel": transformers,
         "GPT2LMHeadModel": transformers,
     }
     return getattr(known[name], name)

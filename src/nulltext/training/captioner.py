@@ -1,19 +1,23 @@
-"""The captioner's stage: CLIP's eyes, the mapper and GPT-2 from nothing, on captions and labels.
+"""The captioner's stage: vision model, mapper and GPT-2, on captions and labels.
 
     L = -E (1/n) sum_i log p(w_i | prefix(x), w_1 … w_{i-1})  +  a sum_labels CE(head(f), label)
 
 x is a random crop of a photo, mirrored at random, a little lighter or darker; f its embedding. The
 last w is the full stop. The heads read kind, colour and background off f where the photo's label
 has them: a shortcut for gradients into a vision model that begins from nothing and has few photos;
-they are not exported. There is no dropout, whose chance is not the step's own.
+they are not exported. The vision model begins from nothing or, as ClipCap's does, from weights that
+have learnt to see elsewhere (`eyes`); mapper and GPT-2 begin from nothing. There is no dropout,
+whose chance is not the step's own, and statistics of batches stay as they came: the networks train
+in evaluation mode.
 Source: Mokady, Hertz and Bermano 2021 (ClipCap), eq. 1 and sec. 3.1 (all parts are trained here).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -23,10 +27,12 @@ from torch.nn import functional
 from nulltext.captioning.captioner import STOP, Captioner, CaptionModel, Eyes, stop_token
 from nulltext.captioning.decoding import LONGEST
 from nulltext.captioning.mapping import MlpMapper, MlpSettings
+from nulltext.captioning.vision import width_of
 from nulltext.images import to_pil
 from nulltext.strip import Tile, tile_grid
 from nulltext.training.captions import CaptionSettings, compose
 from nulltext.training.collection import Example, as_floats
+from nulltext.training.eyes import Sight
 from nulltext.training.loop import LoopSettings
 
 if TYPE_CHECKING:
@@ -46,6 +52,9 @@ class Augmentation:
 
     smallest_crop: float = 0.6
     """Side of the smallest random crop, as a share of the photo's."""
+    off_centre: float = 0.5
+    """Most that a crop's middle lies beside the photo's, as a share of the photo's side; where
+    labels speak of the middle, keep it small."""
     stretch: float = 0.15
     """Most that a crop's width and height differ, as a share."""
     light: float = 0.15
@@ -57,15 +66,15 @@ class CaptionerRecipe:
     """The captioner and its stage."""
 
     side: int = 64
-    """Pixels of the square that CLIP sees."""
+    """Pixels of the square that is looked at."""
     patch: int = 8
-    """Pixels of a patch."""
+    """Pixels of a patch of CLIP, where CLIP begins from nothing; so the next two."""
     width: int = 192
-    """Width of CLIP, of its embedding, and of GPT-2."""
+    """Width of CLIP and of its embedding; also of GPT-2."""
     vision_layers: int = 5
     """Layers of CLIP."""
     heads: int = 4
-    """Heads of each layer."""
+    """Heads of each layer, of GPT-2 too."""
     language_layers: int = 3
     """Layers of GPT-2."""
     prefix_length: int = 6
@@ -87,25 +96,21 @@ class CaptionerRecipe:
 
 
 def build_captioner(
-    recipe: CaptionerRecipe, tokenizer: CLIPTokenizer, *, name: str, seed: int
+    recipe: CaptionerRecipe,
+    tokenizer: CLIPTokenizer,
+    *,
+    name: str,
+    seed: int,
+    sight: Sight | None = None,
 ) -> Captioner:
-    """The captioner with weights drawn from a seed."""
-    from transformers import (
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-        GPT2Config,
-        GPT2LMHeadModel,
-    )
+    """The captioner with weights drawn from a seed, its vision model a copy of `sight`'s if given.
 
-    vision = CLIPVisionConfig(
-        hidden_size=recipe.width,
-        intermediate_size=MLP_RATIO * recipe.width,
-        projection_dim=recipe.width,
-        num_hidden_layers=recipe.vision_layers,
-        num_attention_heads=recipe.heads,
-        image_size=recipe.side,
-        patch_size=recipe.patch,
-    )
+    Raises:
+        OptionError: the vision model looks at another size than the recipe's.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    eyes = Eyes(recipe.side) if sight is None else sight.at(recipe.side)
     language = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=recipe.prefix_length + LONGEST,
@@ -118,16 +123,29 @@ def build_captioner(
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    sizes = MlpSettings(recipe.width, recipe.hidden, recipe.prefix_length, recipe.width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        vision = _new_clip(recipe) if sight is None else copy.deepcopy(sight.module)
+        sizes = MlpSettings(width_of(vision), recipe.hidden, recipe.prefix_length, recipe.width)
         model = CaptionModel(
-            CLIPVisionModelWithProjection(vision),
-            MlpMapper(sizes),
-            GPT2LMHeadModel(language),
-            unit_features=False,
+            vision, MlpMapper(sizes), GPT2LMHeadModel(language), unit_features=False
         )
-    return Captioner(name, model, tokenizer, Eyes(recipe.side))
+    return Captioner(name, model, tokenizer, eyes)
+
+
+def _new_clip(recipe: CaptionerRecipe) -> Any:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = CLIPVisionConfig(
+        hidden_size=recipe.width,
+        intermediate_size=MLP_RATIO * recipe.width,
+        projection_dim=recipe.width,
+        num_hidden_layers=recipe.vision_layers,
+        num_attention_heads=recipe.heads,
+        image_size=recipe.side,
+        patch_size=recipe.patch,
+    )
+    return CLIPVisionModelWithProjection(sizes)
 
 
 class CaptionerStage:
@@ -197,7 +215,8 @@ class CaptionerStage:
         narrow = 1 - own.stretch * abs(2 * stretch - 1)
         wide, tall = (largest, largest * narrow) if stretch < 0.5 else (largest * narrow, largest)
         width, height = max(1, round(side * wide)), max(1, round(side * tall))
-        left, top = int(across * (side - width + 1)), int(down * (side - height + 1))
+        left = _start(side - width, own.off_centre * side, across)
+        top = _start(side - height, own.off_centre * side, down)
         cut = pixels[:, top : top + height, left : left + width].float()[None] / 255.0
         seen = _resized(cut, self.recipe.side) * (1 + own.light * (2 * light - 1))
         return (seen.flip(-1) if mirrored < 0.5 else seen).clamp(0, 1)
@@ -226,6 +245,12 @@ def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
     before = prefix.shape[1] - 1  # what the prefix's last place predicts is the first word
     scores = logits[:, before : before + tokens.shape[1]].float()
     return functional.cross_entropy(scores.flatten(0, 1), tokens.flatten(), ignore_index=IGNORED)
+
+
+def _start(free: int, off_centre: float, chance: float) -> int:
+    """Where a crop begins that leaves `free` pixels, its middle so far off the centre at most."""
+    first, last = max(0.0, free / 2 - off_centre), min(float(free), free / 2 + off_centre)
+    return int(first + chance * (last - first + 1))
 
 
 def _classes(examples: Sequence[Example], name: str) -> Tensor:
