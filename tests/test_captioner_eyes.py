@@ -46,7 +46,13 @@ RECIPE = {
         "language_layers": 1,
         "prefix_length": 2,
         "hidden": 16,
-        "loop": {"steps": 5, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 2},
+        "loop": {
+            "steps": 5,
+            "batch_size": 2,
+            "learning_rate": 0.01,
+            "warmup_steps": 1,
+            "checkpoint_every": 2,
+        },
     },
 }
 
@@ -150,7 +156,7 @@ def test_stopped_and_resumed_it_is_the_same_and_statistics_stay(squares, net, tm
             torch.testing.assert_close(tensor, begun[name].half().float())
         else:
             moved = max(moved, float((tensor.float() - begun[name].float()).abs().max()))
-    assert moved > 0.01  # it learns, and not the mapper alone
+    assert moved > 0.005  # it learns, and not the mapper alone
     card = (tmp_path / "made" / "README.md").read_text()
     assert "EfficientNetModel at 16 pixels" in card
     assert "began with the weights of 'net'" in card

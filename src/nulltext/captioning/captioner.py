@@ -69,7 +69,7 @@ class CaptionModel(nn.Module):
 
     def __init__(
         self,
-        vision: nn.Module,
+        vision: Any,
         mapper: Mapper,
         gpt: GPT2LMHeadModel,
         *,
