@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPVisionModelWithProjection,
     EfficientNetConfig,
     EfficientNetForImageClassification,
@@ -129,11 +131,25 @@ def test_a_classifiers_folder_gives_its_network_and_the_mean_of_its_last_map(net
 
 
 def test_clip_looks_at_squares_of_its_own_size_only(tmp_path):
-    captioners.clip().save_pretrained(tmp_path / "clip")
-    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    words = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+    whole = CLIPModel(
+        CLIPConfig(
+            text_config=words,
+            vision_config=captioners.clip().config.to_dict(),
+            projection_dim=captioners.FEATURES,
+        )
+    ).eval()
+    whole.save_pretrained(tmp_path / "clip")  # as published: with the half that reads
+    pixels = {"size": {"height": 16, "width": 16}, **PIXELS}
+    del pixels["crop_size"]
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
     sight = load_sight(tmp_path / "clip")
     assert isinstance(sight.module, CLIPVisionModelWithProjection)
-    assert sight.at(16).side == 16
+    assert sight.at(16).side == sight.eyes.side == 16
+    seen = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        projected = whole.visual_projection(whole.vision_model(seen).pooler_output)
+        torch.testing.assert_close(embed(sight.module, seen), projected)
     with pytest.raises(OptionError, match=r"16 pixels and the recipe's captioner at 20"):
         sight.at(20)
 

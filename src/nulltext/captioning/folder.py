@@ -221,7 +221,7 @@ def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
 
 
 def _eyes(config: Mapping[str, Any]) -> Eyes:
-    side = config["crop_size"]
+    side = config["crop_size"] if "crop_size" in config else config["size"]
     side = side["height"] if isinstance(side, Mapping) else side
     mean, deviation = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
     if len(mean) != 3 or len(deviation) != 3:

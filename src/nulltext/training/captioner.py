@@ -85,6 +85,9 @@ class CaptionerRecipe:
         default_factory=lambda: CaptionSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     )
     """How captions are composed: by default all that is known is said."""
+    required: tuple[str, ...] = ()
+    """Labels without which a photo teaches no words: what is not known of it is not what nobody
+    would name, and captions that leave it out teach to leave it out."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How photos are varied."""
     label_weight: float = 0.5
@@ -183,10 +186,13 @@ class CaptionerStage:
         """The loss of `batch_size` varied photos under freshly composed captions."""
         rows = torch.randint(len(self.examples), (batch_size,), generator=rng)
         pixels = torch.cat([self._varied(self.pixels[row], rng) for row in rows])
-        captions = [compose(self.examples[row], self.recipe.captions, (), rng).text for row in rows]
+        seen = [self.examples[row] for row in rows]
+        captions = [compose(example, self.recipe.captions, (), rng).text for example in seen]
         model = self.captioner.model
         features = model.features(self.captioner.eyes.standardised(pixels).to(self.device))
         tokens = self._tokens(captions).to(self.device)
+        silent = torch.tensor([self._is_silent(example) for example in seen], device=self.device)
+        tokens = tokens.masked_fill(silent[:, None], IGNORED)
         words = word_loss(model, features, tokens)
         loss, parts = words, {"words": float(words.detach())}
         for name, head in self.heads.items():
@@ -221,6 +227,11 @@ class CaptionerStage:
         seen = _resized(cut, self.recipe.side) * (1 + own.light * (2 * light - 1))
         return (seen.flip(-1) if mirrored < 0.5 else seen).clamp(0, 1)
 
+    def _is_silent(self, example: Example) -> bool:
+        """Whether a photo's composed caption would leave out what is wanted."""
+        required = self.recipe.required
+        return not example.captions and any(getattr(example, name) is None for name in required)
+
     def _tokens(self, captions: Sequence[str]) -> Tensor:
         """Token ids with the full stop, [B, longest], padded with IGNORED."""
         for text in captions:
@@ -234,7 +245,7 @@ class CaptionerStage:
 
 
 def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
-    """Mean -log p per token of captions that follow their photos' prefixes.
+    """Mean -log p per token of captions that follow their photos' prefixes; 0 for no tokens.
 
     Args:
         features: [B, features]. tokens: [B, n], the full stop included, then IGNORED.
@@ -244,7 +255,11 @@ def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
     logits = model.gpt(inputs_embeds=torch.cat([prefix.to(read.dtype), read], dim=1)).logits
     before = prefix.shape[1] - 1  # what the prefix's last place predicts is the first word
     scores = logits[:, before : before + tokens.shape[1]].float()
-    return functional.cross_entropy(scores.flatten(0, 1), tokens.flatten(), ignore_index=IGNORED)
+    wanted = tokens.flatten()
+    total = functional.cross_entropy(
+        scores.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (wanted != IGNORED).sum().clamp(min=1)
 
 
 def _start(free: int, off_centre: float, chance: float) -> int:
