@@ -210,7 +210,7 @@ def test_what_is_wrong_with_a_folder_is_said(net, tmp_path):
 
 @pytest.mark.parametrize("off_centre", [0.0, 0.1, 0.5])
 def test_crops_stay_as_near_the_middle_as_is_asked(squares, tmp_path, off_centre):
-    own = recipe_of(squares, augmentation=Augmentation(0.5, off_centre, 0.2, 0.0)).captioner
+    own = recipe_of(squares, augmentation=Augmentation(0.5, 0.2, 0.0, off_centre)).captioner
     shop = Workshop(
         load_recipe(str(squares / "recipe.json")), squares, tmp_path, torch.device("cpu")
     )

@@ -52,13 +52,13 @@ class Augmentation:
 
     smallest_crop: float = 0.6
     """Side of the smallest random crop, as a share of the photo's."""
-    off_centre: float = 0.5
-    """Most that a crop's middle lies beside the photo's, as a share of the photo's side; where
-    labels speak of the middle, keep it small."""
     stretch: float = 0.15
     """Most that a crop's width and height differ, as a share."""
     light: float = 0.15
     """Most that the brightness changes, as a share; hues stay, for the words name them."""
+    off_centre: float = 0.5
+    """Most that a crop's middle lies beside the photo's, as a share of the photo's side; where
+    labels speak of the middle, keep it small."""
 
 
 @dataclass(frozen=True)
