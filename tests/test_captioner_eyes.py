@@ -26,6 +26,7 @@ from nulltext.captioning.folder import load_captioner
 from nulltext.captioning.vision import embed, width_of
 from nulltext.cli.main import app
 from nulltext.errors import ModelError, OptionError
+from nulltext.training import stages
 from nulltext.training.captioner import Augmentation, CaptionerStage, build_captioner
 from nulltext.training.captioner_export import export_captioner
 from nulltext.training.eyes import load_sight
@@ -120,7 +121,8 @@ def shop_of(squares, net, folder):
 def test_a_classifiers_folder_gives_its_network_and_the_mean_of_its_last_map(net):
     sight = load_sight(net)
     assert isinstance(sight.module, EfficientNetModel)
-    assert sight.at(20) == Eyes(20, tuple(PIXELS["image_mean"]), tuple(PIXELS["image_std"]))
+    mean, deviation = tuple(PIXELS["image_mean"]), tuple(PIXELS["image_std"])
+    assert sight.at(20, 0.5) == Eyes(20, mean, deviation, 0.5)
     pixels = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         last = efficientnet().efficientnet(pixels).last_hidden_state
@@ -145,18 +147,39 @@ def test_clip_looks_at_squares_of_its_own_size_only(tmp_path):
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
     sight = load_sight(tmp_path / "clip")
     assert isinstance(sight.module, CLIPVisionModelWithProjection)
-    assert sight.at(16).side == sight.eyes.side == 16
+    assert sight.at(16, 1.0) == sight.eyes
     seen = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         projected = whole.visual_projection(whole.vision_model(seen).pooler_output)
         torch.testing.assert_close(embed(sight.module, seen), projected)
     with pytest.raises(OptionError, match=r"16 pixels and the recipe's captioner at 20"):
-        sight.at(20)
+        sight.at(20, 1.0)
 
 
-def test_stopped_and_resumed_it_is_the_same_and_statistics_stay(squares, net, tmp_path):
+def test_a_size_that_clip_does_not_see_is_said_before_anything_is_touched(squares, tmp_path):
+    captioners.clip().save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    command = ["train", str(squares), "-o", str(tmp_path / "made"), "--stage", "captioner"]
+    done = CliRunner().invoke(app, [*command, "--vision", str(tmp_path / "clip")])
+    assert "16 pixels and the recipe's captioner at 64" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+def test_stopped_and_resumed_it_is_the_same_and_statistics_stay(
+    squares, net, tmp_path, monkeypatch
+):
     whole, stopped = (shop_of(squares, net, tmp_path / name) for name in ("whole", "stopped"))
+    trained = []
+
+    def spied(captioner, *rest):
+        trained.append(captioner.model.vision)
+        return CaptionerStage(captioner, *rest)
+
+    monkeypatch.setattr(stages, "CaptionerStage", spied)
     list(captioner_stage(whole))
+    assert not any(part.training for part in trained[0].modules())
+    for name, buffer in load_sight(net).module.named_buffers():
+        assert torch.equal(buffer, dict(trained[0].named_buffers())[name]), name
     list(islice(captioner_stage(stopped), 3))  # a step behind the checkpoint
     list(captioner_stage(stopped))
     ends = [averaged_weights(checkpoint_path(s.folder, "captioner"))[0] for s in (whole, stopped)]

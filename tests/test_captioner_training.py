@@ -122,6 +122,8 @@ def test_the_bundled_captioner_sees_that_the_dahlia_is_orange():
     assert bundled_captioners() == ("flowers",)
     dahlia = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
     assert "an orange" in nulltext.load_captioner().caption(dahlia)
+    held = (folder.BUNDLED_FOLDER / "flowers").rglob("*")
+    assert sum(path.stat().st_size for path in held if path.is_file()) < 12e6
     done = CliRunner().invoke(app, ["caption", str(dahlia), "--json"])
     assert "an orange" in json.loads(done.stdout)["caption"]
 
@@ -224,10 +226,15 @@ def test_stages_and_settings_are_checked(recipe, tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps(odd))
     with pytest.raises(OptionError, match="patches of 5"):
         load_recipe(str(tmp_path / "odd.json"))
-    odd = RECIPE | {"captioner": RECIPE["captioner"] | {"required": ["size"]}}
-    (tmp_path / "odd.json").write_text(json.dumps(odd))
-    with pytest.raises(OptionError, match="label 'size'; labels are kind, colour"):
-        load_recipe(str(tmp_path / "odd.json"))
+    for field, said in [
+        ({"required": ["size"]}, "label 'size'; labels are kind, colour"),
+        ({"view": 1.5}, "view is 1.5; choose a share"),
+    ]:
+        (tmp_path / "odd.json").write_text(
+            json.dumps(RECIPE | {"captioner": RECIPE["captioner"] | field})
+        )
+        with pytest.raises(OptionError, match=said):
+            load_recipe(str(tmp_path / "odd.json"))
     assert load_recipe(str(recipe)).captioner.loop == LoopSettings(
         240, 12, 6e-3, warmup_steps=5, ema_decay=0.9
     )

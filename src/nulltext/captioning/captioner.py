@@ -2,8 +2,9 @@
 
     caption = beams(GPT-2, mapper(CLIP(photo)))
 
-CLIP, or another vision model in its place (`vision`), sees the largest centred square of the crop,
-shrunk bicubically and standardised by its own mean and deviation of each channel. A caption here
+CLIP, or another vision model in its place (`vision`), sees the largest centred square of the crop
+(or, where its `Eyes` say so, the middle of that), shrunk bicubically and standardised by its own
+mean and deviation of each channel. A caption here
 has no full stop: it is a prompt.
 Sources: Mokady, Hertz and Bermano 2021 (ClipCap), sec. 3; Radford et al. 2021 (CLIP).
 """
@@ -48,6 +49,8 @@ class Eyes:
     """Of each channel of [0, 1] RGB."""
     deviation: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     """Of each channel of [0, 1] RGB."""
+    share: float = 1.0
+    """Side of what is seen, as a share of the largest centred square's."""
 
     def standardised(self, pixels: Tensor) -> Tensor:
         """RGB [B, 3, H, W] in [0, 1] as the vision model reads it."""
@@ -55,10 +58,12 @@ class Eyes:
         return (pixels - mean) / deviation
 
     def look(self, photo: Photo, box: CropBox) -> Tensor:
-        """[1, 3, side, side]: the largest centred square of a crop, standardised."""
+        """[1, 3, side, side]: the middle of the largest centred square of a crop, standardised."""
         square = largest_centred_square(box.width, box.height)
-        left, top = box.x + square.x, box.y + square.y
-        cut = photo.image.crop((left, top, left + square.width, top + square.height))
+        size = max(1, round(square.width * self.share))
+        margin = (square.width - size) // 2
+        left, top = box.x + square.x + margin, box.y + square.y + margin
+        cut = photo.image.crop((left, top, left + size, top + size))
         seen = cut.resize((self.side, self.side), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]
         return self.standardised(pixels.float() / 255.0)
@@ -132,7 +137,7 @@ class Captioner:
         """What the photo shows, without a full stop; may be empty.
 
         Args:
-            crop: the part that is looked at; by default all, of which the centre square is seen.
+            crop: the part that is looked at; by default all, of which the middle is seen.
             beams: sentences kept side by side; 1 takes the likeliest token each time.
 
         Raises:

@@ -230,7 +230,11 @@ def _eyes(config: Mapping[str, Any]) -> Eyes:
         raise ValueError("means are finite, deviations above 0")
     if not 1 <= side <= MAX_SIDE:
         raise ValueError(f"the side is from 1 to {MAX_SIDE} pixels")
-    return Eyes(int(side), mean, deviation)
+    size = config.get("size")
+    shortest = size.get("shortest_edge", side) if isinstance(size, Mapping) else side
+    if not side <= shortest <= MAX_SIDE:
+        raise ValueError(f"the shortest edge is from {side} to {MAX_SIDE} pixels")
+    return Eyes(int(side), mean, deviation, side / shortest)
 
 
 def _pixels(eyes: Eyes) -> dict[str, Any]:
@@ -238,7 +242,7 @@ def _pixels(eyes: Eyes) -> dict[str, Any]:
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": eyes.side},
+        "size": {"shortest_edge": round(eyes.side / eyes.share)},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": eyes.side, "width": eyes.side},

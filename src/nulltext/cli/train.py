@@ -93,7 +93,7 @@ def train(
 
     Example: [bold]nulltext train photos/ -o my-flowers --config flowers[/bold]
 
-    A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner --vision clip/[/bold]
+    A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner --vision DIR[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     wanted = stage or [name for name in Stage if name is not Stage.CAPTIONER]
@@ -154,6 +154,8 @@ def _check_outputs(shop: Workshop, output: Path, wanted: Sequence[Stage]) -> Non
         from nulltext.captioning.folder import check_captioner_target
 
         check_captioner_target(captioner_beside(output))
+        if shop.sight is not None:
+            shop.sight.at(shop.recipe.captioner.side, shop.recipe.captioner.view)
 
 
 def _write(

@@ -67,6 +67,10 @@ class CaptionerRecipe:
 
     side: int = 64
     """Pixels of the square that is looked at."""
+    view: float = 1.0
+    """Its side once the captioner is trained, as a share of the photo's largest centred square:
+    it reads best at the size that its crops had on average, not at their largest (Touvron et al.
+    2019)."""
     patch: int = 8
     """Pixels of a patch of CLIP, where CLIP begins from nothing; so the next two."""
     width: int = 192
@@ -113,7 +117,8 @@ def build_captioner(
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    eyes = Eyes(recipe.side) if sight is None else sight.at(recipe.side)
+    fresh = Eyes(recipe.side, share=recipe.view)
+    eyes = fresh if sight is None else sight.at(recipe.side, recipe.view)
     language = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=recipe.prefix_length + LONGEST,
@@ -206,10 +211,13 @@ class CaptionerStage:
 
     def picture(self) -> Image.Image:
         """Held-out photos above what the captioner says of them."""
-        side, tiles = self.captioner.eyes.side, []
+        eyes, tiles = self.captioner.eyes, []
+        margin = round(self.shown.shape[-1] * (1 - eyes.share) / 2)
+        inside = slice(margin, self.shown.shape[-1] - margin)
         for photo in self.shown:
-            seen = _resized(photo[None] * 0.5 + 0.5, side)
-            text = self.captioner.read(self.captioner.eyes.standardised(seen), beams=1)
+            middle = photo[None, :, inside, inside]
+            seen = _resized(middle * 0.5 + 0.5, eyes.side)
+            text = self.captioner.read(eyes.standardised(seen), beams=1)
             tiles.append(Tile(to_pil(photo[None]), text or "(nothing)"))
         return tile_grid([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])
 

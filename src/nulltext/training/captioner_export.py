@@ -28,7 +28,8 @@ it says before you use it.
 {begun}The photos belong to their authors.
 """
 BEGUN = """The vision model began with the weights of '{name}' and was changed in training: it is
-under the licence that they came with{where}, the rest under that of the package. """
+under the licence that they came with{where}, the rest under that of the package.
+"""
 ALL_OURS = "The weights are under the licence of the package. "
 
 

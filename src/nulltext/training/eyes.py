@@ -39,8 +39,8 @@ class Sight:
     licence: str | None
     """Text of the licence in its folder, if there is one."""
 
-    def at(self, side: int) -> Eyes:
-        """Its pixels, at another size.
+    def at(self, side: int, share: float) -> Eyes:
+        """Its pixels, at another size and of another share of the photo.
 
         Raises:
             OptionError: it has learnt the positions of squares of one size only.
@@ -52,7 +52,7 @@ class Sight:
                 f"The vision model looks at {wanted} pixels and the recipe's captioner at {side}; "
                 f'write "captioner": {{"side": {wanted}}} into the recipe.'
             )
-        return replace(self.eyes, side=side)
+        return replace(self.eyes, side=side, share=share)
 
 
 def load_sight(folder: Path) -> Sight:

@@ -30,6 +30,8 @@ from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 LARGEST = 10**9
 """No number of a recipe is larger, and none is negative."""
+SMALLEST_VIEW = 0.1
+"""Share of a photo that a captioner looks at, at least."""
 MOST_LEVELS = 8
 """Of a network, each half as large as the one before."""
 
@@ -142,6 +144,10 @@ class Recipe:
             raise OptionError(
                 f"The captioner sees {eyes.side} pixels in patches of {eyes.patch} and has "
                 f"{eyes.heads} heads of a width of {eyes.width}; both must divide."
+            )
+        if not SMALLEST_VIEW <= eyes.view <= 1:
+            raise OptionError(
+                f"The captioner's view is {eyes.view}; choose a share from {SMALLEST_VIEW} to 1."
             )
         unknown = [name for name in eyes.required if name not in LABELS]
         if unknown:
