@@ -122,6 +122,8 @@ def test_the_bundled_captioner_sees_that_the_dahlia_is_orange():
     assert bundled_captioners() == ("flowers",)
     dahlia = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
     assert "an orange" in nulltext.load_captioner().caption(dahlia)
+    held = (folder.BUNDLED_FOLDER / "flowers").rglob("*")
+    assert sum(path.stat().st_size for path in held if path.is_file()) < 12e6
     done = CliRunner().invoke(app, ["caption", str(dahlia), "--json"])
     assert "an orange" in json.loads(done.stdout)["caption"]
 
@@ -163,6 +165,31 @@ def test_the_loss_is_the_mean_log_probability_of_the_words(dots, recipe, tmp_pat
             embeds = torch.cat([embeds, model.gpt.transformer.wte.weight[token][None, None]], 1)
     padded = torch.tensor([captions[0], [*captions[1], -100]])
     assert word_loss(model, features, padded).item() == pytest.approx(total / 5, rel=1e-5)
+    assert word_loss(model, features, torch.full_like(padded, -100)).item() == 0.0
+
+
+def test_a_photo_without_a_required_label_teaches_no_words(dots, recipe, tmp_path):
+    shop = shop_of(dots, recipe, tmp_path / "silent")
+    unknown = [replace(example, background=None) for example in shop.examples[0]]
+    captioned = [replace(example, captions=("a dot",)) for example in unknown]
+
+    def words(examples, **own):
+        own = replace(shop.recipe.captioner, label_weight=1.0, **own)
+        captioner = build_captioner(own, tokenizer_of(shop), name="x", seed=0)
+        stage = CaptionerStage(captioner, shop.pixels, examples, own)
+        loss, parts = stage.loss(torch.Generator().manual_seed(0), 4)
+        loss.backward()
+        mapper = captioner.model.mapper.model[0].weight.grad.abs().max().item()
+        seen = max(w.grad.abs().max().item() for w in captioner.model.vision.parameters())
+        assert seen > 0  # by the heads, also where no word is taught
+        return parts["words"], mapper
+
+    loss, gradient = words(unknown)
+    assert loss > 1
+    assert gradient > 0
+    assert words(unknown, required=("background",)) == (0.0, 0.0)
+    assert words(unknown, required=("colour",)) == (loss, gradient)
+    assert words(captioned, required=("background",))[0] > 1
 
 
 def test_variation_keeps_colours_and_stays_inside(dots, recipe, tmp_path):
@@ -199,6 +226,15 @@ def test_stages_and_settings_are_checked(recipe, tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps(odd))
     with pytest.raises(OptionError, match="patches of 5"):
         load_recipe(str(tmp_path / "odd.json"))
+    for field, said in [
+        ({"required": ["size"]}, "label 'size'; labels are kind, colour"),
+        ({"view": 1.5}, "view is 1.5; choose a share"),
+    ]:
+        (tmp_path / "odd.json").write_text(
+            json.dumps(RECIPE | {"captioner": RECIPE["captioner"] | field})
+        )
+        with pytest.raises(OptionError, match=said):
+            load_recipe(str(tmp_path / "odd.json"))
     assert load_recipe(str(recipe)).captioner.loop == LoopSettings(
         240, 12, 6e-3, warmup_steps=5, ema_decay=0.9
     )

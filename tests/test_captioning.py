@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor
 import captioners
 from nulltext.captioning.captioner import CaptionModel, Eyes
 from nulltext.captioning.decoding import beam_search, greedy
-from nulltext.captioning.folder import load_captioner, save_captioner
+from nulltext.captioning.folder import _pixels, load_captioner, read_eyes, save_captioner
 from nulltext.captioning.mapping import MlpMapper, MlpSettings, TransformerSettings
 from nulltext.errors import ImageError, ModelError, OptionError, OutputError
 from nulltext.images import CropBox
@@ -199,6 +199,20 @@ def test_pixels_are_those_of_the_clip_processor(photo):
     assert (ours - theirs).abs().mean() < 0.2 * level
 
 
+def test_a_share_is_cut_out_of_the_middle_as_the_clip_processor_does(photo, tmp_path):
+    square, eyes = photo.crop((0, 0, 40, 40)), Eyes(16, share=0.8)
+    theirs = CLIPImageProcessor(**_pixels(eyes))(square, return_tensors="pt")
+    ours = eyes.look(load_photo(square), CropBox(0, 0, 40, 40))
+    apart = (ours - theirs["pixel_values"])[..., 2:-2, 2:-2].abs()  # they shrink before they cut
+    assert apart.max() <= 1.01 / 255 / min(Eyes().deviation)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(_pixels(eyes)))
+    assert read_eyes(path) == eyes
+    path.write_text(json.dumps(_pixels(eyes) | {"size": {"shortest_edge": 15}}))
+    with pytest.raises(ModelError, match="shortest edge is from 16"):
+        read_eyes(path)
+
+
 def test_the_crop_is_what_is_looked_at(tiny, photo):
     seen, box = load_photo(photo), CropBox(10, 4, 40, 30)
     inside = Eyes(16).look(seen, box)
@@ -215,7 +229,7 @@ def test_unit_features_have_length_one(photo):
     pixels = Eyes(16).look(load_photo(photo), CropBox(0, 0, 48, 48))
     plain, unit = captioners.captioner("mlp").model, captioners.captioner("transformer").model
     raw = plain.features(pixels)
-    torch.testing.assert_close(raw, plain.clip(pixel_values=pixels).image_embeds)
+    torch.testing.assert_close(raw, plain.vision(pixel_values=pixels).image_embeds)
     assert raw.norm().item() != pytest.approx(1.0, abs=1e-3)
     assert unit.features(pixels).norm().item() == pytest.approx(1.0, abs=1e-5)
 

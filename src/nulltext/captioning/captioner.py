@@ -2,8 +2,10 @@
 
     caption = beams(GPT-2, mapper(CLIP(photo)))
 
-CLIP sees the largest centred square of the crop, shrunk bicubically and standardised by its own
-mean and deviation of each channel. A caption here has no full stop: it is a prompt.
+CLIP, or another vision model in its place (`vision`), sees the largest centred square of the crop
+(or, where its `Eyes` say so, the middle of that), shrunk bicubically and standardised by its own
+mean and deviation of each channel. A caption here
+has no full stop: it is a prompt.
 Sources: Mokady, Hertz and Bermano 2021 (ClipCap), sec. 3; Radford et al. 2021 (CLIP).
 """
 
@@ -22,13 +24,14 @@ from torch.nn import functional
 
 from nulltext.captioning.decoding import BEAMS, LONGEST, beam_search, greedy
 from nulltext.captioning.mapping import Mapper
+from nulltext.captioning.vision import embed, width_of
 from nulltext.errors import ModelError, OptionError
 from nulltext.images import CropBox, largest_centred_square
 from nulltext.logs import timed
 from nulltext.photos import Photo, load_photo
 
 if TYPE_CHECKING:
-    from transformers import CLIPVisionModelWithProjection, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ STOP = "."
 
 @dataclass(frozen=True)
 class Eyes:
-    """How CLIP wants its pixels."""
+    """How the vision model wants its pixels; the defaults are CLIP's."""
 
     side: int = 224
     """Pixels of the square."""
@@ -46,17 +49,21 @@ class Eyes:
     """Of each channel of [0, 1] RGB."""
     deviation: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     """Of each channel of [0, 1] RGB."""
+    share: float = 1.0
+    """Side of what is seen, as a share of the largest centred square's."""
 
     def standardised(self, pixels: Tensor) -> Tensor:
-        """RGB [B, 3, H, W] in [0, 1] as CLIP reads it."""
+        """RGB [B, 3, H, W] in [0, 1] as the vision model reads it."""
         mean, deviation = (pixels.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.deviation))
         return (pixels - mean) / deviation
 
     def look(self, photo: Photo, box: CropBox) -> Tensor:
-        """[1, 3, side, side]: the largest centred square of a crop, standardised."""
+        """[1, 3, side, side]: the middle of the largest centred square of a crop, standardised."""
         square = largest_centred_square(box.width, box.height)
-        left, top = box.x + square.x, box.y + square.y
-        cut = photo.image.crop((left, top, left + square.width, top + square.height))
+        size = max(1, round(square.width * self.share))
+        margin = (square.width - size) // 2
+        left, top = box.x + square.x + margin, box.y + square.y + margin
+        cut = photo.image.crop((left, top, left + size, top + size))
         seen = cut.resize((self.side, self.side), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]
         return self.standardised(pixels.float() / 255.0)
@@ -67,25 +74,25 @@ class CaptionModel(nn.Module):
 
     def __init__(
         self,
-        clip: CLIPVisionModelWithProjection,
+        vision: Any,
         mapper: Mapper,
         gpt: GPT2LMHeadModel,
         *,
         unit_features: bool,
     ) -> None:
-        """Args: unit_features: whether embeddings are scaled to length 1 before the mapper.
+        """Args: vision: one of `VISIONS`. unit_features: whether embeddings are scaled to length 1.
 
         Raises:
             ModelError: the networks' sizes do not fit together.
         """
         super().__init__()
-        self.clip, self.mapper, self.gpt = clip, mapper, gpt
+        self.vision, self.mapper, self.gpt = vision, mapper, gpt
         self.unit_features = unit_features
-        made, wanted = clip.config.projection_dim, mapper.settings.features
+        made, wanted = width_of(vision), mapper.settings.features
         if made != wanted:
             raise ModelError(
-                f"CLIP makes embeddings of {made} numbers and the mapper reads {wanted}; take the "
-                "CLIP model that the mapper was trained with."
+                f"The vision model makes embeddings of {made} numbers and the mapper reads "
+                f"{wanted}; take the one that the mapper was trained with."
             )
         width, read = mapper.settings.width, gpt.config.n_embd
         if width != read:
@@ -95,8 +102,8 @@ class CaptionModel(nn.Module):
             )
 
     def features(self, pixels: Tensor) -> Tensor:
-        """CLIP's embeddings [B, features] of standardised pixels [B, 3, side, side]."""
-        embeds: Tensor = self.clip(pixel_values=pixels).image_embeds
+        """Embeddings [B, features] of standardised pixels [B, 3, side, side]."""
+        embeds = embed(self.vision, pixels)
         return functional.normalize(embeds, dim=-1) if self.unit_features else embeds
 
     @property
@@ -130,7 +137,7 @@ class Captioner:
         """What the photo shows, without a full stop; may be empty.
 
         Args:
-            crop: the part that is looked at; by default all, of which CLIP sees the centre square.
+            crop: the part that is looked at; by default all, of which the middle is seen.
             beams: sentences kept side by side; 1 takes the likeliest token each time.
 
         Raises:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nulltext.captioning.captioner import Captioner, CaptionModel
-from nulltext.captioning.folder import PIXELS, read_eyes, read_tokenizer
+from nulltext.captioning.folder import PREPROCESSOR, read_eyes, read_tokenizer
 from nulltext.captioning.mapping import (
     Mapper,
     MlpMapper,
@@ -30,6 +30,7 @@ from nulltext.captioning.mapping import (
     TransformerMapper,
     TransformerSettings,
 )
+from nulltext.captioning.vision import CLIP
 from nulltext.errors import ModelError
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 
@@ -66,12 +67,12 @@ def convert(weights: Path, *, clip: Path, gpt2: Path, name: str) -> Captioner:
             own.copy_(tensors[key])
     _check_tied(tensors, weights)
     with quiet_libraries():
-        eyes_model = Checkpoint(clip.parent).component(clip.name, "CLIPVisionModelWithProjection")
+        eyes_model = Checkpoint(clip.parent).component(clip.name, CLIP)
         tokenizer = read_tokenizer("GPT2Tokenizer", gpt2)
     unit = isinstance(mapper, TransformerMapper)  # as in the published notebooks
     model = CaptionModel(eyes_model, mapper, language, unit_features=unit)
     model.requires_grad_(False).eval()
-    return Captioner(name, model, tokenizer, read_eyes(clip / Path(PIXELS).name))
+    return Captioner(name, model, tokenizer, read_eyes(clip / PREPROCESSOR))
 
 
 def read_published(path: Path) -> dict[str, Tensor]:

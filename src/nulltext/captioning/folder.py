@@ -1,8 +1,9 @@
 """A captioner on disk: safetensors and JSON, each part as its own library writes it.
 
-config.json         format, version, name; the mapper's kind and sizes; the tokenizer's class
+config.json         format, version, name; the mapper's kind and sizes; classes of the other parts
 mapper.safetensors  the mapping network
-clip/               transformers' CLIPVisionModelWithProjection, with preprocessor_config.json
+clip/               transformers' CLIPVisionModelWithProjection, with preprocessor_config.json;
+efficientnet/       or its EfficientNetModel
 gpt2/               transformers' GPT2LMHeadModel
 tokenizer/          CLIPTokenizer or GPT2Tokenizer
 """
@@ -21,6 +22,7 @@ import torch
 
 from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
 from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
+from nulltext.captioning.vision import CLIP, VISIONS, about
 from nulltext.defaults import CAPTIONER
 from nulltext.errors import ModelError, OutputError, shortened
 from nulltext.files import replace_file, replacing_folder
@@ -32,9 +34,9 @@ from nulltext.untrusted import parse_json, read_text
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 FORMAT = "nulltext-captioner"
 VERSION = 1
-CONFIG, MAPPER, PIXELS = "config.json", "mapper.safetensors", "clip/preprocessor_config.json"
+CONFIG, MAPPER, PREPROCESSOR = "config.json", "mapper.safetensors", "preprocessor_config.json"
 MAX_SIDE = 4096
-"""Of the square that CLIP looks at, in pixels; published ones have 224 to 512."""
+"""Of the square that is looked at, in pixels; published ones have 224 to 512."""
 TOKENIZERS = ("CLIPTokenizer", "GPT2Tokenizer")
 MAKE_ONE = (
     "make one of your photos (nulltext train PHOTOS -o NAME --stage captioner, then "
@@ -71,14 +73,15 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
         try:
             mapper = _mapper(config["mapper"], folder)
             unit, tokenizer = bool(config["unit_features"]), config["tokenizer"]
-            eyes = _eyes(checkpoint.json(PIXELS))
+            vision = config.get("vision", CLIP)
+            eyes = _eyes(checkpoint.json(f"{VISIONS[vision].folder}/{PREPROCESSOR}"))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"The settings of the captioner '{folder}' cannot be read "
                 f"({shortened(repr(error))}); get it again."
             ) from error
         model = CaptionModel(
-            checkpoint.component("clip", "CLIPVisionModelWithProjection"),
+            checkpoint.component(VISIONS[vision].folder, vision),
             mapper,
             checkpoint.component("gpt2", "GPT2LMHeadModel"),
             unit_features=unit,
@@ -111,17 +114,19 @@ def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) ->
         "name": captioner.name,
         "mapper": {"kind": name_of(model.mapper), **dataclasses.asdict(model.mapper.settings)},
         "unit_features": model.unit_features,
+        "vision": type(model.vision).__name__,
         "tokenizer": type(captioner.tokenizer).__name__,
     }
     assert config["tokenizer"] in TOKENIZERS, config["tokenizer"]
     with replacing_folder(folder) as fresh:
-        for name, part in (("clip", model.clip), ("gpt2", model.gpt)):
+        sight = about(model.vision).folder
+        for name, part in ((sight, model.vision), ("gpt2", model.gpt)):
             before = part.dtype
             part.to(dtype).save_pretrained(fresh / name)
             part.to(before)
         captioner.tokenizer.save_pretrained(fresh / "tokenizer")
         replace_file(fresh / MAPPER, safetensors.torch.save(tensors))
-        replace_file(fresh / PIXELS, _written(_pixels(captioner.eyes)))
+        replace_file(fresh / sight / PREPROCESSOR, _written(_pixels(captioner.eyes)))
         replace_file(fresh / CONFIG, _written(config))
 
 
@@ -167,7 +172,7 @@ def read_tokenizer(kind: str, source: str | Path) -> Any:
 
 
 def read_eyes(path: Path) -> Eyes:
-    """CLIP's wishes from a preprocessor_config.json as transformers writes it.
+    """A vision model's wishes from a preprocessor_config.json as transformers writes it.
 
     Raises:
         ModelError: it is missing or damaged.
@@ -176,7 +181,7 @@ def read_eyes(path: Path) -> Eyes:
         return _eyes(parse_json(read_text(path, MAX_JSON_BYTES)))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"'{path}' cannot be read ({shortened(repr(error))}); get the CLIP model again."
+            f"'{path}' cannot be read ({shortened(repr(error))}); get the vision model again."
         ) from error
 
 
@@ -216,7 +221,7 @@ def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
 
 
 def _eyes(config: Mapping[str, Any]) -> Eyes:
-    side = config["crop_size"]
+    side = config["crop_size"] if "crop_size" in config else config["size"]
     side = side["height"] if isinstance(side, Mapping) else side
     mean, deviation = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
     if len(mean) != 3 or len(deviation) != 3:
@@ -225,7 +230,11 @@ def _eyes(config: Mapping[str, Any]) -> Eyes:
         raise ValueError("means are finite, deviations above 0")
     if not 1 <= side <= MAX_SIDE:
         raise ValueError(f"the side is from 1 to {MAX_SIDE} pixels")
-    return Eyes(int(side), mean, deviation)
+    size = config.get("size")
+    shortest = size.get("shortest_edge", side) if isinstance(size, Mapping) else side
+    if not side <= shortest <= MAX_SIDE:
+        raise ValueError(f"the shortest edge is from {side} to {MAX_SIDE} pixels")
+    return Eyes(int(side), mean, deviation, side / shortest)
 
 
 def _pixels(eyes: Eyes) -> dict[str, Any]:
@@ -233,7 +242,7 @@ def _pixels(eyes: Eyes) -> dict[str, Any]:
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": eyes.side},
+        "size": {"shortest_edge": round(eyes.side / eyes.share)},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": eyes.side, "width": eyes.side},

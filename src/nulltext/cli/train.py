@@ -70,6 +70,14 @@ def train(
         str | None,
         typer.Option("--init", metavar="MODEL", help="Begin from this model's weights."),
     ] = None,
+    vision: Annotated[
+        Path | None,
+        typer.Option(
+            "--vision",
+            metavar="DIR",
+            help="With --stage captioner: begin from this CLIP vision model or EfficientNet.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     autocast: Annotated[
         Literal["auto", "bfloat16", "off"],
@@ -85,11 +93,13 @@ def train(
 
     Example: [bold]nulltext train photos/ -o my-flowers --config flowers[/bold]
 
-    A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner[/bold]
+    A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner --vision DIR[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     wanted = stage or [name for name in Stage if name is not Stage.CAPTIONER]
-    shop = _workshop(photos, output, (config, init), (device, autocast))
+    if vision is not None and Stage.CAPTIONER not in wanted:
+        raise OptionError("--vision is for a captioner: give --stage captioner too.")
+    shop = _workshop(photos, output, (config, init, vision), (device, autocast))
     trained, held_out = shop.examples
     _check_outputs(shop, output, wanted)
     values: dict[str, object] = {"model": None}
@@ -107,17 +117,21 @@ def train(
 
 
 def _workshop(
-    photos: Path, output: Path, begin: tuple[str, str | None], machine: tuple[str | None, str]
+    photos: Path,
+    output: Path,
+    begin: tuple[str, str | None, Path | None],
+    machine: tuple[str | None, str],
 ) -> Workshop:
     """Everything that is asked for, found and read before anything is touched."""
     from nulltext.models.load import find_device, load
+    from nulltext.training.eyes import load_sight
     from nulltext.training.loop import autocast_dtype
     from nulltext.training.recipe import load_recipe
     from nulltext.training.stages import Workshop
 
     if not output.name:
         raise OptionError(f"'{output}' names no folder of its own; give -o a name for the model.")
-    (config, init), (device, autocast) = begin, machine
+    (config, init, vision), (device, autocast) = begin, machine
     target = find_device(device)
     return Workshop(
         recipe=load_recipe(config),
@@ -126,6 +140,7 @@ def _workshop(
         device=target,
         autocast=autocast_dtype(autocast, target),
         origin=None if init is None else load(init, device="cpu"),
+        sight=None if vision is None else load_sight(vision),
     )
 
 
@@ -139,6 +154,8 @@ def _check_outputs(shop: Workshop, output: Path, wanted: Sequence[Stage]) -> Non
         from nulltext.captioning.folder import check_captioner_target
 
         check_captioner_target(captioner_beside(output))
+        if shop.sight is not None:
+            shop.sight.at(shop.recipe.captioner.side, shop.recipe.captioner.view)
 
 
 def _write(

@@ -206,9 +206,10 @@ def _stem(class_name: str) -> str:
 
 
 def _untrained(class_name: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """A module as its config describes it."""
+    """A module as its config describes it, also where that is a part of a larger model's."""
     kind, values = _library_class(class_name), dict(config)
     if hasattr(kind, "config_class"):  # transformers
+        values = values.get(kind.config_class.base_config_key, values)
         module: torch.nn.Module = kind(kind.config_class.from_dict(values))
     else:
         module = kind.from_config(values)
@@ -225,6 +226,7 @@ def _library_class(name: str) -> Any:
         "CLIPTextModel": transformers,
         "CLIPTextModelWithProjection": transformers,
         "CLIPVisionModelWithProjection": transformers,
+        "EfficientNetModel": transformers,
         "GPT2LMHeadModel": transformers,
     }
     return getattr(known[name], name)

@@ -1,19 +1,23 @@
-"""The captioner's stage: CLIP's eyes, the mapper and GPT-2 from nothing, on captions and labels.
+"""The captioner's stage: vision model, mapper and GPT-2, on captions and labels.
 
     L = -E (1/n) sum_i log p(w_i | prefix(x), w_1 … w_{i-1})  +  a sum_labels CE(head(f), label)
 
 x is a random crop of a photo, mirrored at random, a little lighter or darker; f its embedding. The
 last w is the full stop. The heads read kind, colour and background off f where the photo's label
 has them: a shortcut for gradients into a vision model that begins from nothing and has few photos;
-they are not exported. There is no dropout, whose chance is not the step's own.
+they are not exported. The vision model begins from nothing or, as ClipCap's does, from weights that
+have learnt to see elsewhere (`eyes`); mapper and GPT-2 begin from nothing. There is no dropout,
+whose chance is not the step's own, and statistics of batches stay as they came: the networks train
+in evaluation mode.
 Source: Mokady, Hertz and Bermano 2021 (ClipCap), eq. 1 and sec. 3.1 (all parts are trained here).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -23,10 +27,12 @@ from torch.nn import functional
 from nulltext.captioning.captioner import STOP, Captioner, CaptionModel, Eyes, stop_token
 from nulltext.captioning.decoding import LONGEST
 from nulltext.captioning.mapping import MlpMapper, MlpSettings
+from nulltext.captioning.vision import width_of
 from nulltext.images import to_pil
 from nulltext.strip import Tile, tile_grid
 from nulltext.training.captions import CaptionSettings, compose
 from nulltext.training.collection import Example, as_floats
+from nulltext.training.eyes import Sight
 from nulltext.training.loop import LoopSettings
 
 if TYPE_CHECKING:
@@ -50,6 +56,9 @@ class Augmentation:
     """Most that a crop's width and height differ, as a share."""
     light: float = 0.15
     """Most that the brightness changes, as a share; hues stay, for the words name them."""
+    off_centre: float = 0.5
+    """Most that a crop's middle lies beside the photo's, as a share of the photo's side; where
+    labels speak of the middle, keep it small."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +66,19 @@ class CaptionerRecipe:
     """The captioner and its stage."""
 
     side: int = 64
-    """Pixels of the square that CLIP sees."""
+    """Pixels of the square that is looked at."""
+    view: float = 1.0
+    """Its side once the captioner is trained, as a share of the photo's largest centred square:
+    it reads best at the size that its crops had on average, not at their largest (Touvron et al.
+    2019)."""
     patch: int = 8
-    """Pixels of a patch."""
+    """Pixels of a patch of CLIP, where CLIP begins from nothing; so the next two."""
     width: int = 192
-    """Width of CLIP, of its embedding, and of GPT-2."""
+    """Width of CLIP and of its embedding; also of GPT-2."""
     vision_layers: int = 5
     """Layers of CLIP."""
     heads: int = 4
-    """Heads of each layer."""
+    """Heads of each layer, of GPT-2 too."""
     language_layers: int = 3
     """Layers of GPT-2."""
     prefix_length: int = 6
@@ -76,6 +89,9 @@ class CaptionerRecipe:
         default_factory=lambda: CaptionSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     )
     """How captions are composed: by default all that is known is said."""
+    required: tuple[str, ...] = ()
+    """Labels without which a photo teaches no words: what is not known of it is not what nobody
+    would name, and captions that leave it out teach to leave it out."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How photos are varied."""
     label_weight: float = 0.5
@@ -87,25 +103,22 @@ class CaptionerRecipe:
 
 
 def build_captioner(
-    recipe: CaptionerRecipe, tokenizer: CLIPTokenizer, *, name: str, seed: int
+    recipe: CaptionerRecipe,
+    tokenizer: CLIPTokenizer,
+    *,
+    name: str,
+    seed: int,
+    sight: Sight | None = None,
 ) -> Captioner:
-    """The captioner with weights drawn from a seed."""
-    from transformers import (
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-        GPT2Config,
-        GPT2LMHeadModel,
-    )
+    """The captioner with weights drawn from a seed, its vision model a copy of `sight`'s if given.
 
-    vision = CLIPVisionConfig(
-        hidden_size=recipe.width,
-        intermediate_size=MLP_RATIO * recipe.width,
-        projection_dim=recipe.width,
-        num_hidden_layers=recipe.vision_layers,
-        num_attention_heads=recipe.heads,
-        image_size=recipe.side,
-        patch_size=recipe.patch,
-    )
+    Raises:
+        OptionError: the vision model looks at another size than the recipe's.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    fresh = Eyes(recipe.side, share=recipe.view)
+    eyes = fresh if sight is None else sight.at(recipe.side, recipe.view)
     language = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=recipe.prefix_length + LONGEST,
@@ -118,16 +131,29 @@ def build_captioner(
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    sizes = MlpSettings(recipe.width, recipe.hidden, recipe.prefix_length, recipe.width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        vision = _new_clip(recipe) if sight is None else copy.deepcopy(sight.module)
+        sizes = MlpSettings(width_of(vision), recipe.hidden, recipe.prefix_length, recipe.width)
         model = CaptionModel(
-            CLIPVisionModelWithProjection(vision),
-            MlpMapper(sizes),
-            GPT2LMHeadModel(language),
-            unit_features=False,
+            vision, MlpMapper(sizes), GPT2LMHeadModel(language), unit_features=False
         )
-    return Captioner(name, model, tokenizer, Eyes(recipe.side))
+    return Captioner(name, model, tokenizer, eyes)
+
+
+def _new_clip(recipe: CaptionerRecipe) -> Any:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = CLIPVisionConfig(
+        hidden_size=recipe.width,
+        intermediate_size=MLP_RATIO * recipe.width,
+        projection_dim=recipe.width,
+        num_hidden_layers=recipe.vision_layers,
+        num_attention_heads=recipe.heads,
+        image_size=recipe.side,
+        patch_size=recipe.patch,
+    )
+    return CLIPVisionModelWithProjection(sizes)
 
 
 class CaptionerStage:
@@ -165,10 +191,13 @@ class CaptionerStage:
         """The loss of `batch_size` varied photos under freshly composed captions."""
         rows = torch.randint(len(self.examples), (batch_size,), generator=rng)
         pixels = torch.cat([self._varied(self.pixels[row], rng) for row in rows])
-        captions = [compose(self.examples[row], self.recipe.captions, (), rng).text for row in rows]
+        seen = [self.examples[row] for row in rows]
+        captions = [compose(example, self.recipe.captions, (), rng).text for example in seen]
         model = self.captioner.model
         features = model.features(self.captioner.eyes.standardised(pixels).to(self.device))
         tokens = self._tokens(captions).to(self.device)
+        silent = torch.tensor([self._is_silent(example) for example in seen], device=self.device)
+        tokens = tokens.masked_fill(silent[:, None], IGNORED)
         words = word_loss(model, features, tokens)
         loss, parts = words, {"words": float(words.detach())}
         for name, head in self.heads.items():
@@ -182,10 +211,13 @@ class CaptionerStage:
 
     def picture(self) -> Image.Image:
         """Held-out photos above what the captioner says of them."""
-        side, tiles = self.captioner.eyes.side, []
+        eyes, tiles = self.captioner.eyes, []
+        margin = round(self.shown.shape[-1] * (1 - eyes.share) / 2)
+        inside = slice(margin, self.shown.shape[-1] - margin)
         for photo in self.shown:
-            seen = _resized(photo[None] * 0.5 + 0.5, side)
-            text = self.captioner.read(self.captioner.eyes.standardised(seen), beams=1)
+            middle = photo[None, :, inside, inside]
+            seen = _resized(middle * 0.5 + 0.5, eyes.side)
+            text = self.captioner.read(eyes.standardised(seen), beams=1)
             tiles.append(Tile(to_pil(photo[None]), text or "(nothing)"))
         return tile_grid([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])
 
@@ -197,10 +229,16 @@ class CaptionerStage:
         narrow = 1 - own.stretch * abs(2 * stretch - 1)
         wide, tall = (largest, largest * narrow) if stretch < 0.5 else (largest * narrow, largest)
         width, height = max(1, round(side * wide)), max(1, round(side * tall))
-        left, top = int(across * (side - width + 1)), int(down * (side - height + 1))
+        left = _start(side - width, own.off_centre * side, across)
+        top = _start(side - height, own.off_centre * side, down)
         cut = pixels[:, top : top + height, left : left + width].float()[None] / 255.0
         seen = _resized(cut, self.recipe.side) * (1 + own.light * (2 * light - 1))
         return (seen.flip(-1) if mirrored < 0.5 else seen).clamp(0, 1)
+
+    def _is_silent(self, example: Example) -> bool:
+        """Whether a photo's composed caption would leave out what is wanted."""
+        required = self.recipe.required
+        return not example.captions and any(getattr(example, name) is None for name in required)
 
     def _tokens(self, captions: Sequence[str]) -> Tensor:
         """Token ids with the full stop, [B, longest], padded with IGNORED."""
@@ -215,7 +253,7 @@ class CaptionerStage:
 
 
 def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
-    """Mean -log p per token of captions that follow their photos' prefixes.
+    """Mean -log p per token of captions that follow their photos' prefixes; 0 for no tokens.
 
     Args:
         features: [B, features]. tokens: [B, n], the full stop included, then IGNORED.
@@ -225,7 +263,17 @@ def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
     logits = model.gpt(inputs_embeds=torch.cat([prefix.to(read.dtype), read], dim=1)).logits
     before = prefix.shape[1] - 1  # what the prefix's last place predicts is the first word
     scores = logits[:, before : before + tokens.shape[1]].float()
-    return functional.cross_entropy(scores.flatten(0, 1), tokens.flatten(), ignore_index=IGNORED)
+    wanted = tokens.flatten()
+    total = functional.cross_entropy(
+        scores.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (wanted != IGNORED).sum().clamp(min=1)
+
+
+def _start(free: int, off_centre: float, chance: float) -> int:
+    """Where a crop begins that leaves `free` pixels, its middle so far off the centre at most."""
+    first, last = max(0.0, free / 2 - off_centre), min(float(free), free / 2 + off_centre)
+    return int(first + chance * (last - first + 1))
 
 
 def _classes(examples: Sequence[Example], name: str) -> Tensor:

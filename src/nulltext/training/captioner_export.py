@@ -8,23 +8,29 @@ import torch
 
 from nulltext.captioning.captioner import Captioner
 from nulltext.captioning.folder import check_captioner_target, save_captioner
+from nulltext.captioning.vision import about
 from nulltext.errors import OptionError
 from nulltext.files import replace_file
 from nulltext.training.captioner import build_captioner
+from nulltext.training.eyes import LICENCE
 from nulltext.training.loop import averaged_weights, checkpoint_path
 from nulltext.training.stages import Workshop, tokenizer_of
 
 CARD = """# {name}: a captioner
 
-ClipCap (Mokady, Hertz and Bermano 2021): a CLIP vision model at {side} pixels, an MLP as mapping
+ClipCap (Mokady, Hertz and Bermano 2021): {vision} at {side} pixels, an MLP as mapping
 network and GPT-2, made by `nulltext train --stage captioner` from {photos} photos, {updates} of
 {total} updates, seed {seed}. {size:.1f} MB in float16; `nulltext caption IMAGE --captioner FOLDER`.
 
-It has seen these photos and nothing else: it knows no other words than their captions', and calls
-everything by them. Read what it says before you use it.
+It knows no other words than the captions of these photos, and calls everything by them. Read what
+it says before you use it.
 
-The weights are under the licence of the package; the photos belong to their authors.
+{begun}The photos belong to their authors.
 """
+BEGUN = """The vision model began with the weights of '{name}' and was changed in training: it is
+under the licence that they came with{where}, the rest under that of the package.
+"""
+ALL_OURS = "The weights are under the licence of the package. "
 
 
 def export_captioner(shop: Workshop, folder: Path) -> Captioner:
@@ -42,7 +48,11 @@ def export_captioner(shop: Workshop, folder: Path) -> Captioner:
         )
     weights, updates = averaged_weights(path)
     captioner = build_captioner(
-        own, tokenizer_of(shop), name=shop.recipe.name, seed=shop.recipe.seed
+        own,
+        tokenizer_of(shop),
+        name=shop.recipe.name,
+        seed=shop.recipe.seed,
+        sight=shop.sight,
     )
     with torch.no_grad():
         for name, weight in captioner.model.named_parameters():
@@ -52,11 +62,24 @@ def export_captioner(shop: Workshop, folder: Path) -> Captioner:
     card = CARD.format(
         name=shop.recipe.name,
         side=own.side,
+        vision=type(captioner.model.vision).__name__,
         photos=len(shop.examples[0]),
         updates=updates,
         total=own.loop.steps,
         seed=shop.recipe.seed,
+        begun=_begun(shop, folder / about(captioner.model.vision).folder),
         size=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6,
     )
     replace_file(folder / "README.md", card.encode())
     return captioner
+
+
+def _begun(shop: Workshop, vision: Path) -> str:
+    """What the card says of the vision model's origin, whose licence is put beside its weights."""
+    if shop.sight is None:
+        return ALL_OURS
+    where = ""
+    if shop.sight.licence is not None:
+        replace_file(vision / LICENCE, shop.sight.licence.encode())
+        where = f" ({vision.name}/{LICENCE})"
+    return BEGUN.format(name=shop.sight.name, where=where)

@@ -20,7 +20,7 @@ from typing import Any
 
 from nulltext.errors import OptionError, reason_of, shortened
 from nulltext.training.autoencoder import AutoencoderLoss
-from nulltext.training.captioner import CaptionerRecipe
+from nulltext.training.captioner import LABELS, CaptionerRecipe
 from nulltext.training.captions import CaptionSettings
 from nulltext.training.denoiser import DenoiserLoss
 from nulltext.training.latents import ViewSettings
@@ -30,6 +30,8 @@ from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 LARGEST = 10**9
 """No number of a recipe is larger, and none is negative."""
+SMALLEST_VIEW = 0.1
+"""Share of a photo that a captioner looks at, at least."""
 MOST_LEVELS = 8
 """Of a network, each half as large as the one before."""
 
@@ -133,11 +135,25 @@ class Recipe:
                 f"{len(self.denoiser.attention)} attention flags; give one for each."
             )
 
+        self._check_captioner()
+
+    def _check_captioner(self) -> None:
+        """Refuse sizes of the captioner that do not fit together, and labels that there are not."""
         eyes = self.captioner
         if eyes.side % eyes.patch or eyes.width % eyes.heads:
             raise OptionError(
                 f"The captioner sees {eyes.side} pixels in patches of {eyes.patch} and has "
                 f"{eyes.heads} heads of a width of {eyes.width}; both must divide."
+            )
+        if not SMALLEST_VIEW <= eyes.view <= 1:
+            raise OptionError(
+                f"The captioner's view is {eyes.view}; choose a share from {SMALLEST_VIEW} to 1."
+            )
+        unknown = [name for name in eyes.required if name not in LABELS]
+        if unknown:
+            raise OptionError(
+                f"The captioner requires the label {shortened(unknown[0])!r}; labels are "
+                f"{', '.join(LABELS)}."
             )
 
     def _check_sizes(self) -> None:

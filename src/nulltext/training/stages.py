@@ -36,6 +36,7 @@ from nulltext.training.captioner import CaptionerStage, build_captioner
 from nulltext.training.captions import CaptionSettings, compose
 from nulltext.training.collection import TRAIN, Example, digest, load_pixels, read_collection
 from nulltext.training.denoiser import DenoiserStage
+from nulltext.training.eyes import Sight
 from nulltext.training.latents import Views, encode_views, load_views, save_views
 from nulltext.training.loop import (
     Objective,
@@ -73,6 +74,8 @@ class Workshop:
     """Dtype of the matrix products, None for float32."""
     origin: LatentDiffusion | None = None
     """A model to begin from, as far as its tensors fit."""
+    sight: Sight | None = None
+    """A vision model for the captioner to begin with; None: one that has seen nothing."""
 
     @cached_property
     def examples(self) -> tuple[list[Example], list[Example]]:
@@ -219,13 +222,18 @@ def captioner_stage(shop: Workshop) -> Stage:
     """Train the captioner; needs no other stage."""
     own = shop.recipe.captioner
     captioner = build_captioner(
-        own, tokenizer_of(shop), name=shop.recipe.name, seed=shop.recipe.seed
+        own,
+        tokenizer_of(shop),
+        name=shop.recipe.name,
+        seed=shop.recipe.seed,
+        sight=shop.sight,
     )
-    captioner.model.to(shop.device).train()
+    captioner.model.to(shop.device).eval()
     objective = CaptionerStage(captioner, shop.pixels, shop.examples[0], own)
     labels = [[repr(e.captions), e.kind, e.colour, e.background] for e in shop.examples[0]]
     read = hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]
-    yield from _run(shop, objective, "captioner", f"{_without_loops(own)} {read}")
+    begun = "" if shop.sight is None else f" {shop.sight.fingerprint}"
+    yield from _run(shop, objective, "captioner", f"{_without_loops(own)} {read}{begun}")
 
 
 def untrained(shop: Workshop, vae: AutoencoderKL, *, scale: float) -> LatentDiffusion:

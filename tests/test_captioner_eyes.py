@@ -1,0 +1,247 @@
+"""A captioner whose vision model has learnt to see elsewhere: begun from a folder, kept, used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModelWithProjection,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
+    EfficientNetModel,
+)
+from typer.testing import CliRunner
+
+import captioners
+from nulltext.captioning.captioner import Eyes
+from nulltext.captioning.folder import load_captioner
+from nulltext.captioning.vision import embed, width_of
+from nulltext.cli.main import app
+from nulltext.errors import ModelError, OptionError
+from nulltext.training import stages
+from nulltext.training.captioner import Augmentation, CaptionerStage, build_captioner
+from nulltext.training.captioner_export import export_captioner
+from nulltext.training.eyes import load_sight
+from nulltext.training.loop import averaged_weights, checkpoint_path
+from nulltext.training.recipe import Recipe, load_recipe
+from nulltext.training.stages import Workshop, captioner_stage, tokenizer_of
+
+SIDE = 16
+PIXELS = {"crop_size": 224, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.25]}
+RECIPE = {
+    "name": "squares",
+    "resolution": 32,
+    "photo_side": 32,
+    "tokenizer": {"vocabulary": 600, "length": 20},
+    "autoencoder": {"crop": 32},
+    "captioner": {
+        "side": SIDE,
+        "width": 16,
+        "heads": 2,
+        "language_layers": 1,
+        "prefix_length": 2,
+        "hidden": 16,
+        "loop": {
+            "steps": 5,
+            "batch_size": 2,
+            "learning_rate": 0.01,
+            "warmup_steps": 1,
+            "checkpoint_every": 2,
+        },
+    },
+}
+
+
+def efficientnet() -> EfficientNetForImageClassification:
+    """One block on 8 channels, with statistics of batches that are not the initial ones."""
+    config = EfficientNetConfig(
+        width_coefficient=1 / 80,
+        depth_coefficient=1.0,
+        in_channels=[32],
+        out_channels=[16],
+        kernel_sizes=[3],
+        strides=[2],
+        num_block_repeats=[1],
+        expand_ratios=[2],
+        hidden_dim=16,
+        num_labels=3,
+    )
+    draw = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = EfficientNetForImageClassification(config).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith(("mean", "var")):
+            buffer.copy_(torch.rand(buffer.shape, generator=draw) + 0.1)
+    for weight in model.parameters():
+        weight.data.mul_(10.0)  # lively enough for features that differ
+    return model
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    """The folder of a classifier, as somebody has it."""
+    folder = tmp_path_factory.mktemp("eyes") / "net"
+    efficientnet().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    (folder / "LICENSE").write_text("Free as in beer.")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """Six labelled photos of one colour each, and a recipe beside them."""
+    folder, rows = tmp_path_factory.mktemp("squares"), []
+    for number, colour in enumerate(["red", "blue", "white"] * 2):
+        Image.new("RGB", (36, 36), colour).save(folder / f"{number}.png")
+        rows.append(json.dumps({"file": f"{number}.png", "kind": "square", "colour": colour}))
+    (folder / "labels.jsonl").write_text("\n".join(rows))
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    return folder
+
+
+def recipe_of(squares: Path, **captioner: object) -> Recipe:
+    own = load_recipe(str(squares / "recipe.json"))
+    return replace(own, captioner=replace(own.captioner, **captioner))
+
+
+def shop_of(squares, net, folder):
+    folder.mkdir()
+    return Workshop(recipe_of(squares), squares, folder, torch.device("cpu"), sight=load_sight(net))
+
+
+def test_a_classifiers_folder_gives_its_network_and_the_mean_of_its_last_map(net):
+    sight = load_sight(net)
+    assert isinstance(sight.module, EfficientNetModel)
+    mean, deviation = tuple(PIXELS["image_mean"]), tuple(PIXELS["image_std"])
+    assert sight.at(20, 0.5) == Eyes(20, mean, deviation, 0.5)
+    pixels = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        last = efficientnet().efficientnet(pixels).last_hidden_state
+        found = embed(sight.module, pixels)
+    assert found.std() > 0.01
+    assert width_of(sight.module) == found.shape[1] == 16
+    torch.testing.assert_close(found, last.mean((2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_clip_looks_at_squares_of_its_own_size_only(tmp_path):
+    words = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+    whole = CLIPModel(
+        CLIPConfig(
+            text_config=words,
+            vision_config=captioners.clip().config.to_dict(),
+            projection_dim=captioners.FEATURES,
+        )
+    ).eval()
+    whole.save_pretrained(tmp_path / "clip")  # as published: with the half that reads
+    pixels = {"size": {"height": 16, "width": 16}, **PIXELS}
+    del pixels["crop_size"]
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
+    sight = load_sight(tmp_path / "clip")
+    assert isinstance(sight.module, CLIPVisionModelWithProjection)
+    assert sight.at(16, 1.0) == sight.eyes
+    seen = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        projected = whole.visual_projection(whole.vision_model(seen).pooler_output)
+        torch.testing.assert_close(embed(sight.module, seen), projected)
+    with pytest.raises(OptionError, match=r"16 pixels and the recipe's captioner at 20"):
+        sight.at(20, 1.0)
+
+
+def test_a_size_that_clip_does_not_see_is_said_before_anything_is_touched(squares, tmp_path):
+    captioners.clip().save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    command = ["train", str(squares), "-o", str(tmp_path / "made"), "--stage", "captioner"]
+    done = CliRunner().invoke(app, [*command, "--vision", str(tmp_path / "clip")])
+    assert "16 pixels and the recipe's captioner at 64" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+def test_stopped_and_resumed_it_is_the_same_and_statistics_stay(
+    squares, net, tmp_path, monkeypatch
+):
+    whole, stopped = (shop_of(squares, net, tmp_path / name) for name in ("whole", "stopped"))
+    trained = []
+
+    def spied(captioner, *rest):
+        trained.append(captioner.model.vision)
+        return CaptionerStage(captioner, *rest)
+
+    monkeypatch.setattr(stages, "CaptionerStage", spied)
+    list(captioner_stage(whole))
+    assert not any(part.training for part in trained[0].modules())
+    for name, buffer in load_sight(net).module.named_buffers():
+        assert torch.equal(buffer, dict(trained[0].named_buffers())[name]), name
+    list(islice(captioner_stage(stopped), 3))  # a step behind the checkpoint
+    list(captioner_stage(stopped))
+    ends = [averaged_weights(checkpoint_path(s.folder, "captioner"))[0] for s in (whole, stopped)]
+    for name, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][name]), name
+    exported = export_captioner(whole, tmp_path / "made")
+    again = load_captioner(tmp_path / "made").model.vision.state_dict()
+    begun = load_sight(net).module.state_dict()
+    moved = 0.0
+    for name, tensor in exported.model.vision.state_dict().items():
+        torch.testing.assert_close(again[name], tensor)
+        if "running" in name:
+            torch.testing.assert_close(tensor, begun[name].half().float())
+        else:
+            moved = max(moved, float((tensor.float() - begun[name].float()).abs().max()))
+    assert moved > 0.005  # it learns, and not the mapper alone
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "EfficientNetModel at 16 pixels" in card
+    assert "began with the weights of 'net'" in card
+    assert (tmp_path / "made" / "efficientnet" / "LICENSE").read_text() == "Free as in beer."
+    other = replace(whole, sight=None)
+    with pytest.raises(OptionError, match="other settings"):
+        list(captioner_stage(other))
+
+
+def test_the_command_begins_from_a_folder(squares, net, tmp_path):
+    command = ["train", str(squares), "-o", str(tmp_path / "made"), "--vision", str(net), "--json"]
+    command += ["--config", str(squares / "recipe.json"), "--device", "cpu", "--autocast", "off"]
+    done = CliRunner().invoke(app, command)
+    assert "--stage captioner" in str(done.exception)
+    done = CliRunner().invoke(app, [*command, "--stage", "captioner"])
+    assert done.exit_code == 0, done.output
+    made = load_captioner(json.loads(done.stdout)["captioner"])
+    assert isinstance(made.model.vision, EfficientNetModel)
+    made.caption(squares / "0.png")
+
+
+def test_what_is_wrong_with_a_folder_is_said(net, tmp_path):
+    with pytest.raises(OptionError, match=r"no folder of a vision model: it has no config\.json"):
+        load_sight(tmp_path / "gone")
+    for name in ("words", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "words" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(OptionError, match="'bert'; a captioner looks with clip_vision_model"):
+        load_sight(tmp_path / "words")
+    (tmp_path / "bin" / "config.json").write_bytes((net / "config.json").read_bytes())
+    (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin, which could run code"):
+        load_sight(tmp_path / "bin")
+
+
+@pytest.mark.parametrize("off_centre", [0.0, 0.1, 0.5])
+def test_crops_stay_as_near_the_middle_as_is_asked(squares, tmp_path, off_centre):
+    own = recipe_of(squares, augmentation=Augmentation(0.5, 0.2, 0.0, off_centre)).captioner
+    shop = Workshop(
+        load_recipe(str(squares / "recipe.json")), squares, tmp_path, torch.device("cpu")
+    )
+    captioner = build_captioner(own, tokenizer_of(shop), name="x", seed=0)
+    stage = CaptionerStage(captioner, shop.pixels, shop.examples[0], own)
+    ramp = torch.linspace(0, 255, 101).round().to(torch.uint8).expand(3, 101, 101)
+    rng = torch.Generator().manual_seed(0)
+    middles = [float(stage._varied(ramp, rng).mean()) - 0.5 for _ in range(150)]
+    furthest = max(abs(middle) for middle in middles)
+    assert furthest <= off_centre + 0.01  # half a pixel of 101, and the rounding of grey values
+    assert furthest >= min(off_centre, 0.25) * 0.85  # crops of half the side reach 0.25
