@@ -155,11 +155,11 @@ def test_words_that_the_model_was_not_taught_are_pointed_out(here, run):
     code, _, err = run(*edit, "--target", "a photo of a dog", "--then", "a qzj")
     assert code == 0, err
     assert err.count("Note:") == 1
-    assert "has not learnt \"cat\", \"dog\", \"qzj\", and" in err
+    assert 'has not learnt "cat", "dog", "qzj", and' in err
     assert "hardly anything will change. It knows flower, dandelion, " in err
     code, _, err = run(*edit, "--target", "a photo of a daisy")
     assert (code, err.count("Note:")) == (0, 1)
-    assert "has not learnt \"cat\" and reads past" in err
+    assert 'has not learnt "cat", which will do little' in err
     assert run(*edit, "--target", "a photo of a dog", "--quiet") == (0, "", "")
 
 

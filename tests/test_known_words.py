@@ -89,7 +89,7 @@ def test_an_edit_of_unknown_words_alone_is_blind(source, target, blind):
 def test_the_note_is_one_sentence_and_what_is_known():
     said = note_on_words("m", KNOWN, ["a red cat", "a red rose"], [("a red cat", "a red rose")])
     assert said == (
-        "Note: the model 'm' has not learnt \"cat\" and reads past what it does not know. "
+        "Note: the model 'm' has not learnt \"cat\", which will do little. "
         "It knows rose, daisy, red, white."
     )
     said = note_on_words("m", KNOWN, ["a cat", "a dog"], [("a cat", "a dog")])

@@ -1,7 +1,7 @@
 """The words that a model was taught, kept beside its weights, and a note on those that it was not.
 
-A small model knows the words of its captions and no others. What it makes of "cat" is chance: it
-was taught to read past plain English, or never saw the word. So `words.json` lists what the
+A small model knows the words of its captions and no others: it was taught to read past "cat", or
+never saw that word. So `words.json` lists what the
 captions spoke of, under the fingerprint of the weights that learnt it:
 
     {"version": 1, "fingerprint": "…", "named": ["rose", …, "red", …], "others": ["a", "photo", …]}
@@ -86,15 +86,15 @@ def note_on_words(
     if known is None or not missing:
         return None
     words = listed([f'"{word}"' for word in missing])
-    said = f"Note: the model '{name}' has not learnt {words} and reads past what it does not know"
+    follows = "which will do little"
     blind = [pair for pair in changes if known.blind_to(*pair)]
     if blind:
         source, target = map(quoted, blind[0])
-        said = (
-            f"Note: the model '{name}' has not learnt {words}, and {source} and {target} differ in "
-            "nothing else: hardly anything will change"
-        )
-    return f"{said}. It knows {listed(known.named or known.others)}."
+        follows = f"and {source} and {target} differ in nothing else: hardly anything will change"
+    return (
+        f"Note: the model '{name}' has not learnt {words}, {follows}. "
+        f"It knows {listed(known.named or known.others)}."
+    )
 
 
 def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path:

@@ -57,9 +57,7 @@ def known_words(
     )
 
 
-def _words(
-    example: Example, settings: CaptionSettings, rng: torch.Generator
-) -> Iterator[str]:
+def _words(example: Example, settings: CaptionSettings, rng: torch.Generator) -> Iterator[str]:
     if example.captions:
         texts = list(example.captions)
     else:
