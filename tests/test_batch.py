@@ -142,7 +142,7 @@ def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
         assert run(jobs, "-o", "out")[0] == 0
     finally:
         path.unlink()
-    remarks = {row["target"]: row["remarks"] for row in rows_in(here / "out")}
+    remarks = {row["target"][0]: row["remarks"] for row in rows_in(here / "out")}
     ((simple,), (blind,)) = remarks["a dog"], remarks["a fox"]
     assert 'has not learnt "cat", which will do little' in simple
     assert "differ in nothing else" in blind

@@ -151,16 +151,14 @@ def test_words_that_the_model_reads_letter_by_letter_are_pointed_out(here, model
 
 
 def test_words_that_the_model_was_not_taught_are_pointed_out(here, run):
-    edit = ("edit", "cat.png", "--steps", 1, "--method", "ddim", "--source", "a photo of a cat")
-    code, _, err = run(*edit, "--target", "a photo of a dog", "--then", "a qzj")
+    code, _, err = run(
+        *("edit", "cat.png", "--source", "a photo of a cat", "--target", "a photo of a dog"),
+        *("--then", "a qzj", "--steps", 1, "--method", "ddim"),
+    )
     assert code == 0, err
     assert err.count("Note:") == 1
     assert 'has not learnt "cat", "dog", "qzj", and' in err
     assert "hardly anything will change. It knows flower, dandelion, " in err
-    code, _, err = run(*edit, "--target", "a photo of a daisy")
-    assert (code, err.count("Note:")) == (0, 1)
-    assert 'has not learnt "cat", which will do little' in err
-    assert run(*edit, "--target", "a photo of a dog", "--quiet") == (0, "", "")
 
 
 def pixels(name):
