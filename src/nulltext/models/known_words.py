@@ -90,7 +90,7 @@ def note_on_words(
     blind = [pair for pair in changes if known.blind_to(*pair)]
     if blind:
         source, target = map(quoted, blind[0])
-        follows = f"and {source} and {target} differ in nothing else: hardly anything will change"
+        follows = f"and {source} and {target} differ in nothing else: what changes is chance"
     return (
         f"Note: the model '{name}' has not learnt {words}, {follows}. "
         f"It knows {listed(known.named or known.others)}."
