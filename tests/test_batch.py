@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from nulltext.execution import batch as batches
 from nulltext.execution import worker as workers
 from nulltext.execution.batch import BATCH
 from nulltext.ledger import read_book
+from nulltext.models.known_words import KnownWords, write_words
 from processes import killed_when
 
 SHORT = {"source": "a cat", "steps": 2, "inner_steps": 1}
@@ -121,6 +123,20 @@ def test_a_job_is_what_edit_makes_of_the_same_options(here, run):
         assert (here / "out" / ours).read_bytes() == (here / theirs).read_bytes(), theirs
     for figure in ("psnr_bound", "psnr_reconstruction", "changed_fraction", "psnr_outside"):
         assert row[figure] == direct[figure]
+
+
+def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
+    known = KnownWords(("dog", "red"), ("a",))
+    path = write_words(known, nulltext.load(model).fingerprint, Path(model))
+    try:
+        jobs = write(here, *({"image": "a.png", "target": f"a {word}"} for word in ("dog", "fox")))
+        assert run(jobs, "-o", "out")[0] == 0
+    finally:
+        path.unlink()
+    remarks = {row["target"][0]: row["remarks"] for row in rows_in(here / "out")}
+    ((simple,), (blind,)) = remarks["a dog"], remarks["a fox"]
+    assert 'has not learnt "cat", which will do little' in simple
+    assert "differ in nothing else" in blind
 
 
 def test_jobs_on_one_photo_share_its_inversion(here, run, monkeypatch):

@@ -140,13 +140,25 @@ def test_the_colour_profile_of_the_photo_is_kept(here, model, run):
                 assert picture.info.get("icc_profile") == profile, name
 
 
-def test_words_that_the_model_does_not_know_are_pointed_out(here, run):
+def test_words_that_the_model_reads_letter_by_letter_are_pointed_out(here, model, run):
     code, _, err = run(
-        *("edit", "cat.png", "--source", "a flower", "--target", "a qzj"),
+        *("edit", "cat.png", "--source", "a cat", "--target", "a qzj", "--model", model),
         *("--steps", 1, "--method", "ddim"),
     )
     assert code == 0, err
     assert "no word for qzj" in err
+    assert "has not learnt" not in err  # nobody knows what it was taught
+
+
+def test_words_that_the_model_was_not_taught_are_pointed_out(here, run):
+    code, _, err = run(
+        *("edit", "cat.png", "--source", "a photo of a cat", "--target", "a photo of a dog"),
+        *("--then", "a qzj", "--steps", 1, "--method", "ddim"),
+    )
+    assert code == 0, err
+    assert err.count("Note:") == 1
+    assert 'has not learnt "cat", "dog", "qzj", and' in err
+    assert "what changes is chance. It knows flower, dandelion, " in err
 
 
 def pixels(name):

@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 import nulltext
 from captioners import captioner
 from nulltext.errors import NulltextError
+from nulltext.models.known_words import KnownWords
 from nulltext.record import StepInfo
 from nulltext.studio import inverting
 from nulltext.studio import meter as meters
@@ -200,6 +201,16 @@ def test_an_inversion_is_made_once(studio, visitor, file):
     neighbour.open(file)
     assert neighbour.invert("a black dog", method="ddim")["inversion"]["cached"]
     studio.leave(neighbour.key)
+
+
+def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, file, monkeypatch):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    assert visitor.ask("edit", target="a red dog")["result"]["remark"] is None
+    taught = replace(studio.model, known_words=KnownWords(("red", "dog"), ("a",)))
+    monkeypatch.setattr(studio, "model", taught)
+    remark = visitor.ask("edit", target="a red dog")["result"]["remark"]
+    assert 'has not learnt "cat", which will do little' in remark
 
 
 def test_history_is_restored_with_its_settings(visitor, file):

@@ -119,6 +119,8 @@ def test_what_it_makes_is_an_ordinary_pipeline(model_folder):
     assert "7 of 7" in card
     assert "48 photos" not in card  # 47 of the 50 are trained on
     assert "47 photos" in card
+    assert ours.known_words.words == {"a", *COLOURS, "dot", "on", "grass"}
+    assert ours.known_words.named[:2] == ("dot", "grass")
 
 
 def test_the_scale_gives_latents_unit_variance(model_folder, dots):

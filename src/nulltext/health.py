@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from nulltext.errors import NulltextError
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
+from nulltext.models.known_words import read_words
 from nulltext.models.load import bundled_models, find_device, folder_of, load
 from nulltext.models.memory import free_memory
 from nulltext.version import __version__
@@ -149,6 +150,8 @@ def _look_at_model(health: Health, model: str, device: str) -> None:
         health.model |= {"fingerprint": loaded.fingerprint, "resolution": list(loaded.resolution)}
         folder = folder_of(model)
         known = None if folder is None else read_known(folder)
+        if folder is not None:
+            read_words(folder, loaded.fingerprint)
         found = {} if known is None else deviations(loaded, known)
     except NulltextError as error:
         health.problems.append(str(error))

@@ -108,6 +108,12 @@ def spelled_out(prompt: TokenizedPrompt) -> list[str]:
     return list(found)
 
 
+def spoken(text: str) -> list[str]:
+    """The words of a text, without case, marks and endings such as "'s", which CLIP reads apart."""
+    pieces = (text[start:end] for start, end in _pieces(text))
+    return [word_key(piece).partition("'")[0] for piece in pieces if not is_mark(piece)]
+
+
 def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
     """Token positions of every occurrence of a word, or of a phrase, whatever its case."""
     wanted = [word_key(word[start:end]) for start, end in _pieces(word)]
@@ -179,7 +185,7 @@ def _check_known(text: str, words: Sequence[Word], unknown: Mapping[int, Span]) 
             named[f"{_cut(text[start:end])!r}{inside}"] = None
     if named:
         raise PromptError(
-            f"This model's vocabulary has no token for {_listed(list(named))}; "
+            f"This model's vocabulary has no token for {listed(list(named))}; "
             "leave it out, or use other words."
         )
 
@@ -189,7 +195,7 @@ def _check_length(words: Sequence[Word], count: int, limit: int) -> None:
         over = [repr(_cut(word.text)) for word in words if word.tokens[-1] > limit]
         raise PromptError(
             f"The prompt has {count} tokens, and this model reads at most {limit}; "
-            f"shorten it by {count - limit} tokens; this does not fit: {_listed(over)}."
+            f"shorten it by {count - limit} tokens; this does not fit: {listed(over)}."
         )
 
 
@@ -235,6 +241,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_LETTERS else text[:SHOWN_LETTERS] + "\u2026"
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """The first of several things, as far as a message can hold them."""
     more = len(items) - SHOWN_WORDS
     return ", ".join(items[:SHOWN_WORDS]) + (f" and {more} more" if more > 0 else "")

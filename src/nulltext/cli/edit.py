@@ -144,7 +144,8 @@ def _edit(
     opened = with_words(reporter, Opened.of(request), checkpoint[1])
     own = opened.request is request and bool(opened.prompt or request.inversion is None)
     prompts = [*([opened.prompt] if own else []), *asked.prompts]
-    loaded = open_model(reporter, *checkpoint, prompts, low_memory=request.low_memory)
+    changes = asked.changes(opened.prompt)
+    loaded = open_model(reporter, *checkpoint, prompts, changes, low_memory=request.low_memory)
     if opened.prompt:  # a saved inversion may have none
         check_readable(loaded, "--source", opened.prompt)
     specs, sweep = asked.specs(loaded, opened.mask, axes)

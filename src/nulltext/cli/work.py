@@ -22,6 +22,7 @@ from nulltext.inversion.budgets import Plan
 from nulltext.inversion.invert import invert, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion_file import SUFFIX
+from nulltext.models.known_words import note_on_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import DType, load
 from nulltext.models.memory import PLANS, free_memory, memory_need
@@ -46,23 +47,44 @@ def open_model(
     device: str | None,
     dtype: DType,
     prompts: Sequence[str],
+    changes: Sequence[tuple[str, str]] = (),
     *,
     low_memory: bool = False,
 ) -> LatentDiffusion:
-    """Load a model, and look at the prompts through its eyes before any long work."""
+    """Load a model, and look at the prompts through its eyes before any long work.
+
+    Args:
+        changes: see `note_on_words`.
+    """
     with reporter.busy(f"Loading the model '{model}' …"):
         loaded = load(model, device=device, dtype=dtype, memory="low" if low_memory else "plenty")
     gc.freeze()  # what has been imported and loaded until here stays; see `cli.main`
     gc.enable()
-    unknown: dict[str, None] = {}
-    for prompt in prompts:
-        unknown |= dict.fromkeys(spelled_out(loaded.tokenize(prompt)))
-    if unknown:
-        reporter.note(
-            f"Note: the model '{loaded.name}' has no word for {', '.join(unknown)} and reads "
-            "letter by letter there; it has hardly learnt what that means."
-        )
+    said = _note_on_prompts(loaded, prompts, changes)
+    if said:
+        reporter.note(said)
     return loaded
+
+
+def _note_on_prompts(
+    model: LatentDiffusion, prompts: Sequence[str], changes: Sequence[tuple[str, str]]
+) -> str | None:
+    """By the list of what the model was taught, or where there is none, by how it reads.
+
+    Raises:
+        PromptError: it cannot read them.
+    """
+    unread: dict[str, None] = {}
+    for prompt in prompts:
+        unread |= dict.fromkeys(spelled_out(model.tokenize(prompt)))
+    if model.known_words is not None:
+        return note_on_words(model.name, model.known_words, prompts, changes)
+    if not unread:
+        return None
+    return (
+        f"Note: the model '{model.name}' has no word for {', '.join(unread)} and reads letter by "
+        "letter there; it has hardly learnt what that means."
+    )
 
 
 def invert_with_bars(

@@ -96,6 +96,11 @@ class Asked:
         """All prompts to edit to, in the order of the pictures."""
         return [*self.targets, *self.then]
 
+    def changes(self, source: str) -> list[tuple[str, str]]:
+        """Each prompt behind the one that it starts from: the source, or along a chain the last."""
+        before = [source] * len(self.targets) + self.prompts[len(self.targets) - 1 : -1]
+        return list(zip(before, self.prompts, strict=True))
+
     def axes(self) -> list[Axis]:
         """What a sweep varies: across, then down; nothing without a sweep.
 

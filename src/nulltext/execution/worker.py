@@ -111,9 +111,19 @@ class Worker:
                 **pictures.figures,
                 "seconds_edit": round(seconds, 3),
                 "unet_evaluations_edit": pictures.edit.unet_evaluations,
-                "remarks": pictures.remarks,
+                "remarks": [*self._words(order, opened), *pictures.remarks],
             }
         )
+
+    def _words(self, order: Order, opened: Opened) -> list[str]:
+        """A note where the model does not know them all."""
+        from nulltext.models.known_words import note_on_words
+
+        source, asked = opened.prompt, order.asked
+        prompts = [text for text in (source, *asked.prompts) if text]
+        changes = asked.changes(source)
+        said = note_on_words(self.model.name, self.model.known_words, prompts, changes)
+        return [said] if said else []
 
     def _inversion(
         self,

@@ -25,6 +25,7 @@ from nulltext.finite import check_finite
 from nulltext.framing import Sizes
 from nulltext.models.fingerprint import fingerprint
 from nulltext.models.half import differentiable_in_half
+from nulltext.models.known_words import KnownWords
 from nulltext.models.memory import PLANS, MemoryPlan
 from nulltext.models.text import TextConditioner
 from nulltext.models.weight_delta import applied
@@ -60,6 +61,8 @@ class LatentDiffusion:
     """A low-rank difference that the UNet runs with; the weights themselves stay."""
     memory: MemoryPlan = PLANS["plenty"]
     """How work is cut to fit the device."""
+    known_words: KnownWords | None = None
+    """What it was taught, where that was kept beside its weights; None for most checkpoints."""
 
     @property
     def fingerprint(self) -> str:

@@ -28,6 +28,7 @@ from nulltext.models.families import (
     family_of,
 )
 from nulltext.models.fingerprint import fingerprint
+from nulltext.models.known_words import KnownWords, read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import MemoryName, memory_plan
 from nulltext.models.text import TextConditioner
@@ -109,7 +110,7 @@ def load(
         "load: %s (%s), %s, %s, %.2f s",
         *(loaded.name, digest[:8], target, dtype, time.perf_counter() - started),
     )
-    return replace(loaded, memory=plan)
+    return replace(loaded, memory=plan, known_words=_words_of(checkpoint, digest))
 
 
 def from_pipe(pipe: Any) -> LatentDiffusion:
@@ -164,6 +165,17 @@ def _assembled(
         loaded_digest=digests[1],
         buckets=family.buckets,
     )
+
+
+def _words_of(checkpoint: Checkpoint, digest: str) -> KnownWords | None:
+    """The words of a model in a folder; a damaged list of them is no reason not to use it."""
+    if not isinstance(checkpoint.source, Path):
+        return None
+    try:
+        return read_words(checkpoint.source, digest)
+    except ModelError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def _display_name(model: str | Path) -> str:

@@ -14,6 +14,7 @@ from nulltext.editing import check_specs, edit_steps
 from nulltext.errors import OptionError, PromptError
 from nulltext.images import save_image
 from nulltext.masks import load_mask, mask_on_crop
+from nulltext.models.known_words import note_on_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo
 from nulltext.placing import Canvas, Placed, place, settings_of
@@ -201,7 +202,7 @@ def _written(
         changed_fraction=placed.changed_fraction,
         psnr_outside=placed.psnr_outside,
         psnr_reconstruction=psnr_reconstruction,
-        remark=_remark(placed),
+        remark=_remark(session.studio.model, inverted.prompt.text, placed),
     )
 
 
@@ -213,7 +214,13 @@ def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
     return ", ".join(filter(None, [changed, *weighed]))
 
 
-def _remark(placed: Placed) -> str | None:
+def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
+    target = placed.spec.target
+    words = note_on_words(model.name, model.known_words, [source, target], [(source, target)])
+    return " ".join(filter(None, [words, _remark_on_blend(placed)])) or None
+
+
+def _remark_on_blend(placed: Placed) -> str | None:
     if placed.spec.blend is None or 0 < placed.mask_fraction < 1:
         return None
     words = ", ".join(placed.spec.blend.words)

@@ -18,8 +18,9 @@ Stable Diffusion 1.x.
 
 LIMITS = """## Limits
 It has seen {photos} photos{kinds}, at {resolution} pixels, and nothing else: other motifs come out
-as what it knows, words that are not in its captions mean little to it, and shapes are weaker than
-colours. It may remember training photos. It is no general image model.
+as what it knows, words that are not in its captions (`words.json` lists those that are) mean little
+to it, and shapes are weaker than colours. It may remember training photos. It is no general image
+model.
 
 ## Licence
 That of whoever trained it. The photos belong to their authors, whose own licences hold for them;

@@ -16,13 +16,15 @@ from diffusers import DDIMScheduler
 from nulltext.errors import OptionError, OutputError
 from nulltext.files import replace_file, replacing_folder
 from nulltext.models.known_figure import write_known
+from nulltext.models.known_words import write_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import load
 from nulltext.training.build import SCHEDULER
 from nulltext.training.card import model_card
-from nulltext.training.latents import load_views
-from nulltext.training.loop import averaged_weights, checkpoint_path
+from nulltext.training.latents import Views, load_views
+from nulltext.training.loop import averaged_weights, checkpoint_path, step_generator
 from nulltext.training.recipe import Recipe
+from nulltext.training.spoken import known_words
 from nulltext.training.stages import Workshop, encoder_of, untrained, views_place
 from nulltext.training.warm_start import load_weights
 
@@ -46,8 +48,8 @@ INDEX = {
 """What `model_index.json` says; written last, so that an unfinished folder is none."""
 
 
-def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int]]:
-    """The model as its checkpoints have it now, finished or not, and their updates.
+def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int], Views]:
+    """The model as its checkpoints have it now, finished or not, their updates, and what it saw.
 
     Raises:
         OptionError: the autoencoder is unfinished, or there is no denoiser yet.
@@ -67,7 +69,7 @@ def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int]]:
         load_weights(module, part, path)
         module.requires_grad_(False).eval()
     done = {stage: _updates(shop, stage) for stage in ("autoencoder", "decoder")}
-    return model, done | {"denoiser": updates}
+    return model, done | {"denoiser": updates}, views
 
 
 def check_output(folder: Path, recipe: Recipe) -> None:
@@ -104,7 +106,8 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         OutputError: the folder cannot be written, or holds something else.
     """
     check_output(folder, shop.recipe)
-    model, updates = trained(shop)
+    model, updates, views = trained(shop)
+    known = known_words(views.examples, shop.recipe.captions, step_generator(shop.recipe.seed, 0))
     with replacing_folder(folder) as fresh:
         for name in ("vae", "unet", "text_encoder"):
             part: Any = model.components[name]
@@ -115,7 +118,9 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         replace_file(fresh / "README.md", model_card(shop, model, updates, commit).encode())
         replace_file(fresh / RECIPE_FILE, shop.recipe.to_json().encode())
         replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())
-        write_known(load(fresh, device="cpu"), fresh)  # of the weights as they were rounded
+        rounded = load(fresh, device="cpu")
+        write_known(rounded, fresh)
+        write_words(known, rounded.fingerprint, fresh)
     return model
 
 

@@ -1,0 +1,146 @@
+"""The words that a model was taught, kept beside its weights, and a note on those that it was not.
+
+A small model knows the words of its captions and no others: it was taught to read past "cat", or
+never saw that word. So `words.json` lists what the
+captions spoke of, under the fingerprint of the weights that learnt it:
+
+    {"version": 1, "fingerprint": "…", "named": ["rose", …, "red", …], "others": ["a", "photo", …]}
+
+Two spellings are one word as the text encoder has it: case, and marks such as commas, do not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nulltext.errors import ModelError, reason_of
+from nulltext.files import replace_file
+from nulltext.prompts import listed, quoted, spoken
+from nulltext.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.word_pairing import ARTICLES, OPENERS
+
+FILE, VERSION = "words.json", 1
+
+MOST_WORDS, LONGEST_WORD = 20_000, 40
+"""Kept in the file; with four bytes a letter they stay below `MAX_BYTES`."""
+MAX_BYTES = 4 * MEGABYTE
+
+SAYING_LITTLE = ARTICLES | OPENERS
+"""Words that show nothing by themselves: an edit does not fail for them."""
+
+
+@dataclass(frozen=True)
+class KnownWords:
+    """What a model was taught; `word in known` asks for one, in lower case."""
+
+    named: tuple[str, ...]
+    """What a picture shows: kinds, colours, places; the most useful first."""
+    others: tuple[str, ...]
+    """The words around them: "a", "photo", plurals."""
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset((*self.named, *self.others))
+
+    def __contains__(self, word: str) -> bool:
+        return word in self.words
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """The words of prompts that it does not know, each once."""
+        said = (word for prompt in prompts for word in _telling(prompt))
+        return list(dict.fromkeys(word for word in said if word not in self))
+
+    def blind_to(self, source: str, target: str) -> bool:
+        """Whether all that differs between two prompts is unknown."""
+        if not spoken(source):  # a saved inversion may have no words
+            return False
+        before, after = Counter(_telling(source)), Counter(_telling(target))
+        changed = (before - after) + (after - before)
+        return bool(changed) and not any(word in self for word in changed)
+
+
+def _telling(prompt: str) -> list[str]:
+    return [word for word in spoken(prompt) if word not in SAYING_LITTLE]
+
+
+def note_on_words(
+    name: str,
+    known: KnownWords | None,
+    prompts: Sequence[str],
+    changes: Sequence[tuple[str, str]] = (),
+) -> str | None:
+    """A sentence on words that a model does not know; None where there is nothing to say.
+
+    Args:
+        name: the model's. known: None says nothing, ever. changes: pairs of prompts, of which the
+            second is what an edit makes of the first.
+    """
+    missing = known.missing(prompts) if known else []
+    if known is None or not missing:
+        return None
+    words = listed([f'"{word}"' for word in missing])
+    follows = "which will do little"
+    blind = [pair for pair in changes if known.blind_to(*pair)]
+    if blind:
+        source, target = map(quoted, blind[0])
+        follows = f"and {source} and {target} differ in nothing else: what changes is chance"
+    return (
+        f"Note: the model '{name}' has not learnt {words}, {follows}. "
+        f"It knows {listed(known.named or known.others)}."
+    )
+
+
+def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path:
+    """Keep the words beside the weights of this fingerprint; returns the file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    fields = {name: _fitting(getattr(known, name)) for name in ("named", "others")}
+    content = {"version": VERSION, "fingerprint": fingerprint, **fields}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    replace_file(folder / FILE, text.encode())
+    return folder / FILE
+
+
+def _fitting(words: Sequence[str]) -> list[str]:
+    return [word for word in words if len(word) <= LONGEST_WORD][: MOST_WORDS // 2]
+
+
+def read_words(folder: Path, fingerprint: str) -> KnownWords | None:
+    """The words that weights of this fingerprint were taught; None where nobody kept them, or kept
+    them for other weights.
+
+    Raises:
+        ModelError: the file is damaged, or of another version.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        content = parse_json(read_text(path, MAX_BYTES))
+        if content["version"] != VERSION or not isinstance(content["fingerprint"], str):
+            raise ValueError(f"its version is {content['version']!r}")
+        named, others = (_words(content[name]) for name in ("named", "others"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"'{path}' cannot be read ({reason_of(error)}); get it again, or delete it."
+        ) from error
+    return KnownWords(named, others) if content["fingerprint"] == fingerprint else None
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > MOST_WORDS:
+        raise ValueError(f"its words are no list of at most {MOST_WORDS:,}")
+    if not all(isinstance(word, str) and spoken(word) == [word] for word in value):
+        raise ValueError("one of its words is none")
+    if any(len(word) > LONGEST_WORD for word in value):
+        raise ValueError(f"a word has more than {LONGEST_WORD} letters")
+    return tuple(value)
