@@ -22,12 +22,14 @@ from rich.table import Table
 
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
+from nulltext.inversion.budgets import planned
 
 VARIANTS = {
     "DDIM, w = 1": ("ddim", 1.0),
     "DDIM, w = 7.5": ("ddim", 7.5),
     "null-text, w = 7.5": ("null-text", 7.5),
 }
+"""Method and guidance; null-text as published, within the paper's budget."""
 BOUND = "autoencoder (bound)"
 
 
@@ -37,13 +39,15 @@ def measure(
     """PSNR, evaluations and seconds of every variant on one photo."""
     row: dict[str, dict[str, float]] = {}
     for name, (method, guidance) in VARIANTS.items():
+        budget = "paper" if method == "null-text" else None
+        plan = planned(method, budget=budget, num_steps=steps)
         started = time.perf_counter()
         header = nulltext.invert(
             model,
             item.path,
             item.caption,
-            method=method,
-            num_steps=steps,
+            method=plan.method,
+            num_steps=plan.num_steps,
             guidance_scale=guidance,
         ).header
         row[name] = {

@@ -55,6 +55,13 @@ def test_a_solver_alone_brings_its_own_budget(solver, budget):
     assert planned("null-text", solver=solver) == planned("null-text", budget=budget)
 
 
+def test_from_the_empty_prompt_there_is_the_papers_work():
+    assert planned("null-text", null_start="empty") == planned("null-text", budget="paper")
+    ours = planned("null-text", solver="secant", null_start="empty").method
+    assert (ours.start, ours.inner_steps) == ("empty", NullText.inner_steps)
+    assert planned("null-text", budget="fast", null_start="prompt").method.inner_steps == 1
+
+
 def test_other_methods_keep_the_default_steps_and_refuse_null_texts_options():
     assert planned("ddim").num_steps == defaults.NUM_STEPS
     assert planned("ddim", num_steps=3).num_steps == 3

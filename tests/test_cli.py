@@ -273,6 +273,7 @@ def make_bad_files(folder):
         "--crop=0,0,9",
         "--budget=fast",
         "--solver=adam",
+        "--null-start=empty",
         "--seed=1",
     ],
 )

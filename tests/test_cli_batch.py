@@ -23,7 +23,26 @@ def here(tmp_path, monkeypatch, photo):
 
 
 PHOTOS = ("cat.png", "cow.png", "dog.png")
-SHORT = ("--steps", 3, "--inner-steps", 2, "--size", "photo")
+SHORT = ("--budget", "paper", "--steps", 3, "--inner-steps", 2, "--size", "photo")
+
+
+def test_where_the_null_embeddings_begin_is_said_or_the_default(here, model, run):
+    asked = {"default": (), "empty": ("--null-start", "empty"), "fast": ("--budget", "fast")}
+    line = ("invert", "cat.png", "--prompt", "a cat", "--steps", 2, "--model", model)
+    for name, more in asked.items():
+        code, _, err = run(*line, *more, "-o", f"{name}.safetensors")
+        assert code == 0, err
+    made = [nulltext.Inversion.load(f"{name}.safetensors").header for name in asked]
+    assert [header.method_config["start"] for header in made] == ["prompt", "empty", "prompt"]
+    assert [header.method_config["solver"] for header in made] == ["secant", "adam", "secant"]
+    edit = ("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--steps", 2)
+    code, _, err = run(
+        *(*edit, "--null-start", "empty", "--model", model),
+        *("-o", "dog.png", "--save-inversion", "kept.safetensors"),
+    )
+    assert code == 0, err
+    kept = nulltext.Inversion.load("kept.safetensors")
+    assert kept.header.method_config["start"] == "empty"
 
 
 def test_several_photos_are_inverted_as_one_by_one(here, model, run):

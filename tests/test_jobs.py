@@ -54,6 +54,7 @@ def test_every_option_reaches_the_order(tmp_path):
         "captioner": "flowers",
         "inner_steps": 2,
         "solver": "secant",
+        "null_start": "empty",
         "budget": "fast",
         "inversion": "i.safetensors",
     }

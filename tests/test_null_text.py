@@ -285,7 +285,8 @@ def test_header_tells_how_it_was_made(dahlia_inversion, flowers):
     assert header.model == "flowers"
     assert header.fingerprint == flowers.fingerprint
     assert header.method == "null-text"
-    assert header.method_config["inner_steps"] == 10
+    assert header.method_config["start"] == "prompt"
+    assert header.method_config["inner_steps"] == 2
     assert header.image_size == [640, 427]
     assert header.crop == [106, 0, 427, 427]
     assert dahlia_inversion.null_embeds.shape == (10, 32, 192)

@@ -229,7 +229,7 @@ def test_fresh_starts_over_and_another_prompt_does_too(run_here, tmp_path, photo
     partial = tmp_path / "cat.safetensors.partial"
     method = NullText(inner_steps=2)
     line = ("invert", "cat.png", "--model", "tiny", "--steps", STEPS, "--inner-steps", 2)
-    line += ("--seed", 3, "--prompt")
+    line += ("--budget", "paper", "--seed", 3, "--prompt")
     for more, expected in ((("a cat",), True), (("a cat", "--fresh"), False), (("a dog",), False)):
         broken_off(model, "cat.png", method, partial, after=2)
         code, err = run_here(*line, *more)

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 import nulltext
+from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.inversion.budgets import BUDGETS
 from nulltext.studio.server import running
 from studios import studio_on
 from test_cli import pixels
@@ -127,7 +129,14 @@ def test_the_whole_path(visit, file, tmp_path):
     part(page, "source").wait_for()
     assert "a photo of" in part(page, "source").get_attribute("placeholder")
     assert "my cat.png · 90 × 60" in part(page, "name").inner_text()
+    usual = part(page, "steps").get_attribute
+    assert usual("placeholder") == str(BUDGETS[BUDGET].num_steps)
+    part(page, "step-source").locator("summary").click()
+    part(page, "budget").select_option("paper")
+    assert usual("placeholder") == str(BUDGETS["paper"].num_steps)
+    part(page, "step-source").locator("summary").click()
     invert(page)
+    assert usual("placeholder") == str(NUM_STEPS)  # of ddim
     part(page, "source-done").wait_for()
     figures = part(page, "done-figures").inner_text()
     assert re.match(r"[\d.]+ of at most [\d.]+ dB · ddim, 3 steps", figures)

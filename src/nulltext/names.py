@@ -49,6 +49,7 @@ class EditorName(StrEnum):
 
 
 NullStart = Literal["empty", "prompt"]
+"""At which embedding the null embeddings begin."""
 Precision = Literal["float32", "float16", "bfloat16"]
 Align = Literal["auto", "replace", "refine"]
 Detail = Literal["auto", "photo", "luminance", "model"]

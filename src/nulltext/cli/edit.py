@@ -88,7 +88,12 @@ def edit(
         Method | None, typer.Option("--method", help="How to invert; default null-text.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="T", help="DDIM steps, 1 to 1000.")
+        int | None,
+        typer.Option(
+            "--steps",
+            metavar="T",
+            help="DDIM steps, 1 to 1000; default 30, or 50 by --budget paper and other methods.",
+        ),
     ] = None,
     budget: BudgetOption = None,
     solver: SolverOption = None,

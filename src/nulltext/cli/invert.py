@@ -72,7 +72,12 @@ def invert(
     ] = Method.NULL_TEXT,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="T", help="DDIM steps, 1 to 1000; more is slower."),
+        typer.Option(
+            "--steps",
+            metavar="T",
+            help="DDIM steps, 1 to 1000; more is slower. Default 30, or 50 by --budget paper and "
+            "other methods.",
+        ),
     ] = None,
     budget: BudgetOption = None,
     solver: SolverOption = None,

@@ -82,7 +82,8 @@ BudgetOption = Annotated[
     Budget | None,
     typer.Option(
         "--budget",
-        help="How much work null-text may do: sets --steps, --solver, --inner-steps, --null-start.",
+        help="How much work null-text may do: sets --steps, --solver, --inner-steps, --null-start; "
+        "default balanced, paper is as published.",
     ),
 ]
 SolverOption = Annotated[
@@ -92,8 +93,8 @@ NullStartOption = Annotated[
     NullStart | None,
     typer.Option(
         "--null-start",
-        help="Where the null embeddings begin: at the empty prompt's, as published, or at the "
-        "prompt's, which saves most of the work.",
+        help="Where the null embeddings begin: at the prompt's (default), which saves most of the "
+        "work, or at the empty prompt's, as published.",
     ),
 ]
 InnerStepsOption = Annotated[

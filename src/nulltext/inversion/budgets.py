@@ -26,7 +26,7 @@ class Budget:
     num_steps: int
     """T."""
     inner_steps: int
-    """N."""
+    """N from this budget's own start; from the other one it is the paper's."""
     null_start: NullStart = "empty"
     """Where the null embeddings begin."""
     tolerated_steps: int | None = None
@@ -44,10 +44,12 @@ class Budget:
         """Null-text inversion within this budget, but for what is said outright."""
         steps = self.num_steps if num_steps is None else max(1, num_steps)
         tolerance = (self.tolerated_steps or steps) / steps
+        start = null_start or self.null_start
+        usual = self.inner_steps if start == self.null_start else NullText.inner_steps
         return NullText(
             solver=solver or self.solver,
-            inner_steps=self.inner_steps if inner_steps is None else inner_steps,
-            start=null_start or self.null_start,
+            inner_steps=usual if inner_steps is None else inner_steps,
+            start=start,
             loss_tolerance=tolerance * NullText.loss_tolerance,
             loss_tolerance_slope=tolerance * NullText.loss_tolerance_slope,
         )
@@ -91,7 +93,8 @@ def planned(
 ) -> Plan:
     """Settle what is left open: a budget fills the gaps, and what is said outright wins.
 
-    Without a budget, a solver brings the numbers of a budget that uses it.
+    Without a budget, a solver brings the numbers of a budget that uses it, and a start at the empty
+    prompt those of the paper's.
 
     Raises:
         OptionError: a name is unknown, or options are given to a method that has none of the kind.
@@ -108,16 +111,17 @@ def planned(
         if inner_steps is not None:
             chosen = with_options(chosen, inner_steps=inner_steps)
         return Plan(chosen, NUM_STEPS if num_steps is None else num_steps)
-    filled = budget_named(budget or _budget_of(solver))
+    filled = budget_named(budget or _budget_of(solver, null_start))
     fitted = filled.method(
         solver=solver, num_steps=num_steps, inner_steps=inner_steps, null_start=null_start
     )
     return Plan(fitted, filled.num_steps if num_steps is None else num_steps)
 
 
-def _budget_of(solver: str | None) -> str:
-    """The default budget; for a solver, the most generous one of its own, or "balanced"."""
+def _budget_of(solver: str | None, null_start: NullStart | None) -> str:
+    """The default budget, or the paper's if only its start is asked for; for a solver, the most
+    generous one of its own, or "balanced"."""
     if solver is None:
-        return BUDGET
+        return "paper" if null_start == "empty" else BUDGET
     own = [name for name, budget in BUDGETS.items() if budget.solver == solver]
     return own[-1] if own else "balanced"

@@ -62,7 +62,8 @@ class NullText(PerStepOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start not in get_args(NullStart):
-            raise OptionError(f"start is {self.start!r}; choose 'empty' or 'prompt'.")
+            choices = " or ".join(map(repr, get_args(NullStart)))
+            raise OptionError(f"start is {self.start!r}; choose {choices}.")
         if self.pooled not in ("fixed", "optimised"):
             raise OptionError(f"pooled is {self.pooled!r}; choose 'fixed' or 'optimised'.")
 

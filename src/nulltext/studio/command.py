@@ -55,7 +55,7 @@ def _origin(form: InvertForm) -> list[str]:
     """Source, crop, and how to invert."""
     words = ["--source", form.source, "--crop", str(form.crop)]
     words += [] if form.method == defaults.METHOD else ["--method", form.method]
-    words += [] if form.budget is None else ["--budget", form.budget]
+    words += [] if form.budget in (None, defaults.BUDGET) else ["--budget", form.budget]
     words += [] if form.steps is None else ["--steps", str(form.steps)]
     words += [] if form.guidance is None else ["--guidance", repr(form.guidance)]
     return words + ([] if form.seed == 0 else ["--seed", str(form.seed)])

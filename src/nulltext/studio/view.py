@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from nulltext.defaults import BUDGET, NUM_STEPS
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.inversion.registry import METHODS
 from nulltext.studio.forms import GUIDANCE, STEPS
@@ -44,7 +45,9 @@ def rules_of(studio: Studio) -> View:
         "model": studio.model.name,
         "captioner": studio.captioner is not None,
         "methods": list(METHODS),
-        "budgets": list(BUDGETS),
+        "budgets": {name: budget.num_steps for name, budget in BUDGETS.items()},
+        "budget": BUDGET,
+        "usual_steps": NUM_STEPS,
         "steps": list(STEPS),
         "guidance": list(GUIDANCE),
         "upload_bytes": studio.limits.upload_bytes,

@@ -65,7 +65,8 @@ on("by-hand", "change", () => {
   setByHand($("by-hand").checked);
   tell();
 });
-on("method", "change", () => ($("budget").disabled = $("method").value !== "null-text"));
+on("method", "change", showUsualSteps);
+on("budget", "change", showUsualSteps);
 on("copy", "click", async () => {
   try {
     await navigator.clipboard.writeText(state.view.result.command);

@@ -1,11 +1,19 @@
 // The right-hand side: forms in, the state of the inversion and of the job out.
 
 for (const name of rules.methods) $("method").append(make("option", { value: name }, name));
-for (const name of rules.budgets) $("budget").append(make("option", { value: name }, name));
+for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
 $("method").value = "null-text";
+$("budget").value = rules.budget;
+showUsualSteps();
 setHidden("propose", !rules.captioner);
 setText("about", `Model: ${rules.model}.`);
 setPicture("example-picture", rules.example);
+
+function showUsualSteps() {
+  const fitted = $("method").value === "null-text";
+  $("budget").disabled = !fitted;
+  $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.usual_steps;
+}
 
 function invertForm() {
   return {
