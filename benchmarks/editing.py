@@ -31,6 +31,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -191,9 +192,8 @@ def measure(
 ) -> dict[str, Figures]:
     """Figures of one edit by one method, by "editor, branch"."""
     words, plan = caption(task.label), plan_of(method, steps)
-    inversion = nulltext.invert(
-        model, task.path, words, method=plan.method, num_steps=plan.num_steps
-    )
+    how: dict[str, Any] = {"method": plan.method, "num_steps": plan.num_steps}
+    inversion = nulltext.invert(model, task.path, words, **how)
     reference = model.decode(inversion.trajectory[:1].to(model.device)).cpu()
     photo, reference = (as_unit(x) for x in (from_uint8(inversion.photo), reference))
     flower = foreground(photo)
@@ -252,8 +252,8 @@ COLUMNS = {
 
 def print_table(console: Console, title: str, rows: dict[str, list[Figures]]) -> None:
     """One line per method, editor and source branch."""
-    table = Table(title=title)
-    for name in ("method, editor, source", "edits", *(column[0] for column in COLUMNS.values())):
+    table, headings = Table(title=title), [heading for heading, _, _ in COLUMNS.values()]
+    for name in ("method, editor, source", "edits", *headings):
         table.add_column(name, justify="left" if name.startswith("method") else "right")
     for name, figures in rows.items():
         values = (
@@ -291,8 +291,7 @@ def key_of(prefix: str, method: str, task: Task) -> str:
 def read_rows(path: Path) -> dict[str, dict[str, Figures]]:
     """What earlier runs have measured."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    entries = [json.loads(line) for line in lines]
-    return {entry["key"]: entry["rows"] for entry in entries}
+    return {entry["key"]: entry["rows"] for entry in map(json.loads, lines)}
 
 
 def main() -> None:
@@ -313,7 +312,7 @@ def main() -> None:
     console.print("Judge, validation:", {k: round(v, 3) for k, v in judge.accuracy.items()})
     model = nulltext.load(options.model, device=options.device)
     known = read_rows(options.rows)
-    prefix = f"{model.fingerprint} {options.steps} outlines"
+    prefix = f"{model.fingerprint} {options.steps} outlines, evaluations"
     for task in track(tasks, "Edits", console=Console(stderr=True)):
         for method in options.methods:
             key = key_of(prefix, method, task)
