@@ -45,6 +45,8 @@ def main() -> None:
     examples = list(examples_of(recipe, asked.data, asked.every))
     known = known_words(examples, recipe.captions, step_generator(recipe.seed, 0))
     path = write_words(known, load(asked.folder, device="cpu").fingerprint, asked.folder)
+    if path is None:
+        parser.error("the captions are all empty: there are no words to keep")
     print(f"{path}: {', '.join(known.named)}; and {', '.join(known.others)}")
 
 

@@ -21,6 +21,7 @@ from nulltext.captioning.folder import bundled_captioners, load_captioner, save_
 from nulltext.cli.main import app
 from nulltext.cli.train import Stage
 from nulltext.errors import ModelError, OptionError, PromptError
+from nulltext.models.known_words import KnownWords, write_words
 from nulltext.training.captioner import Augmentation, CaptionerStage, build_captioner, word_loss
 from nulltext.training.loop import LoopSettings, averaged_weights, checkpoint_path
 from nulltext.training.recipe import load_recipe
@@ -251,6 +252,7 @@ def test_auto_is_the_caption_shown_and_reported(trained, dots, model, tmp_path):
     image, caption = str(dots / "25.png"), load_captioner(trained).caption(dots / "25.png")
     common = ["--model", model, "--steps", "2", "--captioner", trained, "--json"]
     saved = tmp_path / "dot.safetensors"
+    write_words(KnownWords(("photo",), ()), nulltext.load(model).fingerprint, Path(model))
     done = CliRunner().invoke(
         app, ["invert", image, "--prompt", "auto", "-o", str(saved), *common, "--method", "ddim"]
     )
@@ -258,16 +260,18 @@ def test_auto_is_the_caption_shown_and_reported(trained, dots, model, tmp_path):
     assert json.loads(done.stdout)["prompt"] == caption
     assert caption in done.stderr
     assert nulltext.Inversion.load(saved).header.prompt == caption
+    assert "has not learnt" in done.stderr
     done = CliRunner().invoke(
         app,
         [
-            *("edit", image, "--source", "auto", "--target", "a red dot", "--method", "ddim"),
+            *("edit", image, "--source", "auto", "--target", "a photo", "--method", "ddim"),
             *("-o", str(tmp_path / "edited.png"), *common),
         ],
     )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["source"] == caption
     assert f'"{caption}"' in done.stderr
+    assert "has not learnt" in done.stderr  # the caption's words: those of the target are known
 
 
 def test_auto_is_refused_where_it_makes_no_sense(trained, dots, model, tmp_path):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image, ImageCms
 
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
+from nulltext.models.known_words import KnownWords, write_words
 
 
 def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
@@ -159,6 +161,17 @@ def test_words_that_the_model_was_not_taught_are_pointed_out(here, run):
     assert err.count("Note:") == 1
     assert 'has not learnt "cat", "dog", "qzj", and' in err
     assert "what changes is chance. It knows flower, dandelion, " in err
+
+
+def test_the_words_of_a_saved_inversion_are_looked_at_too(saved, model, run):
+    taught = shutil.copytree(model, Path("taught"))
+    write_words(KnownWords(("photo",), ()), nulltext.load(taught).fingerprint, taught)
+    code, _, err = run("edit", "--inversion", saved, "--target", "a dog", "--model", "taught")
+    assert code == 0, err
+    assert 'has not learnt "cat", "dog", and "a cat" and "a dog" differ in nothing else' in err
+    code, _, err = run("attention", saved, "--model", "taught")
+    assert code == 0, err
+    assert 'has not learnt "cat", which' in err
 
 
 def pixels(name):

@@ -20,7 +20,7 @@ from nulltext.evaluation.datasets import read_items
 from nulltext.evaluation.plan import Plan
 from nulltext.evaluation.results import key_of, open_book, read_book
 from nulltext.evaluation.study import plan_study, study_steps
-from processes import PATIENCE, killed_when
+from processes import PATIENCE, let_go, session_killed_when
 
 PLAN = Plan(num_steps=4, experiments=("guidance",), inversion_guidances=(1, 2, 4, 8))
 
@@ -94,15 +94,31 @@ def test_whatever_a_study_does_can_be_handed_out(items):
 
 def test_a_crew_dies_with_its_study(model, items, tmp_path):
     rows = tmp_path / "out" / "results.jsonl"
-    session = killed_when(
+    with session_killed_when(
         lambda: rows.is_file() and rows.stat().st_size,
         *("study", items[0].path.parent, "--model", model, "-o", tmp_path / "out"),
         *("--workers", 2, "--quick"),
-    )
-    deadline = time.monotonic() + PATIENCE
-    while members(session):
-        assert time.monotonic() < deadline, "the crew works on"
-        time.sleep(0.1)
+    ) as session:
+        deadline = time.monotonic() + PATIENCE
+        while members(session):
+            assert time.monotonic() < deadline, "the crew works on"
+            time.sleep(0.1)
+
+
+def test_a_forked_command_line_keeps_no_pipe_of_the_tests():
+    ends = os.pipe()
+    child = os.fork()
+    if not child:
+        kept = len(ends)
+        try:
+            let_go()
+            null = Path(os.devnull).stat().st_rdev
+            kept = sum(os.fstat(end).st_rdev != null for end in ends)
+        finally:
+            os._exit(kept)  # never back into the tests
+    for end in ends:
+        os.close(end)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def members(session):

@@ -66,7 +66,7 @@ def test_words_are_compared_as_the_text_encoder_has_them():
         *("a", "daisy", "two", "the", "rose", "red", "ish", "hue"),
     ]
     assert KNOWN.missing(["A photo of the Rose's “red”, in front of daisies!"]) == [
-        *("front", "daisies"),
+        *("in", "front", "daisies"),
     ]
 
 
@@ -80,6 +80,7 @@ def test_words_are_compared_as_the_text_encoder_has_them():
         ("a rose", "a rose with a mouse", True),
         ("a rose with a mouse", "a daisy with a house", False),
         ("", "a dog", False),
+        ("a rose with a photo", "a rose without a photo", True),  # "with" by itself shows nothing
     ],
 )
 def test_an_edit_of_unknown_words_alone_is_blind(source, target, blind):
@@ -95,6 +96,7 @@ def test_the_note_is_one_sentence_and_what_is_known():
     said = note_on_words("m", KNOWN, ["a cat", "a dog"], [("a cat", "a dog")])
     assert 'learnt "cat", "dog", and "a cat" and "a dog" differ in nothing else' in said
     assert note_on_words("m", KNOWN, ["a rose", "the daisy"], [("a rose", "the daisy")]) is None
+    assert 'learnt "without", which' in note_on_words("m", KNOWN, ["a rose without a photo"])
     assert note_on_words("m", None, ["a cat"], [("a cat", "a dog")]) is None
     many = KnownWords(tuple(f"w{number}" for number in range(30)), ())
     assert "w11 and 18 more." in note_on_words("m", many, ["cat"])
@@ -106,6 +108,14 @@ def test_the_words_are_read_back_for_their_own_weights_only(tmp_path):
     write_words(long, "f" * 32, tmp_path)
     assert read_words(tmp_path, "f" * 32) == replace(KNOWN, others=(*KNOWN.others, "été"))
     assert read_words(tmp_path, "e" * 32) is None
+
+
+def test_no_words_are_no_list(tmp_path):
+    """Else every word would be noted, and nothing named that the model knows."""
+    assert write_words(KnownWords((), ("x" * (LONGEST_WORD + 1),)), "f", tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / FILE).write_text(json.dumps(WHOLE | {"named": []}))
+    assert read_words(tmp_path, "f") is None
 
 
 WHOLE = {"version": 1, "fingerprint": "f", "named": ["rose"], "others": []}

@@ -207,6 +207,7 @@ def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, fi
     visitor.open(file)
     visitor.invert("a red cat", method="ddim")
     assert visitor.ask("edit", target="a red dog")["result"]["remark"] is None
+    assert "letter by letter" in visitor.ask("edit", target="a red qzj")["result"]["remark"]
     taught = replace(studio.model, known_words=KnownWords(("red", "dog"), ("a",)))
     monkeypatch.setattr(studio, "model", taught)
     remark = visitor.ask("edit", target="a red dog")["result"]["remark"]

@@ -51,12 +51,13 @@ def attention(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli.pictures import heat_grid, save_arrays, word_rows
-    from nulltext.cli.work import open_model
+    from nulltext.cli.work import look_at_prompts, open_model
     from nulltext.editing import EditSpec, check_specs
     from nulltext.files import check_target
     from nulltext.heatmaps import heat_map_steps
     from nulltext.images import check_writable, save_image
     from nulltext.record import Inversion, run
+    from nulltext.sampling import check_model
 
     picture = output or Path(f"{file.stem}-attention.png")
     check_writable(picture)
@@ -64,7 +65,9 @@ def attention(
         check_target(npy)
     inversion = Inversion.load(file)
     specs = [EditSpec(words) for words in target or []]
-    loaded = open_model(reporter, model, device, dtype, target or [])
+    loaded = open_model(reporter, model, device, dtype)
+    check_model(loaded, inversion)
+    look_at_prompts(reporter, loaded, [inversion.header.prompt, *(target or [])])
     check_specs(loaded, inversion.header.prompt, specs)
     with reporter.progress(loaded) as on_step:
         prompts = run(heat_map_steps(loaded, inversion, specs), on_step)

@@ -119,7 +119,7 @@ def pie(
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
     from nulltext.evaluation.results import open_book
 
-    loaded = open_model(reporter, model, device, dtype, [])
+    loaded = open_model(reporter, model, device, dtype)
     loaded.schedule.timesteps(protocol.num_steps)  # refuses a number of steps that there is not
     if estimate:
         _estimate(reporter, plan_pie(items, lines, protocol, None), len(items))

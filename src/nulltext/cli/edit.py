@@ -28,7 +28,7 @@ from nulltext.cli.options import (
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import obtain_inversion, output_paths, with_words
-from nulltext.execution.order import Order, Pictures, pictures_of
+from nulltext.execution.order import Order, Pictures, note_on_words_of, pictures_of
 from nulltext.execution.request import Opened
 from nulltext.names import Align, Detail, EditorName, Method, SourceBranch
 
@@ -143,16 +143,21 @@ def _edit(
     """Do it; everything was checked that can be without opening a file."""
     from nulltext.cli.work import open_model
     from nulltext.execution.captions import check_readable
+    from nulltext.sampling import check_model
 
     request, asked = order.request, order.asked
     axes = asked.axes()
     opened = with_words(reporter, Opened.of(request), checkpoint[1])
-    own = opened.request is request and bool(opened.prompt or request.inversion is None)
-    prompts = [*([opened.prompt] if own else []), *asked.prompts]
-    changes = asked.changes(opened.prompt)
-    loaded = open_model(reporter, *checkpoint, prompts, changes, low_memory=request.low_memory)
-    if opened.prompt:  # a saved inversion may have none
+    loaded = open_model(reporter, *checkpoint, low_memory=request.low_memory)
+    if opened.saved is not None:
+        check_model(loaded, opened.saved)
+    elif opened.captioned:
         check_readable(loaded, "--source", opened.prompt)
+    else:
+        loaded.tokenize(opened.prompt)  # it may be empty, which only a saved one's may
+    said = note_on_words_of(loaded, order, opened)
+    if said:
+        reporter.note(said)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     everything = [*specs, *(sweep.specs if sweep else [])]
     made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, everything)
@@ -161,8 +166,8 @@ def _edit(
         pictures = pictures_of(loaded, order, opened, made, specs, sweep, on_step)
     seconds = (seconds_invert, time.perf_counter() - started)
     pictures.save(loaded, **files)
-    for said in pictures.remarks:
-        reporter.note(said)
+    for remark in pictures.remarks:
+        reporter.note(remark)
     _report(reporter, files, pictures, seconds, evaluations)
 
 

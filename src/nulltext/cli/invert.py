@@ -122,14 +122,14 @@ def invert(
     targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)
     photos = open_photos(images, crop, wanted)
-    given = [text for text in prompts if text != AUTO]
-    prompts = [
-        text if text != AUTO else written_prompt(reporter, "--prompt", *place, captioner, device)
-        for text, place in zip(prompts, photos, strict=True)
-    ]
-    loaded = work.open_model(reporter, model, device, dtype, given, low_memory=low_memory)
-    for text in prompts:
-        check_readable(loaded, "--prompt", text)
+    captioned = [index for index, text in enumerate(prompts) if text == AUTO]
+    for index in captioned:
+        place = photos[index]
+        prompts[index] = written_prompt(reporter, "--prompt", *place, captioner, device)
+    loaded = work.open_model(reporter, model, device, dtype, low_memory=low_memory)
+    for index in captioned:
+        check_readable(loaded, "--prompt", prompts[index])
+    work.look_at_prompts(reporter, loaded, prompts)
     common: dict[str, Any] = {"plan": plan, "guidance": guidance}
     common["seed"] = defaults.SEED if seed is None else seed
     made: list[Inversion] = []

@@ -45,7 +45,7 @@ def replay(
     target = output or Path(f"{file.stem}-replay.png")
     check_writable(target)
     inversion = Inversion.load(file)
-    loaded = open_model(reporter, model, device, dtype, [])
+    loaded = open_model(reporter, model, device, dtype)
     check_model(loaded, inversion)
     with reporter.progress(loaded, from_uint8(inversion.photo)) as on_step:
         result = replay_inversion(loaded, inversion, on_step=on_step)

@@ -111,7 +111,7 @@ def _house(
     if captioner is not None or suits:
         with reporter.busy("Loading the captioner …"):
             writer = load_captioner(captioner or defaults.CAPTIONER, device=device)
-    loaded = open_model(reporter, *checkpoint, [], low_memory=low_memory)
+    loaded = open_model(reporter, *checkpoint, low_memory=low_memory)
     return Studio(loaded, folder, model_name=name, device=device, captioner=writer)
 
 

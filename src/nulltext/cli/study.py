@@ -124,7 +124,7 @@ def study(
 
     check_workers(workers)
 
-    loaded = open_model(reporter, model, device, dtype, [])
+    loaded = open_model(reporter, model, device, dtype)
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
     judge = open_judge(clip, loaded, plan.seed)
     settings = request.settings(plan, everybody, loaded, judge)

@@ -22,12 +22,11 @@ from nulltext.inversion.budgets import Plan
 from nulltext.inversion.invert import invert, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion_file import SUFFIX
-from nulltext.models.known_words import note_on_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import DType, load
 from nulltext.models.memory import PLANS, free_memory, memory_need
+from nulltext.models.notes import note_on_prompts
 from nulltext.photos import Photo
-from nulltext.prompts import spelled_out
 from nulltext.record import Inversion, StepInfo, run
 
 GIGABYTE = 1e9
@@ -46,45 +45,34 @@ def open_model(
     model: str,
     device: str | None,
     dtype: DType,
-    prompts: Sequence[str],
-    changes: Sequence[tuple[str, str]] = (),
     *,
     low_memory: bool = False,
 ) -> LatentDiffusion:
-    """Load a model, and look at the prompts through its eyes before any long work.
-
-    Args:
-        changes: see `note_on_words`.
-    """
+    """Load a model."""
     with reporter.busy(f"Loading the model '{model}' …"):
         loaded = load(model, device=device, dtype=dtype, memory="low" if low_memory else "plenty")
     gc.freeze()  # what has been imported and loaded until here stays; see `cli.main`
     gc.enable()
-    said = _note_on_prompts(loaded, prompts, changes)
-    if said:
-        reporter.note(said)
     return loaded
 
 
-def _note_on_prompts(
-    model: LatentDiffusion, prompts: Sequence[str], changes: Sequence[tuple[str, str]]
-) -> str | None:
-    """By the list of what the model was taught, or where there is none, by how it reads.
+def look_at_prompts(
+    reporter: Reporter,
+    model: LatentDiffusion,
+    prompts: Sequence[str],
+    changes: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Read prompts through the model's eyes before any long work, and note what it hardly knows.
+
+    Args:
+        changes: see `note_on_words`.
 
     Raises:
-        PromptError: it cannot read them.
+        PromptError: it cannot read a prompt.
     """
-    unread: dict[str, None] = {}
-    for prompt in prompts:
-        unread |= dict.fromkeys(spelled_out(model.tokenize(prompt)))
-    if model.known_words is not None:
-        return note_on_words(model.name, model.known_words, prompts, changes)
-    if not unread:
-        return None
-    return (
-        f"Note: the model '{model.name}' has no word for {', '.join(unread)} and reads letter by "
-        "letter there; it has hardly learnt what that means."
-    )
+    said = note_on_prompts(model, prompts, changes)
+    if said:
+        reporter.note(said)
 
 
 def invert_with_bars(

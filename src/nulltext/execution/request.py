@@ -129,6 +129,8 @@ class Opened:
     saved: Inversion | None
     mask: Tensor | None
     """[box.height, box.width] in [0, 1]."""
+    captioned: bool = False
+    """Whether a captioner wrote the source prompt."""
 
     @classmethod
     def of(cls, request: Request) -> Opened:
@@ -172,7 +174,7 @@ class Opened:
         if self.request.source != AUTO or self.photo is None or self.saved is not None:
             return self
         words = caption(self.photo, self.box)
-        return replace(self, request=replace(self.request, source=words))
+        return replace(self, request=replace(self.request, source=words), captioned=True)
 
 
 def _cropped(request: Request, drawn: object | None) -> tuple[Photo, CropBox, tuple[int, int]]:

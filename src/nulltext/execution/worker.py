@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from nulltext.errors import InversionFileError, NulltextError, OutputError, UserError
 from nulltext.execution.captions import caption_of, check_readable
-from nulltext.execution.order import Order, Pictures, pictures_of
+from nulltext.execution.order import Order, Pictures, note_on_words_of, pictures_of
 from nulltext.execution.request import Opened
 from nulltext.execution.units import Unit
 from nulltext.inversion_file import SUFFIX
@@ -89,11 +89,12 @@ class Worker:
         axes = order.asked.axes()
         words = partial(caption_of, "source", captioner=order.request.captioner, device=None)
         opened = Opened.of(order.request).with_words(words)
-        if opened.prompt:
+        if opened.captioned:
             check_readable(self.model, "source", opened.prompt)
         specs, sweep = order.asked.specs(self.model, opened.mask, axes)
         everything = [*specs, *(sweep.specs if sweep else [])]
         made, kept_as = self._inversion(opened, everything, on_step)
+        note = note_on_words_of(self.model, order, opened)
         started = time.perf_counter()
         pictures = pictures_of(self.model, order, opened, made, specs, sweep, on_step)
         seconds = time.perf_counter() - started
@@ -111,19 +112,9 @@ class Worker:
                 **pictures.figures,
                 "seconds_edit": round(seconds, 3),
                 "unet_evaluations_edit": pictures.edit.unet_evaluations,
-                "remarks": [*self._words(order, opened), *pictures.remarks],
+                "remarks": [*([note] if note else []), *pictures.remarks],
             }
         )
-
-    def _words(self, order: Order, opened: Opened) -> list[str]:
-        """A note where the model does not know them all."""
-        from nulltext.models.known_words import note_on_words
-
-        source, asked = opened.prompt, order.asked
-        prompts = [text for text in (source, *asked.prompts) if text]
-        changes = asked.changes(source)
-        said = note_on_words(self.model.name, self.model.known_words, prompts, changes)
-        return [said] if said else []
 
     def _inversion(
         self,

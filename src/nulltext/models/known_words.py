@@ -1,8 +1,8 @@
 """The words that a model was taught, kept beside its weights, and a note on those that it was not.
 
 A small model knows the words of its captions and no others: it was taught to read past "cat", or
-never saw that word. So `words.json` lists what the
-captions spoke of, under the fingerprint of the weights that learnt it:
+never saw that word. So `words.json` lists what the captions spoke of, under the fingerprint of the
+weights that learnt it:
 
     {"version": 1, "fingerprint": "…", "named": ["rose", …, "red", …], "others": ["a", "photo", …]}
 
@@ -31,9 +31,6 @@ MOST_WORDS, LONGEST_WORD = 20_000, 40
 """Kept in the file; with four bytes a letter they stay below `MAX_BYTES`."""
 MAX_BYTES = 4 * MEGABYTE
 
-SAYING_LITTLE = ARTICLES | OPENERS
-"""Words that show nothing by themselves: an edit does not fail for them."""
-
 
 @dataclass(frozen=True)
 class KnownWords:
@@ -54,20 +51,24 @@ class KnownWords:
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
         """The words of prompts that it does not know, each once."""
-        said = (word for prompt in prompts for word in _telling(prompt))
+        said = (word for prompt in prompts for word in self._telling(prompt))
         return list(dict.fromkeys(word for word in said if word not in self))
 
     def blind_to(self, source: str, target: str) -> bool:
         """Whether all that differs between two prompts is unknown."""
         if not spoken(source):  # a saved inversion may have no words
             return False
-        before, after = Counter(_telling(source)), Counter(_telling(target))
+        before, after = Counter(self._telling(source)), Counter(self._telling(target))
         changed = (before - after) + (after - before)
         return bool(changed) and not any(word in self for word in changed)
 
+    def _telling(self, prompt: str) -> list[str]:
+        """All words but articles, and prepositions that it knows: by themselves they show nothing.
 
-def _telling(prompt: str) -> list[str]:
-    return [word for word in spoken(prompt) if word not in SAYING_LITTLE]
+        One that it does not know may be all that an edit asks for: "without".
+        """
+        little = ARTICLES | (OPENERS & self.words)
+        return [word for word in spoken(prompt) if word not in little]
 
 
 def note_on_words(
@@ -97,13 +98,16 @@ def note_on_words(
     )
 
 
-def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path:
-    """Keep the words beside the weights of this fingerprint; returns the file.
+def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path | None:
+    """Keep the words beside the weights of this fingerprint; returns the file, None where there are
+    no words to keep.
 
     Raises:
         OutputError: it cannot be written.
     """
     fields = {name: _fitting(getattr(known, name)) for name in ("named", "others")}
+    if not any(fields.values()):
+        return None
     content = {"version": VERSION, "fingerprint": fingerprint, **fields}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     replace_file(folder / FILE, text.encode())
@@ -115,7 +119,7 @@ def _fitting(words: Sequence[str]) -> list[str]:
 
 
 def read_words(folder: Path, fingerprint: str) -> KnownWords | None:
-    """The words that weights of this fingerprint were taught; None where nobody kept them, or kept
+    """The words that weights of this fingerprint were taught; None where nobody kept any, or kept
     them for other weights.
 
     Raises:
@@ -133,7 +137,9 @@ def read_words(folder: Path, fingerprint: str) -> KnownWords | None:
         raise ModelError(
             f"'{path}' cannot be read ({reason_of(error)}); get it again, or delete it."
         ) from error
-    return KnownWords(named, others) if content["fingerprint"] == fingerprint else None
+    if content["fingerprint"] != fingerprint or not (named or others):
+        return None
+    return KnownWords(named, others)
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from nulltext.models.known_words import SAYING_LITTLE, KnownWords
+from nulltext.models.known_words import KnownWords
 from nulltext.prompts import spoken
 from nulltext.training.captions import GENERAL_KIND, OPENINGS, CaptionSettings, compose
 from nulltext.training.collection import Example
+from nulltext.word_pairing import ARTICLES, OPENERS
 
 LEAST_PHOTOS, FEW = 3, 10
 
@@ -28,7 +29,7 @@ DRAWS = 3
 FIELDS = ("kind", "colour", "background")
 """Labels, in the order in which their words are worth naming."""
 
-FRAMES = frozenset(word for opening in OPENINGS for word in spoken(opening)) | SAYING_LITTLE
+FRAMES = ARTICLES | OPENERS | {word for opening in OPENINGS for word in spoken(opening)}
 """Words of whole captions that frame what they show."""
 
 
