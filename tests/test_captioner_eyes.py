@@ -245,7 +245,7 @@ def copied(net: Path, folder: Path, file: str, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("setting", "what"),
     [
-        ({"depth_coefficient": 3e3}, "12000 layers"),
+        ({"depth_coefficient": 3e3}, "describes 24000 layers"),
         ({"depth_coefficient": math.inf}, "'inf' times"),
         ({"num_block_repeats": [3000]}, "3000 layers"),
         ({"num_block_repeats": [9], "depth_coefficient": 4.5}, "45 layers"),

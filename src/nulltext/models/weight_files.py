@@ -128,7 +128,7 @@ def _repeats(value: Any, name: str = "") -> Iterator[int]:
         yield len(value)
         for entry in value:
             yield from _repeats(entry, name)
-    elif isinstance(value, int | float) and any(part in name for part in LAYERS):
+    elif isinstance(value, int | float) and name != FACTOR and any(part in name for part in LAYERS):
         yield _repeated(value)
 
 
