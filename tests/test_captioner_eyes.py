@@ -257,6 +257,13 @@ def test_blocks_without_end_are_not_built(net, tmp_path, setting, what):
         load_sight(copied(net, tmp_path / "deep", "config.json", **setting))
 
 
+def test_a_small_config_inside_does_not_speak_for_a_large_one(net, tmp_path):
+    small = json.loads((net / "config.json").read_text())
+    folder = copied(net, tmp_path / "two", "config.json", **{"": small, "num_channels": 10**5})
+    with pytest.raises(ModelError, match="numbers, its files hold"):
+        load_sight(folder)
+
+
 def test_a_network_that_gives_no_embedding_is_refused(net, tmp_path):
     sight = load_sight(copied(net, tmp_path / "odd", "config.json", return_dict=False))
     with pytest.raises(ModelError, match="'odd' makes no embeddings of 16 pixels"):
