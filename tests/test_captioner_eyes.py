@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,13 +18,14 @@ from transformers import (
     CLIPVisionModelWithProjection,
     EfficientNetConfig,
     EfficientNetForImageClassification,
+    EfficientNetImageProcessor,
     EfficientNetModel,
 )
 from typer.testing import CliRunner
 
 import captioners
 from nulltext.captioning.captioner import Eyes
-from nulltext.captioning.folder import load_captioner
+from nulltext.captioning.folder import load_captioner, read_eyes
 from nulltext.captioning.vision import embed, width_of
 from nulltext.cli.main import app
 from nulltext.errors import ModelError, OptionError
@@ -229,6 +232,83 @@ def test_what_is_wrong_with_a_folder_is_said(net, tmp_path):
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"pickled")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin, which could run code"):
         load_sight(tmp_path / "bin")
+
+
+def copied(net: Path, folder: Path, file: str, **changes: object) -> Path:
+    """A vision model's folder, with other settings in a file."""
+    shutil.copytree(net, folder)
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(values | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ({"depth_coefficient": 3e3}, "describes 24000 layers"),
+        ({"depth_coefficient": math.inf}, "'inf' times"),
+        ({"num_block_repeats": [3000]}, "3000 layers"),
+        ({"num_block_repeats": [9], "depth_coefficient": 4.5}, "45 layers"),
+        ({"num_block_repeats": [20]}, r"more than \d+ tensors"),
+    ],
+)
+def test_blocks_without_end_are_not_built(net, tmp_path, setting, what):
+    with pytest.raises(ModelError, match=what):
+        load_sight(copied(net, tmp_path / "deep", "config.json", **setting))
+
+
+def test_a_small_config_inside_does_not_speak_for_a_large_one(net, tmp_path):
+    small = json.loads((net / "config.json").read_text())
+    folder = copied(net, tmp_path / "two", "config.json", **{"": small, "num_channels": 10**5})
+    with pytest.raises(ModelError, match="numbers, its files hold"):
+        load_sight(folder)
+
+
+def test_a_network_that_gives_no_embedding_is_refused(net, tmp_path):
+    sight = load_sight(copied(net, tmp_path / "odd", "config.json", return_dict=False))
+    with pytest.raises(ModelError, match="'odd' makes no embeddings of 16 pixels"):
+        sight.at(SIDE, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"),
+    [
+        ("preprocessor_config.json", {"image_std": [0.3, 0.2, 0.24]}),
+        ("config.json", {"hidden_act": "relu"}),
+    ],
+)
+def test_what_the_vision_model_sees_with_is_part_of_its_identity(net, tmp_path, file, setting):
+    same = load_sight(copied(net, tmp_path / "same", file))
+    other = load_sight(copied(net, tmp_path / "other", file, **setting))
+    assert load_sight(net).fingerprint == same.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("top", [{"include_top": True}, {"include_top": False}, {}])
+def test_pixels_are_those_of_efficientnets_own_processor(tmp_path, top):
+    stock = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.478, 0.473, 0.474], **top}
+    stock |= {"size": {"height": SIDE, "width": SIDE}, "crop_size": 289, "do_center_crop": False}
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(stock | {"image_processor_type": "EfficientNetImageProcessor"}))
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
+    theirs = EfficientNetImageProcessor(**stock)(pixels, return_tensors="pt")["pixel_values"]
+    eyes = read_eyes(path)
+    assert eyes.side == SIDE
+    torch.testing.assert_close(eyes.standardised(pixels[None] / 255), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", [{"rescale_offset": True}, {"rescale_factor": 1 / 127.5}])
+def test_pixels_of_another_kind_are_refused(net, tmp_path, setting):
+    with pytest.raises(ModelError, match=f"says {next(iter(setting))}: .* only"):
+        load_sight(copied(net, tmp_path / "odd", "preprocessor_config.json", **setting))
+
+
+def test_a_recipe_for_a_vision_model_does_not_begin_without_one(squares, tmp_path):
+    command = ["train", str(squares), "-o", str(tmp_path / "made"), "--stage", "captioner"]
+    done = CliRunner().invoke(app, [*command, "--config", "flowers-captioner"])
+    assert "made to begin with efficientnet-lite0" in str(done.exception)
+    assert "--vision" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("off_centre", [0.0, 0.1, 0.5])

@@ -289,6 +289,36 @@ def test_what_is_wrong_with_a_folder_is_said(tiny, tmp_path):
         load_captioner(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("clip/preprocessor_config.json", {"crop_size": {"height": 8}}, "of 8 pixels, .* at 16"),
+        ("clip/config.json", {"return_dict": False}, "'tuple' object"),
+        ("gpt2/config.json", {"return_dict": False}, "'tuple' object"),
+    ],
+)
+def test_networks_that_do_not_work_together_are_found_at_once(tiny, tmp_path, file, change, said):
+    folder = tmp_path / "tiny"
+    save_captioner(tiny, folder, dtype=torch.float32)
+    good = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(good | change))
+    with pytest.raises(ModelError, match=f"do not work together .*{said}.*; get it again"):
+        load_captioner(folder)
+
+
+def test_a_folder_is_complete_before_it_has_its_name(tiny, tmp_path):
+    folder = tmp_path / "tiny"
+
+    def interrupted(fresh):
+        assert (fresh / "config.json").is_file()
+        assert not folder.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_captioner(tiny, folder, dtype=torch.float32, finish=interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_else_is_overwritten(tiny, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="holds no captioner"):

@@ -86,11 +86,19 @@ def test_a_models_own_code_is_never_run(folder, tmp_path):
         ("text_encoder", {"attn_implementation": "somebody/kernel"}),
         ("text_encoder", {"_attn_implementation": "somebody/kernel"}),
         ("unet", {"quantization_config": {"quant_method": "gguf"}}),
+        ("text_encoder", {"text_config": {"_attn_implementation": "somebody/kernel"}}),
     ],
 )
 def test_a_config_that_asks_for_code_is_refused(folder, part, setting):
     rewrite(folder / part / "config.json", **setting)
     refused(folder, part, "never run")
+
+
+def test_a_config_that_names_another_in_its_place_is_refused(folder):
+    config = folder / "text_encoder" / "config.json"
+    (config.parent / "config.4.0.0.json").write_bytes(config.read_bytes())
+    rewrite(config, configuration_files=["config.4.0.0.json"])
+    refused(folder, "text_encoder", "configuration_files")
 
 
 @pytest.mark.parametrize("ending", [".bin", ".ckpt", ".pt"])
@@ -131,6 +139,11 @@ def test_an_index_names_safetensors_of_its_own_folder(folder, part, stem, name):
         ("vae", {"block_out_channels": [2**20] * 3}, ""),
         ("text_encoder", {"vocab_size": 2**40}, "numbers, its files hold"),
         ("text_encoder", {"num_hidden_layers": 10**9}, "layers, its files hold"),
+        (
+            "text_encoder",
+            {"model_type": "clip", "vocab": {"model_type": "clip_text_model", "vocab_size": 2**40}},
+            "tensors, its files hold",
+        ),
     ],
 )
 def test_a_config_larger_than_its_weights_is_refused_before_room_is_made(

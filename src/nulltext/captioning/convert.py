@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nulltext.captioning.captioner import Captioner, CaptionModel
-from nulltext.captioning.folder import PREPROCESSOR, read_eyes, read_tokenizer
+from nulltext.captioning.folder import PREPROCESSOR, check_sight, read_eyes, read_tokenizer
 from nulltext.captioning.mapping import (
     Mapper,
     MlpMapper,
@@ -72,7 +72,9 @@ def convert(weights: Path, *, clip: Path, gpt2: Path, name: str) -> Captioner:
     unit = isinstance(mapper, TransformerMapper)  # as in the published notebooks
     model = CaptionModel(eyes_model, mapper, language, unit_features=unit)
     model.requires_grad_(False).eval()
-    return Captioner(name, model, tokenizer, read_eyes(clip / PREPROCESSOR))
+    eyes = read_eyes(clip / PREPROCESSOR)
+    check_sight(model, eyes, clip)
+    return Captioner(name, model, tokenizer, eyes)
 
 
 def read_published(path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 
 from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
+from nulltext.captioning.decoding import Sentence, next_log_probs
 from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
-from nulltext.captioning.vision import CLIP, VISIONS, about
+from nulltext.captioning.vision import CLIP, VISIONS, about, side_of
 from nulltext.defaults import CAPTIONER
 from nulltext.errors import ModelError, OutputError, shortened
 from nulltext.files import replace_file, replacing_folder
@@ -37,6 +38,13 @@ VERSION = 1
 CONFIG, MAPPER, PREPROCESSOR = "config.json", "mapper.safetensors", "preprocessor_config.json"
 MAX_SIDE = 4096
 """Of the square that is looked at, in pixels; published ones have 224 to 512."""
+USUAL: Mapping[str, float] = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "rescale_offset": False,
+    "do_normalize": True,
+}
+"""Settings of a preprocessor that are understood with these values only."""
 TOKENIZERS = ("CLIPTokenizer", "GPT2Tokenizer")
 MAKE_ONE = (
     "make one of your photos (nulltext train PHOTOS -o NAME --stage captioner, then "
@@ -92,15 +100,25 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
             f"The captioner '{folder}' has {len(words)} tokens and GPT-2 knows "
             f"{model.gpt.config.vocab_size}; get it again."
         )
-    model.to(target).requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    check_sight(model, eyes, folder)
+    model.to(target)
     return Captioner(shortened(str(config.get("name", folder.name))), model, words, eyes)
 
 
-def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) -> None:
+def save_captioner(
+    captioner: Captioner,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
     """Write a captioner, whole or not at all; one that is there already is replaced.
 
     Args:
         dtype: precision of the weights on disk.
+        finish: writes what else belongs to it, licences above all, into the complete folder that
+            it is given, before anybody sees it under its name.
 
     Raises:
         OutputError: the folder cannot be written, or holds something else.
@@ -128,6 +146,31 @@ def save_captioner(captioner: Captioner, folder: Path, *, dtype: torch.dtype) ->
         replace_file(fresh / MAPPER, safetensors.torch.save(tensors))
         replace_file(fresh / sight / PREPROCESSOR, _written(_pixels(captioner.eyes)))
         replace_file(fresh / CONFIG, _written(config))
+        if finish is not None:
+            finish(fresh)
+
+
+def check_sight(model: CaptionModel, eyes: Eyes, source: Path) -> None:
+    """Look once at black: what does not fit together is said here, not by a library at work.
+
+    Raises:
+        ModelError: the networks, on the CPU, give no probabilities of a first word.
+    """
+    try:
+        wanted = side_of(model.vision)
+        if wanted not in (None, eyes.side):
+            raise ValueError(
+                f"{PREPROCESSOR} makes squares of {eyes.side} pixels, the vision model looks at "
+                f"{wanted}"
+            )
+        with torch.no_grad():
+            prefix = model.mapper(model.features(torch.zeros(1, 3, eyes.side, eyes.side)))
+        next_log_probs(model.gpt, prefix, [Sentence()])
+    except Exception as error:  # whatever a library fails with
+        raise ModelError(
+            f"The networks of the captioner '{source}' do not work together "
+            f"({first_line(error)}); get it again."
+        ) from error
 
 
 def check_captioner_target(folder: Path) -> None:
@@ -221,9 +264,24 @@ def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
 
 
 def _eyes(config: Mapping[str, Any]) -> Eyes:
-    side = config["crop_size"] if "crop_size" in config else config["size"]
+    """Raises ModelError for arithmetic other than (pixels / 255 - mean) / deviation."""
+    if not isinstance(config, Mapping):
+        raise TypeError("it is no JSON object")
+    kind = str(config.get("image_processor_type", config.get("feature_extractor_type")))
+    own = kind.startswith("EfficientNet")  # its defaults are others than CLIP's
+    for key, usual in USUAL.items():
+        if not math.isclose(float(config.get(key, usual)), usual, rel_tol=1e-4):
+            raise ModelError(
+                f"{PREPROCESSOR} of the vision model says {key}: "
+                f"{shortened(repr(config[key]))}, and only {usual} is understood; take a vision "
+                "model that was trained on pixels from 0 to 1, standardised."
+            )
+    cut = "crop_size" in config and config.get("do_center_crop", not own)
+    side = config["crop_size"] if cut else config["size"]
     side = side["height"] if isinstance(side, Mapping) else side
     mean, deviation = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
+    if config.get("include_top", own):  # EfficientNet's processor then divides once more
+        deviation = tuple(value * value for value in deviation)
     if len(mean) != 3 or len(deviation) != 3:
         raise ValueError("there are three channels")
     if not all(map(math.isfinite, (*mean, *deviation))) or min(deviation) <= 0:

@@ -69,6 +69,12 @@ def width_of(vision: Any) -> int:
     return int(getattr(vision.config, about(vision).width))
 
 
+def side_of(vision: Any) -> int | None:
+    """Pixels of the squares that it must see; None: any number."""
+    setting = about(vision).side
+    return None if setting is None else int(getattr(vision.config, setting))
+
+
 def embed(vision: nn.Module, pixels: Tensor) -> Tensor:
     """Embeddings [B, width] of standardised pixels [B, 3, side, side]."""
     own = about(vision)

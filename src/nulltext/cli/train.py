@@ -152,10 +152,10 @@ def _check_outputs(shop: Workshop, output: Path, wanted: Sequence[Stage]) -> Non
         check_output(output, shop.recipe)
     if Stage.CAPTIONER in wanted:
         from nulltext.captioning.folder import check_captioner_target
+        from nulltext.training.captioner import eyes_of
 
         check_captioner_target(captioner_beside(output))
-        if shop.sight is not None:
-            shop.sight.at(shop.recipe.captioner.side, shop.recipe.captioner.view)
+        eyes_of(shop.recipe.captioner, shop.sight)
 
 
 def _write(

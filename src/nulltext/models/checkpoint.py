@@ -122,7 +122,7 @@ class Checkpoint:
             files = [f"{name}/{file}" for file in check_index(self.json(index))] if shards else []
             if not files or self._optional(stem) is not None:
                 files.append(stem)
-            make = partial(_untrained, class_name, config)
+            make = partial(_untrained, class_name, config, str(self.source), name)
             check_weights(make, config, [self._weights(file) for file in files])
         except ModelError:
             raise
@@ -205,14 +205,16 @@ def _stem(class_name: str) -> str:
     return {"diffusers": "diffusion_pytorch_model", "transformers": "model"}[library]
 
 
-def _untrained(class_name: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """A module as its config describes it, also where that is a part of a larger model's."""
-    kind, values = _library_class(class_name), dict(config)
+def _untrained(
+    class_name: str, config: Mapping[str, Any], source: str, name: str
+) -> torch.nn.Module:
+    """A module as its config describes it; which part of a larger model's config is meant, the
+    library itself says, as it will when it loads the weights."""
+    kind = _library_class(class_name)
     if hasattr(kind, "config_class"):  # transformers
-        values = values.get(kind.config_class.base_config_key, values)
-        module: torch.nn.Module = kind(kind.config_class.from_dict(values))
+        module: torch.nn.Module = kind(kind.config_class.from_pretrained(source, subfolder=name))
     else:
-        module = kind.from_config(values)
+        module = kind.from_config(dict(config))
     return module
 
 

@@ -2,26 +2,38 @@
 
 What a config describes must be held by the files beside it: both are counted first, the config's
 module on torch's "meta" device, where tensors take no memory, the files' by their headers. So a
-forged config of some bytes cannot ask for terabytes. An index of shards names safetensors files of
-its own folder and nothing else, and a config asks for no code.
+forged config of some bytes cannot ask for terabytes, nor for layers without end: settings that say
+how many are read first, and the building stops at more tensors than there are. An index of shards
+names safetensors files of its own folder and nothing else; a config asks for no code and for no
+other config.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-LAYERS = ("layer", "depth")
+LAYERS = ("layer", "depth", "repeat")
 """Parts of the names of settings that say how often something is repeated; so do long lists."""
+
+FACTOR = "depth_coefficient"
+"""Setting that multiplies how often everything is repeated (EfficientNet)."""
 
 SLACK = 2
 """How much larger than its files a module may be: the libraries name what is missing by name."""
 
 CODE = ("quantization_config",)
 """Settings that would bring in other libraries to unpack weights."""
+
+ELSEWHERE = "configuration_files"
+"""Setting by which transformers would read another file in a config's place."""
 
 
 def check_index(index: Mapping[str, Any]) -> list[str]:
@@ -44,9 +56,14 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Refuse a config that asks for code: `auto_map` is ignored, as only named classes are made.
 
     Raises:
-        ValueError: it asks for attention from the hub, or for another library's weights.
+        ValueError: it, or a part of it, asks for attention from the hub, for another library's
+            weights, or for another config in its place.
     """
     for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_config(value)
+        if name == ELSEWHERE:
+            raise ValueError(f"its config names others in its place ({name}), which are not read")
         kernel = name.endswith("_implementation") or name.endswith("_implementation_internal")
         if name in CODE or (kernel and "/" in str(value)):
             raise ValueError(f"its config asks for code of its own ({name}), which is never run")
@@ -72,13 +89,34 @@ def check_weights(
             for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
                 held += torch.Size(stream.get_slice(name).get_shape()).numel()
                 tensors += 1
-    repeats = max(_repeats(config), default=0)
+    repeats = max(_repeats(config), default=0) * max(1, _repeated(config.get(FACTOR, 1)))
     if repeats > tensors:
-        raise ValueError(f"its config describes {repeats:,} layers, its files hold {tensors:,}")
-    with torch.device("meta"):
+        raise ValueError(f"its config describes {repeats:.9g} layers, its files hold {tensors:,}")
+    with torch.device("meta"), _at_most(SLACK * tensors, tensors):
         described = sum(parameter.numel() for parameter in make().parameters())
     if described > SLACK * held:
         raise ValueError(f"its config describes {described:,} numbers, its files hold {held:,}")
+
+
+@contextmanager
+def _at_most(most: int, held: int) -> Iterator[None]:
+    """Stop the building of a module, in this thread, at its first parameter that is too many."""
+    here, seen = threading.get_ident(), 0
+
+    def count(_module: torch.nn.Module, _name: str, _parameter: torch.nn.Parameter) -> None:
+        nonlocal seen
+        if threading.get_ident() == here:
+            seen += 1
+            if seen > most:
+                raise ValueError(
+                    f"its config describes more than {most:,} tensors, its files hold {held:,}"
+                )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _repeats(value: Any, name: str = "") -> Iterator[int]:
@@ -90,5 +128,16 @@ def _repeats(value: Any, name: str = "") -> Iterator[int]:
         yield len(value)
         for entry in value:
             yield from _repeats(entry, name)
-    elif isinstance(value, int) and any(part in name for part in LAYERS):
-        yield value
+    elif isinstance(value, int | float) and name != FACTOR and any(part in name for part in LAYERS):
+        yield _repeated(value)
+
+
+def _repeated(value: Any) -> int:
+    """A number of times, rounded up.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"its config repeats something {str(value)[:80]!r} times")
+    return math.ceil(value)

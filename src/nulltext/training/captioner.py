@@ -5,7 +5,7 @@
 x is a random crop of a photo, mirrored at random, a little lighter or darker; f its embedding. The
 last w is the full stop. The heads read kind, colour and background off f where the photo's label
 has them: a shortcut for gradients into a vision model that begins from nothing and has few photos;
-they are not exported. The vision model begins from nothing or, as ClipCap's does, from weights that
+they are not exported. The vision model begins from nothing or, like ClipCap's, from weights that
 have learnt to see elsewhere (`eyes`); mapper and GPT-2 begin from nothing. There is no dropout,
 whose chance is not the step's own, and statistics of batches stay as they came: the networks train
 in evaluation mode.
@@ -28,6 +28,7 @@ from nulltext.captioning.captioner import STOP, Captioner, CaptionModel, Eyes, s
 from nulltext.captioning.decoding import LONGEST
 from nulltext.captioning.mapping import MlpMapper, MlpSettings
 from nulltext.captioning.vision import width_of
+from nulltext.errors import OptionError, shortened
 from nulltext.images import to_pil
 from nulltext.strip import Tile, tile_grid
 from nulltext.training.captions import CaptionSettings, compose
@@ -65,6 +66,9 @@ class Augmentation:
 class CaptionerRecipe:
     """The captioner and its stage."""
 
+    vision: str = ""
+    """The vision model that these numbers were chosen for, and without which nothing begins; empty:
+    they are for one that begins from nothing as well."""
     side: int = 64
     """Pixels of the square that is looked at."""
     view: float = 1.0
@@ -113,12 +117,11 @@ def build_captioner(
     """The captioner with weights drawn from a seed, its vision model a copy of `sight`'s if given.
 
     Raises:
-        OptionError: the vision model looks at another size than the recipe's.
+        OptionError: see `eyes_of`.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    fresh = Eyes(recipe.side, share=recipe.view)
-    eyes = fresh if sight is None else sight.at(recipe.side, recipe.view)
+    eyes = eyes_of(recipe, sight)
     language = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=recipe.prefix_length + LONGEST,
@@ -139,6 +142,25 @@ def build_captioner(
             vision, MlpMapper(sizes), GPT2LMHeadModel(language), unit_features=False
         )
     return Captioner(name, model, tokenizer, eyes)
+
+
+def eyes_of(recipe: CaptionerRecipe, sight: Sight | None) -> Eyes:
+    """The pixels that a recipe's captioner looks at.
+
+    Raises:
+        OptionError: the vision model looks at another size than the recipe's, or the recipe is for
+            one that has learnt to see and there is none.
+        ModelError: the vision model makes no embeddings.
+    """
+    if sight is not None:
+        return sight.at(recipe.side, recipe.view)
+    if recipe.vision:
+        raise OptionError(
+            f"The recipe's captioner is made to begin with {shortened(recipe.vision)}, and no "
+            "vision model is given: pass its folder with --vision, or write "
+            '"captioner": {"vision": ""} into a recipe of your own to train a CLIP from nothing.'
+        )
+    return Eyes(recipe.side, share=recipe.view)
 
 
 def _new_clip(recipe: CaptionerRecipe) -> Any:

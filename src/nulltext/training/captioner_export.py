@@ -58,19 +58,23 @@ def export_captioner(shop: Workshop, folder: Path) -> Captioner:
         for name, weight in captioner.model.named_parameters():
             weight.copy_(weights[f"model.{name}"])
     captioner.model.requires_grad_(False).eval()
-    save_captioner(captioner, folder, dtype=torch.float16)
-    card = CARD.format(
-        name=shop.recipe.name,
-        side=own.side,
-        vision=type(captioner.model.vision).__name__,
-        photos=len(shop.examples[0]),
-        updates=updates,
-        total=own.loop.steps,
-        seed=shop.recipe.seed,
-        begun=_begun(shop, folder / about(captioner.model.vision).folder),
-        size=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6,
-    )
-    replace_file(folder / "README.md", card.encode())
+
+    def finish(fresh: Path) -> None:
+        """Licence and card are there whenever the weights are."""
+        card = CARD.format(
+            name=shop.recipe.name,
+            side=own.side,
+            vision=type(captioner.model.vision).__name__,
+            photos=len(shop.examples[0]),
+            updates=updates,
+            total=own.loop.steps,
+            seed=shop.recipe.seed,
+            begun=_begun(shop, fresh / about(captioner.model.vision).folder),
+            size=sum(p.stat().st_size for p in fresh.rglob("*") if p.is_file()) / 1e6,
+        )
+        replace_file(fresh / "README.md", card.encode())
+
+    save_captioner(captioner, folder, dtype=torch.float16, finish=finish)
     return captioner
 
 

@@ -1,22 +1,26 @@
 """A vision model that has learnt to see elsewhere, for a captioner to begin with.
 
-ClipCap's own recipe: few captioned photos teach words, not sight. What the captioner learns here
-goes on from its weights; its statistics of batches, where it has some, stay as they came.
-Source: Mokady, Hertz and Bermano 2021 (ClipCap), sec. 3.
+Few captioned photos teach words, not sight. ClipCap looks with CLIP's weights for this reason and
+keeps them as they are; here they are where training begins, and go on with the rest. Statistics of
+batches, where a vision model has some, stay as they came.
+Source: after Mokady, Hertz and Bermano 2021 (ClipCap), sec. 3.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nulltext.captioning.captioner import Eyes
 from nulltext.captioning.folder import PREPROCESSOR, read_eyes
-from nulltext.captioning.vision import VISIONS, about
-from nulltext.errors import OptionError, shortened
-from nulltext.models.checkpoint import Checkpoint, quiet_libraries
+from nulltext.captioning.vision import VISIONS, embed, side_of
+from nulltext.errors import ModelError, OptionError, shortened
+from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.untrusted import MEGABYTE, read_text
 
 CONFIG = "config.json"
@@ -33,7 +37,7 @@ class Sight:
     """One of `captioning.vision.VISIONS`, on the CPU, in float32."""
     eyes: Eyes
     fingerprint: str
-    """Digest of its weights."""
+    """Digest of its weights, its config and its pixels."""
     name: str
     """Its folder's."""
     licence: str | None
@@ -44,14 +48,22 @@ class Sight:
 
         Raises:
             OptionError: it has learnt the positions of squares of one size only.
+            ModelError: it makes no embeddings, as its config is.
         """
-        setting = about(self.module).side
-        wanted = side if setting is None else int(getattr(self.module.config, setting))
-        if wanted != side:
+        wanted = side_of(self.module)
+        if wanted not in (None, side):
             raise OptionError(
                 f"The vision model looks at {wanted} pixels and the recipe's captioner at {side}; "
                 f'write "captioner": {{"side": {wanted}}} into the recipe.'
             )
+        try:  # to look once at black: better now than after hours of something else
+            with torch.no_grad():
+                embed(self.module, torch.zeros(1, 3, side, side))
+        except Exception as error:  # whatever the library fails with
+            raise ModelError(
+                f"The vision model '{self.name}' makes no embeddings of {side} pixels "
+                f"({first_line(error)}); get it again."
+            ) from error
         return replace(self.eyes, side=side, share=share)
 
 
@@ -69,7 +81,8 @@ def load_sight(folder: Path) -> Sight:
             "transformers writes it (openai/clip-vit-base-patch32, google/efficientnet-b0)."
         )
     checkpoint = Checkpoint(place.parent)
-    called = str(checkpoint.json(f"{place.name}/{CONFIG}").get("model_type"))
+    config = checkpoint.json(f"{place.name}/{CONFIG}")
+    called = str(config.get("model_type"))
     names = {kind: name for name, own in VISIONS.items() for kind in own.model_types}
     if called not in names:
         raise OptionError(
@@ -78,11 +91,11 @@ def load_sight(folder: Path) -> Sight:
         )
     with quiet_libraries():
         module = checkpoint.component(place.name, names[called])
-    digest = hashlib.sha256()
+    eyes = read_eyes(place / PREPROCESSOR)
+    digest = hashlib.sha256(f"{json.dumps(config, sort_keys=True)} {eyes}".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
-    eyes = read_eyes(place / PREPROCESSOR)
     return Sight(module, eyes, digest.hexdigest()[:16], place.name, _licence(place / LICENCE))
 
 
