@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from nulltext.errors import ModelError
+from nulltext.models.beside import MAX_BYTES
 from nulltext.models.checkpoint import Checkpoint
 from nulltext.models.known_words import (
     FILE,
     LONGEST_WORD,
-    MAX_BYTES,
     KnownWords,
     note_on_words,
     read_words,

@@ -14,7 +14,6 @@ their root mean square. Other processors and thread counts differ by rounding, f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.errors import ModelError, reason_of
-from nulltext.files import replace_file
+from nulltext.models.beside import read_beside, write_beside
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 FILE, VERSION = "check.json", 1
@@ -75,9 +73,8 @@ def write_known(model: LatentDiffusion, folder: Path) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    content = {"version": VERSION, "fingerprint": model.fingerprint, "figures": figures(model)}
-    replace_file(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
-    return folder / FILE
+    content = {"figures": figures(model)}
+    return write_beside(folder / FILE, VERSION, model.fingerprint, content)
 
 
 def read_known(folder: Path) -> dict[str, Any] | None:
@@ -86,20 +83,14 @@ def read_known(folder: Path) -> dict[str, Any] | None:
     Raises:
         ModelError: the file is damaged, or of another version.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != VERSION or not isinstance(content["fingerprint"], str):
-            raise ValueError(f"its version is {content['version']!r}")
-        for values in content["figures"].values():
-            if len(values) != VALUES or not all(isinstance(v, float | int) for v in values):
-                raise ValueError(f"a component has no {VALUES} numbers")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"'{path}' cannot be read ({reason_of(error)}); get it again.") from error
-    assert isinstance(content, dict)
-    return content
+    return read_beside(folder / FILE, VERSION, _checked)
+
+
+def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
+    for values in content["figures"].values():
+        if len(values) != VALUES or not all(isinstance(v, float | int) for v in values):
+            raise ValueError(f"a component has no {VALUES} numbers")
+    return dict(content)
 
 
 def deviations(

@@ -11,25 +11,21 @@ Two spellings are one word as the text encoder has it: case, and marks such as c
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import ModelError, reason_of
-from nulltext.files import replace_file
+from nulltext.models.beside import read_beside, write_beside
 from nulltext.prompts import listed, quoted, spoken
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.word_pairing import ARTICLES, OPENERS
 
 FILE, VERSION = "words.json", 1
 
 MOST_WORDS, LONGEST_WORD = 20_000, 40
-"""Kept in the file; with four bytes a letter they stay below `MAX_BYTES`."""
-MAX_BYTES = 4 * MEGABYTE
+"""Kept in the file; with four bytes a letter they stay below `beside.MAX_BYTES`."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +104,7 @@ def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path | Non
     fields = {name: _fitting(getattr(known, name)) for name in ("named", "others")}
     if not any(fields.values()):
         return None
-    content = {"version": VERSION, "fingerprint": fingerprint, **fields}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace_file(folder / FILE, text.encode())
-    return folder / FILE
+    return write_beside(folder / FILE, VERSION, fingerprint, fields)
 
 
 def _fitting(words: Sequence[str]) -> list[str]:
@@ -125,21 +118,13 @@ def read_words(folder: Path, fingerprint: str) -> KnownWords | None:
     Raises:
         ModelError: the file is damaged, or of another version.
     """
-    path = folder / FILE
-    if not path.exists():
-        return None
-    try:
-        content = parse_json(read_text(path, MAX_BYTES))
-        if content["version"] != VERSION or not isinstance(content["fingerprint"], str):
-            raise ValueError(f"its version is {content['version']!r}")
+
+    def parse(content: Mapping[str, Any]) -> KnownWords | None:
         named, others = (_words(content[name]) for name in ("named", "others"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"'{path}' cannot be read ({reason_of(error)}); get it again, or delete it."
-        ) from error
-    if content["fingerprint"] != fingerprint or not (named or others):
-        return None
-    return KnownWords(named, others)
+        fitting = content["fingerprint"] == fingerprint and (named or others)
+        return KnownWords(named, others) if fitting else None
+
+    return read_beside(folder / FILE, VERSION, parse)
 
 
 def _words(value: Any) -> tuple[str, ...]:
