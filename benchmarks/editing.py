@@ -1,4 +1,4 @@
-"""Do edits succeed, and what do they leave alone? 60 edits of validation photos.
+"""Do edits succeed, and what do they leave alone? Edits of validation photos.
 
     python benchmarks/editing.py --data DIR --limit 60
 

@@ -4,8 +4,7 @@
 
 CLIP, or another vision model in its place (`vision`), sees the largest centred square of the crop
 (or, where its `Eyes` say so, the middle of that), shrunk bicubically and standardised by its own
-mean and deviation of each channel. A caption here
-has no full stop: it is a prompt.
+mean and deviation of each channel. A caption here has no full stop: it is a prompt.
 Sources: Mokady, Hertz and Bermano 2021 (ClipCap), sec. 3; Radford et al. 2021 (CLIP).
 """
 

@@ -31,7 +31,8 @@ def caption(
 
     Example: [bold]nulltext caption dahlia.jpg[/bold]
 
-    The bundled captioner knows flowers only, and is often wrong (docs/captioning.md): read it.
+    The bundled captioner knows flowers only, and is wrong one time in five or six
+    (docs/captioning.md): read it.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.captioning.folder import load_captioner
