@@ -59,7 +59,7 @@ def captioner_folder(folder: Path) -> None:
 
 def model_folder(folder: Path) -> None:
     """A model with random weights, its UNet's weights in shards."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     from nulltext.training import build
 
@@ -69,7 +69,7 @@ def model_folder(folder: Path) -> None:
         text_encoder=build.build_text_encoder(recipe, bundled_tokenizer()),
         tokenizer=bundled_tokenizer(),
         unet=build.build_unet(recipe),
-        scheduler=DDIMScheduler(**build.SCHEDULER),
+        scheduler=build.build_scheduler(recipe),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

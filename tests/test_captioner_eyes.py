@@ -35,7 +35,8 @@ from nulltext.training.captioner_export import export_captioner
 from nulltext.training.eyes import load_sight
 from nulltext.training.loop import averaged_weights, checkpoint_path
 from nulltext.training.recipe import Recipe, load_recipe
-from nulltext.training.stages import Workshop, captioner_stage, tokenizer_of
+from nulltext.training.stages import captioner_stage
+from nulltext.training.workshop import Workshop, tokenizer_of
 
 SIDE = 16
 PIXELS = {"crop_size": 224, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.25]}

@@ -25,7 +25,8 @@ from nulltext.models.known_words import KnownWords, write_words
 from nulltext.training.captioner import Augmentation, CaptionerStage, build_captioner, word_loss
 from nulltext.training.loop import LoopSettings, averaged_weights, checkpoint_path
 from nulltext.training.recipe import load_recipe
-from nulltext.training.stages import STAGES, Workshop, captioner_stage, tokenizer_of
+from nulltext.training.stages import STAGES, captioner_stage
+from nulltext.training.workshop import Workshop, tokenizer_of
 from tiny import tiny_pipeline
 
 COLOURS = {"red": (210, 30, 30), "blue": (30, 50, 210), "white": (240, 240, 240)}

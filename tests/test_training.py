@@ -28,7 +28,7 @@ from nulltext.training.loop import (
     learning_rate,
 )
 from nulltext.training.recipe import load_recipe
-from nulltext.training.stages import Workshop
+from nulltext.training.workshop import Workshop
 from processes import killed_when
 
 LOOP = {"steps": 7, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 2}
@@ -43,7 +43,7 @@ RECIPE = {
         "latent_channels": 4,
         "norm_groups": 8,
         "crop": 16,
-        "loop": LOOP | {"checkpoint_every": 3, "sample_every": 5},
+        "loop": LOOP | {"checkpoint_every": 3, "sample_every": 5, "optimizer": "muon"},
         "decoder_loop": LOOP | {"steps": 3},
     },
     "denoiser": {
@@ -53,6 +53,7 @@ RECIPE = {
         "text_width": 32,
         "text_layers": 1,
         "text_heads": 2,
+        "beta_end": 0.03,
         "loop": LOOP | {"checkpoint_every": 3},
         "prompts": ["a red dot"],
     },
@@ -111,6 +112,7 @@ def test_what_it_makes_is_an_ordinary_pipeline(model_folder):
         other = theirs.unet.float()(latents, 500, encoder_hidden_states=embeds).sample
     torch.testing.assert_close(own, other)
     assert theirs.scheduler.config.prediction_type == "epsilon"
+    assert theirs.scheduler.config.beta_end == RECIPE["denoiser"]["beta_end"]
     known = read_known(model_folder)  # what `nulltext doctor` holds it to
     assert known["fingerprint"] == ours.fingerprint
     assert max(deviations(ours, known).values()) < TOLERANCE / 10
@@ -165,6 +167,7 @@ def test_no_updates_keep_the_autoencoder_of_another_model(model_folder, dots, tm
     before, after = load(model_folder), load(output)
     for name, tensor in before.vae.state_dict().items():
         assert torch.equal(tensor, after.vae.state_dict()[name]), name
+    assert after.vae.config.scaling_factor == before.vae.config.scaling_factor
     weight = "conv_in.weight"
     assert not torch.equal(before.unet.state_dict()[weight], after.unet.state_dict()[weight])
 
@@ -182,6 +185,15 @@ def test_other_settings_are_not_mixed_with_a_checkpoint(model_folder, dots, tmp_
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_checkpoint_of_another_schedule_is_not_exported(model_folder, dots, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(RECIPE | {"denoiser": RECIPE["denoiser"] | {"beta_end": 0.012}}))
+    done = run(dots, model_folder, other, "--resume", "--stage", "export")
+    assert isinstance(done.exception, OptionError)
+    assert "other settings" in str(done.exception)
+    assert load(model_folder).schedule.alphas_cumprod[-1] < 1e-4
+
+
 @pytest.mark.parametrize("options", [(), ("--fresh",), ("--resume",)])
 def test_nothing_is_touched_before_everything_is_known_to_be_there(
     options, dots, recipe_file, tmp_path
@@ -195,6 +207,12 @@ def test_nothing_is_touched_before_everything_is_known_to_be_there(
     assert isinstance(wrong.exception, DataError)
     taken = run(dots, tmp_path / "taken", recipe_file, *options)
     assert isinstance(taken.exception, OutputError)
+    growing = tmp_path / "growing.json"
+    own = RECIPE["autoencoder"] | {"loss": {"keep": 1.0}}
+    growing.write_text(json.dumps(RECIPE | {"autoencoder": own}))
+    unnamed = run(dots, tmp_path / "old", growing, *options)
+    assert "--init" in str(unnamed.exception)
+    growing.unlink()
     assert (work / "autoencoder.checkpoint.safetensors").read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["old.training", "taken"]
 
@@ -272,10 +290,15 @@ def test_the_learning_rate_rises_and_falls():
         ({"denoiser": RECIPE["denoiser"] | {"attention": [True]}}, "one for each"),
         ({"autoencoder": RECIPE["autoencoder"] | {"loop": {"steps": 3}}}, "lacks the field"),
         ({"denoiser": {"channels": 3}}, "expected a list"),
+        ({"denoiser": RECIPE["denoiser"] | {"beta_end": 0.0}}, "beta_end is 0.0"),
         ({"autoencoder": RECIPE["autoencoder"] | {"norm_groups": 7}}, "not all of its channels"),
         (
             {"autoencoder": RECIPE["autoencoder"] | {"loop": LOOP | {"checkpoint_every": 0}}},
             "choose 1 or more",
+        ),
+        (
+            {"autoencoder": RECIPE["autoencoder"] | {"loop": LOOP | {"optimizer": "sgd"}}},
+            "choose adamw or muon",
         ),
     ],
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from nulltext.training.loop import TrainInfo
-    from nulltext.training.stages import Workshop
+    from nulltext.training.workshop import Workshop
 
 STATE = "training"
 """What is appended to the model folder's name for the folder with checkpoints and samples."""
@@ -68,7 +68,11 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option("--init", metavar="MODEL", help="Begin from this model's weights."),
+        typer.Option(
+            "--init",
+            metavar="MODEL",
+            help="Begin from this model's weights; some recipes need one.",
+        ),
     ] = None,
     vision: Annotated[
         Path | None,
@@ -127,7 +131,7 @@ def _workshop(
     from nulltext.training.eyes import load_sight
     from nulltext.training.loop import autocast_dtype
     from nulltext.training.recipe import load_recipe
-    from nulltext.training.stages import Workshop
+    from nulltext.training.workshop import Workshop
 
     if not output.name:
         raise OptionError(f"'{output}' names no folder of its own; give -o a name for the model.")
@@ -145,11 +149,15 @@ def _workshop(
 
 
 def _check_outputs(shop: Workshop, output: Path, wanted: Sequence[Stage]) -> None:
-    """Refuse names that nothing can be written under, before hours of training."""
+    """Refuse what cannot end well, before anything is touched and hours are spent."""
     if Stage.EXPORT in wanted:
         from nulltext.training.export import check_output
 
         check_output(output, shop.recipe)
+    if set(wanted) != {Stage.CAPTIONER}:
+        from nulltext.training.workshop import check_origin
+
+        check_origin(shop.recipe, shop.origin)
     if Stage.CAPTIONER in wanted:
         from nulltext.captioning.folder import check_captioner_target
         from nulltext.training.captioner import eyes_of

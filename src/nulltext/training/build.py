@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nulltext.training.recipe import Recipe
+from nulltext.training.recipe import BETA_START, Recipe
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
-}
-"""The schedule of Stable Diffusion 1.x."""
-
 MLP_RATIO = 4
+
+
+def build_scheduler(recipe: Recipe) -> DDIMScheduler:
+    """The schedule of Stable Diffusion 1.x, or a noisier one where the recipe wants it."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=BETA_START,
+        beta_end=recipe.denoiser.beta_end,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
 
 
 def build_autoencoder(recipe: Recipe) -> AutoencoderKL:

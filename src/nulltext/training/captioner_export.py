@@ -14,7 +14,7 @@ from nulltext.files import replace_file
 from nulltext.training.captioner import build_captioner
 from nulltext.training.eyes import LICENCE
 from nulltext.training.loop import averaged_weights, checkpoint_path
-from nulltext.training.stages import Workshop, tokenizer_of
+from nulltext.training.workshop import Workshop, tokenizer_of
 
 CARD = """# {name}: a captioner
 

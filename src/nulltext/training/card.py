@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.training.stages import Workshop
+from nulltext.training.recipe import BETA_START
+from nulltext.training.workshop import Workshop
 
 HEAD = """# {name}
 
 A small text-to-image latent diffusion model in Stable Diffusion format (float16), made by
 `nulltext train` to edit photographs with: {resolution} x {resolution} pixels,
-{latents} latent channels at 1/{stride} of the resolution, epsilon-prediction, the schedule of
-Stable Diffusion 1.x.
+{latents} latent channels at 1/{stride} of the resolution, epsilon-prediction, scaled-linear betas
+from {beta_start:g} to {beta_end:g} (Stable Diffusion 1.x: 0.012).
 """
 
 LIMITS = """## Limits
@@ -40,6 +41,8 @@ def model_card(
         name=recipe.name,
         resolution=recipe.resolution,
         latents=own.latent_channels,
+        beta_start=BETA_START,
+        beta_end=recipe.denoiser.beta_end,
         stride=2 ** (len(own.channels) - 1),
     )
     limits = LIMITS.format(photos=len(photos), kinds=named, resolution=recipe.resolution)
@@ -87,11 +90,11 @@ def _table(shop: Workshop, updates: Mapping[str, int]) -> list[str]:
         ("UNet and text encoder", denoiser.loop, updates["denoiser"], "encoded views"),
     ]
     return [
-        "| stage | updates | seen per update | learning rate |",
-        "|---|---|---|---|",
+        "| stage | updates | seen per update | optimiser | learning rate |",
+        "|---|---|---|---|---|",
         *(
             f"| {name} | {done} of {loop.steps} | {loop.batch_size} {what} "
-            f"| {loop.learning_rate:g} |"
+            f"| {loop.optimizer} | {loop.learning_rate:g} |"
             for name, loop, done, what in rows
         ),
     ]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 
 from nulltext.errors import OptionError, OutputError
 from nulltext.files import replace_file, replacing_folder
@@ -19,14 +18,15 @@ from nulltext.models.known_figure import write_known
 from nulltext.models.known_words import write_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import load
-from nulltext.training.build import SCHEDULER
+from nulltext.training.build import build_scheduler
 from nulltext.training.card import model_card
 from nulltext.training.latents import Views, load_views
-from nulltext.training.loop import averaged_weights, checkpoint_path, step_generator
+from nulltext.training.loop import averaged_weights, check_recipe, checkpoint_path, step_generator
 from nulltext.training.recipe import Recipe
 from nulltext.training.spoken import known_words
-from nulltext.training.stages import Workshop, encoder_of, untrained, views_place
+from nulltext.training.stages import denoiser_settings, recipe_text, views_place
 from nulltext.training.warm_start import load_weights
+from nulltext.training.workshop import Workshop, encoder_of, untrained
 
 SHARD = "15MB"
 """Largest file of weights."""
@@ -52,16 +52,19 @@ def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int], Views]:
     """The model as its checkpoints have it now, finished or not, their updates, and what it saw.
 
     Raises:
-        OptionError: the autoencoder is unfinished, or there is no denoiser yet.
+        OptionError: the autoencoder is unfinished, there is no denoiser yet, or it was trained with
+            other settings.
     """
     vae, source = encoder_of(shop)
-    views = load_views(*views_place(shop, source))
+    place, identity = views_place(shop, source)
+    views = load_views(place, identity)
     path = checkpoint_path(shop.folder, "denoiser")
     if views is None or not path.is_file():
         raise OptionError(
             f"There is no denoiser in '{shop.folder}' yet; train it first (--stage denoiser)."
         )
-    model = untrained(shop, vae, scale=views.scale)
+    check_recipe(path, recipe_text(shop, denoiser_settings(shop, views, identity)))
+    model = untrained(shop, vae, views)
     weights, updates = averaged_weights(path)
     for name in ("unet", "text_encoder"):
         part = {n.removeprefix(f"{name}."): w for n, w in weights.items() if n.startswith(name)}
@@ -114,7 +117,7 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
             part.to(torch.float16).save_pretrained(fresh / name, max_shard_size=SHARD)
             part.to(torch.float32)
         model.tokenizer.save_pretrained(fresh / "tokenizer")
-        DDIMScheduler(**SCHEDULER).save_pretrained(fresh / "scheduler")
+        build_scheduler(shop.recipe).save_pretrained(fresh / "scheduler")
         replace_file(fresh / "README.md", model_card(shop, model, updates, commit).encode())
         replace_file(fresh / RECIPE_FILE, shop.recipe.to_json().encode())
         replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())

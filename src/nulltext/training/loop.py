@@ -1,6 +1,6 @@
-"""One training loop for every stage: AdamW, clipped gradients, a moving average, checkpoints.
+"""One training loop for every stage: AdamW or Muon, clipped gradients, an average, checkpoints.
 
-    theta_{k+1} = AdamW(theta_k, clip(grad loss(theta_k; rng_k)), lr_k)
+    theta_{k+1} = step(theta_k, clip(grad loss(theta_k; rng_k)), lr_k)
     ema_{k+1}   = d_k ema_k + (1 - d_k) theta_{k+1},       d_k = min(d, (1 + k) / (10 + k))
     lr_k        = lr * min((k + 1) / warmup, 1) * (floor + (1 - floor) cos^2(pi k / 2 K))
 
@@ -27,14 +27,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nulltext.errors import NumericalError, OptionError
+from nulltext.errors import NumericalError, OptionError, shortened
 from nulltext.files import replace_file
 from nulltext.images import save_image
+from nulltext.training.optimizers import MOMENTS, OPTIMIZERS, build_optimizers
 
 SEED_STRIDE = 1_000_003
 """Keeps the steps' generators apart for neighbouring seeds; a prime."""
-
-ADAM_EPSILON = 1e-8
 
 AVERAGE = "ema."
 """What the names of averaged weights begin with in a checkpoint."""
@@ -50,6 +49,8 @@ class LoopSettings:
     """Crops or latents that one update sees."""
     learning_rate: float
     """At its highest, after the warm-up."""
+    optimizer: str = "adamw"
+    """One of `OPTIMIZERS`: "muon" gives the matrices and kernels to Muon, the rest to AdamW."""
     warmup_steps: int = 100
     """Updates over which the learning rate rises from nothing."""
     final_share: float = 0.02
@@ -71,6 +72,10 @@ class LoopSettings:
         for name in ("batch_size", "checkpoint_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; choose 1 or more.")
+        if self.optimizer not in OPTIMIZERS:
+            raise OptionError(
+                f"optimizer is {shortened(self.optimizer)!r}; choose {' or '.join(OPTIMIZERS)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -125,19 +130,20 @@ class TrainingState:
         self.module, self.settings, self.step = module, settings, 0
         self.weights = dict(module.named_parameters())
         self.ema = {name: w.detach().clone() for name, w in self.weights.items()}
-        decayed = [w for w in self.weights.values() if w.ndim > 1]
-        plain = [w for w in self.weights.values() if w.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], eps=ADAM_EPSILON, fused=True
+        self.optimizers = build_optimizers(
+            module, self.weights, settings.optimizer, weight_decay=settings.weight_decay
         )
+        self.mover = {
+            weight: optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for weight in group["params"]
+        }
 
     def update(self, loss: Tensor) -> float:
         """Follow the gradient of `loss` once; returns the gradient's length before clipping."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for weight in self.weights.values():
+            weight.grad = None
         loss.backward()
         length = float(nn.utils.clip_grad_norm_(self.weights.values(), self.settings.clip_norm))
         if not math.isfinite(length):
@@ -145,9 +151,10 @@ class TrainingState:
                 f"The gradient of update {self.step + 1} is not finite: resume from the last "
                 "checkpoint with a lower learning rate, or without bfloat16."
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.step)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.settings, self.step)
+            optimizer.step()
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -175,9 +182,9 @@ class TrainingState:
         tensors = {f"weights.{n}": w.detach() for n, w in self.weights.items()}
         tensors |= {f"{AVERAGE}{name}": value for name, value in self.ema.items()}
         for name, weight in self.weights.items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                if weight in self.optimizer.state:
-                    tensors[f"{key}.{name}"] = self.optimizer.state[weight][key]
+            for key, value in self.mover[weight].state.get(weight, {}).items():
+                if key in MOMENTS:
+                    tensors[f"{key}.{name}"] = value
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         metadata = {"step": str(self.step), "identity": identity}
         replace_file(path, safetensors.torch.save(tensors, metadata))
@@ -199,11 +206,14 @@ class TrainingState:
         for name, value in self.ema.items():
             value.copy_(tensors[AVERAGE + name])
         for name, weight in self.weights.items():
-            if f"exp_avg.{name}" in tensors:
-                self.optimizer.state[weight] = {
-                    "step": torch.tensor(float(self.step)),
-                    **{k: tensors[f"{k}.{name}"].to(weight) for k in ("exp_avg", "exp_avg_sq")},
-                }
+            kept = {key: tensors.get(f"{key}.{name}") for key in MOMENTS}
+            moments = {
+                k: torch.zeros_like(weight).copy_(v) for k, v in kept.items() if v is not None
+            }
+            if "exp_avg" in moments:
+                moments["step"] = torch.tensor(float(self.step), device=weight.device)
+            if moments:
+                self.mover[weight].state[weight] = moments
 
 
 def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -226,6 +236,20 @@ def averaged_weights(path: Path) -> tuple[dict[str, Tensor], int]:
     """The exported weights of a checkpoint by name, and after how many updates it was written."""
     tensors, metadata = read_checkpoint(path, AVERAGE)
     return {n.removeprefix(AVERAGE): t for n, t in tensors.items()}, int(metadata.get("step", 0))
+
+
+def check_recipe(path: Path, recipe: str) -> None:
+    """Refuse a checkpoint that was made with other settings; the loop's own may differ.
+
+    Raises:
+        OptionError: so it was, or it is damaged.
+    """
+    identity = read_checkpoint(path, AVERAGE)[1].get("identity", "{}")
+    if json.loads(identity).get("recipe") != recipe:
+        raise OptionError(
+            f"The checkpoint '{path}' was made with other settings or photos than this recipe has; "
+            "use the recipe that it was made with."
+        )
 
 
 def autocast_dtype(wanted: str, device: torch.device) -> torch.dtype | None:

@@ -32,6 +32,10 @@ LARGEST = 10**9
 """No number of a recipe is larger, and none is negative."""
 SMALLEST_VIEW = 0.1
 """Share of a photo that a captioner looks at, at least."""
+BETA_START = 0.00085
+"""Noise of the first timestep, Stable Diffusion's."""
+MOST_NOISE = 0.1
+"""Of the last timestep; nothing of the latents would be left long before it."""
 MOST_LEVELS = 8
 """Of a network, each half as large as the one before."""
 
@@ -76,6 +80,10 @@ class DenoiserRecipe:
     """Layers of the text encoder."""
     text_heads: int = 3
     """Heads of each of them."""
+    beta_end: float = 0.012
+    """Noise of the last timestep. At Stable Diffusion's 0.012, 7% of the latents shine through it,
+    and small ones have too few pixels for noise to hide their mean colours behind: samples then
+    take theirs from the noise, not from the words (Lin et al. 2024)."""
     loss: DenoiserLoss = field(default_factory=DenoiserLoss)
     """What the UNet is punished for."""
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(4000, 64, 4e-4))
@@ -157,7 +165,12 @@ class Recipe:
             )
 
     def _check_sizes(self) -> None:
-        """Refuse networks without levels, and sizes of 0, by which others are divided."""
+        """Refuse networks without levels, sizes of 0, by which others are divided, and no noise."""
+        if not BETA_START < self.denoiser.beta_end <= MOST_NOISE:
+            raise OptionError(
+                f"The denoiser's beta_end is {self.denoiser.beta_end}; choose a number above "
+                f"{BETA_START} up to {MOST_NOISE}."
+            )
         for part, sizes in {
             "autoencoder": (*self.autoencoder.channels, self.autoencoder.norm_groups),
             "denoiser": (*self.denoiser.channels, self.denoiser.heads, self.denoiser.text_heads),
