@@ -11,6 +11,8 @@ FD           Frechet distance between Gaussians fitted to the judge's features: 
 nearest      distance of each sample's features to the nearest training photo's, relative to what a
              real validation photo has: the median, and the share of samples that are nearer than
              99% of the validation photos are (memorised ones would be)
+chance       correlation of each latent channel's mean, over samples of one prompt, with that of the
+             noise that they began with: 0 where mean colours come from the words
 pointing     share of the kind word's cross-attention that is inside the flower's outline on real
              validation photos, noised to a middling timestep; beside it the outline's own share of
              the picture, which is what attention that points nowhere gets
@@ -48,7 +50,7 @@ from nulltext.training.autoencoder import shrink
 from nulltext.training.captions import plain
 from nulltext.training.collection import Example, as_floats, load_pixels, read_collection
 from nulltext.training.petals import outline
-from nulltext.training.samples import sample
+from nulltext.training.samples import sample, sample_latents, starting_noise
 
 POINTING_TIMESTEPS = (200, 400, 600)
 NEAREST_QUANTILE = 0.01
@@ -57,6 +59,8 @@ SPLITS = ("train", "validation")
 SIDE = 128
 """Pixels of the photos that are compared; the judge looks at fewer."""
 GRID_PICTURES = 64
+CHANCE_PROMPT = "a photo of a red rose with a white background"
+CHANCE_SAMPLES = 24
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def main() -> None:
         model = nulltext.load(name)
         figures = autoencoder_figures(model, photos)
         figures |= pointing_figures(model, photos, options.samples)
+        figures |= chance_figures(model)
         samples, examples = drawn(model, photos, options.samples, console)
         columns[name] = figures | sample_figures(judge, photos, samples, examples)
         if options.grid:
@@ -230,6 +235,15 @@ def pointing_figures(
             inside.append(float((attention * share).sum() / attention.sum()))
             area.append(float(share.mean()))
     return {"pointing": statistics.fmean(inside), "pointing, chance": statistics.fmean(area)}
+
+
+def chance_figures(model: nulltext.LatentDiffusion) -> dict[str, float]:
+    """How far chance decides about mean colours."""
+    noise = starting_noise(model, CHANCE_SAMPLES, seed=1)
+    latents = sample_latents(model, [CHANCE_PROMPT] * CHANCE_SAMPLES, noise).cpu()
+    begun, ended = (t.mean((2, 3)) - t.mean((0, 2, 3)) for t in (noise, latents))
+    alike = functional.cosine_similarity(begun, ended, dim=0)
+    return {"chance in mean colours": float(alike.mean())}
 
 
 @torch.no_grad()

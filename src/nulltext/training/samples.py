@@ -32,26 +32,44 @@ def sample(
 
     Picture k depends on its prompt, the seed and k only.
     """
-    shape, pictures = model.latents_shape, []
-    null = model.embed([""])
-    for first in range(0, len(prompts), TOGETHER):
-        rows = range(first, min(first + TOGETHER, len(prompts)))
-        noise = [torch.randn(shape, generator=_generator(seed, row)) for row in rows]
-        latents = torch.stack(noise).to(model.device)
-        embeds = model.embed([prompts[row] for row in rows])
+    noise = starting_noise(model, len(prompts), seed=seed)
+    latents = sample_latents(model, prompts, noise, num_steps, guidance_scale)
+    return torch.cat([model.decode(rows).cpu() for rows in latents.split(TOGETHER)])
+
+
+def starting_noise(model: LatentDiffusion, count: int, *, seed: int) -> Tensor:
+    """z_T of so many pictures: [N, C, h, w] on the CPU."""
+    return torch.stack(
+        [torch.randn(model.latents_shape, generator=_generator(seed, row)) for row in range(count)]
+    )
+
+
+@torch.no_grad()
+def sample_latents(
+    model: LatentDiffusion,
+    prompts: Sequence[str],
+    noise: Tensor,
+    num_steps: int = 30,
+    guidance_scale: float = 4.0,
+) -> Tensor:
+    """z_0 [N, C, h, w] on the model's device, from a prompt and z_T for each."""
+    null, finished = model.embed([""]), []
+    embeds = model.embed(prompts)
+    for latents, rows in zip(noise.split(TOGETHER), embeds.split(TOGETHER), strict=True):
+        latents = latents.to(model.device)
         for timestep in model.schedule.timesteps(num_steps):
             noise_pred = guided_noise(
                 model,
                 latents,
                 timestep,
                 null_embeds=null,
-                prompt_embeds=embeds,
+                prompt_embeds=rows,
                 guidance_scale=guidance_scale,
             )
             cleaner = model.schedule.cleaner(timestep, num_steps)
             latents = model.schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
-        pictures.append(model.decode(latents).cpu())
-    return torch.cat(pictures)
+        finished.append(latents)
+    return torch.cat(finished)
 
 
 def _generator(seed: int, row: int) -> torch.Generator:
