@@ -82,7 +82,7 @@ class AutoencoderStage:
     ) -> None:
         """Args: pixels, held_out: [N, 3, S, S], uint8, for training and for the sample pictures.
 
-        origin: whose latents are to be kept, where the loss says so.
+        origin: whose latents are kept; None to let them go.
         """
         vae.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.module: nn.Module = self.trained(vae)
@@ -106,7 +106,7 @@ class AutoencoderStage:
         kl = posterior.kl().float().sum() / posterior.mean.numel()
         loss, square = self.weigh(image, decoded, kl)
         parts = {"psnr": decibels(square), "kl": float(kl.detach())}
-        if self.origin is not None and self.weigh.keep > 0:
+        if self.origin is not None:
             with torch.no_grad():
                 kept = self.origin.encode(image).latent_dist.mean
             change = (posterior.mean[:, : kept.shape[1]] - kept).float().square().mean()

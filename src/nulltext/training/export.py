@@ -21,7 +21,13 @@ from nulltext.models.load import load
 from nulltext.training.build import build_scheduler
 from nulltext.training.card import model_card
 from nulltext.training.latents import Views, load_views
-from nulltext.training.loop import averaged_weights, check_recipe, checkpoint_path, step_generator
+from nulltext.training.loop import (
+    averaged_weights,
+    check_recipe,
+    checkpoint_path,
+    read_checkpoint,
+    step_generator,
+)
 from nulltext.training.recipe import Recipe
 from nulltext.training.spoken import known_words
 from nulltext.training.stages import denoiser_settings, recipe_text, views_place
@@ -129,4 +135,4 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
 
 def _updates(shop: Workshop, stage: str) -> int:
     path = checkpoint_path(shop.folder, stage)
-    return averaged_weights(path)[1] if path.is_file() else 0
+    return int(read_checkpoint(path, None)[1].get("step", 0)) if path.is_file() else 0

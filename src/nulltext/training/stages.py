@@ -55,7 +55,7 @@ def autoencoder_stage(shop: Workshop) -> Stage:
         resolution=shop.recipe.resolution,
         crop=own.crop,
         loss=own.loss,
-        origin=origin,
+        origin=origin if own.loss.keep > 0 else None,
     )
     yield from _run(shop, objective, "autoencoder", _without_loops(own))
 

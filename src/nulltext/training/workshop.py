@@ -157,10 +157,8 @@ def check_origin(recipe: Recipe, origin: LatentDiffusion | None) -> None:
     own = recipe.autoencoder
     had = origin.vae.config
     stays = own.loop.steps == 0
-    fits = own.latent_channels >= had.latent_channels
-    if stays:
-        fits = own.latent_channels == had.latent_channels
-    if not fits or own.channels != tuple(had.block_out_channels):
+    more = own.latent_channels - had.latent_channels
+    if more < 0 or (stays and more) or own.channels != tuple(had.block_out_channels):
         raise OptionError(
             f"The recipe's autoencoder has {own.latent_channels} latent channels and channels "
             f"{list(own.channels)}, that of '{origin.name}' {had.latent_channels} and "
