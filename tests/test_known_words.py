@@ -20,7 +20,7 @@ from nulltext.models.known_words import (
     read_words,
     write_words,
 )
-from nulltext.models.load import _words_of
+from nulltext.models.load import _beside
 from nulltext.prompts import spoken
 from nulltext.training.captions import CaptionSettings
 from nulltext.training.collection import Example
@@ -141,7 +141,7 @@ def test_a_damaged_list_is_said_and_the_model_loads_without(text, tmp_path, capl
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ModelError, match=r"words\.json' cannot be read \(.+\); get it again"):
         read_words(tmp_path, "f")
-    assert _words_of(Checkpoint(tmp_path), "f") is None
+    assert _beside(Checkpoint(tmp_path), "f", read_words) is None
     (record,) = caplog.records
     assert "cannot be read" in record.getMessage()
 

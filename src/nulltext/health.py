@@ -21,6 +21,7 @@ from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
 from nulltext.models.known_words import read_words
 from nulltext.models.load import bundled_models, find_device, folder_of, load
 from nulltext.models.memory import free_memory
+from nulltext.models.suggested_guidance import read_guidance
 from nulltext.version import __version__
 
 PACKAGE = "nulltext"
@@ -152,6 +153,7 @@ def _look_at_model(health: Health, model: str, device: str) -> None:
         known = None if folder is None else read_known(folder)
         if folder is not None:
             read_words(folder, loaded.fingerprint)
+            read_guidance(folder, loaded.fingerprint)
         found = {} if known is None else deviations(loaded, known)
     except NulltextError as error:
         health.problems.append(str(error))

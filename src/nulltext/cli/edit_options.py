@@ -85,7 +85,8 @@ TargetGuidanceOption = Annotated[
     typer.Option(
         "--target-guidance",
         metavar="W",
-        help="How strongly the target's words steer; the photo's own stay as inverted.",
+        help="How strongly the target's words steer; default: what the model suggests (flowers: "
+        "2.5), at most --guidance. The photo's own stay as inverted.",
     ),
 ]
 SweepOption = Annotated[

@@ -63,6 +63,9 @@ class LatentDiffusion:
     """How work is cut to fit the device."""
     known_words: KnownWords | None = None
     """What it was taught, where that was kept beside its weights; None for most checkpoints."""
+    target_guidance: float | None = None
+    """Guidance scale that is suggested beside its weights for the targets of edits; they take it
+    unless they are given one, or the inversion has a lower one. None for most checkpoints."""
 
     @property
     def fingerprint(self) -> str:

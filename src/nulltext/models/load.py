@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -28,15 +29,17 @@ from nulltext.models.families import (
     family_of,
 )
 from nulltext.models.fingerprint import fingerprint
-from nulltext.models.known_words import KnownWords, read_words
+from nulltext.models.known_words import read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import MemoryName, memory_plan
+from nulltext.models.suggested_guidance import read_guidance
 from nulltext.models.text import TextConditioner
 from nulltext.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
 DType = Literal["float32", "float16", "bfloat16"]
+Content = TypeVar("Content")
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -110,7 +113,9 @@ def load(
         "load: %s (%s), %s, %s, %.2f s",
         *(loaded.name, digest[:8], target, dtype, time.perf_counter() - started),
     )
-    return replace(loaded, memory=plan, known_words=_words_of(checkpoint, digest))
+    words = _beside(checkpoint, digest, read_words)
+    guidance = _beside(checkpoint, digest, read_guidance)
+    return replace(loaded, memory=plan, known_words=words, target_guidance=guidance)
 
 
 def from_pipe(pipe: Any) -> LatentDiffusion:
@@ -167,12 +172,14 @@ def _assembled(
     )
 
 
-def _words_of(checkpoint: Checkpoint, digest: str) -> KnownWords | None:
-    """The words of a model in a folder; a damaged list of them is no reason not to use it."""
+def _beside(
+    checkpoint: Checkpoint, digest: str, read: Callable[[Path, str], Content | None]
+) -> Content | None:
+    """What is kept beside a model in a folder; that it is damaged is no reason not to use it."""
     if not isinstance(checkpoint.source, Path):
         return None
     try:
-        return read_words(checkpoint.source, digest)
+        return read(checkpoint.source, digest)
     except ModelError as error:
         logger.warning("%s", error)
         return None

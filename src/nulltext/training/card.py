@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.training.recipe import BETA_START
+from nulltext.models.suggested_guidance import FILE
+from nulltext.training.recipe import BETA_START, Recipe
 from nulltext.training.workshop import Workshop
 
 HEAD = """# {name}
@@ -50,6 +51,7 @@ def model_card(
         [
             head,
             _sizes(model),
+            *_suggestion(recipe),
             "## Training",
             _origin(shop, commit),
             "",
@@ -58,6 +60,16 @@ def model_card(
             limits,
         ]
     )
+
+
+def _suggestion(recipe: Recipe) -> list[str]:
+    if not recipe.target_guidance:
+        return []
+    return [
+        f"Edits take the guidance scale {recipe.target_guidance:g} unless they are given one "
+        f"(`{FILE}`): at higher ones colours may come out garish.",
+        "",
+    ]
 
 
 def _sizes(model: LatentDiffusion) -> str:

@@ -18,6 +18,7 @@ from nulltext.models.known_figure import write_known
 from nulltext.models.known_words import write_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import load
+from nulltext.models.suggested_guidance import write_guidance
 from nulltext.training.build import build_scheduler
 from nulltext.training.card import model_card
 from nulltext.training.latents import Views, load_views
@@ -130,6 +131,7 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         rounded = load(fresh, device="cpu")
         write_known(rounded, fresh)
         write_words(known, rounded.fingerprint, fresh)
+        write_guidance(shop.recipe.target_guidance, rounded.fingerprint, fresh)
     return model
 
 

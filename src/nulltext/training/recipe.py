@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.errors import OptionError, reason_of, shortened
+from nulltext.models.suggested_guidance import MOST
 from nulltext.training.autoencoder import AutoencoderLoss
 from nulltext.training.captioner import LABELS, CaptionerRecipe
 from nulltext.training.captions import CaptionSettings
@@ -116,6 +117,8 @@ class Recipe:
     """Latents from noise and words."""
     captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
     """Words from photos."""
+    target_guidance: float = 0.0
+    """Guidance scale that edits are suggested to have with this model; 0 suggests none."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -166,6 +169,10 @@ class Recipe:
 
     def _check_sizes(self) -> None:
         """Refuse networks without levels, sizes of 0, by which others are divided, and no noise."""
+        if self.target_guidance > MOST:
+            raise OptionError(
+                f"The recipe's target_guidance is {self.target_guidance}; choose up to {MOST:g}."
+            )
         if not BETA_START < self.denoiser.beta_end <= MOST_NOISE:
             raise OptionError(
                 f"The denoiser's beta_end is {self.denoiser.beta_end}; choose a number above "
