@@ -30,11 +30,11 @@ DAISY = "a photo of a white daisy with a dark background"
 SUNFLOWER = "a photo of a yellow sunflower with a dark background"
 TULIP = "a photo of a purple tulip with a green background"
 GALLERY = {
-    "red": ("square", RED, "--strength", "0.75", "--target-guidance", "3"),
-    "yellow": ("square", YELLOW, "--target-guidance", "12"),
+    "red": ("square", RED, "--strength", "0.75", "--target-guidance", "1.5"),
+    "yellow": ("square", YELLOW),
     "daisy": ("square", DAISY),
-    "sunflower": ("square", SUNFLOWER, "--strength", "0.7"),
-    "green": ("whole", GREEN, "--strength", "0.8"),
+    "sunflower": ("square", SUNFLOWER),
+    "green": ("whole", GREEN),
     "tulip": ("square", TULIP, "--strength", "0.8"),
 }
 """Inversion, target and options by picture."""
@@ -93,17 +93,16 @@ def illustrations(scratch: Path, docs: Path) -> None:
     mask.save(scratch / "mask.png")
     saved, out = ("--inversion", "square.safetensors"), ("-o", "out.png")
     exact = ("--full", "--source-branch", "exact", "--source", SOURCE, "--target", RED)
-    gentle = ("--target-guidance", "3")
-    run(scratch, "edit", str(PHOTO), *exact, *gentle, "-o", "dahlia-red-full.png")
+    run(scratch, "edit", str(PHOTO), *exact, "-o", "dahlia-red-full.png")
     masa = ("--editor", "masactrl", "--target", DAISY, "--sweep", "masactrl.png")
     knobs = ("--over", "masa-layer=0,0.4,0.625", "--over", "masa-start=0,0.2")
     run(scratch, "edit", *saved, *masa, *knobs, *out)
-    first = ("--target", RED, *gentle, "--then", RED.replace("dark", "green"))
+    first = ("--target", RED, "--then", RED.replace("dark", "green"))
     last = ("--then", "a photo of a red daisy with a green background")
     run(scratch, "edit", *saved, *first, *last, "--strip", "chain.png", *out)
     local = (str(PHOTO), *saved, "--full", "--mask", "mask.png", "--target", RED, "--target", DAISY)
     run(scratch, "edit", *local, "--sweep", "sweep.png", *out)
-    knobs = ("--over", "strength=0:1:5", "--over", "target-guidance=3,7.5,12")
+    knobs = ("--over", "strength=0:1:5", "--over", "target-guidance=1.5,3,7.5")
     run(scratch, "edit", *saved, "--target", RED, "--sweep", "sweep-two-knobs.png", *knobs, *out)
     for name in ("dahlia-red-full", "masactrl", "chain", "sweep", "sweep-two-knobs"):
         shutil.copyfile(scratch / f"{name}.png", docs / f"{name}.png")
@@ -115,13 +114,13 @@ def print_chains(inversion: nulltext.Inversion) -> None:
     back = nulltext.chain(RED, RED.replace("dark", "green"), RED)
     pictures = nulltext.edit(model, inversion, back).images
     print(f"red, green background, dark again: {decibels(pictures[2], pictures[0]):.1f} dB")
-    first = nulltext.EditSpec(DAISY, guidance_scale=3.0).at_strength(0.8)
+    first = nulltext.EditSpec(DAISY).at_strength(0.8)
     last = DAISY.replace("dark", "green")
     for strength in (None, 0.5, 0.3):
         link = first.then(last) if strength is None else first.then(last).at_strength(strength)
         pictures = nulltext.edit(model, inversion, [first, link]).images
         print(f"daisy, then green at {strength}: {decibels(pictures[1], pictures[0]):.1f} dB")
-    alone = nulltext.EditSpec(last, guidance_scale=3.0)
+    alone = nulltext.EditSpec(last)
     pictures = nulltext.edit(model, inversion, [first, alone]).images
     print(f"straight from the photo: {decibels(pictures[1], pictures[0]):.1f} dB")
 

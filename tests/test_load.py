@@ -77,7 +77,7 @@ def test_sizes_and_limits_come_from_the_checkpoint(tiny_sd1, tiny_sd2, flowers):
     assert (tiny_sd1.max_tokens, tiny_sd2.max_tokens, flowers.max_tokens) == (24, 30, 32)
     assert tiny_sd1.schedule.prediction == "epsilon"
     assert tiny_sd2.schedule.prediction == "v_prediction"
-    assert flowers.latents_shape == (8, 16, 16)
+    assert flowers.latents_shape == (16, 16, 16)
     for model in (tiny_sd1, tiny_sd2, flowers):
         images = torch.rand(1, 3, *model.resolution) * 2 - 1
         scale = model.vae.config.scaling_factor

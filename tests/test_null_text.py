@@ -157,9 +157,9 @@ def test_equals_the_transcription_on_the_bundled_model(flowers):
     assert_equals_transcription(flowers, latents, DAHLIA_PROMPT, steps=5, inner=3)
 
 
-def test_reconstructs_far_better_than_ddim_and_near_the_bound(flowers, dahlia_inversion):
-    ddim = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, method="ddim", num_steps=10)
-    header = dahlia_inversion.header
+def test_reconstructs_far_better_than_ddim_and_near_the_bound(flowers):
+    ddim = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, method="ddim", num_steps=30)
+    header = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT).header
     assert header.psnr_reconstruction > header.psnr_bound - 1.0
     assert header.psnr_reconstruction > ddim.header.psnr_reconstruction + 3.0
 
@@ -290,4 +290,4 @@ def test_header_tells_how_it_was_made(dahlia_inversion, flowers):
     assert header.image_size == [640, 427]
     assert header.crop == [106, 0, 427, 427]
     assert dahlia_inversion.null_embeds.shape == (10, 32, 192)
-    assert replace(dahlia_inversion).trajectory.shape == (11, 8, 16, 16)
+    assert replace(dahlia_inversion).trajectory.shape == (11, 16, 16, 16)

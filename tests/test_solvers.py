@@ -168,12 +168,12 @@ def test_reaches_a_lower_loss_than_adam_with_no_more_evaluations(flowers, name):
     for solver, steps in (("adam", 6), (name, {"secant": 4, "gauss-newton": 2}[name])):
         task = StepTask.at(
             flowers,
-            trajectory[-3][None],
             trajectory[-4][None],
+            trajectory[-5][None],
             embeds,
-            timestep=grid[2],
+            timestep=grid[3],
             num_steps=10,
-            share=1 - GUIDANCE,
+            share=1 - flowers.guidance_scale,
             prompt_embeds=embeds,
         )
         config = NullText(solver=solver, inner_steps=steps)

@@ -33,8 +33,7 @@ class EditSpec:
     editor: Editor
     """How the target takes over from the photo."""
     guidance_scale: float | None
-    """w of the target alone: higher follows its words more strongly; None for what the model
-    suggests (`LatentDiffusion.target_guidance`), and at most the inversion's."""
+    """w of the target alone: higher follows its words more strongly; None for the inversion's."""
     blend: LocalBlend | None
     """Words that the change stays at; None lets it reach everywhere."""
     mask: Tensor | None = field(compare=False)

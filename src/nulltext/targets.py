@@ -22,7 +22,6 @@ from nulltext.finite import check_finite
 from nulltext.guidance import guided_evaluations, guided_noise, is_guided
 from nulltext.lineage import Row, passes_of
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.suggested_guidance import suggested
 from nulltext.record import Inversion
 from nulltext.sampling import start_latents
 
@@ -94,7 +93,7 @@ class Targets:
     @classmethod
     def start(cls, model: LatentDiffusion, inversion: Inversion, rows: Sequence[Row]) -> Targets:
         """All targets at z*_T."""
-        common = suggested(model.target_guidance, inversion.header.guidance_scale)
+        common = inversion.header.guidance_scale
         own = [row.spec.guidance_scale for row in rows]
         return cls(
             latents=start_latents(model, inversion).repeat(len(rows), 1, 1, 1),

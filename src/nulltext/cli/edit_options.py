@@ -85,8 +85,7 @@ TargetGuidanceOption = Annotated[
     typer.Option(
         "--target-guidance",
         metavar="W",
-        help="How strongly the target's words steer; default: what the model suggests (flowers: "
-        "2.5), at most --guidance. The photo's own stay as inverted.",
+        help="How strongly the target's words steer; the photo's own stay as inverted.",
     ),
 ]
 SweepOption = Annotated[
@@ -177,8 +176,4 @@ InversionOption = Annotated[
 SaveInversionOption = Annotated[
     Path | None,
     typer.Option("--save-inversion", metavar="FILE", help="Keep the inversion for later."),
-]
-GuidanceOption = Annotated[
-    float | None,
-    typer.Option("--guidance", metavar="W", help="How strongly words steer; default 7.5."),
 ]

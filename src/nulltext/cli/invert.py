@@ -17,6 +17,7 @@ from nulltext.cli.options import (
     DeviceOption,
     DTypeOption,
     FreshOption,
+    GuidanceOption,
     InnerStepsOption,
     JsonOption,
     LowMemoryOption,
@@ -83,9 +84,7 @@ def invert(
     solver: SolverOption = None,
     inner_steps: InnerStepsOption = None,
     null_start: NullStartOption = None,
-    guidance: Annotated[
-        float, typer.Option("--guidance", metavar="W", help="How strongly words will steer.")
-    ] = defaults.GUIDANCE_SCALE,
+    guidance: GuidanceOption = None,
     captioner: CaptionerOption = None,
     crop: CropOption = None,
     size: SizeOption = None,

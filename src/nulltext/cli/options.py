@@ -66,6 +66,14 @@ SeedOption = Annotated[
 StudySeedOption = Annotated[
     int, typer.Option("--seed", metavar="N", help="For the photos and the noise that are drawn.")
 ]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        metavar="W",
+        help="How strongly words steer; default: what the model suggests (flowers: 3), else 7.5.",
+    ),
+]
 FreshOption = Annotated[
     bool,
     typer.Option(

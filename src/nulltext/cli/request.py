@@ -80,7 +80,7 @@ def obtain_inversion(
         opened.box,
         request.size_choice,
         plan=plan,
-        guidance=request.guidance_scale,
+        guidance=request.guidance,
         seed=request.noise_seed,
         partial=None if kept is None else partial_beside(kept, fresh=request.fresh),
     )

@@ -84,7 +84,7 @@ def invert_with_bars(
     size: SizeChoice,
     *,
     plan: Plan,
-    guidance: float,
+    guidance: float | None,
     seed: int,
     partial: Path | None = None,
 ) -> Inversion:
@@ -170,7 +170,7 @@ def invert_batch_with_bars(
     size: SizeChoice,
     *,
     plan: Plan,
-    guidance: float,
+    guidance: float | None,
     seed: int,
 ) -> list[Inversion]:
     """`invert` of one batch of several photos, with progress bars."""

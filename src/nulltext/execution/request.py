@@ -96,11 +96,6 @@ class Request:
         return None if self.size is None else parse_size(self.size)
 
     @property
-    def guidance_scale(self) -> float:
-        """w, or its default."""
-        return defaults.GUIDANCE_SCALE if self.guidance is None else self.guidance
-
-    @property
     def noise_seed(self) -> int:
         """Of the methods that draw noise, or its default."""
         return defaults.SEED if self.seed is None else self.seed

@@ -142,7 +142,7 @@ class Worker:
             opened.prompt,
             plan.method,
             plan.num_steps,
-            asked.guidance_scale,
+            asked.guidance,
             opened.box,
             asked.size_choice,
             asked.noise_seed,

@@ -13,7 +13,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from nulltext.defaults import GUIDANCE_SCALE, METHOD
+from nulltext.defaults import METHOD
 from nulltext.errors import OptionError
 from nulltext.framing import SizeChoice
 from nulltext.header import InversionHeader
@@ -37,7 +37,7 @@ def invert(
     *,
     method: str | InversionMethod = METHOD,
     num_steps: int | None = None,
-    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
@@ -53,7 +53,7 @@ def invert(
     *,
     method: str | InversionMethod = METHOD,
     num_steps: int | None = None,
-    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
@@ -69,7 +69,7 @@ def invert(
     *,
     method: str | InversionMethod = METHOD,
     num_steps: int | None = None,
-    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
@@ -87,7 +87,8 @@ def invert(
             options. By name, null-text is within the default budget, as on the command line (see
             `inversion.budgets`); `NullText()` is the paper's.
         num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
-        guidance_scale: w of the replay; null-text needs more than 1.
+        guidance_scale: w of the replay, by default what the model suggests; null-text needs more
+            than 1.
         crop: the region to invert; by default the largest centred one of the size's proportions.
         size: (width, height) that the model works at, or "photo" for the whole photo (or crop) at
             about the model's number of pixels; by default the model's own.
@@ -127,7 +128,7 @@ def invert_steps(
     *,
     method: str | InversionMethod = METHOD,
     num_steps: int | None = None,
-    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,

@@ -46,7 +46,7 @@ class InversionRequest:
         prompt: str,
         method: str | InversionMethod,
         num_steps: int | None,
-        guidance_scale: float,
+        guidance_scale: float | None,
         crop: CropBox | None,
         size: SizeChoice,
         seed: int,
@@ -63,16 +63,17 @@ class InversionRequest:
             if isinstance(method, str)
             else Plan(method, NUM_STEPS if num_steps is None else num_steps)
         )
-        _check_guidance(guidance_scale)
+        scale = model.guidance_scale if guidance_scale is None else guidance_scale
+        _check_guidance(scale)
         _check_seed(seed)
-        plan.method.check(guidance_scale)
+        plan.method.check(scale)
         model.schedule.timesteps(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = photo if isinstance(photo, Photo) else load_photo(photo)
         box = crop or box_for(loaded.size, size)
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)
-        own = (plan.method, plan.num_steps, guidance_scale, seed)
+        own = (plan.method, plan.num_steps, scale, seed)
         return cls(loaded, box, seen_at, prompt, *own)
 
     def identity(self, model: LatentDiffusion) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nulltext.defaults import GUIDANCE_SCALE
 from nulltext.finite import check_finite
 from nulltext.framing import Sizes
 from nulltext.models.fingerprint import fingerprint
@@ -63,9 +64,8 @@ class LatentDiffusion:
     """How work is cut to fit the device."""
     known_words: KnownWords | None = None
     """What it was taught, where that was kept beside its weights; None for most checkpoints."""
-    target_guidance: float | None = None
-    """Guidance scale that is suggested beside its weights for the targets of edits; they take it
-    unless they are given one, or the inversion has a lower one. None for most checkpoints."""
+    guidance_scale: float = GUIDANCE_SCALE
+    """w of inversions that are given none: what is suggested beside its weights, else 7.5."""
 
     @property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from nulltext.defaults import MODEL
+from nulltext.defaults import GUIDANCE_SCALE, MODEL
 from nulltext.errors import ModelError, OptionError, OutOfMemoryError
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.models.families import (
@@ -114,8 +114,8 @@ def load(
         *(loaded.name, digest[:8], target, dtype, time.perf_counter() - started),
     )
     words = _beside(checkpoint, digest, read_words)
-    guidance = _beside(checkpoint, digest, read_guidance)
-    return replace(loaded, memory=plan, known_words=words, target_guidance=guidance)
+    guidance = _beside(checkpoint, digest, read_guidance) or GUIDANCE_SCALE
+    return replace(loaded, memory=plan, known_words=words, guidance_scale=guidance)
 
 
 def from_pipe(pipe: Any) -> LatentDiffusion:

@@ -1,10 +1,10 @@
-"""How strongly words should steer a model's edits, kept beside its weights.
+"""How strongly words should steer with a model, kept beside its weights.
 
 Models differ in how much guidance they bear: what Stable Diffusion takes at w = 7.5 is garish in
-one that hears its words more clearly. So `guidance.json` suggests a scale for targets, under the
-fingerprint of the weights that it was found for:
+one that hears its words more clearly. So `guidance.json` suggests a guidance scale, under the
+fingerprint of the weights that it was found for; it is the default of inversions and of edits:
 
-    {"version": 1, "fingerprint": "…", "target": 2.5}
+    {"version": 1, "fingerprint": "…", "scale": 3.0}
 """
 
 from __future__ import annotations
@@ -21,21 +21,16 @@ MOST = 100.0
 """Nobody means more."""
 
 
-def suggested(own: float | None, inversion: float) -> float:
-    """The scale of targets that were given none: the model's own, the inversion's if lower."""
-    return inversion if own is None else min(own, inversion)
-
-
-def write_guidance(target: float, fingerprint: str, folder: Path) -> Path | None:
+def write_guidance(scale: float, fingerprint: str, folder: Path) -> Path | None:
     """Keep a suggestion beside the weights of this fingerprint; returns the file, None for 0, which
     suggests nothing.
 
     Raises:
         OutputError: it cannot be written.
     """
-    if target == 0:
+    if scale == 0:
         return None
-    return write_beside(folder / FILE, VERSION, fingerprint, {"target": target})
+    return write_beside(folder / FILE, VERSION, fingerprint, {"scale": scale})
 
 
 def read_guidance(folder: Path, fingerprint: str) -> float | None:
@@ -46,11 +41,11 @@ def read_guidance(folder: Path, fingerprint: str) -> float | None:
     """
 
     def parse(content: Mapping[str, Any]) -> float | None:
-        target = content["target"]
-        if isinstance(target, bool) or not isinstance(target, int | float):
-            raise ValueError("its target is no number")
-        if not 0 < target <= MOST:
-            raise ValueError(f"its target is not above 0 and at most {MOST:g}")
-        return float(target) if content["fingerprint"] == fingerprint else None
+        scale = content["scale"]
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise ValueError("its scale is no number")
+        if not 0 < scale <= MOST:
+            raise ValueError(f"its scale is not above 0 and at most {MOST:g}")
+        return float(scale) if content["fingerprint"] == fingerprint else None
 
     return read_beside(folder / FILE, VERSION, parse)

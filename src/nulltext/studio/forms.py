@@ -63,11 +63,6 @@ class InvertForm:
         """
         return planned(self.method, budget=self.budget, num_steps=self.steps)
 
-    @property
-    def guidance_scale(self) -> float:
-        """w."""
-        return defaults.GUIDANCE_SCALE if self.guidance is None else self.guidance
-
 
 @dataclass(frozen=True)
 class EditForm:

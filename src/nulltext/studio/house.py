@@ -147,7 +147,7 @@ class Studio:
             "model": self.model.fingerprint,
             "method": [plan.method.name, asdict(plan.method)],  # type: ignore[call-overload]
             "steps": plan.num_steps,
-            "guidance": form.guidance_scale,
+            "guidance": self.model.guidance_scale if form.guidance is None else form.guidance,
             "seed": form.seed,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -67,7 +67,7 @@ def _steps(
         form.source,
         method=plan.method,
         num_steps=plan.num_steps,
-        guidance_scale=form.guidance_scale,
+        guidance_scale=form.guidance,
         crop=form.crop,
         seed=form.seed,
     )

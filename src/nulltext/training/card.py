@@ -63,10 +63,10 @@ def model_card(
 
 
 def _suggestion(recipe: Recipe) -> list[str]:
-    if not recipe.target_guidance:
+    if not recipe.guidance_scale:
         return []
     return [
-        f"Edits take the guidance scale {recipe.target_guidance:g} unless they are given one "
+        f"Inversions and edits take the guidance scale {recipe.guidance_scale:g} unless given one "
         f"(`{FILE}`): at higher ones colours may come out garish.",
         "",
     ]

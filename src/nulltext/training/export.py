@@ -131,7 +131,7 @@ def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> Latent
         rounded = load(fresh, device="cpu")
         write_known(rounded, fresh)
         write_words(known, rounded.fingerprint, fresh)
-        write_guidance(shop.recipe.target_guidance, rounded.fingerprint, fresh)
+        write_guidance(shop.recipe.guidance_scale, rounded.fingerprint, fresh)
     return model
 
 

@@ -117,8 +117,8 @@ class Recipe:
     """Latents from noise and words."""
     captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
     """Words from photos."""
-    target_guidance: float = 0.0
-    """Guidance scale that edits are suggested to have with this model; 0 suggests none."""
+    guidance_scale: float = 0.0
+    """That is suggested for inversions and edits with this model; 0 suggests none."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -169,9 +169,9 @@ class Recipe:
 
     def _check_sizes(self) -> None:
         """Refuse networks without levels, sizes of 0, by which others are divided, and no noise."""
-        if self.target_guidance > MOST:
+        if self.guidance_scale > MOST:
             raise OptionError(
-                f"The recipe's target_guidance is {self.target_guidance}; choose up to {MOST:g}."
+                f"The recipe's guidance_scale is {self.guidance_scale}; choose up to {MOST:g}."
             )
         if not BETA_START < self.denoiser.beta_end <= MOST_NOISE:
             raise OptionError(
