@@ -312,7 +312,7 @@ def main() -> None:
     console.print("Judge, validation:", {k: round(v, 3) for k, v in judge.accuracy.items()})
     model = nulltext.load(options.model, device=options.device)
     known = read_rows(options.rows)
-    prefix = f"{model.fingerprint} {options.steps} outlines, evaluations"
+    prefix = f"{model.fingerprint} w {model.guidance_scale:g} {options.steps} outlines, evaluations"
     for task in track(tasks, "Edits", console=Console(stderr=True)):
         for method in options.methods:
             key = key_of(prefix, method, task)

@@ -2,9 +2,9 @@
 
     python benchmarks/learning_rates.py --data DIR --limit 3
 
-For each variant and rate, the mean PSNR of the replay at w = 7.5. The defaults of the methods are
-the best rates of this table (docs/study.md). Training photos, so that the study's own photos have
-no say. Rows are appended to --rows as they are made; a rerun continues there.
+For each variant and rate, the mean PSNR of the replay at the model's own w. The defaults of the
+methods are the best rates of this table (docs/study.md). Training photos, so that the study's own
+photos have no say. Rows are appended to --rows as they are made; a rerun continues there.
 """
 
 from __future__ import annotations

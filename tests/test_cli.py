@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
 from nulltext.models.known_words import KnownWords, write_words
+from nulltext.models.suggested_guidance import write_guidance
 
 
 def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
@@ -172,6 +173,22 @@ def test_the_words_of_a_saved_inversion_are_looked_at_too(saved, model, run):
     code, _, err = run("attention", saved, "--model", "taught")
     assert code == 0, err
     assert 'has not learnt "cat", which' in err
+
+
+def test_the_models_guidance_is_every_commands_default(here, model, run):
+    careful = Path(shutil.copytree(model, "careful"))
+    write_guidance(3.5, nulltext.load(careful).fingerprint, careful)
+    how = ("--model", careful, "--steps", 2)
+    words = ("--source", "a cat", "--target", "a dog", "-o", "dog.png")
+    for name, given, scale in (("own", (), 3.5), ("given", ("--guidance", 4), 4.0)):
+        kept = f"{name}-edit.safetensors"
+        code, _, err = run("edit", "cat.png", *words, *how, *given, "--save-inversion", kept)
+        assert code == 0, err
+        made = f"{name}.safetensors"
+        code, _, err = run("invert", "cat.png", "--prompt", "a cat", *how, *given, "-o", made)
+        assert code == 0, err
+        for file in (kept, made):
+            assert nulltext.Inversion.load(file).header.guidance_scale == scale
 
 
 def pixels(name):

@@ -177,7 +177,7 @@ def test_reaches_a_lower_loss_than_adam_with_no_more_evaluations(flowers, name):
             prompt_embeds=embeds,
         )
         config = NullText(solver=solver, inner_steps=steps)
-        fit = solver_named(solver).begin().fit(task, flowers.embed([""]), config.inner_loop_at(2))
+        fit = solver_named(solver).begin().fit(task, flowers.embed([""]), config.inner_loop_at(3))
         reached[solver] = fit.best.losses.item(), task.unet_evaluations[0]
     (adam_loss, adam_cost), (loss, cost) = reached["adam"], reached[name]
     assert cost <= adam_cost

@@ -61,7 +61,7 @@ def test_it_is_read_back_for_its_own_weights_only(tmp_path):
         json.dumps(WHOLE | {"version": 2}),
         *(
             json.dumps(WHOLE | {"scale": value})
-            for value in (None, True, "3", [3], 0, -1, MOST + 1, float("nan"), float("inf"))
+            for value in (None, True, "3", [3], 0, 0.5, 1, -1, MOST + 1, float("nan"), float("inf"))
         ),
         json.dumps({"version": 1, "fingerprint": "f"}),
     ],
@@ -83,10 +83,11 @@ def test_a_folder_brings_its_suggestion(tmp_path):
     assert nulltext.from_pipe(pipe).guidance_scale == GUIDANCE_SCALE
 
 
-def test_a_recipe_bounds_it(tmp_path):
+@pytest.mark.parametrize("scale", [0.5, 1.0, MOST + 1])
+def test_a_recipe_bounds_it(scale, tmp_path):
     path = tmp_path / "r.json"
-    path.write_text(json.dumps({"name": "x", "guidance_scale": MOST + 1}))
-    with pytest.raises(OptionError, match="guidance_scale is 101"):
+    path.write_text(json.dumps({"name": "x", "guidance_scale": scale}))
+    with pytest.raises(OptionError, match=f"guidance_scale is {scale}; choose"):
         load_recipe(str(path))
 
 
@@ -95,4 +96,5 @@ def test_the_bundled_model_suggests_what_its_recipe_says(flowers):
     folder = folder_of("flowers")
     assert folder is not None
     recipe = load_recipe(str(folder / "recipe.json"))
-    assert flowers.guidance_scale == recipe.guidance_scale > 1
+    assert flowers.guidance_scale == recipe.guidance_scale == 3, "the helps of --guidance say 3"
+    assert load_recipe("flowers-grown").guidance_scale == recipe.guidance_scale

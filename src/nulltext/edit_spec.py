@@ -81,7 +81,7 @@ class EditSpec:
             check_mask(mask)
         if guidance_scale is not None and not 0.0 <= guidance_scale < float("inf"):
             raise OptionError(
-                f"The target's guidance is {guidance_scale:g}; choose a number from 0 up, 7.5 say."
+                f"The target's guidance is {guidance_scale:g}; choose a number from 0 up."
             )
         values = {
             "target": target,

@@ -21,6 +21,7 @@ from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
 from nulltext.models.known_words import read_words
 from nulltext.models.load import bundled_models, find_device, folder_of, load
 from nulltext.models.memory import free_memory
+from nulltext.models.suggested_guidance import FILE as GUIDANCE_FILE
 from nulltext.models.suggested_guidance import read_guidance
 from nulltext.version import __version__
 
@@ -153,7 +154,7 @@ def _look_at_model(health: Health, model: str, device: str) -> None:
         known = None if folder is None else read_known(folder)
         if folder is not None:
             read_words(folder, loaded.fingerprint)
-            read_guidance(folder, loaded.fingerprint)
+            _compare_guidance(health, folder, loaded.fingerprint)
         found = {} if known is None else deviations(loaded, known)
     except NulltextError as error:
         health.problems.append(str(error))
@@ -176,6 +177,13 @@ def _look_at_model(health: Health, model: str, device: str) -> None:
             f"The model '{model}' does not reproduce its known figure on {device}: "
             f"{', '.join(off)} off by up to {worst:.2g} ({TOLERANCE:g} may be rounding); get the "
             "model again, or try --device cpu."
+        )
+
+
+def _compare_guidance(health: Health, folder: Path, fingerprint: str) -> None:
+    if read_guidance(folder, fingerprint) is None and (folder / GUIDANCE_FILE).exists():
+        health.notes.append(
+            f"'{folder / GUIDANCE_FILE}' is of other weights, so its guidance scale is not used."
         )
 
 

@@ -88,7 +88,8 @@ def study(
         int | None, typer.Option("--steps", metavar="T", help="DDIM steps; default 50.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", metavar="W", help="Of every replay; default 7.5.")
+        float | None,
+        typer.Option("--guidance", metavar="W", help="Of every replay; default 7.5, the paper's."),
     ] = None,
     resume: ResumeOption = None,
     retry_failed: RetryFailedOption = False,

@@ -41,7 +41,7 @@ def check_null_branch(what: str, guidance_scale: float) -> None:
         raise OptionError(
             f"{what} cannot do anything at guidance {guidance_scale:g}: at 1 and "
             "below, the null embedding that it optimises does not guide the image; "
-            "pass --guidance 7.5, or --method ddim."
+            "pass a higher --guidance or none, or --method ddim."
         )
 
 

@@ -99,9 +99,7 @@ class InversionRequest:
 
 def _check_guidance(guidance_scale: float) -> None:
     if not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise OptionError(
-            f"The guidance scale is {guidance_scale:g}; choose a number from 0 up (7.5 is usual)."
-        )
+        raise OptionError(f"The guidance scale is {guidance_scale:g}; choose a number from 0 up.")
 
 
 def _check_seed(seed: int) -> None:

@@ -35,7 +35,7 @@ def check_prompt_branch(what: str, guidance_scale: float) -> None:
     if guidance_scale == 0:
         raise OptionError(
             f"{what} cannot do anything at guidance 0: the prompt that it optimises does not guide "
-            "the image there; pass --guidance 7.5."
+            "the image there; pass another --guidance, or none."
         )
 
 

@@ -17,8 +17,8 @@ from nulltext.models.beside import read_beside, write_beside
 
 FILE, VERSION = "guidance.json", 1
 
-MOST = 100.0
-"""Nobody means more."""
+LEAST, MOST = 1.0, 100.0
+"""At 1 there is no guidance, which null-text inversion cannot do without; nobody means more."""
 
 
 def write_guidance(scale: float, fingerprint: str, folder: Path) -> Path | None:
@@ -44,8 +44,8 @@ def read_guidance(folder: Path, fingerprint: str) -> float | None:
         scale = content["scale"]
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise ValueError("its scale is no number")
-        if not 0 < scale <= MOST:
-            raise ValueError(f"its scale is not above 0 and at most {MOST:g}")
+        if not LEAST < scale <= MOST:
+            raise ValueError(f"its scale is not above {LEAST:g} and at most {MOST:g}")
         return float(scale) if content["fingerprint"] == fingerprint else None
 
     return read_beside(folder / FILE, VERSION, parse)

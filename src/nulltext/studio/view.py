@@ -48,6 +48,7 @@ def rules_of(studio: Studio) -> View:
         "budgets": {name: budget.num_steps for name, budget in BUDGETS.items()},
         "budget": BUDGET,
         "usual_steps": NUM_STEPS,
+        "usual_guidance": studio.model.guidance_scale,
         "steps": list(STEPS),
         "guidance": list(GUIDANCE),
         "upload_bytes": studio.limits.upload_bytes,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.errors import OptionError, reason_of, shortened
-from nulltext.models.suggested_guidance import MOST
+from nulltext.models.suggested_guidance import LEAST, MOST
 from nulltext.training.autoencoder import AutoencoderLoss
 from nulltext.training.captioner import LABELS, CaptionerRecipe
 from nulltext.training.captions import CaptionSettings
@@ -169,9 +169,10 @@ class Recipe:
 
     def _check_sizes(self) -> None:
         """Refuse networks without levels, sizes of 0, by which others are divided, and no noise."""
-        if self.guidance_scale > MOST:
+        if self.guidance_scale and not LEAST < self.guidance_scale <= MOST:
             raise OptionError(
-                f"The recipe's guidance_scale is {self.guidance_scale}; choose up to {MOST:g}."
+                f"The recipe's guidance_scale is {self.guidance_scale}; choose a number above "
+                f"{LEAST:g} up to {MOST:g}, or 0 to suggest none."
             )
         if not BETA_START < self.denoiser.beta_end <= MOST_NOISE:
             raise OptionError(

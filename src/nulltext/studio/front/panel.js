@@ -12,6 +12,7 @@ setPicture("example-picture", rules.example);
 function showUsualSteps() {
   const fitted = $("method").value === "null-text";
   $("budget").disabled = !fitted;
+  $("guidance").placeholder = rules.usual_guidance;
   $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.usual_steps;
 }
 
