@@ -368,7 +368,7 @@ def test_the_installed_command_edits_the_example(tmp_path):
     assert command, "the console script is not installed"
     done = subprocess.run(
         [
-            *(command, "edit", str(EXAMPLE), "--source", DAHLIA_PROMPT, "--steps", "4"),
+            *(command, "edit", str(EXAMPLE), "--source", DAHLIA_PROMPT, "--steps", "6"),
             *("--target", DAHLIA_PROMPT.replace("orange", "red"), "-o", "red.png", "--json"),
         ],
         cwd=tmp_path,
@@ -378,6 +378,6 @@ def test_the_installed_command_edits_the_example(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["psnr_reconstruction"] > result["psnr_bound"] - 10  # four steps are few
+    assert result["psnr_reconstruction"] > result["psnr_bound"] - 8  # DDIM alone is 10 below
     with Image.open(tmp_path / "red.png") as picture:
         assert picture.size == (128, 128)

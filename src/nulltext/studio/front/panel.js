@@ -4,6 +4,7 @@ for (const name of rules.methods) $("method").append(make("option", { value: nam
 for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
 $("method").value = "null-text";
 $("budget").value = rules.budget;
+$("guidance").placeholder = rules.usual_guidance;
 showUsualSteps();
 setHidden("propose", !rules.captioner);
 setText("about", `Model: ${rules.model}.`);
@@ -12,7 +13,6 @@ setPicture("example-picture", rules.example);
 function showUsualSteps() {
   const fitted = $("method").value === "null-text";
   $("budget").disabled = !fitted;
-  $("guidance").placeholder = rules.usual_guidance;
   $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.usual_steps;
 }
 
