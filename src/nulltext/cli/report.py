@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from nulltext.execution.figures import decibels as decibels
@@ -53,6 +56,31 @@ class Reporter:
         """Show that something without steps is going on."""
         with self.console.status(what):
             yield
+
+    @contextmanager
+    def loading(self, model: str) -> Iterator[Callable[[int, int], None]]:
+        """Show that a model is being loaded; yields what shows (done, total) bytes as a bar while
+        it is fetched."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with ExitStack() as shown:
+            spinner = shown.enter_context(self.console.status(f"Loading the model '{model}' …"))
+            bars: list[Progress] = []
+
+            def on_bytes(done: int, total: int) -> None:
+                if not bars:
+                    spinner.stop()
+                    bars.append(shown.enter_context(Progress(*columns, console=self.console)))
+                    bars[0].add_task(f"Fetching {visible(model)}", total=total)
+                bars[0].update(TaskID(0), completed=done, total=total)
+
+            yield on_bytes
 
     def result(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
         """The outcome: one JSON object (or a list of them), or lines for a person."""

@@ -64,6 +64,8 @@ class LatentDiffusion:
     """How work is cut to fit the device."""
     known_words: KnownWords | None = None
     """What it was taught, where that was kept beside its weights; None for most checkpoints."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of it before using it, in whole sentences."""
     guidance_scale: float = GUIDANCE_SCALE
     """w of inversions that are given none: what is suggested beside its weights, else 7.5."""
 

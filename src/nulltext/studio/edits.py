@@ -189,7 +189,7 @@ def _written(
     small = picture.with_name("shown.jpg")
     shown(placed.image, profile, small)
     studio = session.studio
-    where = Place(name, inverted.brought, studio.model_name, studio.device)
+    where = Place(name, inverted.brought, studio.chosen)
     return Entry(
         number=session.number(),
         form=form,
