@@ -12,11 +12,13 @@ import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from nulltext.execution.figures import decibels as decibels
@@ -72,6 +74,22 @@ class Reporter:
             TextColumn("{task.fields[remark]}"),
         )
         return Progress(*columns, console=self.console)
+
+    @contextmanager
+    def download(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar in bytes, from the first call with how many of how many have come."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(visible(what), total=None, visible=False)
+            yield lambda done, total: progress.update(
+                task, completed=done, total=total, visible=True
+            )
 
     @contextmanager
     def progress(
