@@ -179,9 +179,8 @@ def test_every_token_has_one_word_whatever_is_typed(text):
 @given(anything)
 @settings(max_examples=300, deadline=None)
 def test_the_tokenizers_own_tokens_are_there_and_all_vectors_behind_them(text):
-    expected = "".join(
-        f"{name}\n" for name in named(taught()(text, add_special_tokens=False).input_ids)
-    )
+    ids = taught()(text, add_special_tokens=False).input_ids
+    expected = "".join(f"{name}\n" for name in named(ids))
     for token, count in VECTORS.items():
         rest = "".join(f"{token}_{part}\n" for part in range(1, count))
         expected = re.sub(f"^{token}\n({rest})?", f"{token}\n{rest}", expected, flags=re.MULTILINE)
@@ -359,6 +358,12 @@ def test_from_the_command_line(sd1, here, run):
     code, _, err = run(*edit, "--source", "a cat", "--target", "a mystyle", "--weight", "x=2")
     assert code == 2
     assert "'x' is not a word of \"a mystyle\". Words: a, mystyle. Name one" in err
+    code, _, err = run(
+        *(*edit, "--source", "a mystyle mystyle_1", "--target", "a mystyle", "--blend", "x"),
+        *("--weight", "mystyle=2"),
+    )
+    assert code == 2
+    assert "Words: a, mystyle; a, mystyle." in err
 
 
 def test_chips_in_the_studio(sd1, tmp_path, photo):
@@ -373,6 +378,8 @@ def test_chips_in_the_studio(sd1, tmp_path, photo):
         assert view["problem"] is None
         assert view["result"]["label"] == "<cat> \u2192 mytok"
         assert view["result"]["remark"] is None
+        view = visitor.ask("edit", target="a mystyle on mytok", chips=[], blend="x")
+        assert view["problem"].endswith("the words are a, mystyle, on, <cat>, mytok.")
 
 
 def test_chips_make_the_target():
