@@ -173,8 +173,7 @@ class LatentDiffusion:
         """Split a prompt into tokens and words.
 
         Raises:
-            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer, or
-                names a learnt token of several vectors.
+            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer.
         """
         return self.text.tokenize(prompt, allow_empty=allow_empty)
 
