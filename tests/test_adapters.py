@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from nulltext.errors import ModelError, OptionError
-from nulltext.models.adapters import described
+from nulltext.models.adapters import Adapters
 from nulltext.models.embeddings import Embedding
 from nulltext.models.lora import Lora, lora_delta, merge_loras, parse_lora
 from nulltext.models.lora_names import layer_names
@@ -425,7 +425,9 @@ def test_adapters_are_described_without_folders(tmp_path):
         hashlib.sha256(path.read_bytes()).hexdigest()[:10]
         for path in (lora, learnt, vae / "diffusion_pytorch_model.safetensors")
     ]
-    found = described([Lora(lora, 0.5)], [Embedding(learnt), Embedding(learnt, "<x>")], vae)
+    found = Adapters(
+        [Lora(lora, 0.5)], [Embedding(learnt), Embedding(learnt, "<x>")], vae
+    ).described()
     assert json.loads(json.dumps(found)) == [
         {"kind": "lora", "name": "kohya.safetensors", "sha256": sums[0], "weight": 0.5},
         {"kind": "embedding", "name": "cat.safetensors", "sha256": sums[1], "token": "cat"},
@@ -650,7 +652,7 @@ import sys
 sys.modules["peft"] = sys.modules["accelerate"] = None
 sys.path.insert(0, {tests!r})
 from tiny import tiny_pipeline
-from nulltext.models.adapters import described
+from nulltext.models.adapters import Adapters
 from nulltext.models.autoencoder_files import load_vae
 from nulltext.models.embeddings import add_embeddings, parse_embedding
 from nulltext.models.lora import merge_loras, parse_lora
@@ -663,7 +665,7 @@ save_file({{"emb_params": torch.ones(2, 32)}}, {learnt!r})
 learnt = add_embeddings([pipe.tokenizer], [pipe.text_encoder], [parse_embedding({learnt!r})])
 pipe.vae.save_pretrained({vae!r})
 config, state = load_vae(parse_lora({vae!r}).path, pipe.vae.config)
-print(report.layers, learnt.tokens, len(state), len(described([parse_lora({lora!r})])))
+print(report.layers, learnt.tokens, len(state), len(Adapters([parse_lora({lora!r})]).described()))
 """
 
 

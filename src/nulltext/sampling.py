@@ -21,6 +21,7 @@ from nulltext.finite import check_finite
 from nulltext.guidance import CONDITIONAL_ONLY, guided_noise
 from nulltext.images import from_uint8, psnr
 from nulltext.logs import timed
+from nulltext.models.adapters import said_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.weight_delta import fits
 from nulltext.record import Inversion, StepInfo, run
@@ -66,8 +67,8 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
         raise InversionFileError(
             f"The inversion was made with the model '{inversion.header.model}' "
             f"({inversion.header.fingerprint[:8]}), and '{model.name}' "
-            f"({model.fingerprint[:8]}) has other weights or settings; "
-            "pass that model with --model, or invert the photo again."
+            f"({model.fingerprint[:8]}) has other weights or settings; {_how(model, inversion)}, "
+            "or invert the photo again."
         )
     channels, _, _ = model.latents_shape
     embeds = [e for e in (inversion.null_embeds, inversion.prompt_embeds) if e is not None]
@@ -89,6 +90,16 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
             f"The inversion's timesteps are not on the schedule of the model '{model.name}'; "
             "invert the photo again."
         )
+
+
+def _how(model: LatentDiffusion, inversion: Inversion) -> str:
+    """What to pass so that an inversion fits."""
+    then, now = said_of(inversion.header.adapters), said_of(model.adapters)
+    if then == now:
+        return "pass that model with --model"
+    return (
+        f"it was made with {then or 'no adapters'}, and now there is {now or 'none'}: pass the same"
+    )
 
 
 def model_of(model: LatentDiffusion, inversion: Inversion) -> LatentDiffusion:

@@ -29,6 +29,7 @@ LABELS = {
     "unet_evaluations": "UNet evaluations",
     "iterations": "Gradients",
     "seconds": "Seconds",
+    "adapters": "Adapters",
     "tensors": "Tensors",
 }
 """Fields of the report, and what a person reads in their place."""
@@ -51,11 +52,14 @@ def inspect(file: FileArgument, as_json: JsonOption = False, quiet: QuietOption 
 
 def described(inversion: Inversion) -> tuple[dict[str, Any], list[str]]:
     """All fields for a program, and lines of text for a person."""
+    from nulltext.models.adapters import said_of
+
     values = asdict(inversion.header)
     values["steps"] = inversion.num_steps
     values["size"] = [inversion.photo.shape[2], inversion.photo.shape[1]]
     values["tensors"] = {name: list(t.shape) for name, t in inversion.tensors().items()}
-    shown = values | {"tensors": _counted(inversion)}
+    adapters = said_of(inversion.header.adapters) or "none"
+    shown = values | {"tensors": _counted(inversion), "adapters": adapters}
     return values, [f"{label:<28}{_readable(shown[key])}" for key, label in LABELS.items()]
 
 

@@ -102,22 +102,6 @@ class Reporter:
         return Progress(*columns, console=self.console)
 
     @contextmanager
-    def download(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar in bytes, from the first call with how many of how many have come."""
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(visible(what), total=None, visible=False)
-            yield lambda done, total: progress.update(
-                task, completed=done, total=total, visible=True
-            )
-
-    @contextmanager
     def progress(
         self, model: LatentDiffusion, photo: Tensor | None = None
     ) -> Iterator[Callable[[StepInfo], None]]:

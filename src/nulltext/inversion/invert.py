@@ -286,6 +286,7 @@ def _inversion(
         unet_evaluations=solution.unet_evaluations,
         seconds=0.0,
         iterations=solution.iterations,
+        adapters=[dict(one) for one in model.adapters],
     )
     delta = solution.weight_delta
     kept = None if delta is None else {name: delta[name].detach().cpu() for name in delta}

@@ -1,40 +1,121 @@
-"""What is put into a model beside its own weights, as headers and reports describe it."""
+"""What is put into a model beside its own weights: LoRAs, learnt tokens, another autoencoder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nulltext.errors import ModelError, reason_of
-from nulltext.models.autoencoder_files import autoencoder_files
-from nulltext.models.embeddings import Embedding, embedding_file, token_of
-from nulltext.models.lora import Lora, lora_file
+from nulltext.models.autoencoder_files import autoencoder_files, load_vae
+from nulltext.models.embeddings import (
+    Embedding,
+    add_embeddings,
+    embedding_file,
+    parse_embedding,
+    token_of,
+)
+from nulltext.models.lora import Lora, lora_file, merge_loras, parse_lora
+from nulltext.models.weights import fill, unallocated
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
 
 
-def described(
-    loras: Sequence[Lora] = (),
-    embeddings: Sequence[Embedding] = (),
-    vae: Path | None = None,
-) -> list[dict[str, Any]]:
-    """Names without folders, weights and the beginnings of SHA-256 sums; JSON can hold it.
+@dataclass(frozen=True)
+class Adapters:
+    """Everything that is asked for beside a model."""
 
-    Raises:
-        ModelError: a file cannot be read.
-    """
-    found: list[dict[str, Any]] = []
-    for path, weight in loras:
-        found.append(_entry("lora", path, lora_file(path)) | {"weight": float(weight)})
-    for embedding in embeddings:
-        entry = _entry("embedding", embedding.path, embedding_file(embedding.path))
-        found.append(entry | {"token": token_of(embedding)})
-    if vae is not None:
-        found.append(_entry("vae", vae, autoencoder_files(vae)[1]))
-    return found
+    loras: Sequence[Lora] = ()
+    embeddings: Sequence[Embedding] = ()
+    vae: Path | None = None
+
+    @classmethod
+    def parsed(
+        cls, lora: Sequence[str] = (), embedding: Sequence[str] = (), vae: str | None = None
+    ) -> Adapters:
+        """From texts as the command line takes them.
+
+        Raises:
+            OptionError: a weight or a token cannot be read.
+        """
+        return cls(
+            [parse_lora(text) for text in lora],
+            [parse_embedding(text) for text in embedding],
+            None if vae is None else Path(vae).expanduser(),
+        )
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.loras or self.embeddings or self.vae)
+
+    def autoencoder(self, own: Mapping[str, Any]) -> Any:
+        """The other autoencoder.
+
+        Args:
+            own: config of the one whose place it takes.
+
+        Raises:
+            ModelError: it cannot be read, or its latents are of another kind.
+        """
+        from diffusers import AutoencoderKL
+
+        assert self.vae is not None, "there is another autoencoder"
+        config, state = load_vae(self.vae, own)
+        with unallocated():
+            module = AutoencoderKL.from_config(config).requires_grad_(False).eval()
+        fill(module, state)
+        return module
+
+    def put_into(
+        self, parts: Mapping[str, Any], tokenizers: Sequence[str], model: str
+    ) -> list[str]:
+        """Merge LoRAs and add learnt tokens; returns what there is to say about them.
+
+        Args:
+            parts: modules and tokenizers by name. tokenizers: names of the tokenizers.
+            model: for messages.
+
+        Raises:
+            ModelError: a file cannot be read, or is for another kind of model.
+        """
+        encoders = {name: name.replace("tokenizer", "text_encoder") for name in tokenizers}
+        modules = {name: parts[name] for name in ("unet", *encoders.values())}
+        merged = merge_loras(modules, self.loras, model=model)
+        added = add_embeddings(
+            [parts[name] for name in encoders],
+            [parts[name] for name in encoders.values()],
+            self.embeddings,
+            model=model,
+        )
+        return [*merged.notes, *added.notes]
+
+    def described(self) -> list[dict[str, Any]]:
+        """Names without folders, weights and the beginnings of SHA-256 sums; JSON can hold it.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        found: list[dict[str, Any]] = []
+        for path, weight in self.loras:
+            found.append(_entry("lora", path, lora_file(path)) | {"weight": float(weight)})
+        for embedding in self.embeddings:
+            entry = _entry("embedding", embedding.path, embedding_file(embedding.path))
+            found.append(entry | {"token": token_of(embedding)})
+        if self.vae is not None:
+            found.append(_entry("vae", self.vae, autoencoder_files(self.vae)[1]))
+        return found
+
+
+def said_of(adapters: Sequence[Mapping[str, Any]]) -> str:
+    """Descriptions as a person reads them: "lora style.safetensors (0.8)"; empty for none."""
+    said = []
+    for one in adapters:
+        of = [f"{one[name]}" for name in ("weight", "token") if name in one]
+        said.append(f"{one.get('kind')} {one.get('name')}" + (f" ({of[0]})" if of else ""))
+    return ", ".join(said)
 
 
 def _entry(kind: str, path: Path, file: Path) -> dict[str, Any]:

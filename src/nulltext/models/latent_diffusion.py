@@ -64,6 +64,8 @@ class LatentDiffusion:
     """How work is cut to fit the device."""
     known_words: KnownWords | None = None
     """What it was taught, where that was kept beside its weights; None for most checkpoints."""
+    adapters: Sequence[Mapping[str, Any]] = ()
+    """LoRAs, learnt tokens and another autoencoder that were added; see `Adapters.described`."""
     notes: tuple[str, ...] = ()
     """What a person should know of it before using it, in whole sentences."""
     guidance_scale: float = GUIDANCE_SCALE

@@ -18,6 +18,7 @@ import torch
 
 from nulltext.defaults import GUIDANCE_SCALE, MODEL
 from nulltext.errors import ModelError, OptionError, OutOfMemoryError
+from nulltext.models.adapters import Adapters
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.models.families import (
     Family,
@@ -76,6 +77,11 @@ def load(
             plain ones, or the only ones there are.
         config: of a single file: a published configuration ("sd15", "sd21", "sd21b", "sdxl"), or a
             folder with configs; by default inferred from the file.
+        lora: LoRA files, each with ":WEIGHT" behind it if the weight is not 1.
+        embedding: files of learnt tokens (textual inversion), each with ":TOKEN" behind it if the
+            token is not called as the file says.
+        vae: folder or file of an autoencoder in the place of the model's own.
+        on_bytes: called with (done, total) bytes while files of the hub are fetched.
 
     Raises:
         ModelError: nothing is there, it is no Stable Diffusion pipeline, a weight is missing or
@@ -84,16 +90,21 @@ def load(
     """
     if not isinstance(model, str | Path):
         return replace(from_pipe(model), memory=memory_plan(memory))
-    plan, target = memory_plan(memory), find_device(device)
+    plan, target, notes = memory_plan(memory), find_device(device), list[str]()
+    adapters = Adapters.parsed(lora, embedding, vae)
     precision = default_dtype(target) if dtype is None else _dtype(dtype)
     started = time.perf_counter()
     with quiet_libraries():
-        source = source_of(model, variant=variant, config=config)
+        source = source_of(model, variant=variant, config=config, on_bytes=on_bytes)
         index = source.json("model_index.json")
         family = family_of(index.get("_class_name"), str(model))
         check_config(family, index, str(model))
-        parts = source.modules(family.modules)
+        own = {n: kind for n, kind in family.modules.items() if n != "vae" or not adapters.vae}
+        parts = source.modules(own)
+        if adapters.vae:
+            parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
         parts |= {name: source.tokenizer(name) for name in family.tokenizers}
+        notes += adapters.put_into(parts, family.tokenizers, str(model))
         schedule = Schedule.from_config(source.json("scheduler/scheduler_config.json"))
         text = family.text(parts, index)
         check_architecture(family, parts, text, str(model))
@@ -107,7 +118,14 @@ def load(
     )
     words = _beside(source, digest, read_words)
     guidance = _beside(source, digest, read_guidance) or GUIDANCE_SCALE
-    return replace(loaded, memory=plan, known_words=words, guidance_scale=guidance)
+    return replace(
+        loaded,
+        memory=plan,
+        known_words=words,
+        guidance_scale=guidance,
+        adapters=adapters.described(),
+        notes=tuple(notes),
+    )
 
 
 def _settled(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from nulltext.errors import ModelError, OptionError
 from nulltext.models.checkpoint import Checkpoint
+from nulltext.models.hub import fetch, fetch_file, parse_hub_model
+from nulltext.models.hub_client import HubModel, OnBytes
 from nulltext.models.single_file import SingleFile
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 SAFETENSORS = ".safetensors"
 
 Source = Checkpoint | SingleFile
@@ -33,19 +33,26 @@ def folder_of(model: str | Path) -> Path | None:
 
 
 def source_of(
-    model: str | Path, *, variant: str | None = None, config: str | None = None
+    model: str | Path,
+    *,
+    variant: str | None = None,
+    config: str | None = None,
+    on_bytes: OnBytes | None = None,
 ) -> Source:
     """Find a model's files; those of the hub's models are fetched.
 
     Args:
         variant: of the weights, such as "fp16"; see `variants`.
         config: of a single file; see `SingleFile`.
+        on_bytes: called with (done, total) bytes while files are fetched.
 
     Raises:
         ModelError: there is no such model, or it cannot be fetched.
         OptionError: an option does not fit this kind of source.
     """
     place = _place(model)
+    if isinstance(place, HubModel) and place.file is not None:
+        place = fetch_file(str(model), on_bytes=on_bytes)
     if isinstance(place, Path) and place.is_file():
         if variant is not None:
             raise OptionError(
@@ -56,9 +63,9 @@ def source_of(
         raise OptionError(
             f"--config is for a single file, and '{model}' has its own; leave it out."
         )
-    if isinstance(place, Path):
-        return Checkpoint(place, str(model), variant)
-    raise ModelError("hub")
+    if isinstance(place, HubModel):
+        place = fetch(str(model), variant=variant, on_bytes=on_bytes)
+    return Checkpoint(place, str(model), variant)
 
 
 def display_name(model: str | Path) -> str:
@@ -67,8 +74,8 @@ def display_name(model: str | Path) -> str:
     return path.resolve().name if path.exists() else str(model)
 
 
-def _place(model: str | Path) -> Path | str:
-    """The folder or file of a model, or its hub id."""
+def _place(model: str | Path) -> Path | HubModel:
+    """The folder or file of a model, or its name on the hub."""
     text = str(model)
     if text in bundled_models():
         return BUNDLED_FOLDER / text
@@ -77,10 +84,11 @@ def _place(model: str | Path) -> Path | str:
         return path
     if path.is_file() and path.suffix.lower() == SAFETENSORS:
         return path
-    if path.exists() or not HUB_ID.fullmatch(text):
+    named = None if path.exists() else parse_hub_model(text)
+    if named is None:
         raise ModelError(
             f"There is no model '{model}': it is neither bundled "
             f"({', '.join(bundled_models())}), nor an existing folder or .safetensors file, nor a "
             "hub id (owner/name)."
         )
-    return text
+    return named
