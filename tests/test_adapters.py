@@ -358,6 +358,17 @@ def test_sdxl_loras_of_kohya_number_blocks_as_the_original_code(tmp_path):
     assert float((ours - plain).abs().max()) > 1e-2
 
 
+def test_names_of_the_original_code_may_have_dots(tmp_path):
+    pipe = tiny_pipeline("sdxl")
+    name = "diffusion_model.output_blocks.0.1.transformer_blocks.1.attn2.to_out.0"
+    layer = pipe.unet.up_blocks[0].attentions[0].transformer_blocks[1].attn2.to_out[0]
+    down, up = torch.randn(2, 64), torch.randn(64, 2)
+    state = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    expected = layer.weight + up @ down
+    merge_loras(modules_of(pipe), [Lora(saved(state, tmp_path / "a.safetensors"))])
+    torch.testing.assert_close(layer.weight, expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize("layout", ["sd1", "sdxl"])
 def test_names_of_the_original_code_are_those_that_diffusers_converts(layout):
     """All layers of a UNet, against diffusers' conversion of whole checkpoints."""
@@ -630,6 +641,8 @@ def test_files_that_are_no_safetensors_are_refused(tmp_path):
     refused(pipe, tmp_path / "gone.safetensors", "does not exist")
     refused(pipe, tmp_path / "a.ckpt", "could run code", "pass a .safetensors file")
     refused(pipe, tmp_path, "has no pytorch_lora_weights.safetensors")
+    long = saved({"x" * 501: torch.zeros(1)}, tmp_path / "long.safetensors")
+    refused(pipe, long, "more than 500 characters")
     whole = kohya_file(tmp_path, "sd1").read_bytes()
     for keep in (0, 7, 100, len(whole) - 1):
         (tmp_path / "cut.safetensors").write_bytes(whole[:keep])
@@ -637,7 +650,7 @@ def test_files_that_are_no_safetensors_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said", ["no json", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}']
+    "said", ["no json", "[" * 99, '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}']
 )
 def test_damaged_alphas_are_refused(tmp_path, said):
     state = {f"unet.{k}": v for k, v in difference("sd1")["unet"].items()}

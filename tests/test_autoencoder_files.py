@@ -85,6 +85,7 @@ def test_single_files_of_the_original_code(tmp_path, prefix):
     state = {prefix + name: value for name, value in ldm_names(autoencoder().state_dict()).items()}
     if prefix == "first_stage_model.":
         state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(1)
+        state["cond_stage_model.transformer.text_model.encoder.layers.0.x"] = torch.zeros(1)
         state["first_stage_model.loss.logvar"] = torch.zeros(1)
     config = assert_same(load_vae(written(tmp_path, state), OWN), autoencoder())
     assert config["scaling_factor"] == 0.18215
@@ -167,6 +168,7 @@ def test_autoencoders_of_other_models_are_refused(tmp_path):
         ("encoder.layers.0.weight", "a TAESD"),
         ("decoder.layers.1.conv.0.weight", "a TAESD"),
         ("1.weight", "a TAESD"),
+        ("text_model.encoder.layers.0.weight", "no whole autoencoder"),
         ("decoder.condition_encoder.layers.0.weight", "an asymmetric autoencoder"),
         ("quantize.embedding.weight", "a VQ autoencoder"),
     ],
@@ -180,7 +182,7 @@ def test_other_kinds_are_refused_by_their_keys(tmp_path, key, what):
     [
         ("AutoencoderTiny", "a TAESD"),
         ("AsymmetricAutoencoderKL", "an asymmetric autoencoder"),
-        ("AutoencoderKLWan", "a AutoencoderKLWan"),
+        ("AutoencoderKLWan", "of the class AutoencoderKLWan"),
     ],
 )
 def test_other_classes_are_refused(tmp_path, name, what):

@@ -16,12 +16,17 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.errors import ModelError, reason_of
+from nulltext.untrusted import MEGABYTE, parse_json
 
 UNSAFE = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of files that could run code when opened, and never are."""
 ENDED = re.compile(r"(.+\.(?:safetensors|bin|ckpt|pth?)):([^/\\]*)", re.IGNORECASE | re.DOTALL)
 """A file by its ending, a colon, and what is said of it."""
 
+MAX_NAME = 500
+"""Characters of a tensor's name: none of any model has more, and patterns are sought in it."""
+MAX_METADATA = 4 * MEGABYTE
+"""Characters of an entry of the metadata that is read as JSON."""
 LORA_KEY = re.compile(r"[._](?:lora|dora|hada|lokr|oft|boft)[._]|^lora_|\.lora_[AB]\b|on_input$")
 AUTOENCODER_KEY = re.compile(
     r"(?:first_stage_model\.|vae\.)?"
@@ -59,6 +64,17 @@ class AdapterFile:
             )
         return tensor
 
+    def json(self, name: str) -> Any:
+        """An entry of the metadata that is JSON; None where there is none.
+
+        Raises:
+            ValueError: it is damaged, or too long.
+        """
+        text = self.metadata.get(name)
+        if text is not None and len(text) > MAX_METADATA:
+            raise ValueError(f"{name} has more than {MAX_METADATA:,} characters")
+        return None if text is None else parse_json(text)
+
 
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[AdapterFile]:
@@ -83,6 +99,8 @@ def opened(path: Path, what: str) -> Iterator[AdapterFile]:
     try:
         with safe_open(path, framework="pt") as stream:
             names = list(stream.keys())
+            if max(map(len, names), default=0) > MAX_NAME:
+                raise ValueError(f"a tensor's name has more than {MAX_NAME} characters")
             shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
             yield AdapterFile(path, shapes, stream.metadata() or {}, stream)
     except (SafetensorError, OSError, ValueError) as error:
@@ -131,12 +149,12 @@ def _kind_of(file: AdapterFile) -> tuple[str | None, str]:
     names = list(file.shapes)
     if "nulltext" in file.metadata:
         return "inversion of nulltext", "pass it with --inversion"
-    if any(name.startswith(WHOLE) for name in names):
-        return "whole checkpoint in a single file", "pass it with --model"
     if any("controlnet_" in name or name.startswith("control_model.") for name in names):
         return "ControlNet", "nulltext takes none"
     if any(LORA_KEY.search(name) for name in names):
         return "LoRA", "pass it with --lora"
+    if any(name.startswith(WHOLE) for name in names):
+        return "whole checkpoint in a single file", "pass it with --model"
     if any(AUTOENCODER_KEY.match(name) for name in names):
         return "autoencoder", "pass it with --vae"
     few = len(names) == 1 and len(file.shapes[names[0]]) <= 2

@@ -25,6 +25,7 @@ CONFIG = "config.json"
 CLASS = "AutoencoderKL"
 PREFIXES = ("first_stage_model.", "vae.")
 """What precedes an autoencoder's tensors in a whole checkpoint's file."""
+PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Attention weights as diffusers once named them."""
 LDM_KEY = re.compile(r"(?:encoder\.down|decoder\.up)\.\d+\.block\.")
@@ -37,8 +38,8 @@ OTHER_CLASSES = {
     "VQModel": "a VQ autoencoder, with a codebook",
 }
 OTHER_KEYS = {
-    r"condition_encoder": "AsymmetricAutoencoderKL",
-    r"(?:encoder|decoder)\.layers\.\d|^\d+\.(?:weight|conv\.)|taesd_": "AutoencoderTiny",
+    r"(?:decoder\.)?condition_encoder": "AsymmetricAutoencoderKL",
+    r"(?:taesd_)?(?:encoder|decoder)\.layers\.\d|\d+\.(?:weight|conv\.)|taesd_": "AutoencoderTiny",
     r"quantize\.embedding": "VQModel",
 }
 CHANNELS = {
@@ -112,7 +113,9 @@ def _config_of(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
     kind = config.get("_class_name", CLASS)
     if kind != CLASS:
-        raise _refused(path.parent, OTHER_CLASSES.get(str(kind), f"a {shown(str(kind))}"))
+        raise _refused(
+            path.parent, OTHER_CLASSES.get(str(kind), f"of the class {shown(str(kind))}")
+        )
     if config.get("scaling_factor") is None:
         config["scaling_factor"] = own["scaling_factor"]
     return config
@@ -120,18 +123,20 @@ def _config_of(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_keys(file: AdapterFile) -> None:
     for pattern, kind in OTHER_KEYS.items():
-        if any(re.search(pattern, name) for name in file.shapes):
+        if any(re.match(pattern, name) for name in _names(file).values()):
             raise _refused(file.path, OTHER_CLASSES[kind])
+
+
+def _names(file: AdapterFile) -> dict[str, str]:
+    """Tensors that may be the autoencoder's, by their names in the file, without their prefix."""
+    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in file.shapes)), "")
+    return {name: name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)}
 
 
 def _state(file: AdapterFile) -> dict[str, Tensor]:
     """The autoencoder's tensors, without what precedes their names."""
-    names = list(file.shapes)
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
-    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    kept = [name for name in names if name.removeprefix(prefix).startswith(parts)]
     return {
-        name.removeprefix(prefix): file.tensor(name) for name in kept if name.startswith(prefix)
+        short: file.tensor(name) for name, short in _names(file).items() if short.startswith(PARTS)
     }
 
 

@@ -264,12 +264,11 @@ class _PeftScaling:
         Raises:
             ModelError: they are there and damaged.
         """
-        text = file.metadata.get(PEFT_METADATA)
         config = file.path.with_name(PEFT_CONFIG)
         try:
-            if text is None and file.path.name == LORA_FILES[1] and exists(config):
-                text = read_text(config, MEGABYTE)
-            settings = parse_json(text or "{}")
+            settings = file.json(PEFT_METADATA)
+            if settings is None and file.path.name == LORA_FILES[1] and exists(config):
+                settings = parse_json(read_text(config, MEGABYTE))
         except (OSError, ValueError) as error:
             raise _damaged(file, f"its {PEFT_CONFIG}: {reason_of(error)}") from error
         scaling = cls(settings if isinstance(settings, dict) else {})

@@ -16,7 +16,6 @@ from torch import nn
 from nulltext.errors import ModelError
 from nulltext.models.adapter_files import AdapterFile, shown
 from nulltext.models.lora_names import split_key
-from nulltext.untrusted import parse_json
 
 PLAIN = (
     "merge it into a checkpoint with the tool that made it and pass that with --model, or pass a "
@@ -85,6 +84,7 @@ DISTILLED = re.compile(
     re.IGNORECASE,
 )
 """Parts of the names of LoRAs that distil a model to a few steps."""
+MAX_TITLE = 200
 MAX_TRIGGERS = 3
 
 
@@ -135,7 +135,7 @@ def model_is(modules: Mapping[str, nn.Module]) -> str:
 def notes_on(file: AdapterFile) -> Iterator[str]:
     """What a LoRA's name and metadata tell the one who uses it."""
     name = file.path.name
-    titles = (name, file.path.parent.name, file.metadata.get("modelspec.title", ""))
+    titles = (name, file.path.parent.name, file.metadata.get("modelspec.title", "")[:MAX_TITLE])
     match = next(filter(None, map(DISTILLED.search, titles)), None)
     if match:
         yield (
@@ -143,18 +143,18 @@ def notes_on(file: AdapterFile) -> Iterator[str]:
             "without guidance; inversions, which take many steps with guidance, come out worse "
             "with it."
         )
-    words = _trigger_words(file.metadata)
+    words = _trigger_words(file)
     if words:
         yield f"Note: the LoRA '{name}' was trained with the words {', '.join(map(repr, words))}."
 
 
-def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
+def _trigger_words(file: AdapterFile) -> list[str]:
     """What a prompt should say for a LoRA to act: its own phrase, or its most frequent tags."""
-    phrase = metadata.get("modelspec.trigger_phrase", "").strip()
+    phrase = file.metadata.get("modelspec.trigger_phrase", "").strip()
     if phrase:
         return [shown(phrase)]
     try:
-        folders = parse_json(metadata.get("ss_tag_frequency", "{}"))
+        folders = file.json("ss_tag_frequency")
     except ValueError:
         return []
     counts: dict[str, float] = {}
