@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from conftest import small_disk
 from nulltext.cli.report import Reporter
 from nulltext.models.hub import parse_hub_model
 from nulltext.models.hub_client import HubModel
+from nulltext.models.hub_errors import explained
 from processes import PATIENCE
 from standin_hub import sha256, standin_hub
 from tiny import tiny_pipeline
@@ -408,6 +410,24 @@ def test_a_single_file_is_fetched_by_its_path(hub, fetched, folders, tmp_path):
     assert "has 7 safetensors files, it has text_encoder/model.fp16" in outcomes[3]["error"]
     assert "is no safetensors file" in outcomes[4]["error"]
     assert hub.files() == ["pytorch_lora_weights.safetensors", "whole.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("error", "begun", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True, "is full; make room and repeat"),
+        (RuntimeError("Data error: No space left on device (os error 28)"), True, "is full; make"),
+        (PermissionError(errno.EACCES, "Permission denied"), True, "cannot be written (Permission"),
+        (OSError("Consistency check failed: 9 of 10 bytes"), True, "broke off (Consistency check"),
+        (TimeoutError("no answer within 5 s"), False, "cannot be reached for the hub model 'a/b'"),
+        (ValueError(f"Illegal header value b'Bearer {TOKEN}'"), False, "value b'Bearer …')"),
+    ],
+)
+def test_errors_of_the_disk_and_the_connection_are_explained(error, begun, words):
+    sentence = str(explained(error, HubModel("a/b"), begun=begun))
+    assert words in sentence
+    assert TOKEN not in sentence
+    assert sentence.endswith(".")
 
 
 @pytest.mark.parametrize(

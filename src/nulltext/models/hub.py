@@ -162,7 +162,7 @@ def _fetched(
         except ModelError:
             raise
         except Exception as error:
-            raise explained(error, name) from error
+            raise explained(error, name, begun=True) from error
     return commit.folder
 
 

@@ -234,7 +234,7 @@ def _counter(tell: Callable[[int], None]) -> type:
 
 @contextlib.contextmanager
 def quiet_client() -> Iterator[None]:
-    """Keep the client's advice and its tales of retries off the terminal."""
+    """Keep the client's advice, and what it logs of its retries, off the terminal."""
     from huggingface_hub.utils import logging as client_logging
 
     level = client_logging.get_verbosity()

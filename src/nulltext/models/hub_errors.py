@@ -28,11 +28,15 @@ SECRETS = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+|(?<=://)[^/@\s]+(?=@)")
 RATE_LIMIT = 429
 
 
-def explained(error: BaseException, name: HubModel) -> ModelError:
-    """The error to raise for one of the client's."""
+def explained(error: BaseException, name: HubModel, *, begun: bool = False) -> ModelError:
+    """The error to raise for one of the client's.
+
+    Args:
+        begun: whether the hub had answered, and files were being downloaded.
+    """
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return explained(error.__cause__, name)
-    return error if isinstance(error, ModelError) else ModelError(_sentence(error, name))
+        return explained(error.__cause__, name, begun=begun)
+    return ModelError(_sentence(error, name, begun))
 
 
 def endpoint() -> str:
@@ -41,7 +45,7 @@ def endpoint() -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _sentence(error: BaseException, name: HubModel) -> str:
+def _sentence(error: BaseException, name: HubModel, begun: bool) -> str:
     repository, revision = name.repository, name.revision
     model, page = f"the hub model '{repository}'", f"{endpoint()}/{repository}"
     if isinstance(error, GatedRepoError):
@@ -67,7 +71,7 @@ def _sentence(error: BaseException, name: HubModel) -> str:
         return f"{_upper(model)} lacks a file that its list names; try again, or see {page}."
     if isinstance(error, HfHubHTTPError):
         return _of_status(error, model, page)
-    return _of_system(error, model)
+    return _of_system(error, model, begun)
 
 
 def _of_status(error: HfHubHTTPError, model: str, page: str) -> str:
@@ -92,7 +96,7 @@ def _of_status(error: HfHubHTTPError, model: str, page: str) -> str:
     )
 
 
-def _of_system(error: BaseException, model: str) -> str:
+def _of_system(error: BaseException, model: str, begun: bool) -> str:
     """Of the disk or the connection."""
     number, said = getattr(error, "errno", None), _without_secrets(reason_of(error))
     cache = constants.HF_HUB_CACHE
@@ -106,15 +110,15 @@ def _of_system(error: BaseException, model: str) -> str:
             f"The cache {cache} cannot be written ({said}); set HF_HOME to a folder that can, "
             f"or pass {model} as a local folder."
         )
-    if "Consistency check failed" in said:
-        return (
-            f"A file of {model} came incomplete; repeat the command, which keeps the files that "
-            "are complete."
-        )
     if isinstance(error, FileMetadataError):
         return (
             f"{endpoint()} does not answer as a hub does when asked for {model}; check "
             "HF_ENDPOINT and the settings of a proxy."
+        )
+    if begun:
+        return (
+            f"The download of {model} broke off ({said}); repeat the command, which keeps the "
+            "files that are complete."
         )
     return (
         f"The hub {endpoint()} cannot be reached for {model} ({said}), and neither a folder nor "
