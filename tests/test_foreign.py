@@ -426,6 +426,8 @@ def test_the_hubs_cache(tmp_path):
         assert "with other/two, owner/some-name; pass one of its models" in said(place)
     part = root.parent / "models--other--two/snapshots/abc"
     assert "pass --model other/two." in said(part)
+    lora = weights(part / "pytorch_lora_weights.safetensors", LORA)
+    assert f"is a LoRA, not a whole checkpoint; pass it as --lora {lora}" in explain(str(part))
 
 
 def test_what_must_not_be_read(tmp_path):

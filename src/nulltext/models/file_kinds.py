@@ -35,6 +35,7 @@ Option = Literal["--model", "--lora", "--embedding", "--vae", "--inversion"]
 
 OPTION_OF: Mapping[str, Option] = {
     "checkpoint": "--model",
+    "no-vae": "--model",
     "lora": "--lora",
     "embedding": "--embedding",
     "vae": "--vae",
@@ -223,7 +224,7 @@ def _checkpoint(header: Header, names: str) -> Sign:
         return Sign(kind, what, "")
     if not re.search(r"^(cond_stage_model|conditioner\.embedders)\.", names, re.MULTILINE):
         return Sign("unet-only", "a UNet without its text encoders", "")
-    if not re.search(r"^first_stage_model\.", names, re.MULTILINE):
+    if not re.search(r"^(first_stage_model|vae)\.", names, re.MULTILINE):
         return Sign("no-vae", "a checkpoint without its autoencoder (VAE)", "")
     return Sign("checkpoint", "a whole checkpoint", "")
 

@@ -101,8 +101,10 @@ def _explain_pipeline(folder: Path, entries: Sequence[Path]) -> str | None:
     return _other_formats(folder, unet)
 
 
-def _cached(folder: Path, _: Sequence[Path]) -> str | None:
-    """A model's folder in the hub's cache, or a folder below it."""
+def _cached(folder: Path, entries: Sequence[Path]) -> str | None:
+    """A model's folder in the hub's cache, or a folder below it without a model's files."""
+    if folder.absolute().parent.name == "snapshots" and entries:
+        return None
     for root in (folder, *folder.absolute().parents[:2]):
         match = CACHED.fullmatch(root.name)
         if match:
@@ -197,7 +199,7 @@ def _weights(folder: Path, _: Sequence[Path]) -> str | None:
     whole, trouble = [], None
     for file in files:
         try:
-            if kind_of_file(file) == "checkpoint":
+            if kind_of_file(file) in ("checkpoint", "no-vae"):
                 whole.append(file)
         except ModelError as error:
             trouble = trouble or str(error)
