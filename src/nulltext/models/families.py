@@ -12,9 +12,9 @@ from typing import Any
 from nulltext.errors import ModelError, shortened
 from nulltext.framing import SDXL_BUCKETS
 from nulltext.models.sdxl import StableDiffusionXLText
+from nulltext.models.strangers import WORKS, explain_pipeline
 from nulltext.models.text import ClipText, StableDiffusionText, TextConditioner
 
-WORKS = "pass a Stable Diffusion 1.x, 2.x or XL base text-to-image checkpoint"
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 MAX_SIDE = 1024
@@ -72,31 +72,6 @@ FAMILIES = (
     ),
 )
 
-STRANGERS = {
-    "Inpaint": "an inpainting checkpoint, whose UNet also takes a mask and the masked photo",
-    "InstructPix2Pix": "an instruction-editing checkpoint, whose UNet also takes the photo",
-    "Depth2Img": "a depth checkpoint, whose UNet also takes a depth map",
-    "Upscale": "an upscaler, whose UNet also takes the small photo",
-    "ControlNet": "a ControlNet pipeline, whose UNet also takes a control picture",
-    "StableDiffusion3": "Stable Diffusion 3, a transformer trained by flow matching",
-    "Flux": "FLUX, a transformer trained by flow matching",
-    "PixArt": "PixArt, a transformer with a T5 text encoder",
-    "Sana": "Sana, a transformer trained by flow matching",
-    "HunyuanDiT": "Hunyuan-DiT, a transformer with two text encoders",
-    "AuraFlow": "AuraFlow, a transformer trained by flow matching",
-    "QwenImage": "Qwen-Image, a transformer trained by flow matching",
-    "Kandinsky": "Kandinsky, which samples from image embeddings",
-    "StableCascade": "Stable Cascade, which samples in stages from image embeddings",
-    "Wuerstchen": "Würstchen, which samples in stages from image embeddings",
-    "UnCLIP": "unCLIP, which samples from image embeddings",
-    "StableUnCLIP": "unCLIP, which samples from image embeddings",
-    "LatentConsistency": "a consistency model, distilled to a few steps without guidance",
-    "Video": "a video model",
-    "AnimateDiff": "a video model",
-    "IF": "DeepFloyd IF, which samples in pixels",
-}
-"""What other pipelines are, by a part of their names."""
-
 EXTRA_CHANNELS = {
     9: "an inpainting checkpoint's: latents, mask and masked photo",
     8: "an instruction-editing checkpoint's: latents and photo",
@@ -106,8 +81,11 @@ EXTRA_CHANNELS = {
 """What UNets of more than four input channels take, by their number."""
 
 
-def family_of(kind: object, model: str) -> Family:
+def family_of(kind: object, model: str, index: Mapping[str, Any] | None = None) -> Family:
     """The family of a pipeline's class name.
+
+    Args:
+        index: model_index.json, where there is one; what it names makes the message better.
 
     Raises:
         ModelError: it is of none; names what it is.
@@ -115,12 +93,7 @@ def family_of(kind: object, model: str) -> Family:
     for family in FAMILIES:
         if kind in family.pipelines:
             return family
-    known = sorted((part for part in STRANGERS if part in str(kind)), key=len)
-    what = f" ({STRANGERS[known[-1]]})" if known else ""
-    raise ModelError(
-        f"The model '{model}' is a {shortened(str(kind))}{what}, which nulltext cannot edit with; "
-        f"{WORKS}."
-    )
+    raise ModelError(explain_pipeline(kind, index or {}, model))
 
 
 def check_not_refiner(config: Mapping[str, Any], model: str) -> None:

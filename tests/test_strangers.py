@@ -1,0 +1,126 @@
+"""Every pipeline of diffusers that is not ours is said to be what it is."""
+
+from __future__ import annotations
+
+import json
+
+import diffusers
+import pytest
+
+from nulltext.errors import ModelError
+from nulltext.models.families import FAMILIES, family_of
+from nulltext.models.foreign import explain
+from nulltext.models.strangers import ANOTHER, explain_pipeline
+
+OURS = {name for family in FAMILIES for name in family.pipelines}
+PIPELINES = sorted(
+    name
+    for name in dir(diffusers)
+    if ("Pipeline" in name and not name.startswith("Auto"))
+    and not any(word in name for word in ("Output", "Blocks", "Quantization"))
+    and name not in OURS
+)
+
+
+def part(library, kind):
+    return [library, kind]
+
+
+SD = {
+    "scheduler": part("diffusers", "PNDMScheduler"),
+    "unet": part("diffusers", "UNet2DConditionModel"),
+    "vae": part("diffusers", "AutoencoderKL"),
+    "text_encoder": part("transformers", "CLIPTextModel"),
+    "tokenizer": part("transformers", "CLIPTokenizer"),
+    "safety_checker": [None, None],
+}
+XL = SD | {
+    "text_encoder_2": part("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer_2": part("transformers", "CLIPTokenizer"),
+}
+
+
+def test_there_are_hundreds_of_other_pipelines_and_all_but_the_base_class_are_known():
+    assert len(PIPELINES) > 250
+    unknown = [name for name in PIPELINES if ANOTHER in explain_pipeline(name, {}, "m")]
+    assert unknown == ["DiffusionPipeline"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_other_pipeline_is_refused_in_one_sentence(name):
+    with pytest.raises(ModelError) as caught:
+        family_of(name, "some/model")
+    said = str(caught.value)
+    assert said.startswith(f"The model 'some/model' is a {name} (")
+    assert said.endswith("pass a Stable Diffusion 1.x, 2.x or XL base text-to-image checkpoint.")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("WanPipeline", "Wan, a video model"),
+        ("ZImagePipeline", "Z-Image, a transformer"),
+        ("QwenImageEditPipeline", "Qwen-Image, a transformer"),
+        ("HiDreamImagePipeline", "HiDream, a transformer"),
+        ("Lumina2Pipeline", "Lumina, a transformer"),
+        ("ChromaPipeline", "Chroma, a transformer"),
+        ("LTXPipeline", "LTX, a video model"),
+        ("CogVideoXPipeline", "CogVideoX, a video model"),
+        ("MochiPipeline", "Mochi, a video model"),
+        ("StableDiffusion3ControlNetPipeline", "Stable Diffusion 3"),
+        ("FluxControlNetPipeline", "FLUX, a transformer"),
+        ("FlaxStableDiffusionPipeline", "weights for JAX"),
+        ("OnnxStableDiffusionPipeline", "exported to ONNX"),
+        ("OVStableDiffusionPipeline", "exported to OpenVINO"),
+        ("ORTStableDiffusionXLPipeline", "exported to ONNX"),
+        ("SanaVideoPipeline", "video"),
+        ("SanaPipeline", "flow matching"),
+        ("IFInpaintingPipeline", "DeepFloyd"),
+        ("StableDiffusionXLPAGInpaintPipeline", "inpainting"),
+        ("StableDiffusionPAGPipeline", "another way to sample Stable Diffusion"),
+        ("StableUnCLIPPipeline", "unCLIP"),
+        ("AudioLDM2Pipeline", "audio"),
+    ],
+)
+def test_known_ones_are_named(name, words):
+    assert words in explain_pipeline(name, {}, "m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "ordinary"),
+    [
+        ("StableDiffusionPAGPipeline", SD, "StableDiffusionPipeline"),
+        ("StableDiffusionXLPAGPipeline", XL, "StableDiffusionXLPipeline"),
+        (["pipeline", "MyOwnPipeline"], SD, "StableDiffusionPipeline"),
+    ],
+)
+def test_ordinary_parts_under_another_name_are_told_which_name_to_take(kind, index, ordinary):
+    said = explain_pipeline(kind, index, "m")
+    assert f'write "{ordinary}" as _class_name' in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "index"),
+    [
+        ("StableDiffusionInpaintPipeline", SD),
+        ("StableDiffusionPAGPipeline", {}),
+        ("MyOwnPipeline", SD | {"adapter": part("diffusers", "T2IAdapter")}),
+        ("MyOwnPipeline", SD | {"text_encoder": part("transformers", "T5EncoderModel")}),
+        (None, {"unet": 3, "vae": [None], "text_encoder": "CLIPTextModel"}),
+    ],
+)
+def test_what_has_other_parts_is_not(kind, index):
+    said = explain_pipeline(kind, index, "m")
+    assert "which nulltext cannot edit with" in said
+    assert "_class_name" not in said
+
+
+def test_a_folder_is_explained_by_its_index(tmp_path):
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "StableDiffusionPAGPipeline"} | SD))
+    assert "as _class_name in its model_index.json" in explain(str(tmp_path))
+    index.write_text(json.dumps({"_class_name": "WanPipeline"}))
+    assert "Wan, a video model" in explain(str(tmp_path))
+    index.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"} | SD))
+    assert explain(str(tmp_path)) is None
