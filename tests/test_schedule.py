@@ -151,3 +151,16 @@ def test_steps_outside_the_training_grid_are_refused(steps):
 def test_unknown_schedules_are_refused_by_name(broken):
     with pytest.raises(ModelError, match=str(next(iter(broken)))[:8]):
         Schedule.from_config(SD1 | broken)
+
+
+@pytest.mark.parametrize(
+    "betas",
+    [
+        {"trained_betas": [0.99] * 200},  # alpha-bar 1e-400
+        {"trained_betas": [1e-17, 1e-17]},  # 1 - 1e-17 is 1
+        {"num_train_timesteps": 1, "rescale_betas_zero_snr": True},
+    ],
+)
+def test_betas_without_a_range_of_noise_levels_are_refused(betas):
+    with pytest.raises(ModelError, match="no range of noise levels"):
+        Schedule.from_config(SD1 | betas)

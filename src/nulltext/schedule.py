@@ -13,6 +13,13 @@ Source: Song et al. 2021 (DDIM), eq. 12 with sigma = 0. The grid and the final a
 diffusers' `DDIMScheduler`, so that a checkpoint means here what it means there: every timestep s
 has the cleaner neighbour s - train_steps // num_steps, also where (linspace, some trailing grids)
 the next timestep that is visited lies a little beside it.
+
+A step between equal alpha-bars is the identity: a = 1, b = 0, whatever eps is. The last step of a
+grid that visits timestep 0 is one where the final alpha-bar is that of timestep 0
+(`set_alpha_to_one` false, as in SD 1.x and 2.x). Such grids are linspace (the default of DPM++ and
+Euler schedulers, which keep SD's `set_alpha_to_one` where `from_config` made them), leading with
+`steps_offset` 0 (the DDIM scheduler of the null-text paper's notebooks), and those of all training
+steps. Replays pass through it unchanged, and nothing can be fitted there: `inversion.solvers.task`.
 """
 
 from __future__ import annotations
@@ -82,16 +89,7 @@ class Schedule:
                 f"The scheduler is a {shortened(kind)}, whose noise levels are no DDIM schedule "
                 "(flow matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base checkpoint."
             )
-        train_steps = int(_number(config, "num_train_timesteps", 1000, 1, MOST_STEPS))
-        betas = _betas(config, train_steps)
-        if betas.ndim != 1 or not 1 <= betas.size <= MOST_STEPS or not _proper(betas):
-            raise ModelError(
-                f"The scheduler config's betas are no list of 1 to {MOST_STEPS:,} numbers above 0 "
-                "and below 1; get the model again."
-            )
-        alphas_cumprod = np.cumprod(1.0 - betas)
-        if config.get("rescale_betas_zero_snr", False):
-            alphas_cumprod = _rescale_to_zero_snr(alphas_cumprod)
+        alphas_cumprod = _alphas_cumprod(config)
         spacing = config.get("timestep_spacing", "leading")
         if spacing not in ("leading", "linspace", "trailing"):
             raise ModelError(
@@ -114,7 +112,7 @@ class Schedule:
             alphas_cumprod=alphas_cumprod,
             final_alpha_cumprod=1.0 if to_one else float(alphas_cumprod[0]),
             spacing=spacing,
-            steps_offset=int(_number(config, "steps_offset", 0, 0, train_steps)),
+            steps_offset=int(_number(config, "steps_offset", 0, 0, len(alphas_cumprod))),
             prediction=prediction,
         )
 
@@ -233,6 +231,31 @@ def _number(
             f"{least:g} to {most:g}; get the model again."
         )
     return value
+
+
+def _alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
+    """alpha-bar of every timestep, [train_steps].
+
+    Raises:
+        ModelError: the config's betas give none, or none between a clean image and noise alone.
+    """
+    train_steps = int(_number(config, "num_train_timesteps", 1000, 1, MOST_STEPS))
+    betas = _betas(config, train_steps)
+    if betas.ndim != 1 or not 1 <= betas.size <= MOST_STEPS or not _proper(betas):
+        raise ModelError(
+            f"The scheduler config's betas are no list of 1 to {MOST_STEPS:,} numbers above 0 "
+            "and below 1; get the model again."
+        )
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    first, last = alphas_cumprod[0], alphas_cumprod[-1]
+    to_zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+    if not 0 < last <= first < 1 or (to_zero_snr and last == first):
+        raise ModelError(
+            f"The scheduler config's betas lead from alpha-bar {first:g} to {last:g}, which is no "
+            "range of noise levels between 1 (a clean image) and 0 (noise alone); get the model "
+            "again."
+        )
+    return _rescale_to_zero_snr(alphas_cumprod) if to_zero_snr else alphas_cumprod
 
 
 def _proper(betas: np.ndarray) -> bool:

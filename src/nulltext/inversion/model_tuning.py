@@ -76,14 +76,15 @@ class ModelTuning:
         # blocks that are computed again in the backward pass would be so without the difference
         tuned = replace(model, weight_delta=delta, memory=PLANS["plenty"])
         fitted = FittedWeights(tuned, delta, problem)
-        taken = yield from rollout_steps(
-            model, pivot, fitted, rounds=self.inner_steps, learning_rate=self.learning_rate
+        rounds = self.inner_steps
+        gradients = yield from rollout_steps(
+            model, pivot, fitted, rounds=rounds, learning_rate=self.learning_rate
         )
         return Solution(
             trajectory=pivot,
-            unet_evaluations=num_steps + taken,
+            unet_evaluations=num_steps + fitted.evaluations(rounds * num_steps, gradients),
             weight_delta=delta,
-            iterations=num_steps * self.inner_steps,
+            iterations=gradients,
         )
 
 
@@ -102,10 +103,14 @@ class FittedWeights:
         return list(self.delta.values())
 
     @property
-    def evaluations_per_step(self) -> int:
-        """Both branches have a gradient, and are computed again to advance."""
+    def share(self) -> float:
+        """1: both branches move."""
+        return 1.0
+
+    def evaluations(self, steps: int, gradients: int) -> int:
+        """Both branches to advance; before that, both with their gradient."""
         each = guided_evaluations(1, self.problem.guidance_scale)
-        return each * (1 + DERIVATIVE_COST + 1)
+        return each * (steps + (1 + DERIVATIVE_COST) * gradients)
 
     def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
         """Nothing can be computed beforehand: both branches move."""

@@ -6,6 +6,7 @@ With z*_0 … z*_T a trajectory, zbar_T = z*_T and E_T the start, for t = T … 
     E_t    = argmin L_t, N inner steps, started at E_{t+1}
     zbar_{t-1} = step(zbar_t; guided eps under E_t)
 
+Where the step is the identity, L_t is the same for all E, so E_t = E_{t+1} without inner steps.
 Which branch moves (E is the null embedding or the prompt's) is `Roles`; see `solvers.task`.
 Source: Mokady et al. 2023, sec. 3.3, algorithm 1.
 """
@@ -13,7 +14,7 @@ Source: Mokady et al. 2023, sec. 3.3, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -246,8 +247,11 @@ def fit_steps(
             prompt_embeds=batch.prompt_embeds,
             free_rows=roles.free_rows,
         )
+        loop = options.inner_loop_at(index)
+        if not task.fittable:
+            loop = replace(loop, max_steps=0)
         with model.frozen():
-            fit = run.fit(task, embeds, options.inner_loop_at(index))
+            fit = run.fit(task, embeds, loop)
         spent = torch.tensor([task.unet_evaluations, task.gradients])
         fitted = (*state.fitted, fit.best.embeds)
         state = State(pivots, fit.best.cleaner, fitted, state.counts + spent, run.remembered())

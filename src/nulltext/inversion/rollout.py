@@ -6,7 +6,9 @@ For j = 1 … N: zbar_T = z*_T, and for t = T … 1
     zbar_{t-1} = step(zbar_t; eps_theta)          under the theta that was just stepped to
 
 theta is one null embedding, one prompt embedding, or a difference of weights: see `Fitted`. Adam
-runs through all rounds; nothing is reset but zbar.
+runs through all rounds; nothing is reset but zbar. Where the step is the identity, L_t is the same
+for all theta: no step is taken on it, as Adam's means of earlier gradients would move theta all
+the same.
 Source: Mokady et al. 2023, supplementary algorithm of the global null-text inversion.
 """
 
@@ -23,7 +25,7 @@ from nulltext.guidance import guide
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import descend
 from nulltext.inversion.per_step import Roles, tokens_alone
-from nulltext.inversion.solvers.task import DERIVATIVE_COST
+from nulltext.inversion.solvers.task import DERIVATIVE_COST, is_fittable
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
 from nulltext.sampling import pivot_steps
@@ -38,8 +40,12 @@ class Fitted(Protocol):
         ...
 
     @property
-    def evaluations_per_step(self) -> int:
-        """UNet evaluations of one step, its gradient and its advance included."""
+    def share(self) -> float:
+        """v: what the noise that moves with theta counts for in the guided noise."""
+        ...
+
+    def evaluations(self, steps: int, gradients: int) -> int:
+        """UNet evaluations of so many steps, of which so many took a gradient."""
         ...
 
     def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
@@ -66,9 +72,13 @@ class FittedEmbedding:
         return [self.embeds]
 
     @property
-    def evaluations_per_step(self) -> int:
-        """The branch that stays, the branch that moves with its gradient, and again to advance."""
-        return 1 + 1 + DERIVATIVE_COST + 1
+    def share(self) -> float:
+        """Of the branch that moves."""
+        return self.roles.share
+
+    def evaluations(self, steps: int, gradients: int) -> int:
+        """Both branches to advance; before that, the branch that moves with its gradient."""
+        return 2 * steps + (1 + DERIVATIVE_COST) * gradients
 
     def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
         """The branch that stays is computed here, once."""
@@ -86,7 +96,7 @@ class FittedEmbedding:
 def rollout_steps(
     model: LatentDiffusion, pivot: Tensor, fitted: Fitted, *, rounds: int, learning_rate: float
 ) -> Generator[StepInfo, None, int]:
-    """Fit in place; returns the UNet evaluations that it took, the pivot's not included.
+    """Fit in place; returns the number of gradients that it took.
 
     Args:
         pivot: z*_0 … z*_T, [T + 1, C, h, w]. rounds: N.
@@ -95,26 +105,32 @@ def rollout_steps(
         NumericalError: the loss stopped being finite; names the timestep.
     """
     schedule, num_steps = model.schedule, len(pivot) - 1
-    optimiser = torch.optim.Adam(fitted.parameters, lr=learning_rate)
+    optimiser, gradients = torch.optim.Adam(fitted.parameters, lr=learning_rate), 0
     for done in range(0, rounds * num_steps, num_steps):
         latents = pivot[-1:]
         for index, timestep in enumerate(schedule.timesteps(num_steps)):
             cleaner = schedule.cleaner(timestep, num_steps)
             guided, target = fitted.at(latents, timestep), pivot[num_steps - index - 1][None]
-            with torch.enable_grad(), model.frozen():
-                landed = schedule.step(latents, guided(), noisier=timestep, cleaner=cleaner)
-                loss = (target - landed).square().mean()
-                descend(optimiser, fitted.parameters, loss, timestep)
+            _, b = schedule.coefficients(start=timestep, end=cleaner)
+            fittable = is_fittable(b * fitted.share, latents)
+            if fittable:
+                with torch.enable_grad(), model.frozen():
+                    landed = schedule.step(latents, guided(), noisier=timestep, cleaner=cleaner)
+                    loss = (target - landed).square().mean()
+                    descend(optimiser, fitted.parameters, loss, timestep)
+                gradients += 1
             with torch.no_grad():
                 noise_pred = guided()
             estimate = schedule.clean_estimate(latents, noise_pred, timestep)
             latents = schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+            if not fittable:
+                loss = (target - latents).square().mean()
             yield StepInfo(
                 *("optimise", done + index + 1, rounds * num_steps, timestep),
                 clean_estimate=estimate,
                 loss=loss.item(),
             )
-    return rounds * num_steps * fitted.evaluations_per_step
+    return gradients
 
 
 def shared_embedding_steps(
@@ -127,19 +143,21 @@ def shared_embedding_steps(
 ) -> Generator[StepInfo, None, Solution]:
     """Pivot, then fit one embedding of the branch that moves; T + 5 T N UNet evaluations.
 
+    (A step that is the identity takes no gradient, and 2 instead of 5.)
+
     Raises:
         NumericalError: the loss stopped being finite; names the timestep.
     """
     num_steps = problem.num_steps
     pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, num_steps)
     fitted = FittedEmbedding.of(model, roles)
-    taken = yield from rollout_steps(
+    gradients = yield from rollout_steps(
         model, pivot, fitted, rounds=rounds, learning_rate=learning_rate
     )
     field: dict[str, Any] = {roles.branch: fitted.embeds}
     return Solution(
         trajectory=pivot,
-        unet_evaluations=num_steps + taken,
-        iterations=num_steps * rounds,
+        unet_evaluations=num_steps + fitted.evaluations(rounds * num_steps, gradients),
+        iterations=gradients,
         **field,
     )

@@ -12,7 +12,9 @@ With (a, b) the DDIM step's coefficients, zbar_t and the pivot z*_{t-1} fixed:
     L(E) = mean r^2
 
 so the noise that the moving branch ought to predict, u*, is known in closed form, and r is the
-distance rho = eps_E - u* from it, scaled by the gain b v. A solver sees r and two products
+distance rho = eps_E - u* from it, scaled by the gain b v. Where the gain is zero (a step that is
+the identity; `schedule` says where there are some) r is the same under all E, and no u* exists:
+`is_fittable` is false, and solvers are given no steps. Elsewhere a solver sees r and two products
 with its Jacobian J: J^T u by a backward pass, J v by forward-mode differentiation (or nearly, by a
 difference of two residuals). Every product is counted where it is made, photo by photo (a pass that
 is repeated at a smaller scale, since it overflowed in float16, is not counted again).
@@ -41,6 +43,16 @@ DERIVATIVE_COST = 2
 PROMPT_SHARE = 0.5
 """A null embedding smaller than this part of its prompt's embedding, as SDXL's zeros are, is no
 measure of how large embeddings are; the prompt's is."""
+
+
+def is_fittable(gain: float, latents: Tensor) -> bool:
+    """Tell whether a change of eps_E by 1 moves the latents behind a step by more than rounding.
+
+    Where it does not, gradients are zero or noise, so that no method takes any.
+
+    Args: gain: of the module's formula. latents: any shape, of the step; their dtype decides.
+    """
+    return abs(gain) > torch.finfo(latents.dtype).eps
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,11 @@ class StepTask:
         """b v: what turns rho = eps_E - u* into r."""
         _, b = self.model.schedule.coefficients(start=self.timestep, end=self.cleaner_timestep)
         return b * self.share
+
+    @property
+    def fittable(self) -> bool:
+        """Whether an embedding can change the residual; see `is_fittable`."""
+        return is_fittable(self.noise_gain, self.latents)
 
     def evaluate(self, embeds: Tensor, rows: Tensor) -> Landing:
         """r under embeddings [b, R, D], differentiable; one evaluation per row."""
