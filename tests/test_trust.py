@@ -219,7 +219,8 @@ def test_a_hub_out_of_reach_is_noticed_without_half_a_minute_of_retries(tmp_path
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, check=True
     )
-    assert "check the name and the connection, or pass a local folder" in done.stdout
+    assert "cannot be reached" in done.stdout
+    assert "or pass a local folder" in done.stdout
     assert len(done.stdout.splitlines()) == 1, done.stdout
 
 

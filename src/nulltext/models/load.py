@@ -20,6 +20,7 @@ from nulltext.defaults import GUIDANCE_SCALE, MODEL
 from nulltext.errors import ModelError, OptionError, OutOfMemoryError
 from nulltext.models.adapters import Adapters
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
+from nulltext.models.distilled import recognise
 from nulltext.models.families import (
     Family,
     Parts,
@@ -33,6 +34,7 @@ from nulltext.models.known_words import read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.locate import Source, display_name, source_of
 from nulltext.models.memory import MemoryName, memory_plan
+from nulltext.models.single_file import SingleFile
 from nulltext.models.suggested_guidance import read_guidance
 from nulltext.models.text import TextConditioner
 from nulltext.models.weights import settle
@@ -97,15 +99,17 @@ def load(
     with quiet_libraries():
         source = source_of(model, variant=variant, config=config, on_bytes=on_bytes)
         index = source.json("model_index.json")
-        family = family_of(index.get("_class_name"), str(model))
+        family = family_of(index.get("_class_name"), str(model), index)
         check_config(family, index, str(model))
         own = {n: kind for n, kind in family.modules.items() if n != "vae" or not adapters.vae}
         parts = source.modules(own)
         if adapters.vae:
             parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
         parts |= {name: source.tokenizer(name) for name in family.tokenizers}
+        notes += [source.note] if isinstance(source, SingleFile) else []
         notes += adapters.put_into(parts, family.tokenizers, str(model))
-        schedule = Schedule.from_config(source.json("scheduler/scheduler_config.json"))
+        scheduler = source.json("scheduler/scheduler_config.json")
+        schedule = Schedule.from_config(scheduler)
         text = family.text(parts, index)
         check_architecture(family, parts, text, str(model))
         digest = _settled(family, parts, text, schedule, precision, target, str(model))
@@ -117,12 +121,16 @@ def load(
         *(loaded.name, digest[:8], target, precision, time.perf_counter() - started),
     )
     words = _beside(source, digest, read_words)
-    guidance = _beside(source, digest, read_guidance) or GUIDANCE_SCALE
+    guidance = _beside(source, digest, read_guidance)
+    distilled = recognise(str(model), scheduler, loaded.unet.config)
+    if guidance is None and distilled is not None:
+        guidance = distilled.guidance_scale
+        notes.append(distilled.note)
     return replace(
         loaded,
         memory=plan,
         known_words=words,
-        guidance_scale=guidance,
+        guidance_scale=guidance or GUIDANCE_SCALE,
         adapters=adapters.described(),
         notes=tuple(notes),
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from nulltext.errors import ModelError, OptionError
 from nulltext.models.checkpoint import Checkpoint
+from nulltext.models.foreign import explain
 from nulltext.models.hub import fetch, fetch_file, parse_hub_model
 from nulltext.models.hub_client import HubModel, OnBytes
 from nulltext.models.single_file import SingleFile
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
-SAFETENSORS = ".safetensors"
 
 Source = Checkpoint | SingleFile
 """Where configs, tokenizers and weights of a model are read from."""
@@ -79,12 +79,13 @@ def _place(model: str | Path) -> Path | HubModel:
     text = str(model)
     if text in bundled_models():
         return BUNDLED_FOLDER / text
+    reason = explain(text)
+    if reason is not None:
+        raise ModelError(reason)
     path = Path(model).expanduser()
-    if text and path.is_dir() and (path / "model_index.json").is_file():
+    if text and path.exists():
         return path
-    if path.is_file() and path.suffix.lower() == SAFETENSORS:
-        return path
-    named = None if path.exists() else parse_hub_model(text)
+    named = parse_hub_model(text)
     if named is None:
         raise ModelError(
             f"There is no model '{model}': it is neither bundled "
