@@ -83,9 +83,9 @@ def model_folder(folder: Path) -> None:
 def bundled_tokenizer() -> Any:
     """The bundled model's."""
     from nulltext.models.checkpoint import Checkpoint
-    from nulltext.models.load import BUNDLED_FOLDER
+    from nulltext.models.locate import BUNDLED_FOLDER
 
-    return Checkpoint(BUNDLED_FOLDER / "flowers").tokenizer("tokenizer")
+    return Checkpoint.at(BUNDLED_FOLDER / "flowers").tokenizer("tokenizer")
 
 
 def _recipe() -> Any:

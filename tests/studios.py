@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import nulltext
+from nulltext.models.choice import ModelChoice
 from nulltext.record import StepInfo
 from nulltext.studio.handlers import handle
 from nulltext.studio.house import Studio
@@ -24,7 +25,7 @@ STEPS = 3
 def studio_on(model: nulltext.LatentDiffusion, name: str, **more: Any) -> Iterator[Studio]:
     """A studio in a folder of its own."""
     with private_folder() as folder:
-        studio = Studio(model, folder, model_name=name, **more)
+        studio = Studio(model, folder, chosen=ModelChoice(name), **more)
         try:
             yield studio
         finally:

@@ -22,6 +22,7 @@ from nulltext.execution import batch as batches
 from nulltext.execution import worker as workers
 from nulltext.execution.batch import BATCH
 from nulltext.ledger import read_book
+from nulltext.models.choice import ModelChoice
 from nulltext.models.known_words import KnownWords, write_words
 from processes import killed_when
 
@@ -348,10 +349,10 @@ def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model
     path = write(here, *jobs, {"image": "none.png", "target": "a dog"})
     assert run(path, "-o", "whole")[0] == 2
     folder = here / "out"
-    setup = Setup(model, None, "float32", False, folder)
+    setup = Setup(ModelChoice(str(model)), folder)
     cluster = Cluster(setup, workers=2, threads=torch.get_num_threads())
     try:
-        settings = batches.settings_of(setup, cluster.fingerprint)
+        settings = batches.settings_of(setup, cluster.identity)
         with open_book(BATCH, folder, settings, fresh=False) as book:
             found = batches.read_batch(path)
             killed = 0

@@ -21,7 +21,7 @@ from conftest import EXAMPLE
 from nulltext import health
 from nulltext.models import known_figure
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known, write_known
-from nulltext.models.load import BUNDLED_FOLDER, folder_of
+from nulltext.models.locate import BUNDLED_FOLDER, folder_of
 
 BUNDLED = BUNDLED_FOLDER / "flowers"
 

@@ -138,6 +138,10 @@ def test_versions_that_are_none_are_refused(path, version):
         {"header": {"method_config": []}},
         {"header": {"seed": 1.5}},
         {"header": {"unet_evaluations": True}},
+        {"header": {"adapters": {"kind": "lora"}}},
+        {"header": {"adapters": ["style"]}},
+        {"header": {"adapters": [{"kind": "lora", "weight": float("inf")}]}},
+        {"header": {"adapters": [{"kind": "lora", "weight": [1]}]}},
     ],
     ids=lambda change: "-".join(str(k) for k in change),
 )
@@ -150,6 +154,18 @@ def test_contents_that_do_not_fit_are_refused(path, change):
 def test_whole_numbers_may_stand_for_real_ones(path):
     rewrite(path, header={"guidance_scale": 7, "psnr_bound": 25})
     assert nulltext.Inversion.load(path).header.guidance_scale == 7.0
+
+
+def test_adapters_are_kept_and_older_files_have_none(inversion, path):
+    assert inversion.header.adapters == []
+    adapters = [
+        {"kind": "lora", "name": "style.safetensors", "sha256": "0123456789", "weight": 0.5},
+        {"kind": "embedding", "name": "cat.safetensors", "sha256": "9876543210", "token": "<cat>"},
+    ]
+    replace(inversion, header=replace(inversion.header, adapters=adapters)).save(path)
+    assert nulltext.Inversion.load(path).header.adapters == adapters
+    rewrite(path, header={"adapters": ...})
+    assert nulltext.Inversion.load(path).header.adapters == []
 
 
 def test_saving_where_nothing_can_be_saved_leaves_nothing(inversion, tmp_path):

@@ -66,7 +66,7 @@ def test_every_option_reaches_the_order(tmp_path):
     assert asked == given | paths
     assert order.request.image == tmp_path / "a.png"
     assert {field.name for field in fields(Request)} - OPTIONS.keys() == {
-        *("save_inversion", "low_memory", "fresh")
+        *("save_inversion", "fresh")
     }
     assert (order.asked.prompts, order.asked.strength) == (["a dog", "a cow"], 0.3)
     assert order.asked.own == {"weight": ["dog=2"]}

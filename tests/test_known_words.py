@@ -141,7 +141,7 @@ def test_a_damaged_list_is_said_and_the_model_loads_without(text, tmp_path, capl
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ModelError, match=r"words\.json' cannot be read \(.+\); get it again"):
         read_words(tmp_path, "f")
-    assert _beside(Checkpoint(tmp_path), "f", read_words) is None
+    assert _beside(Checkpoint.at(tmp_path), "f", read_words) is None
     (record,) = caplog.records
     assert "cannot be read" in record.getMessage()
 

@@ -14,8 +14,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionInpaintPipelin
 from safetensors.torch import load_file, save_file
 
 import nulltext
-from nulltext.errors import ModelError, OptionError, PromptError
-from nulltext.models.load import BUNDLED_FOLDER, bundled_models
+from nulltext.errors import ModelError, OptionError
+from nulltext.models.locate import BUNDLED_FOLDER, bundled_models
 from tiny import tiny_pipeline
 
 
@@ -265,13 +265,3 @@ def test_devices_that_are_not_there_are_refused(saved, device):
 def test_unknown_dtypes_are_refused(saved):
     with pytest.raises(OptionError, match="float32"):
         nulltext.load(saved, dtype="int8")
-
-
-def test_a_learnt_token_of_several_vectors_is_refused_and_one_of_one_vector_is_used():
-    pipe = tiny_pipeline("sd1")
-    pipe.tokenizer.add_tokens(["<toy>", "<cat>", "<cat>_1"])
-    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
-    model = nulltext.load(pipe)
-    assert model.embed(["a <toy>"]).isfinite().all()
-    with pytest.raises(PromptError, match="several vectors"):
-        model.embed(["a <cat>"])

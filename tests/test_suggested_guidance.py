@@ -9,7 +9,7 @@ import torch
 import nulltext
 from nulltext.defaults import GUIDANCE_SCALE
 from nulltext.errors import ModelError, OptionError
-from nulltext.models.load import folder_of
+from nulltext.models.locate import folder_of
 from nulltext.models.suggested_guidance import (
     FILE,
     MOST,

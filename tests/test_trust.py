@@ -126,6 +126,8 @@ def test_weights_that_could_run_code_are_not_opened(folder, ending, monkeypatch)
 def test_an_index_names_safetensors_of_its_own_folder(folder, part, stem, name):
     index = {"metadata": {"total_size": 1}, "weight_map": {"conv_in.weight": name}}
     (folder / part / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    whole = folder / part / f"{stem}.safetensors"
+    whole.rename(folder / part / f"{stem}-00001-of-00001.safetensors")
     (folder / "unet" / "weights.bin").write_bytes(b"")
     refused(folder, part, "no safetensors file beside it")
 

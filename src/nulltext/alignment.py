@@ -99,7 +99,7 @@ def _carried_words(
     source: TokenizedPrompt, target: TokenizedPrompt, alignment: Alignment
 ) -> list[tuple[int, int]]:
     """Index pairs of the words whose attention is carried."""
-    old, new = [word.text for word in source.words], [word.text for word in target.words]
+    old, new = [word.name for word in source.words], [word.name for word in target.words]
     if alignment == "replace":
         if len(old) != len(new):
             raise PromptError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from nulltext.photos import MAX_PIXELS
@@ -49,6 +49,9 @@ class InversionHeader:
     """Wall time of the inversion."""
     iterations: int = 0
     """Gradients of a loss that the inversion took; files of format 1 do not say."""
+    adapters: list[dict[str, Any]] = field(default_factory=list)
+    """LoRAs, learnt tokens and autoencoder that the model had beside its own weights: kind, name,
+    sha256, and weight or token; older files do not say."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> InversionHeader:
@@ -61,8 +64,10 @@ class InversionHeader:
         """
         known: dict[str, Any] = {}
         for entry in fields(cls):
-            optional = entry.default is not MISSING
-            value = values.get(entry.name, entry.default if optional else None)
+            absent = None if entry.default is MISSING else entry.default
+            if entry.default_factory is not MISSING:
+                absent = entry.default_factory()
+            value = values.get(entry.name, absent)
             if not _CHECKS[str(entry.type)](value):
                 raise ValueError(f"{entry.name} is {'missing' if value is None else 'malformed'}")
             known[entry.name] = float(str(value)) if entry.type == "float" else value
@@ -91,10 +96,21 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_entry(value: object) -> bool:
+    """Whether this is an object of texts and finite numbers."""
+    if not isinstance(value, dict):
+        return False
+    return all(
+        isinstance(each, str) or _is_int(each) or (isinstance(each, float) and math.isfinite(each))
+        for each in value.values()
+    )
+
+
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "int": _is_int,
     "float": lambda value: _is_int(value) or isinstance(value, float),
     "list[int]": lambda value: isinstance(value, list) and all(map(_is_int, value)),
     "dict[str, Any]": lambda value: isinstance(value, dict),
+    "list[dict[str, Any]]": lambda value: isinstance(value, list) and all(map(_is_entry, value)),
 }

@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 from nulltext.errors import NulltextError
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
 from nulltext.models.known_words import read_words
-from nulltext.models.load import bundled_models, find_device, folder_of, load
+from nulltext.models.load import find_device, load
+from nulltext.models.locate import bundled_models, folder_of
 from nulltext.models.memory import free_memory
 from nulltext.models.suggested_guidance import FILE as GUIDANCE_FILE
 from nulltext.models.suggested_guidance import read_guidance

@@ -30,7 +30,7 @@ class WordMap:
     """Where one word of a prompt looks."""
 
     word: str
-    """As it was typed."""
+    """As it was typed; a learnt token that is written out has the name of its first part."""
     heat: Tensor
     """[h, w], float32, in [0, 1] but for word weights: the word's share of each pixel's attention,
     averaged over steps."""
@@ -95,7 +95,7 @@ def _watched_replay(
 def _prompt_maps(prompt: TokenizedPrompt, mean: Tensor, steps: Tensor) -> PromptMaps:
     words = tuple(
         WordMap(
-            word.text,
+            word.name,
             word_map(mean, word.tokens),
             torch.stack([word_map(step, word.tokens) for step in steps]),
         )

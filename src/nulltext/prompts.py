@@ -3,7 +3,8 @@
 A CLIP text encoder reads L tokens: BOS, the prompt, the end of text, padding. A reader sees words.
 The tokenizer's offsets tie the two: a word owns the tokens that stand for its characters, and
 words that share a token (the dots of "...") are one word. So every token between BOS and the end
-of text has exactly one owner.
+of text has exactly one owner. A learnt token is one word, however many vectors it has (see
+`learnt_tokens`).
 
 Source: Radford et al. 2021 (CLIP), sec. 2.4, and the tokenizer of its published code.
 """
@@ -16,14 +17,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nulltext.errors import PromptError
+from nulltext.learnt_tokens import Span, Tokens, with_all_vectors
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
-
-Span = tuple[int, int]
 
 SPECIAL_TOKENS = 2  # beginning and end of text: what a CLIP sequence holds beside the prompt
 LETTERS_OF_A_WORD = 3  # shorter words ("of", "TV") tell nothing by being spelled out
@@ -47,6 +47,11 @@ class Word:
     """Offset behind its last character."""
     tokens: tuple[int, ...]
     """Its adjacent positions in the padded token sequence, where 0 is BOS."""
+    name: str
+    """What it is compared by: its text, but a learnt token that is written out in its parts
+    ("mystyle mystyle_1") has the name of the first."""
+    learnt: bool
+    """Whether a learnt token (textual inversion), of one vector or of several, is in it."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,11 @@ def tokenize(
     pieces = _pieces(text)
     if not pieces and not allow_empty:
         raise PromptError("The prompt is empty; describe the picture in a few words.")
-    ids, offsets = _encode(tokenizer, text)
-    words = _group(text, pieces, offsets)
+    tokens = _encode(tokenizer, text)
+    ids, words = tokens.ids, _group(text, pieces, tokens)
     # The pad token may stand in a prompt: Stable Diffusion 2 pads with an honest "!".
     frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
-    _check_known(text, words, {k: offsets[k] for k, i in enumerate(ids) if i in frame})
+    _check_known(text, words, {k: tokens.offsets[k] for k, i in enumerate(ids) if i in frame})
     _check_length(words, len(ids), limit)
     padding = [tokenizer.pad_token_id] * (limit - len(ids))
     token_ids = (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding)
@@ -101,6 +106,8 @@ def spelled_out(prompt: TokenizedPrompt) -> list[str]:
     """Words of three letters or more with a token per letter: the model surely never saw them."""
     found: dict[str, None] = {}
     for word in prompt.words:
+        if word.learnt:
+            continue
         text = unicodedata.normalize("NFC", word.text)
         letters = sum(character.isalpha() for character in text)
         if letters >= LETTERS_OF_A_WORD and len(word.tokens) >= len(text):
@@ -114,31 +121,68 @@ def spoken(text: str) -> list[str]:
     return [word_key(piece).partition("'")[0] for piece in pieces if not is_mark(piece)]
 
 
+def without_learnt(prompt: TokenizedPrompt) -> str:
+    """The text of a prompt with a blank for each word that has a learnt token."""
+    kept, at = "", 0
+    for word in prompt.words:
+        if word.learnt:
+            kept, at = f"{kept}{prompt.text[at : word.start]} ", word.end
+    return kept + prompt.text[at:]
+
+
 def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
-    """Token positions of every occurrence of a word, or of a phrase, whatever its case."""
+    """Token positions of every occurrence of a word, or of a phrase, whatever its case.
+
+    A part of a learnt token's name ("cat" of "<cat-toy>") finds it where nothing else is found.
+    """
     wanted = [word_key(word[start:end]) for start, end in _pieces(word)]
-    # By piece, not by word: where CLIP reads "'s" in "'stop'", "stop" is only part of a word.
-    pieces = [
-        (word_key(owner.text[start:end]), owner.tokens)
-        for owner in prompt.words
-        for start, end in _pieces(owner.text)
-    ]
-    found: set[int] = set()
-    for first in range(len(pieces) - len(wanted) + 1):
-        window = pieces[first : first + len(wanted)]
-        if [key for key, _ in window] == wanted:
-            found.update(position for _, tokens in window for position in tokens)
+    whole: set[int] = set()
+    within: set[int] = set()
+    for pieces in (_keyed(prompt, "text"), _keyed(prompt, "name")):
+        for first in range(len(pieces) - len(wanted) + 1 if wanted else 0):
+            window = pieces[first : first + len(wanted)]
+            if [piece.key for piece in window] == wanted:
+                found = whole if window[0].opens and window[-1].closes else within
+                found.update(position for piece in window for position in piece.tokens)
+    found = whole or within
     if not found:
         raise PromptError(
             f"{_cut(word)!r} is not a word of {quoted(prompt.text)}. "
-            f"Words: {', '.join(_cut(owner.text) for owner in prompt.words) or 'none'}. "
+            f"Words: {', '.join(_cut(owner.name) for owner in prompt.words) or 'none'}. "
             "Name one of these, or put the word into the prompt."
         )
     return tuple(sorted(found))
 
 
-def _encode(tokenizer: CLIPTokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Token ids of the bare text, and the characters that each one stands for."""
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a word, as a search sees it: where CLIP reads "'s" in "'stop'", "stop" is only
+    part of a word."""
+
+    key: str
+    tokens: tuple[int, ...]
+    """Its word's."""
+    opens: bool
+    """Whether a search that begins here cuts no learnt token apart."""
+    closes: bool
+    """Whether one that ends here cuts none apart."""
+
+
+def _keyed(prompt: TokenizedPrompt, spelling: Literal["text", "name"]) -> list[_Piece]:
+    found = []
+    for word in prompt.words:
+        text = getattr(word, spelling)
+        cuts = _pieces(text)
+        for start, end in cuts:
+            opens, closes = (
+                not word.learnt or edge for edge in (start == cuts[0][0], end == cuts[-1][1])
+            )
+            found.append(_Piece(word_key(text[start:end]), word.tokens, opens, closes))
+    return found
+
+
+def _encode(tokenizer: CLIPTokenizer, text: str) -> Tokens:
+    """Tokens of the bare text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -148,16 +192,17 @@ def _encode(tokenizer: CLIPTokenizer, text: str) -> tuple[list[int], list[Span]]
         ) from None
     # Not verbose: transformers would warn of a long prompt, which is refused here anyway.
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return encoded["input_ids"], encoded["offset_mapping"]
+    return with_all_vectors(tokenizer, encoded["input_ids"], encoded["offset_mapping"])
 
 
-def _group(text: str, pieces: Sequence[Span], offsets: Sequence[Span]) -> tuple[Word, ...]:
+def _group(text: str, pieces: Sequence[Span], tokens: Tokens) -> tuple[Word, ...]:
     """Make words of pieces, joining those that share a token, such as the dots of "..."."""
     piece_at = {at: k for k, (start, end) in enumerate(pieces) for at in range(start, end)}
     piece_at[len(text)] = len(pieces)  # with a closing token, so that the last word ends too
     firsts: list[Span] = []  # first piece and first token of each word
     last = -1
-    for position, (start, end) in enumerate([*offsets, (len(text), len(text) + 1)], start=1):
+    spans = [*tokens.offsets, (len(text), len(text) + 1)]
+    for position, (start, end) in enumerate(spans, start=1):
         touched = [piece_at[at] for at in range(start, end) if at in piece_at]
         assert touched, "a CLIP token stands for visible characters"
         if touched[0] > last + 1:
@@ -169,8 +214,19 @@ def _group(text: str, pieces: Sequence[Span], offsets: Sequence[Span]) -> tuple[
     words = []
     for (piece, token), (next_piece, next_token) in pairwise(firsts):
         start, end = pieces[piece][0], pieces[next_piece - 1][1]
-        words.append(Word(text[start:end], start, end, tuple(range(token, next_token))))
+        owned = tuple(range(token, next_token))
+        learnt = [at for at in range(start + 1, end + 1) if at in tokens.written_out]
+        name = _name(text, start, end, {at: tokens.written_out[at] for at in learnt})
+        words.append(Word(text[start:end], start, end, owned, name, bool(learnt)))
     return tuple(words)
+
+
+def _name(text: str, start: int, end: int, written_out: Mapping[int, int]) -> str:
+    """A word's text with the first part alone of each learnt token that is written out."""
+    kept = ""
+    for first_end, last_end in written_out.items():
+        kept, start = kept + text[start:first_end], last_end
+    return kept + text[start:end]
 
 
 def _check_known(text: str, words: Sequence[Word], unknown: Mapping[int, Span]) -> None:

@@ -92,7 +92,7 @@ def blend_tokens(
 
 def _refuse(what: str, prompts: Sequence[TokenizedPrompt]) -> NoReturn:
     texts = " nor of ".join(quoted(prompt.text) for prompt in prompts)
-    words = "; ".join(", ".join(word.text for word in prompt.words) for prompt in prompts)
+    words = "; ".join(", ".join(word.name for word in prompt.words) for prompt in prompts)
     raise PromptError(
         f"{what} is a word neither of {texts}. Words: {words}. "
         "Pass one of these to --blend or --blend-except."

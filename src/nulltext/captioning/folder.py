@@ -67,7 +67,7 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
     """
     folder = _locate(source)
     target = find_device(device)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint.at(folder)
     config = checkpoint.json(CONFIG)
     if config.get("format") != FORMAT:
         raise ModelError(f"'{folder}' is no captioner: {MAKE_ONE}.")

@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
-from nulltext import defaults
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
-    DeviceOption,
-    DTypeOption,
     FileArgument,
     JsonOption,
-    ModelOption,
     QuietOption,
 )
 from nulltext.cli.report import Reporter
+from nulltext.models.choice import ModelChoice
 
 
+@takes_model
 def attention(
     file: FileArgument,
     output: Annotated[
@@ -39,9 +38,7 @@ def attention(
         Path | None,
         typer.Option("--npy", metavar="FILE.npz", help="Also the numbers, mean and per step."),
     ] = None,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
+    chosen: ModelChoice = CHOICE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -65,7 +62,7 @@ def attention(
         check_target(npy)
     inversion = Inversion.load(file)
     specs = [EditSpec(words) for words in target or []]
-    loaded = open_model(reporter, model, device, dtype)
+    loaded = open_model(reporter, chosen)
     check_model(loaded, inversion)
     look_at_prompts(reporter, loaded, [inversion.header.prompt, *(target or [])])
     check_specs(loaded, inversion.header.prompt, specs)

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from nulltext import defaults
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
-    DeviceOption,
-    DTypeOption,
     JsonOption,
-    LowMemoryOption,
-    ModelOption,
     QuietOption,
 )
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
+from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +47,7 @@ class OptionalAddress(TyperCommand):
         return super().parse_args(ctx, full)
 
 
+@takes_model
 def batch(
     jobs: Annotated[Path, typer.Argument(metavar="JOBS.jsonl", help="One edit per line, as JSON.")],
     output: Annotated[
@@ -89,10 +87,7 @@ def batch(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Throw away what an earlier batch left in DIR.")
     ] = False,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
-    low_memory: LowMemoryOption = False,
+    chosen: ModelChoice = CHOICE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -118,7 +113,7 @@ def batch(
     if dry_run:
         _dry_run(reporter, found)
         return
-    setup = Setup(model, device, dtype, low_memory, output.absolute())
+    setup = Setup(chosen, output.absolute())
     with _shown(reporter, len(found.units)) as (show, on_step):
         outcome = _run(reporter, setup, found, (ray, workers), (fresh, retry_failed), show, on_step)
     _report(reporter, outcome, output)
@@ -140,9 +135,7 @@ def _run(
     fresh, retry_failed = again
     with (
         _executor(reporter, setup, *cluster, on_step) as executor,
-        open_book(
-            BATCH, setup.folder, settings_of(setup, executor.fingerprint), fresh=fresh
-        ) as book,
+        open_book(BATCH, setup.folder, settings_of(setup, executor.identity), fresh=fresh) as book,
     ):
         steps = batch_steps(executor, found, book, retry_failed=retry_failed)
         try:
@@ -171,7 +164,7 @@ def _executor(
     if address is None:
         from nulltext.execution.local import Local
 
-        with reporter.busy(f"Loading the model '{setup.model}' …"):
+        with reporter.busy(f"Loading the model '{setup.chosen.model}' …"):
             local = Local(setup, on_step)
         yield local
         return

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nulltext import defaults
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
-    DeviceOption,
-    DTypeOption,
     EstimateOption,
     InnerStepsOption,
     JsonOption,
-    ModelOption,
     QuietOption,
     ResumeOption,
     RetryFailedOption,
@@ -24,6 +21,7 @@ from nulltext.cli.options import (
 from nulltext.cli.pie_request import PieRequest
 from nulltext.cli.report import Reporter
 from nulltext.cli.row_bars import make_rows
+from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.evaluation.pie.benchmark import Schedule
@@ -39,6 +37,7 @@ def root() -> None:
 
 
 @benchmark.command()
+@takes_model
 def pie(
     folder: Annotated[
         Path,
@@ -94,9 +93,7 @@ def pie(
     resume: ResumeOption = None,
     retry_failed: RetryFailedOption = False,
     estimate: EstimateOption = False,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
+    chosen: ModelChoice = CHOICE,
     seed: StudySeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -111,7 +108,7 @@ def pie(
     reporter = Reporter(as_json=as_json, quiet=quiet)
     request = PieRequest(
         *(folder, output, methods, categories, limit, dino, clip, lpips, steps, inner_steps),
-        *(resume, seed, dtype),
+        *(resume, seed),
     )
     everything, items = request.open()
     protocol, lines = request.protocol(), request.lines()
@@ -119,7 +116,7 @@ def pie(
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
     from nulltext.evaluation.results import open_book
 
-    loaded = open_model(reporter, model, device, dtype)
+    loaded = open_model(reporter, chosen)
     loaded.schedule.timesteps(protocol.num_steps)  # refuses a number of steps that there is not
     if estimate:
         _estimate(reporter, plan_pie(items, lines, protocol, None), len(items))

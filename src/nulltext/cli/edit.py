@@ -7,20 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from nulltext import defaults
 from nulltext.cli import edit_options as only
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
     BudgetOption,
     CaptionerOption,
     CropOption,
-    DeviceOption,
-    DTypeOption,
     FreshOption,
     GuidanceOption,
     InnerStepsOption,
     JsonOption,
-    LowMemoryOption,
-    ModelOption,
     NullStartOption,
     QuietOption,
     SeedOption,
@@ -31,9 +27,11 @@ from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import obtain_inversion, output_paths, with_words
 from nulltext.execution.order import Order, Pictures, note_on_words_of, pictures_of
 from nulltext.execution.request import Opened
+from nulltext.models.choice import ModelChoice
 from nulltext.names import Align, Detail, EditorName, Method, SourceBranch
 
 
+@takes_model
 def edit(
     image: only.ImageArgument = None,
     source: only.SourceOption = None,
@@ -104,10 +102,7 @@ def edit(
     captioner: CaptionerOption = None,
     crop: CropOption = None,
     size: SizeOption = None,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
-    low_memory: LowMemoryOption = False,
+    chosen: ModelChoice = CHOICE,
     seed: SeedOption = None,
     fresh: FreshOption = False,
     as_json: JsonOption = False,
@@ -132,14 +127,14 @@ def edit(
     order.check()
     outputs = output_paths(order.request, output, [strip, sweep], len(order.asked.prompts))
     files = {"outputs": outputs, "strip": strip, "sweep": sweep}
-    _edit(reporter, order, files, (model, device, dtype))
+    _edit(reporter, order, files, chosen)
 
 
 def _edit(
     reporter: Reporter,
     order: Order,
     files: dict[str, Any],
-    checkpoint: tuple[str, str | None, Any],
+    chosen: ModelChoice,
 ) -> None:
     """Do it; everything was checked that can be without opening a file."""
     from nulltext.cli.work import open_model
@@ -148,8 +143,8 @@ def _edit(
 
     request, asked = order.request, order.asked
     axes = asked.axes()
-    opened = with_words(reporter, Opened.of(request), checkpoint[1])
-    loaded = open_model(reporter, *checkpoint, low_memory=request.low_memory)
+    opened = with_words(reporter, Opened.of(request), chosen.device)
+    loaded = open_model(reporter, chosen)
     if opened.saved is not None:
         check_model(loaded, opened.saved)
     elif opened.captioned:

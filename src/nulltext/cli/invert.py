@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nulltext import defaults
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
     BudgetOption,
     CaptionerOption,
     CropOption,
-    DeviceOption,
-    DTypeOption,
     FreshOption,
     GuidanceOption,
     InnerStepsOption,
     JsonOption,
-    LowMemoryOption,
-    ModelOption,
     NullStartOption,
     QuietOption,
     SeedOption,
@@ -31,12 +28,14 @@ from nulltext.cli.options import (
 from nulltext.cli.report import Reporter, decibels
 from nulltext.errors import OptionError
 from nulltext.inversion_file import SUFFIX
+from nulltext.models.choice import ModelChoice
 from nulltext.names import AUTO, Method
 
 if TYPE_CHECKING:
     from nulltext.record import Inversion
 
 
+@takes_model
 def invert(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="The photo, or several.")
@@ -88,10 +87,7 @@ def invert(
     captioner: CaptionerOption = None,
     crop: CropOption = None,
     size: SizeOption = None,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
-    low_memory: LowMemoryOption = False,
+    chosen: ModelChoice = CHOICE,
     seed: SeedOption = None,
     fresh: FreshOption = False,
     as_json: JsonOption = False,
@@ -124,8 +120,8 @@ def invert(
     captioned = [index for index, text in enumerate(prompts) if text == AUTO]
     for index in captioned:
         place = photos[index]
-        prompts[index] = written_prompt(reporter, "--prompt", *place, captioner, device)
-    loaded = work.open_model(reporter, model, device, dtype, low_memory=low_memory)
+        prompts[index] = written_prompt(reporter, "--prompt", *place, captioner, chosen.device)
+    loaded = work.open_model(reporter, chosen)
     for index in captioned:
         check_readable(loaded, "--prompt", prompts[index])
     work.look_at_prompts(reporter, loaded, prompts)
@@ -149,7 +145,7 @@ def invert(
             for inversion, target in zip(made[batch], targets[batch], strict=True):
                 inversion.save(target)
     work.note_unused_seed(reporter, plan, seed)
-    _report(reporter, targets, made, model)
+    _report(reporter, targets, made, chosen)
 
 
 def _one_each(prompts: Sequence[str], count: int) -> list[str]:
@@ -196,7 +192,7 @@ def _counted(batch: slice, total: int) -> str:
 
 
 def _report(
-    reporter: Reporter, targets: Sequence[Path], made: Sequence[Inversion], model: str
+    reporter: Reporter, targets: Sequence[Path], made: Sequence[Inversion], chosen: ModelChoice
 ) -> None:
     """Say what came of it: one object for one photo, a list for several."""
     rows: list[dict[str, Any]] = [
@@ -223,6 +219,6 @@ def _report(
         ]
     lines.append(
         f'Next: nulltext edit --inversion {shlex.quote(str(targets[0]))} --target "…" '
-        f"-o edited.png{'' if model == defaults.MODEL else f' --model {shlex.quote(model)}'}"
+        f"{shlex.join(['-o', 'edited.png', *chosen.words()])}"
     )
     reporter.result(rows[0] if len(rows) == 1 else rows, lines)

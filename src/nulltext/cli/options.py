@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nulltext import defaults
-from nulltext.names import Budget, NullStart, Precision, Solver
+from nulltext.names import Budget, NullStart, Solver
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
@@ -30,12 +30,7 @@ SizeOption = Annotated[
         "proportions; default: the model's own.",
     ),
 ]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model", metavar="MODEL", help="Bundled name, diffusers folder, or hub id (owner/name)."
-    ),
-]
+ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help="Model to examine.")]
 CaptionerOption = Annotated[
     str | None,
     typer.Option(
@@ -48,14 +43,6 @@ CaptionerOption = Annotated[
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda, mps; default: the best there is."),
-]
-DTypeOption = Annotated[Precision, typer.Option("--dtype", help="Precision of the UNet.")]
-LowMemoryOption = Annotated[
-    bool,
-    typer.Option(
-        "--low-memory",
-        help="Slower, with less memory, to the same result: compute blocks again, one at a time.",
-    ),
 ]
 SeedOption = Annotated[
     int | None,

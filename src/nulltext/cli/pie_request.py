@@ -34,7 +34,6 @@ class PieRequest:
     inner_steps: int | None
     resume: bool | None
     seed: int
-    dtype: str
 
     def open(self) -> tuple[list[PieItem], list[PieItem]]:
         """(all edits of the folder, those to run).
@@ -100,7 +99,7 @@ class PieRequest:
             "benchmark": "PIE-Bench",
             "model": f"{model.name} ({model.fingerprint[:8]})",
             "size": f"{width} x {height} px",
-            "dtype": self.dtype,
+            "dtype": str(model.unet.dtype).removeprefix("torch."),
             **{name.replace("_", " "): value for name, value in asdict(protocol).items()},
             **networks.names,
             "edits": digest(everything),

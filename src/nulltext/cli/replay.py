@@ -7,27 +7,24 @@ from typing import Annotated
 
 import typer
 
-from nulltext import defaults
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
-    DeviceOption,
-    DTypeOption,
     FileArgument,
     JsonOption,
-    ModelOption,
     QuietOption,
 )
 from nulltext.cli.report import Reporter, decibels
+from nulltext.models.choice import ModelChoice
 
 
+@takes_model
 def replay(
     file: FileArgument,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="OUT.png", help="Default: FILE's name-replay.png."),
     ] = None,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
+    chosen: ModelChoice = CHOICE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -45,7 +42,7 @@ def replay(
     target = output or Path(f"{file.stem}-replay.png")
     check_writable(target)
     inversion = Inversion.load(file)
-    loaded = open_model(reporter, model, device, dtype)
+    loaded = open_model(reporter, chosen)
     check_model(loaded, inversion)
     with reporter.progress(loaded, from_uint8(inversion.photo)) as on_step:
         result = replay_inversion(loaded, inversion, on_step=on_step)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from nulltext.execution.figures import decibels as decibels
@@ -54,6 +57,31 @@ class Reporter:
         with self.console.status(what):
             yield
 
+    @contextmanager
+    def loading(self, model: str) -> Iterator[Callable[[int, int], None]]:
+        """Show that a model is being loaded; yields what shows (done, total) bytes as a bar while
+        it is fetched."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with ExitStack() as shown:
+            spinner = shown.enter_context(self.console.status(f"Loading the model '{model}' …"))
+            bars: list[Progress] = []
+
+            def on_bytes(done: int, total: int) -> None:
+                if not bars:
+                    spinner.stop()
+                    bars.append(shown.enter_context(Progress(*columns, console=self.console)))
+                    bars[0].add_task(f"Fetching {visible(model)}", total=total)
+                bars[0].update(TaskID(0), completed=done, total=total)
+
+            yield on_bytes
+
     def result(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
         """The outcome: one JSON object (or a list of them), or lines for a person."""
         if self.as_json:
@@ -72,6 +100,22 @@ class Reporter:
             TextColumn("{task.fields[remark]}"),
         )
         return Progress(*columns, console=self.console)
+
+    @contextmanager
+    def download(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar in bytes, from the first call with how many of how many have come."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(visible(what), total=None, visible=False)
+            yield lambda done, total: progress.update(
+                task, completed=done, total=total, visible=True
+            )
 
     @contextmanager
     def progress(

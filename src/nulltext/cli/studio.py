@@ -10,20 +10,18 @@ import threading
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nulltext import defaults
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
-    DeviceOption,
-    DTypeOption,
     JsonOption,
-    LowMemoryOption,
-    ModelOption,
     QuietOption,
 )
 from nulltext.cli.report import Reporter
+from nulltext.models.choice import ModelChoice
 from nulltext.studio.server import (
     HOST,
     PORT,
@@ -41,6 +39,7 @@ POLL = 0.5
 """Seconds between two looks whether to stop."""
 
 
+@takes_model
 def studio(
     host: Annotated[
         str,
@@ -61,10 +60,7 @@ def studio(
             help="Who proposes the words; default: the bundled.",
         ),
     ] = None,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
-    low_memory: LowMemoryOption = False,
+    chosen: ModelChoice = CHOICE,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -82,7 +78,7 @@ def studio(
     with private_folder() as folder, _stoppable() as stop:
         with reporter.busy("Starting …"):
             require("gradio", "studio", "The studio")
-        house = _house(reporter, folder, captioner, (model, device, dtype), low_memory)
+        house = _house(reporter, folder, captioner, chosen)
         with running(house, host, port) as url:
             reporter.result({"url": url}, [f"The studio is at {url} (Ctrl-C stops it)."])
             sys.stdout.flush()
@@ -97,22 +93,20 @@ def _house(
     reporter: Reporter,
     folder: Path,
     captioner: str | None,
-    checkpoint: tuple[str, str | None, Any],
-    low_memory: bool,
+    chosen: ModelChoice,
 ) -> Studio:
     """The model, and a captioner where there is one."""
     from nulltext.captioning.folder import bundled_captioners, load_captioner
     from nulltext.cli.work import open_model
     from nulltext.studio.house import Studio
 
-    name, device, _ = checkpoint
     writer = None
-    suits = name == defaults.MODEL and defaults.CAPTIONER in bundled_captioners()
+    suits = chosen.model == defaults.MODEL and defaults.CAPTIONER in bundled_captioners()
     if captioner is not None or suits:
         with reporter.busy("Loading the captioner …"):
-            writer = load_captioner(captioner or defaults.CAPTIONER, device=device)
-    loaded = open_model(reporter, *checkpoint, low_memory=low_memory)
-    return Studio(loaded, folder, model_name=name, device=device, captioner=writer)
+            writer = load_captioner(captioner or defaults.CAPTIONER, device=chosen.device)
+    loaded = open_model(reporter, chosen)
+    return Studio(loaded, folder, chosen=chosen, captioner=writer)
 
 
 @contextlib.contextmanager

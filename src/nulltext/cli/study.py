@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nulltext import defaults
+from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
-    DeviceOption,
-    DTypeOption,
     EstimateOption,
     JsonOption,
-    ModelOption,
     QuietOption,
     ResumeOption,
     RetryFailedOption,
@@ -23,6 +21,7 @@ from nulltext.cli.options import (
 from nulltext.cli.report import Reporter
 from nulltext.cli.row_bars import make_rows
 from nulltext.cli.study_request import StudyRequest
+from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.evaluation.plan import Plan
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from nulltext.evaluation.study import Schedule
 
 
+@takes_model
 def study(
     folder: Annotated[
         Path,
@@ -98,9 +98,7 @@ def study(
         typer.Option("--workers", metavar="N", help="Processes that share the photos."),
     ] = 1,
     estimate: EstimateOption = False,
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
-    dtype: DTypeOption = "float32",
+    chosen: ModelChoice = CHOICE,
     seed: StudySeedOption = defaults.SEED,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -114,7 +112,7 @@ def study(
     reporter = Reporter(as_json=as_json, quiet=quiet)
     request = StudyRequest(
         *(folder, output, quick, limit, sample, methods, experiments, iterations),
-        *(edits, split, clip, steps, guidance, resume, seed, dtype),
+        *(edits, split, clip, steps, guidance, resume, seed),
     )
     plan, everybody, items = request.open()
     from nulltext.cli.work import open_model
@@ -125,7 +123,7 @@ def study(
 
     check_workers(workers)
 
-    loaded = open_model(reporter, model, device, dtype)
+    loaded = open_model(reporter, chosen)
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
     judge = open_judge(clip, loaded, plan.seed)
     settings = request.settings(plan, everybody, loaded, judge)
@@ -141,7 +139,7 @@ def study(
         if request.without_edits(items):
             reporter.note("Note: " + request.without_edits(items))
         alone = study_steps(loaded, schedule, plan, book, judge)
-        tools = Tools(model, device, dtype, clip, plan, output)
+        tools = Tools(chosen, clip, plan, output)
         together = alone if workers == 1 else crew_steps(tools, workers, schedule, book)
         make_rows(reporter, together, book, schedule.all_rows)
         everything = plan_study(items, everybody, plan, None, judge.unet_evaluations)

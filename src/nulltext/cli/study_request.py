@@ -39,7 +39,6 @@ class StudyRequest:
     guidance: float | None
     resume: bool | None
     seed: int
-    dtype: str
 
     def open(self) -> tuple[Plan, list[Item], list[Item]]:
         """(plan, all photos, photos to study).
@@ -72,7 +71,7 @@ class StudyRequest:
         return {
             "nulltext": __version__,
             "model": f"{model.name} ({model.fingerprint[:8]})",
-            "dtype": self.dtype,
+            "dtype": str(model.unet.dtype).removeprefix("torch."),
             "steps T": plan.num_steps,
             "guidance w": plan.guidance_scale,
             "N beyond the curve": plan.inner_steps,

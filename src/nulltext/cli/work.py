@@ -22,8 +22,8 @@ from nulltext.inversion.budgets import Plan
 from nulltext.inversion.invert import invert, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion_file import SUFFIX
+from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.load import DType, load
 from nulltext.models.memory import PLANS, free_memory, memory_need
 from nulltext.models.notes import note_on_prompts
 from nulltext.photos import Photo
@@ -40,17 +40,12 @@ def check_inversion_target(path: Path) -> Path:
     return path
 
 
-def open_model(
-    reporter: Reporter,
-    model: str,
-    device: str | None,
-    dtype: DType,
-    *,
-    low_memory: bool = False,
-) -> LatentDiffusion:
-    """Load a model."""
-    with reporter.busy(f"Loading the model '{model}' …"):
-        loaded = load(model, device=device, dtype=dtype, memory="low" if low_memory else "plenty")
+def open_model(reporter: Reporter, chosen: ModelChoice) -> LatentDiffusion:
+    """Load a model, with a bar while it is fetched, and say what is to be known of it."""
+    with reporter.loading(chosen.model) as on_bytes:
+        loaded = chosen.load(on_bytes)
+    for note in loaded.notes:
+        reporter.note(note)
     gc.freeze()  # what has been imported and loaded until here stays; see `cli.main`
     gc.enable()
     return loaded

@@ -33,8 +33,7 @@ from nulltext.evaluation.study import Schedule, StudyInfo, costs_of
 from nulltext.evaluation.tasks import Task
 from nulltext.evaluation.workbench import Workbench
 from nulltext.files import clear_temporaries
-from nulltext.models.load import load
-from nulltext.names import Precision
+from nulltext.models.choice import ModelChoice
 
 PATIENCE = 1.0
 """Seconds without a row after which the study looks whether its processes are alive."""
@@ -48,9 +47,7 @@ Queue: TypeAlias = Any
 class Tools:
     """What each process opens for itself; plain data."""
 
-    model: str
-    device: str | None
-    dtype: Precision
+    chosen: ModelChoice
     clip: str | None
     plan: Plan
     folder: Path
@@ -70,7 +67,7 @@ class Tools:
             made.put(error)
 
     def _rows(self, photos: Queue) -> Iterator[tuple[Row, int]]:
-        plan, model = self.plan, load(self.model, device=self.device, dtype=self.dtype)
+        plan, model = self.plan, self.chosen.load()
         judge, lpips = open_judge(self.clip, model, plan.seed), open_lpips()
         while (photo := photos.get()) is not None:
             item, tasks = photo

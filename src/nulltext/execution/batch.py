@@ -21,7 +21,7 @@ from nulltext.errors import DataError, NulltextError, OptionError
 from nulltext.execution.jobs import read_jobs
 from nulltext.execution.request import Opened
 from nulltext.execution.units import Unit, grouped, unit_of
-from nulltext.execution.worker import INVERSIONS, PICTURES, Setup, failed
+from nulltext.execution.worker import INVERSIONS, PICTURES, Identity, Setup, failed
 from nulltext.files import clear_temporaries
 from nulltext.ledger import Book, Row
 from nulltext.version import __version__
@@ -33,8 +33,8 @@ class Executor(Protocol):
     """Who makes rows of units; ready when it is made, and lost units are its own business."""
 
     @property
-    def fingerprint(self) -> str:
-        """Of the model's weights."""
+    def identity(self) -> Identity:
+        """Of its workers."""
         ...
 
     @property
@@ -147,12 +147,12 @@ def _mistake(unit: Unit) -> str | None:
     return None
 
 
-def settings_of(setup: Setup, fingerprint: str) -> dict[str, Any]:
+def settings_of(setup: Setup, identity: Identity) -> dict[str, Any]:
     """What all rows of a folder have in common."""
     return {
         "nulltext": __version__,
-        "model": f"{setup.model} ({fingerprint[:8]})",
-        "dtype": setup.dtype,
+        "model": f"{setup.chosen.weights} ({identity.fingerprint[:8]})",
+        "dtype": identity.dtype,
     }
 
 

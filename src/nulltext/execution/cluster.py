@@ -33,7 +33,7 @@ from nulltext.errors import (
     reason_of,
 )
 from nulltext.execution.units import Unit
-from nulltext.execution.worker import Setup, Worker, failed
+from nulltext.execution.worker import Identity, Setup, Worker, failed
 from nulltext.ledger import Row
 
 LOCAL = "local"
@@ -54,7 +54,7 @@ class Actor:
     it says it in words."""
 
     def start(self, setup: Setup, threads: int) -> dict[str, Any]:
-        """Load the model; {"fingerprint"} or {"error"}."""
+        """Load the model; {"identity"} or {"error"}."""
         import torch
 
         torch.set_num_threads(threads)
@@ -62,7 +62,7 @@ class Actor:
             self.worker = Worker(setup)
         except UserError as error:
             return {"error": str(error)}
-        return {"fingerprint": self.worker.model.fingerprint}
+        return {"identity": self.worker.identity}
 
     def do(self, unit: Unit) -> dict[str, Any]:
         """{"row"}, or {"stop"} where the folder cannot be written."""
@@ -103,7 +103,8 @@ class Cluster:
     def __init__(
         self, setup: Setup, *, address: str = LOCAL, workers: int | None = None, threads: int = 1
     ) -> None:
-        self.setup, self.threads, self.fingerprint = setup, threads, ""
+        self.setup, self.threads = setup, threads
+        self._identity: Identity | None = None
         self.ray = _connected(address, workers)
         self._asked: dict[Any, _Seat] = {}
         self._open: deque[deque[Unit]] = deque()
@@ -114,12 +115,18 @@ class Cluster:
             self._seats = [_Seat() for _ in range(self._room(workers))]
             for seat in self._seats:
                 self._hire(seat)
-            while not self.fingerprint:  # the other actors may follow later
+            while self._identity is None:  # the other actors may follow later
                 for seat, answer in self._answers():
                     self._heard(seat, answer)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def identity(self) -> Identity:
+        """Of all workers alike."""
+        assert self._identity is not None, "a cluster is ready when it is made"
+        return self._identity
 
     @property
     def workers(self) -> int:
@@ -211,20 +218,20 @@ class Cluster:
         if "stop" in answer:
             raise OutputError(str(answer["stop"]))
         self._false_starts = 0
-        if "fingerprint" in answer:
-            self._welcome(seat, str(answer["fingerprint"]))
+        if "identity" in answer:
+            self._welcome(seat, answer["identity"])
             return None
         seat.unit, seat.shareable = None, True
         row: Row = answer["row"]
         return row
 
-    def _welcome(self, seat: _Seat, fingerprint: str) -> None:
-        if self.fingerprint not in ("", fingerprint):
+    def _welcome(self, seat: _Seat, identity: Identity) -> None:
+        if self._identity not in (None, identity):
             raise ModelError(
-                f"The machines of the cluster have different weights under '{self.setup.model}'; "
-                "give them the same ones."
+                f"The machines of the cluster have different weights, or another precision, under "
+                f"'{self.setup.chosen.model}'; give them the same files, and pass --dtype."
             )
-        self.fingerprint, seat.ready = fingerprint, True
+        self._identity, seat.ready = identity, True
 
     def _lost(self, seat: _Seat) -> Row | None:
         """Replace an actor that died; its work goes back, ahead of everything else."""

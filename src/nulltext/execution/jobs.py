@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from nulltext.errors import DataError, reason_of
 from nulltext.execution.order import Order
+from nulltext.models.choice import ModelChoice
 from nulltext.names import (
     Align,
     Budget,
@@ -45,13 +46,13 @@ LARGEST_SEED = 2**63
 OURS = {
     "output": "a batch names its pictures itself",
     "save_inversion": "a batch keeps every inversion itself",
-    "model": "it is the whole batch's: nulltext batch --model",
-    "device": "it is the whole batch's: nulltext batch --device",
-    "dtype": "it is the whole batch's: nulltext batch --dtype",
-    "low_memory": "it is the whole batch's: nulltext batch --low-memory",
     "fresh": "it is the whole batch's: nulltext batch --fresh",
     "as_json": "it is the whole batch's: nulltext batch --json",
     "quiet": "it is the whole batch's: nulltext batch --quiet",
+    **{
+        one.name: f"it is the whole batch's: nulltext batch --{one.name.replace('_', '-')}"
+        for one in fields(ModelChoice)
+    },
 }
 """Options of `edit` that a job has not, and why."""
 

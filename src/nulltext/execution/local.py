@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from nulltext.execution.units import Unit
-from nulltext.execution.worker import Setup, Worker
+from nulltext.execution.worker import Identity, Setup, Worker
 from nulltext.ledger import Row
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ class Local:
         self.worker, self.on_step = Worker(setup), on_step
 
     @property
-    def fingerprint(self) -> str:
-        """Of the model's weights."""
-        return self.worker.model.fingerprint
+    def identity(self) -> Identity:
+        """The worker's."""
+        return self.worker.identity
 
     @property
     def workers(self) -> int:

@@ -45,7 +45,6 @@ class Request:
     seed: int | None = None
     mask: Path | None = None
     full: bool = False
-    low_memory: bool = False
     captioner: str | None = None
     """Who writes the source prompt where it is `auto`."""
     detail: Detail | None = None

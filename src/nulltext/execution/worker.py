@@ -27,6 +27,7 @@ from nulltext.execution.request import Opened
 from nulltext.execution.units import Unit
 from nulltext.inversion_file import SUFFIX
 from nulltext.ledger import Row
+from nulltext.models.choice import ModelChoice
 from nulltext.names import Precision
 
 if TYPE_CHECKING:
@@ -44,12 +45,19 @@ LONGEST_STEM = 40
 class Setup:
     """What all workers of a batch have in common; plain data."""
 
-    model: str
-    device: str | None
-    dtype: Precision
-    low_memory: bool
+    chosen: ModelChoice
     folder: Path
     """Absolute; for workers on several machines, at the same place on all of them."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What pictures depend on beside their jobs; equal for all workers of a batch."""
+
+    fingerprint: str
+    """Of the model's weights."""
+    dtype: Precision
+    """Of its UNet."""
 
 
 class Worker:
@@ -60,11 +68,10 @@ class Worker:
     """
 
     def __init__(self, setup: Setup) -> None:
-        from nulltext.models.load import load
-
-        memory: Any = "low" if setup.low_memory else "plenty"
         self.setup = setup
-        self.model = load(setup.model, device=setup.device, dtype=setup.dtype, memory=memory)
+        self.model = setup.chosen.load()
+        dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")
+        self.identity = Identity(self.model.fingerprint, dtype)
 
     def do(self, unit: Unit, on_step: Callable[[StepInfo], None] | None = None) -> Row:
         """Make a unit's pictures, and the row that tells of them, or of why there are none.

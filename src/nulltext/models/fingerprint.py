@@ -22,9 +22,34 @@ from nulltext.schedule import Schedule
 SAMPLES_PER_TENSOR = 64
 DIGEST_CHARACTERS = 32
 SAMPLED_TIMESTEPS = 16
+FLOAT32_COUNTS = 2**24
+"""Up to here float32 holds every whole number."""
 
 
-@torch.no_grad()
+class Digest:
+    """A fingerprint that is taken tensor by tensor, components and names in alphabetical order."""
+
+    def __init__(self, vae: Any, schedule: Schedule, settings: str = "") -> None:
+        """Begin with what gives the weights their meaning.
+
+        Args:
+            vae: its config is read. settings: whatever else decides what the weights mean.
+        """
+        self._hash = hashlib.sha256((_settings(vae, schedule) + settings).encode())
+
+    @torch.no_grad()
+    def add(self, component: str, name: str, parameter: Tensor) -> None:
+        """Take in one tensor, whatever its precision and device."""
+        self._hash.update(f"{component}.{name}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().reshape(-1)
+        values = flat[sample_positions(flat.numel()).to(flat.device)]
+        self._hash.update(values.float().cpu().numpy().tobytes())
+
+    def hex(self) -> str:
+        """What has been taken in so far."""
+        return self._hash.hexdigest()[:DIGEST_CHARACTERS]
+
+
 def fingerprint(
     components: Mapping[str, torch.nn.Module], schedule: Schedule, settings: str = ""
 ) -> str:
@@ -33,15 +58,23 @@ def fingerprint(
     Args:
         settings: whatever else decides what the weights mean.
     """
-    digest = hashlib.sha256((_settings(components["vae"], schedule) + settings).encode())
+    digest = Digest(components["vae"], schedule, settings)
     for component, module in sorted(components.items()):
         for name, parameter in sorted(_acting(module)):
-            digest.update(f"{component}.{name}{tuple(parameter.shape)}".encode())
-            flat = parameter.detach().reshape(-1)
-            count = min(flat.numel(), SAMPLES_PER_TENSOR)
-            index = torch.linspace(0, flat.numel() - 1, count, device=flat.device).long()
-            digest.update(flat[index].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:DIGEST_CHARACTERS]
+            digest.add(component, name, parameter)
+    return digest.hex()
+
+
+def sample_positions(numel: int) -> Tensor:
+    """Where a tensor of so many numbers is read: up to 64 positions, int64, from first to last.
+
+    Up to 2**24 numbers, position k is k (numel - 1) / 63 in float32, as in all saved inversions.
+    Beyond that float32 cannot count; there it is rounded down in integer arithmetic.
+    """
+    count = min(numel, SAMPLES_PER_TENSOR)
+    if numel <= FLOAT32_COUNTS:
+        return torch.linspace(0, numel - 1, count, dtype=torch.float32).long()
+    return torch.arange(count) * (numel - 1) // (count - 1)
 
 
 def _settings(vae: Any, schedule: Schedule) -> str:

@@ -64,6 +64,8 @@ class LatentDiffusion:
     """How work is cut to fit the device."""
     known_words: KnownWords | None = None
     """What it was taught, where that was kept beside its weights; None for most checkpoints."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of it before using it, in whole sentences."""
     guidance_scale: float = GUIDANCE_SCALE
     """w of inversions that are given none: what is suggested beside its weights, else 7.5."""
 
@@ -171,8 +173,7 @@ class LatentDiffusion:
         """Split a prompt into tokens and words.
 
         Raises:
-            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer, or
-                names a learnt token of several vectors.
+            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer.
         """
         return self.text.tokenize(prompt, allow_empty=allow_empty)
 

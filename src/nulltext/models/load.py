@@ -1,17 +1,16 @@
-"""Loading a checkpoint: a bundled name, a diffusers folder, a hub id, or a pipeline in hand.
+"""Loading a checkpoint: a bundled name, a folder, a single file, a hub id, or a pipeline in hand.
 
-All four end in the same `LatentDiffusion`. Weights are read as float32 (so that the fingerprint
-does not depend on the precision that is asked for); then the UNet is cast, while the autoencoder
-and the text encoders, which run once per photo, stay float32.
+All of them end in the same `LatentDiffusion`. The fingerprint is taken of the weights as they are
+in their files, so that it does not depend on the precision that they are used in.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,12 +27,14 @@ from nulltext.models.families import (
     check_not_refiner,
     family_of,
 )
-from nulltext.models.fingerprint import fingerprint
+from nulltext.models.fingerprint import Digest, fingerprint
 from nulltext.models.known_words import read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.locate import Source, display_name, source_of
 from nulltext.models.memory import MemoryName, memory_plan
 from nulltext.models.suggested_guidance import read_guidance
 from nulltext.models.text import TextConditioner
+from nulltext.models.weights import settle
 from nulltext.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -41,42 +42,40 @@ logger = logging.getLogger(__name__)
 DType = Literal["float32", "float16", "bfloat16"]
 Content = TypeVar("Content")
 
-BUNDLED_FOLDER = Path(__file__).parent / "bundled"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
-
-def bundled_models() -> tuple[str, ...]:
-    """Names of the models that come with the package."""
-    return tuple(sorted(p.parent.name for p in BUNDLED_FOLDER.glob("*/model_index.json")))
-
-
-def folder_of(model: str | Path) -> Path | None:
-    """Where a model's files are; None where it is one of the hub's.
-
-    Raises:
-        ModelError: there is no such model.
-    """
-    found = _locate(model)
-    return found if isinstance(found, Path) else None
+def default_dtype(device: torch.device) -> torch.dtype:
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def load(
     model: Any = MODEL,
     *,
     device: str | None = None,
-    dtype: DType = "float32",
+    dtype: DType | None = None,
     memory: MemoryName = "plenty",
+    offload: bool = False,
+    variant: str | None = None,
+    config: str | None = None,
+    lora: Sequence[str] = (),
+    embedding: Sequence[str] = (),
+    vae: str | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
 ) -> LatentDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL base checkpoint.
 
     Args:
-        model: a bundled name ("flowers"), a folder in diffusers format, a hub id ("owner/name"), or
-            a diffusers pipeline in hand; see `from_pipe`.
+        model: a bundled name ("flowers"), a folder in diffusers format, a single `.safetensors`
+            file, a hub id ("owner/name", "owner/name@revision"), or a diffusers pipeline in hand;
+            see `from_pipe`.
         device: "cpu", "cuda", "cuda:1", "mps"; the best one there is by default.
-        dtype: precision of the UNet; inversions are optimised in float32 whatever it is.
+        dtype: precision of the UNet and the text encoders; float16 on CUDA and float32 elsewhere by
+            default. The autoencoder, latents and embeddings are float32 whatever it is.
         memory: "low" for a device with little: blocks of the UNet are computed again rather than
             kept for the backward pass, photos and targets go one at a time. Slower, same results.
+        variant: which weights of a folder or hub model are read, such as "fp16"; by default the
+            plain ones, or the only ones there are.
+        config: of a single file: a published configuration ("sd15", "sd21", "sd21b", "sdxl"), or a
+            folder with configs; by default inferred from the file.
 
     Raises:
         ModelError: nothing is there, it is no Stable Diffusion pipeline, a weight is missing or
@@ -85,37 +84,61 @@ def load(
     """
     if not isinstance(model, str | Path):
         return replace(from_pipe(model), memory=memory_plan(memory))
-    plan = memory_plan(memory)
-    target, precision = find_device(device), _dtype(dtype)
+    plan, target = memory_plan(memory), find_device(device)
+    precision = default_dtype(target) if dtype is None else _dtype(dtype)
     started = time.perf_counter()
-    checkpoint = Checkpoint(_locate(model))
     with quiet_libraries():
-        index = checkpoint.json("model_index.json")
+        source = source_of(model, variant=variant, config=config)
+        index = source.json("model_index.json")
         family = family_of(index.get("_class_name"), str(model))
         check_config(family, index, str(model))
-        parts = {name: checkpoint.component(name, kind) for name, kind in family.modules.items()}
-        parts |= {name: checkpoint.tokenizer(name) for name in family.tokenizers}
-        schedule = Schedule.from_config(checkpoint.json("scheduler/scheduler_config.json"))
+        parts = source.modules(family.modules)
+        parts |= {name: source.tokenizer(name) for name in family.tokenizers}
+        schedule = Schedule.from_config(source.json("scheduler/scheduler_config.json"))
         text = family.text(parts, index)
-        digest = _digest(family, parts, text, schedule)
-        try:
-            for name in family.modules:
-                parts[name].to(target, precision if name == "unet" else torch.float32)
-                parts[name].requires_grad_(False)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"The model '{model}' does not fit into the memory of {target}; "
-                "pass --dtype float16, or --device cpu."
-            ) from error
-    used = digest if precision == torch.float32 else _digest(family, parts, text, schedule)
-    loaded = _assembled(family, parts, text, schedule, _display_name(model), (digest, used))
+        check_architecture(family, parts, text, str(model))
+        digest = _settled(family, parts, text, schedule, precision, target, str(model))
+    same = precision == torch.float32
+    used = digest if same else _digest(family, parts, text, schedule)
+    loaded = _assembled(family, parts, text, schedule, display_name(model), (digest, used))
     logger.info(
         "load: %s (%s), %s, %s, %.2f s",
-        *(loaded.name, digest[:8], target, dtype, time.perf_counter() - started),
+        *(loaded.name, digest[:8], target, precision, time.perf_counter() - started),
     )
-    words = _beside(checkpoint, digest, read_words)
-    guidance = _beside(checkpoint, digest, read_guidance) or GUIDANCE_SCALE
+    words = _beside(source, digest, read_words)
+    guidance = _beside(source, digest, read_guidance) or GUIDANCE_SCALE
     return replace(loaded, memory=plan, known_words=words, guidance_scale=guidance)
+
+
+def _settled(
+    family: Family,
+    parts: Parts,
+    text: TextConditioner,
+    schedule: Schedule,
+    dtype: torch.dtype,
+    device: torch.device,
+    model: str,
+) -> str:
+    """Cast and move all weights; returns their fingerprint, taken in the precision of the files.
+
+    Raises:
+        OutOfMemoryError: they do not fit.
+    """
+    digest = Digest(parts["vae"], schedule, text.settings)
+    try:
+        for name in sorted(family.modules):
+            settle(
+                parts[name],
+                dtype=torch.float32 if name == "vae" else dtype,
+                device=device,
+                see=partial(digest.add, name),
+            )
+    except (MemoryError, RuntimeError) as error:
+        raise OutOfMemoryError(
+            f"The model '{model}' does not fit into the memory of {device}; "
+            "pass --dtype float16, or --device cpu."
+        ) from error
+    return digest.hex()
 
 
 def from_pipe(pipe: Any) -> LatentDiffusion:
@@ -141,6 +164,7 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
         raise ModelError(f"The {kind} has no {', '.join(absent)}; load it whole.")
     schedule = Schedule.from_config(pipe.scheduler.config)
     text = family.text(parts, config)
+    check_architecture(family, parts, text, name)
     digest = _digest(family, parts, text, schedule)
     return _assembled(family, parts, text, schedule, name, (digest, digest))
 
@@ -157,7 +181,6 @@ def _assembled(
     name: str,
     digests: tuple[str, str],
 ) -> LatentDiffusion:
-    check_architecture(family, parts, text, name)
     for component in family.modules:
         parts[component].eval()
     return LatentDiffusion(
@@ -173,48 +196,16 @@ def _assembled(
 
 
 def _beside(
-    checkpoint: Checkpoint, digest: str, read: Callable[[Path, str], Content | None]
+    source: Source, digest: str, read: Callable[[Path, str], Content | None]
 ) -> Content | None:
     """What is kept beside a model in a folder; that it is damaged is no reason not to use it."""
-    if not isinstance(checkpoint.source, Path):
+    if not isinstance(source, Checkpoint):
         return None
     try:
-        return read(checkpoint.source, digest)
+        return read(source.folder, digest)
     except ModelError as error:
         logger.warning("%s", error)
         return None
-
-
-def _display_name(model: str | Path) -> str:
-    return Path(model).resolve().name if Path(model).is_dir() else str(model)
-
-
-def _locate(model: str | Path) -> Path | str:
-    """The folder of a model, or its hub id."""
-    text = str(model)
-    if text in bundled_models():
-        return BUNDLED_FOLDER / text
-    path = Path(model).expanduser()
-    if text and path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ModelError(
-                f"The folder '{model}' is no diffusers pipeline (it has no model_index.json); "
-                "pass a folder written by save_pretrained()."
-            )
-        return path
-    if path.is_file():
-        single = path.suffix.lower() in SINGLE_FILES
-        raise ModelError(
-            f"'{model}' is a {'single-file checkpoint' if single else 'file'}; pass a folder in "
-            "diffusers format (StableDiffusionPipeline.from_single_file(...).save_pretrained(...) "
-            "makes one, StableDiffusionXLPipeline for SDXL)."
-        )
-    if not HUB_ID.fullmatch(text):
-        raise ModelError(
-            f"There is no model '{model}': it is neither bundled "
-            f"({', '.join(bundled_models())}), nor an existing folder, nor a hub id (owner/name)."
-        )
-    return text
 
 
 def find_device(device: str | None) -> torch.device:

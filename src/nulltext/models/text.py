@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from nulltext.errors import PromptError
 from nulltext.prompts import TokenizedPrompt, tokenize
 
 if TYPE_CHECKING:
@@ -90,16 +89,8 @@ class ClipText:
         """Split a prompt into tokens and words.
 
         Raises:
-            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer, or
-                names a learnt token of several vectors.
+            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer.
         """
-        added = self.tokenizer.get_added_vocab()
-        for token in added:
-            if f"{token}_1" in added and token in prompt:
-                raise PromptError(
-                    f"'{token}' is a textual-inversion token of several vectors, which nulltext "
-                    f"cannot align; write its parts out: {token} {token}_1 …"
-                )
         return tokenize(self.tokenizer, prompt, max_length=max_tokens, allow_empty=allow_empty)
 
     def ids(self, prompt: TokenizedPrompt) -> Tensor:

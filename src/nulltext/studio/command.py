@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from nulltext import defaults
+from nulltext.models.choice import ModelChoice
 from nulltext.studio.forms import EditForm, InvertForm
 
 
@@ -18,10 +19,8 @@ class Place:
     """The photo's file name."""
     inversion: str | None
     """File name of a saved inversion that was brought along; None for one that was made here."""
-    model: str
-    """As `--model` takes it."""
-    device: str | None
-    """As `--device` takes it."""
+    chosen: ModelChoice
+    """The model and where it runs."""
 
 
 def edit_command(place: Place, invert: InvertForm, edit: EditForm, *, masked: bool) -> str:
@@ -46,8 +45,7 @@ def edit_command(place: Place, invert: InvertForm, edit: EditForm, *, masked: bo
         words += ["--blend-threshold", repr(edit.threshold)]
     words += ["--mask", f"{stem}-mask.png"] if masked else []
     words += [] if edit.detail == "auto" else ["--detail", edit.detail]
-    words += [] if place.model == defaults.MODEL else ["--model", place.model]
-    words += [] if place.device is None else ["--device", place.device]
+    words += place.chosen.words()
     return shlex.join([*words, "--full", "-o", f"{stem}-edited.png"])
 
 

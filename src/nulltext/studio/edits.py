@@ -150,7 +150,7 @@ def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm
         raise PromptError("Nothing is changed yet: retype a word, or give one another weight.")
     for word in form.blend:
         if not has_word(source, word) and not has_word(target, word):
-            known = dict.fromkeys(each.text for each in (*source.words, *target.words))
+            known = dict.fromkeys(each.name for each in (*source.words, *target.words))
             raise PromptError(
                 f"“{word:.40}” is a word of neither prompt; the words are {', '.join(known)}."
             )
@@ -189,7 +189,7 @@ def _written(
     small = picture.with_name("shown.jpg")
     shown(placed.image, profile, small)
     studio = session.studio
-    where = Place(name, inverted.brought, studio.model_name, studio.device)
+    where = Place(name, inverted.brought, studio.chosen)
     return Entry(
         number=session.number(),
         form=form,
@@ -209,7 +209,7 @@ def _written(
 def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
     """What an edit is called in the history."""
     source, target = inverted.prompt.words, session.studio.model.tokenize(form.target).words
-    changed = difference([word.text for word in source], [word.text for word in target])
+    changed = difference([word.name for word in source], [word.name for word in target])
     weighed = [f"{word} ×{weight:g}" for word, weight in form.weights.items()]
     return ", ".join(filter(None, [changed, *weighed]))
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo, load_photo
 from nulltext.record import Inversion
@@ -41,18 +42,17 @@ class Studio:
         model: LatentDiffusion,
         folder: Path,
         *,
-        model_name: str,
-        device: str | None = None,
+        chosen: ModelChoice,
         captioner: Captioner | None = None,
         limits: Limits | None = None,
     ) -> None:
         """Args:
         folder: private, for everything that is written; removed by `close`.
-        model_name, device: as the command line takes them.
+        chosen: as the command line took it.
         """
         # Targets pass one at a time, so that one of several is bit for bit what it is alone.
         self.model = replace(model, memory=replace(model.memory, targets=1))
-        self.folder, self.model_name, self.device = folder, model_name, device
+        self.folder, self.chosen = folder, chosen
         self.captioner, self.limits = captioner, limits or Limits()
         self.worker = Worker()
         self.photos = Shelf[Photo](self.limits.shelf_bytes)

@@ -80,7 +80,7 @@ def load_sight(folder: Path) -> Sight:
             f"'{folder}' is no folder of a vision model: it has no {CONFIG}. Give one as "
             "transformers writes it (openai/clip-vit-base-patch32, google/efficientnet-b0)."
         )
-    checkpoint = Checkpoint(place.parent)
+    checkpoint = Checkpoint.at(place.parent)
     config = checkpoint.json(f"{place.name}/{CONFIG}")
     called = str(config.get("model_type"))
     names = {kind: name for name, own in VISIONS.items() for kind in own.model_types}

@@ -1,0 +1,173 @@
+"""Files of adapters: safetensors that somebody else wrote, opened with care and told apart by keys.
+
+A header is checked against the file's size by safetensors itself, so that no shape is larger than
+the bytes that are there; tensors stay on disk until they are asked for, one at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nulltext.errors import ModelError, reason_of
+
+UNSAFE = (".bin", ".ckpt", ".pt", ".pth")
+"""Endings of files that could run code when opened, and never are."""
+ENDED = re.compile(r"(.+\.(?:safetensors|bin|ckpt|pth?)):([^/\\]*)", re.IGNORECASE | re.DOTALL)
+"""A file by its ending, a colon, and what is said of it."""
+
+LORA_KEY = re.compile(r"[._](?:lora|dora|hada|lokr|oft|boft)[._]|^lora_|\.lora_[AB]\b|on_input$")
+AUTOENCODER_KEY = re.compile(
+    r"(?:first_stage_model\.|vae\.)?"
+    r"(?:encoder|decoder)\.(?:conv_in|down|up|mid|layers|condition_encoder)"
+)
+WHOLE = ("model.diffusion_model.", "diffusion_model.input_blocks.")
+WITHOUT_TOKEN = "emb_params"
+"""The only tensor in an embedding file of A1111's web UI, which does not name its token."""
+TWO_ENCODERS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+"""Names of the two tensors in an embedding file for SDXL."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An open safetensors file."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    stream: Any
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as it is stored.
+
+        Raises:
+            ModelError: it holds no floating-point numbers (a single one may be whole), or some that
+                are not finite.
+        """
+        tensor: Tensor = self.stream.get_tensor(name)
+        real = tensor.is_floating_point() or tensor.numel() == 1
+        if not real or not bool(tensor.float().isfinite().all()):
+            raise ModelError(
+                f"'{self.path.name}' holds numbers in {shown(name)} that are no finite floating-"
+                "point numbers; get the file again."
+            )
+        return tensor
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[AdapterFile]:
+    """Open a file of tensors.
+
+    Args:
+        what: it should be, for messages: "LoRA".
+
+    Raises:
+        ModelError: it is missing, damaged, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() in UNSAFE:
+        raise ModelError(
+            f"The {what} '{path}' is a {path.suffix} file, which could run code when it is opened; "
+            "pass a .safetensors file."
+        )
+    if not exists(path) or not path.is_file():
+        kind = "is no regular file" if exists(path) else "does not exist"
+        raise ModelError(f"The {what} '{path}' {kind}; pass a .safetensors file.")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            names = list(stream.keys())
+            shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
+            yield AdapterFile(path, shapes, stream.metadata() or {}, stream)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(
+            f"The {what} '{path}' is no safetensors file, or a truncated or damaged one "
+            f"({reason_of(error)}); get it again."
+        ) from error
+
+
+def file_in(path: Path, names: Sequence[str], what: str) -> Path:
+    """The file that is meant by a path: itself, or in a folder the first of these names.
+
+    Raises:
+        ModelError: the folder has none of them.
+    """
+    path = path.expanduser()
+    if not exists(path) or not path.is_dir():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise ModelError(
+        f"The folder '{path}' has no {' and no '.join(names)}; pass the file of the {what}."
+    )
+
+
+def check_kind(file: AdapterFile, expected: str) -> None:
+    """Refuse a file that is something else by its keys.
+
+    Args:
+        expected: "LoRA", "embedding" or "autoencoder".
+
+    Raises:
+        ModelError: it is; says what, and which option takes it.
+    """
+    found, option = _kind_of(file)
+    if found is None or found == expected or (expected == "autoencoder" and "whole" in found):
+        return
+    article = "an" if found[0] in "aeiou" else "a"
+    raise ModelError(
+        f"'{file.path}' is {article} {found}, not the {expected} it is passed as; {option}."
+    )
+
+
+def _kind_of(file: AdapterFile) -> tuple[str | None, str]:
+    names = list(file.shapes)
+    if "nulltext" in file.metadata:
+        return "inversion of nulltext", "pass it with --inversion"
+    if any(name.startswith(WHOLE) for name in names):
+        return "whole checkpoint in a single file", "pass it with --model"
+    if any("controlnet_" in name or name.startswith("control_model.") for name in names):
+        return "ControlNet", "nulltext takes none"
+    if any(LORA_KEY.search(name) for name in names):
+        return "LoRA", "pass it with --lora"
+    if any(AUTOENCODER_KEY.match(name) for name in names):
+        return "autoencoder", "pass it with --vae"
+    few = len(names) == 1 and len(file.shapes[names[0]]) <= 2
+    if few or any(set(pair) <= set(names) for pair in TWO_ENCODERS):
+        return "embedding", "pass it with --embedding"
+    return None, ""
+
+
+def split_choice(text: str) -> tuple[Path, str | None]:
+    """FILE or FILE:VALUE as file and value; colons in the file's own name are left alone."""
+    whole = Path(text).expanduser()
+    if exists(whole):
+        return whole, None
+    ended = ENDED.fullmatch(text)
+    if ended:
+        return Path(ended[1]).expanduser(), ended[2]
+    head, colon, tail = text.rpartition(":")
+    if colon and head and exists(Path(head).expanduser()):
+        return Path(head).expanduser(), tail
+    return whole, None
+
+
+def exists(path: Path) -> bool:
+    """Whether anything has this name, which may be none that a file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def shown(text: str, longest: int = 120) -> str:
+    """A text of a file as a message can hold it: short, and without control characters."""
+    plain = "".join(each if each.isprintable() else " " for each in text)
+    return plain if len(plain) <= longest else plain[:longest] + "\u2026"

@@ -1,0 +1,120 @@
+"""Which model is used, where it runs, and what is added to it: one set of options for every verb.
+
+A field of `ModelChoice` is an option of each verb that loads a model; the command line takes its
+flag, help and placeholder from the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from nulltext.defaults import MODEL
+from nulltext.names import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nulltext.models.latent_diffusion import LatentDiffusion
+
+
+def _about(text: str, placeholder: str | None = None) -> dict[str, Any]:
+    """What the command line says of a field."""
+    return {"help": text, "metavar": placeholder}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model with all that decides what it computes and where; plain data."""
+
+    model: str = field(
+        default=MODEL,
+        metadata=_about(
+            "Bundled name, diffusers folder, .safetensors file, or hub id (owner/name[@revision]).",
+            "MODEL",
+        ),
+    )
+    lora: tuple[str, ...] = field(
+        default=(),
+        metadata=_about("LoRA to add, with a weight if not 1; may be repeated.", "FILE[:WEIGHT]"),
+    )
+    embedding: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Learnt token (textual inversion) to add; may be repeated.", "FILE[:TOKEN]"
+        ),
+    )
+    vae: str | None = field(
+        default=None, metadata=_about("Autoencoder in the place of the model's own.", "FOLDER|FILE")
+    )
+    variant: str | None = field(
+        default=None,
+        metadata=_about(
+            "Which weights of a folder or hub model: fp16, bf16, non_ema; default: the plain ones, "
+            "or what there is.",
+            "NAME",
+        ),
+    )
+    config: str | None = field(
+        default=None,
+        metadata=_about(
+            "What a single file is: sd15, sd21, sd21b, sdxl, or a folder with configs; default: "
+            "inferred.",
+            "NAME|FOLDER",
+        ),
+    )
+    device: str | None = field(
+        default=None, metadata=_about("cpu, cuda, mps; default: the best there is.", "DEVICE")
+    )
+    dtype: Precision | None = field(
+        default=None,
+        metadata=_about(
+            "Precision of the UNet and text encoders; default float16 on CUDA, else float32."
+        ),
+    )
+    offload: bool = field(
+        default=False,
+        metadata=_about("Keep text encoders and autoencoder off the device while the UNet works."),
+    )
+    low_memory: bool = field(
+        default=False,
+        metadata=_about(
+            "Slower, with less memory, to the same result: compute blocks again, one at a time.",
+        ),
+    )
+
+    def load(self, on_bytes: Callable[[int, int], None] | None = None) -> LatentDiffusion:
+        """Load it; see `models.load.load`.
+
+        Args:
+            on_bytes: called with (done, total) bytes while files of the hub are fetched.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        from nulltext.models.load import load
+
+        given = asdict(self)
+        memory = "low" if given.pop("low_memory") else "plenty"
+        return load(given.pop("model"), memory=memory, on_bytes=on_bytes, **given)
+
+    def words(self) -> list[str]:
+        """The options that differ from their defaults, as a command line writes them."""
+        words: list[str] = []
+        for one in fields(self):
+            value, flag = getattr(self, one.name), f"--{one.name.replace('_', '-')}"
+            if value == one.default:
+                continue
+            if isinstance(value, tuple):
+                words += [word for each in value for word in (flag, each)]
+            else:
+                words += [flag] if value is True else [flag, str(value)]
+        return words
+
+    @property
+    def weights(self) -> str:
+        """What decides which weights are used, for settings that results depend on."""
+        own = ModelChoice(
+            self.model, self.lora, self.embedding, self.vae, self.variant, self.config
+        )
+        return " ".join([self.model, *own.words()[2 if self.model != MODEL else 0 :]])

@@ -1,0 +1,218 @@
+"""Which files of a model are read: configs, tokenizers, and one set of weights per component.
+
+A component's weights are one file or shards with an index, plain or of a variant ("fp16", "bf16",
+"non_ema"), named as diffusers and transformers name them (S is the stem, V the variant):
+
+    S.safetensors                       S.V.safetensors
+    S-00001-of-00002.safetensors        S.V-00001-of-00002.safetensors
+    S.safetensors.index.json            S.safetensors.index.V.json
+
+and, as older releases wrote them, S-00001-of-00002.V.safetensors with S.safetensors.V.index.json.
+
+Plain weights are read where there are any, since a fingerprint taken of them is the one that other
+people have; fp16 weights are other numbers with another fingerprint. So a variant is read only when
+it is asked for, or where a component has nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nulltext.errors import ModelError, shortened
+from nulltext.models import known_words, suggested_guidance
+
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+"""Files of which a tokenizer needs either set."""
+BESIDE = (known_words.FILE, suggested_guidance.FILE)
+"""Files of nulltext that a model may have."""
+
+DIFFUSERS = ("UNet2DConditionModel", "AutoencoderKL")
+"""Classes whose weights diffusers writes; those of all others transformers does."""
+RUNS_CODE = (".bin", ".ckpt", ".pt", ".pth")
+"""Endings of weights that could run code when opened."""
+NOT_READ = (*RUNS_CODE, ".msgpack", ".h5", ".onnx")
+
+COMMON = ("fp32", "fp16", "bf16")
+"""Variants in the order in which they stand in for plain weights; others come after, by name."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files with the weights of one component."""
+
+    component: str
+    """Its folder in the model."""
+    variant: str | None
+    """"fp16", "bf16", "non_ema", ...; None for the plain ones."""
+    files: tuple[str, ...]
+    """Paths in the model: one file, or the shards in their order."""
+    index: str | None
+    """Path of the shards' index; None for one file."""
+
+
+Variants = Mapping[str | None, Weights]
+"""What weights a component has."""
+
+
+def stem_of(class_name: str) -> str:
+    """What the files of weights of a class are called."""
+    return "diffusion_pytorch_model" if class_name in DIFFUSERS else "model"
+
+
+def files_of(folder: Path) -> list[str]:
+    """Paths of all files of a model's folder and of its components' folders."""
+    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
+    paths = [path for place in places for path in sorted(place.iterdir()) if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def choose_weights(
+    names: Iterable[str], modules: Mapping[str, str], model: str, variant: str | None = None
+) -> dict[str, Weights]:
+    """The weights to read of each component.
+
+    Without `variant`: the plain ones; where a component has none, the variant that most such
+    components have. With it: that variant; a component that lacks it is read as without it, as
+    diffusers does.
+
+    Args:
+        names: paths of all files of the model.
+        modules: class of each component with weights.
+        model: for messages.
+
+    Raises:
+        ModelError: a component has no safetensors weights, or no component has the variant.
+    """
+    names = list(names)
+    held = {part: _variants(names, part, stem_of(kind)) for part, kind in modules.items()}
+    for part, kind in modules.items():
+        if not held[part]:
+            raise ModelError(_without_weights(names, part, stem_of(kind), model))
+    if variant is not None and not any(variant in found for found in held.values()):
+        others = sorted({name or "plain" for found in held.values() for name in found})
+        raise ModelError(
+            f"The model '{model}' has no weights of the variant '{shortened(variant)}'; it has "
+            f"{', '.join(others)}."
+        )
+    stand_ins = _stand_ins(held.values())
+    order = [variant, None, *stand_ins] if variant else [None, *stand_ins]
+    return {
+        part: next(found[name] for name in order if name in found) for part, found in held.items()
+    }
+
+
+def needed_files(
+    names: Iterable[str],
+    modules: Mapping[str, str],
+    tokenizers: Sequence[str],
+    model: str,
+    variant: str | None = None,
+) -> list[str]:
+    """Paths of all files that a model is loaded from, small ones first.
+
+    Args: as for `choose_weights`.
+
+    Raises:
+        ModelError: one is missing, or see `choose_weights`.
+    """
+    names = set(names)
+    chosen = choose_weights(names, modules, model, variant)
+    configs = [INDEX, SCHEDULER, *(f"{part}/config.json" for part in modules)]
+    for name in configs:
+        if name not in names:
+            raise ModelError(f"The model '{model}' has no {name}; get the model again.")
+    words = []
+    for part in tokenizers:
+        own = [name for name in TOKENIZER_FILES if f"{part}/{name}" in names]
+        if not any(vocabulary <= set(own) for vocabulary in VOCABULARIES):
+            raise ModelError(
+                f"The {part} of the model '{model}' has no tokenizer.json, and not both of "
+                "vocab.json and merges.txt; get the model again."
+            )
+        words += [f"{part}/{name}" for name in own]
+    indices = [weights.index for weights in chosen.values() if weights.index]
+    weights = [file for part in chosen.values() for file in part.files]
+    return [*configs, *words, *(name for name in BESIDE if name in names), *indices, *weights]
+
+
+def _variants(names: Iterable[str], component: str, stem: str) -> Variants:
+    """All complete sets of weights of a component; one file is preferred to shards."""
+    inside = {n.removeprefix(f"{component}/") for n in names if n.startswith(f"{component}/")}
+    shards: dict[tuple[str | None, int], dict[int, str]] = {}
+    whole: dict[str | None, Weights] = {}
+    for name in sorted(inside):
+        found = _pattern(stem).fullmatch(name)
+        if found is None:
+            continue
+        variant = found["variant"] or found["older"]
+        if found["number"] is None:
+            whole[variant] = Weights(component, variant, (f"{component}/{name}",), None)
+        else:
+            shards.setdefault((variant, int(found["count"])), {})[int(found["number"])] = name
+    complete: dict[str | None, Weights] = {}
+    for (variant, count), files in shards.items():
+        index = next((name for name in _indices(stem, variant) if name in inside), None)
+        if index is not None and sorted(files) == list(range(1, count + 1)):
+            paths = tuple(f"{component}/{files[number]}" for number in sorted(files))
+            complete[variant] = Weights(component, variant, paths, f"{component}/{index}")
+    return complete | whole
+
+
+def _pattern(stem: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"{stem}(\.(?P<variant>\w+))?"
+        r"(-(?P<number>\d{5})-of-(?P<count>\d{5})(\.(?P<older>\w+))?)?\.safetensors"
+    )
+
+
+def _indices(stem: str, variant: str | None) -> list[str]:
+    """What an index of shards may be called."""
+    if variant is None:
+        return [f"{stem}.safetensors.index.json"]
+    return [
+        f"{stem}.safetensors.index.{variant}.json",
+        f"{stem}.safetensors.{variant}.index.json",
+        f"{stem}.{variant}.safetensors.index.json",
+    ]
+
+
+def _stand_ins(held: Iterable[Variants]) -> list[str]:
+    """Variants in the order in which they are read where there are no plain weights."""
+    lacking = [found for found in held if None not in found]
+    every = {name for found in lacking for name in found if name is not None}
+
+    def rank(name: str) -> tuple[int, int, str]:
+        common = COMMON.index(name) if name in COMMON else len(COMMON)
+        return -sum(name in found for found in lacking), common, name
+
+    return sorted(every, key=rank)
+
+
+def _without_weights(names: Iterable[str], component: str, stem: str, model: str) -> str:
+    """Why a component has no weights to read, and what to do."""
+    inside = sorted(n.removeprefix(f"{component}/") for n in names if n.startswith(f"{component}/"))
+    of = f"The {component} of the model '{model}'"
+    if any((found := _pattern(stem).fullmatch(name)) and found["number"] for name in inside):
+        return f"{of} lacks shards of its weights, or their index; get the model again."
+    others = [name for name in inside if name.endswith(NOT_READ)]
+    if not others:
+        return f"{of} has no weights ({component}/{stem}.safetensors); get the model again."
+    danger = ", which could run code when opened," if others[0].endswith(RUNS_CODE) else ""
+    return (
+        f"{of} has its weights as {shortened(others[0])}{danger} and not as safetensors; look for "
+        "a revision or a copy with safetensors, or convert the model where you trust it, with "
+        "save_pretrained(..., safe_serialization=True)."
+    )

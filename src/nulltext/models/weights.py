@@ -1,0 +1,184 @@
+"""Weights tensor by tensor: memory-mapped from their files, cast one at a time, never held twice.
+
+A module is built without storage, its files' tensors are assigned to it memory-mapped and in the
+precision of the file (`fill`), and each is then cast and moved (`settle`). Where the precision is
+the file's, nothing is copied: the module works on the mapped file. Where it is another, what has
+been cast is unmapped again part by part, so that the process never holds much more than the
+weights in the precision that they are used in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+MAPPED_BYTES = 256 * 2**20
+"""Of a file that are mapped as one: its pages are given back when all of it has been cast."""
+
+OLD_ATTENTION = {
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}
+"""Names in autoencoders that were written before diffusers 0.15, and what they are called now."""
+
+TEXT_MODEL = "text_model."
+"""Prefix of text encoders' names in files, which transformers 5.6 and later leave out."""
+
+
+class MappedTensors(Mapping[str, Tensor]):
+    """Tensors of safetensors files by their names in the files, memory-mapped when asked for.
+
+    Raises:
+        OSError, safetensors.SafetensorError: a file cannot be read.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        from safetensors import safe_open
+
+        self._open = partial(safe_open, framework="pt")
+        self._streams: dict[Path, Any] = {path: self._open(path) for path in files}
+        self._places = {
+            name: path
+            for path, stream in self._streams.items()
+            for name in stream.keys()  # noqa: SIM118 (a function of safetensors)
+        }
+        self._mapped = dict.fromkeys(files, 0)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._places[name]
+        if self._mapped[path] > MAPPED_BYTES:
+            self._streams[path], self._mapped[path] = self._open(path), 0
+        tensor: Tensor = self._streams[path].get_tensor(name)
+        self._mapped[path] += tensor.nbytes
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def outline(self) -> dict[str, Tensor]:
+        """Tensors of the same shapes that hold no numbers, by name; nothing is read but headers."""
+        shapes = {n: self._streams[p].get_slice(n).get_shape() for n, p in self._places.items()}
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+@dataclass(frozen=True)
+class Renamed(Mapping[str, Tensor]):
+    """Some tensors under other names."""
+
+    tensors: Mapping[str, Tensor]
+    names: Mapping[str, str]
+    """New name to the name in `tensors`."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@contextmanager
+def unallocated() -> Iterator[None]:
+    """Build modules inside the block whose parameters take no memory; their buffers are real."""
+
+    def on_meta(_: nn.Module, __: str, value: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(value.to("meta"), requires_grad=False)
+
+    handle = register_module_parameter_registration_hook(on_meta)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Assign a file's tensors to a module, without copying; returns the names that were not used.
+
+    Args:
+        tensors: by the module's names, or by older names that are known for the same weights.
+
+    Raises:
+        ValueError: a weight is missing, or has another shape than the module's.
+    """
+    wanted = module.state_dict()
+    places = _places(wanted, tensors)
+    missing = sorted(wanted.keys() - places.keys())
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} weights ({missing[0]}, …)")
+    for name in sorted(wanted):  # the order of `settle`, so that what is mapped together goes so
+        found, shape = tensors[places[name]], wanted[name].shape
+        if found.shape != shape:
+            if found.squeeze().shape != torch.Size(n for n in shape if n != 1):
+                raise ValueError(
+                    f"its weight {name} is {list(found.shape)}, expected {list(shape)}"
+                )
+            found = found.reshape(shape)  # a linear layer that was written as a 1 x 1 convolution
+        assign(module, name, found)
+    return sorted(set(tensors) - set(places.values()))
+
+
+def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, str]:
+    """The module's names to those under which the weights are held."""
+    places: dict[str, str] = {}
+    for key in held:
+        now = key
+        for old, new in OLD_ATTENTION.items():
+            now = now.replace(old, new)
+        for name in (key, now, key.removeprefix(TEXT_MODEL), TEXT_MODEL + key):
+            if name in wanted:
+                places.setdefault(name, key)
+                break
+    return places
+
+
+def assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a module's parameter or buffer, by its full name."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def settle(
+    module: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    see: Callable[[str, Tensor], None],
+) -> None:
+    """Cast and move a module's weights one at a time.
+
+    Args:
+        dtype: of all floating-point weights.
+        see: called with each parameter's name and its tensor as it was in the file.
+    """
+    for name in sorted(module.state_dict()):
+        tensor = _of(module, name)
+        if isinstance(tensor, nn.Parameter):
+            see(name, tensor)
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        if tensor.dtype != wanted or tensor.device != device:
+            assign(module, name, tensor.detach().to(device, wanted))
+    module.to(device)  # what no file holds
+
+
+def _of(module: nn.Module, name: str) -> Any:
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)
