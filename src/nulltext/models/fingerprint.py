@@ -39,8 +39,9 @@ def fingerprint(
             digest.update(f"{component}.{name}{tuple(parameter.shape)}".encode())
             flat = parameter.detach().reshape(-1)
             count = min(flat.numel(), SAMPLES_PER_TENSOR)
-            index = torch.linspace(0, flat.numel() - 1, count, device=flat.device).long()
-            digest.update(flat[index].float().cpu().numpy().tobytes())
+            # on the CPU: devices round a linspace differently
+            index = torch.linspace(0, flat.numel() - 1, count, device="cpu").long()
+            digest.update(flat[index.to(flat.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:DIGEST_CHARACTERS]
 
 

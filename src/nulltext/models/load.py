@@ -32,6 +32,7 @@ from nulltext.models.fingerprint import fingerprint
 from nulltext.models.known_words import read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import MemoryName, memory_plan
+from nulltext.models.placement import check_weights_present
 from nulltext.models.suggested_guidance import read_guidance
 from nulltext.models.text import TextConditioner
 from nulltext.schedule import Schedule
@@ -122,13 +123,15 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     """Use a diffusers pipeline as a model: device, dtype and weights are its own.
 
     Nothing is copied: a LoRA or a learnt token that is loaded into the pipeline works through the
-    model, now and later. The modules are switched to evaluation mode.
+    model, now and later. The modules are switched to evaluation mode. A pipeline that moves whole
+    parts to a GPU for their work (`enable_model_cpu_offload`) goes on doing so.
 
     Args:
         pipe: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, or either's Img2Img one.
 
     Raises:
-        ModelError: it is another kind of pipeline, or its parts do not fit together.
+        ModelError: it is another kind of pipeline, its parts do not fit together, or a part's
+            weights are quantised or not in memory (`enable_sequential_cpu_offload`).
     """
     kind = type(pipe).__name__
     config = getattr(pipe, "config", {})
@@ -139,6 +142,7 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     absent = [part for part, value in parts.items() if value is None]
     if absent:
         raise ModelError(f"The {kind} has no {', '.join(absent)}; load it whole.")
+    check_weights_present({part: parts[part] for part in family.modules}, kind)
     schedule = Schedule.from_config(pipe.scheduler.config)
     text = family.text(parts, config)
     digest = _digest(family, parts, text, schedule)
