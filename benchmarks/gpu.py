@@ -200,7 +200,7 @@ def tests_part(bench: Bench) -> dict[str, Any]:
     bench.models.clear()
     clear_memory(bench.device)
     chosen = SMALL_TESTS if bench.small else DEVICE_TESTS
-    command = [sys.executable, "-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *chosen, "-p", "no:cacheprovider"]
     environment = os.environ | {"NULLTEXT_TEST_DEVICE": bench.device}
     try:
         done = subprocess.run(
@@ -215,7 +215,8 @@ def tests_part(bench: Bench) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         raise TimeUpError("the tests did not end in time") from error
     tail = done.stdout.splitlines()[-40:]
-    return {"exit_code": done.returncode, "tail": tail, "errors": done.stderr.splitlines()[-10:]}
+    passed = done.returncode == 0
+    return {"passed": passed, "tail": tail, "errors": done.stderr.splitlines()[-10:]}
 
 
 def edits_part(bench: Bench, loop: str) -> dict[str, Any]:

@@ -372,6 +372,11 @@ def test_bad_input_is_refused_before_any_work(run, arguments, said):
     assert not list(Path().iterdir())
 
 
+def test_numbers_that_json_has_not_become_null():
+    found = installation.Health(model={"deviations": {"unet": float("inf")}, "name": "m"})
+    assert found.as_json()["model"] == {"deviations": {"unet": None}, "name": "m"}
+
+
 def test_missing_libraries_are_named_with_what_brings_them(monkeypatch):
     present = installation._installed
     lacking = {"scikit-image": None, "matplotlib": "3.0", "diffusers": "0.1"}

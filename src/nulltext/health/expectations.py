@@ -125,9 +125,10 @@ GUESS = Range(
 LOST_W1 = Range(
     "psnr_lost_w1",
     -1.0,
-    6.0,
+    10.0,
     "DDIM inversion and replay at w = 1 differ from the round trip by the steps' discretisation "
-    "alone (Mokady et al. 2023, sec. 3.2); the bundled model loses 3.0 dB at 20 steps",
+    "alone (Mokady et al. 2023, sec. 3.2); the bundled model loses 3.0 dB at 20 steps; "
+    "no figure is published, so the range is wide",
     "the noise schedule or the prediction type in scheduler_config.json may be another one's; get "
     "that file again",
 )
@@ -135,9 +136,9 @@ LOST_W1 = Range(
 LOST_DEFAULT = Range(
     "psnr_lost_default",
     -1.0,
-    4.0,
+    6.0,
     "null-text inversion comes near the round trip (Mokady et al. 2023, sec. 4); the bundled model "
-    "loses 1.2 dB at 20 steps",
+    "loses 1.2 dB at 20 steps; no figure is published for so few, so the range is wide",
     "the optimisation does not reach the photo; attach this report to a bug report",
 )
 

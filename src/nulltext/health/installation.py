@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
 
+from nulltext.health.parts import mapped
 from nulltext.models.memory import free_memory
 from nulltext.version import __version__
 
@@ -54,7 +55,8 @@ class Health:
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for a program."""
-        return {"healthy": self.healthy, **asdict(self)}
+        found: dict[str, Any] = mapped({"healthy": self.healthy, **asdict(self)})
+        return found
 
 
 def look_around(health: Health) -> None:

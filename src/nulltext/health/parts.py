@@ -144,6 +144,19 @@ def _resident(key: str) -> int | None:
     return int(said[key].split()[0]) * 1024 if key in said else None
 
 
+def mapped(value: Any, clean: Callable[[str], str] = str) -> Any:
+    """A value for JSON: every string through `clean`, and None for numbers that JSON has not."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(one, clean) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [mapped(one, clean) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def rounded(value: float, digits: int = 4) -> float:
     """To significant digits, for reports; what is not finite stays."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else value

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import math
 import platform
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from nulltext.files import replace_file
 from nulltext.health.installation import Health
+from nulltext.health.parts import mapped
 from nulltext.models.load import HUB_ID
 
 VERSION = 1
@@ -55,7 +55,7 @@ def report_of(health: Health, model: str) -> dict[str, Any]:
         "parts": health.parts,
         "compared": health.compared,
     }
-    cleaned: dict[str, Any] = _mapped(found, clean)
+    cleaned: dict[str, Any] = mapped(found, clean)
     cleaned["model"]["name"] = name
     return cleaned
 
@@ -96,19 +96,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a user without an entry
         return ""
-
-
-def _mapped(value: Any, clean: Any) -> Any:
-    """Every string through `clean`, every number finite or None."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(one, clean) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_mapped(one, clean) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def markdown(report: Mapping[str, Any]) -> list[str]:
