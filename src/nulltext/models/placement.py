@@ -44,7 +44,7 @@ def note_on_precision(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cpu" and dtype in HALF:
         name = str(dtype).removeprefix("torch.")
         return (
-            f"{name} on a CPU is many times slower than float32 on most machines; "
+            f"Note: {name} on a CPU is many times slower than float32 on most machines; "
             "pass --dtype float32 unless memory is short."
         )
     return None
