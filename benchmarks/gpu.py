@@ -40,6 +40,7 @@ from nulltext.health.report import report_of
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.inversion.null_text import NullText
+from nulltext.models.choice import ModelChoice
 from nulltext.photos import load_photo
 from nulltext.record import StepInfo, run
 from nulltext.version import __version__
@@ -186,9 +187,7 @@ def doctor_part(bench: Bench, dtype: Any) -> dict[str, Any]:
     bench.models.clear()
     clear_memory(bench.device)
     health = examine(
-        nulltext.defaults.MODEL,
-        bench.device,
-        dtype,
+        ModelChoice(device=bench.device, dtype=dtype),
         num_steps=2 if bench.small else 20,
         on_part=bench.check,
     )

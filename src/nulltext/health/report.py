@@ -18,7 +18,7 @@ from typing import Any
 from nulltext.files import replace_file
 from nulltext.health.installation import Health
 from nulltext.health.parts import mapped
-from nulltext.models.load import HUB_ID
+from nulltext.models.hub import parse_hub_model
 
 VERSION = 1
 MEBIBYTE = 2**20
@@ -85,7 +85,8 @@ def without_private(text: str) -> str:
 
 def _last(path: str) -> str:
     """The last part of a path; a hub id stays whole."""
-    if HUB_ID.fullmatch(path) and not Path(path).exists():
+    named = parse_hub_model(path)
+    if named is not None and named.file is None and not Path(path).exists():
         return path
     parts = [part for part in re.split(r"[/\\]", path) if part]
     return parts[-1] if parts else "/"
