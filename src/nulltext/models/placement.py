@@ -79,7 +79,7 @@ def arrange(module: torch.nn.Module, device: torch.device) -> None:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def check_weights_present(parts: Mapping[str, torch.nn.Module], pipeline: str) -> None:
+def check_weights_present(parts: Mapping[str, Any], pipeline: str) -> None:
     """Refuse a pipeline whose weights cannot be read and differentiated through as they are.
 
     Raises:
