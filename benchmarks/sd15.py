@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from nulltext.inversion.base import Problem
 from nulltext.inversion.null_text import NullText
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.placement import arrange
 from nulltext.prompts import TokenizedPrompt
 from nulltext.record import run
 from nulltext.schedule import Schedule
@@ -156,7 +157,7 @@ def compare(*, reduced: bool, device: str | None) -> None:
     print("|---|--:|--:|--:|--:|--:|")
     base = _reference(size, target)
     ours = random_model(size, target, torch.bfloat16 if target != "cpu" else torch.float32)
-    ours = replace(ours, unet=ours.unet.to(memory_format=torch.channels_last))
+    arrange(ours.unet, torch.device(target))
     method = NullText(inner_steps=size.inner_steps, loss_tolerance=-1.0, loss_tolerance_slope=0.0)
     for count in (1, size.batch):
         photos = problems(ours, size, count)
@@ -176,7 +177,7 @@ def _reference(size: Size, target: str) -> float:
 
 
 def _start(target: str) -> float:
-    if target != "cpu":
+    if target.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -188,7 +189,7 @@ def _row(
 ) -> float:
     """Print one line; returns the seconds per photo."""
     memory = "-"
-    if target != "cpu":
+    if target.startswith("cuda"):
         torch.cuda.synchronize()
         memory = f"{torch.cuda.max_memory_allocated() / GIBIBYTE:.1f}"
     seconds = (time.perf_counter() - started) / count

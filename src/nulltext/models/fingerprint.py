@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -35,14 +36,25 @@ def fingerprint(
     """
     digest = hashlib.sha256((_settings(components["vae"], schedule) + settings).encode())
     for component, module in sorted(components.items()):
-        for name, parameter in sorted(_acting(module)):
+        acting = sorted(_acting(module), key=itemgetter(0))
+        for (name, parameter), values in zip(acting, _samples([p for _, p in acting]), strict=True):
             digest.update(f"{component}.{name}{tuple(parameter.shape)}".encode())
-            flat = parameter.detach().reshape(-1)
-            count = min(flat.numel(), SAMPLES_PER_TENSOR)
-            # on the CPU: devices round a linspace differently
-            index = torch.linspace(0, flat.numel() - 1, count, device="cpu").long()
-            digest.update(flat[index.to(flat.device)].float().cpu().numpy().tobytes())
+            digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:DIGEST_CHARACTERS]
+
+
+def _samples(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Up to 64 evenly spaced values of each, float32, on the CPU; read from a device at once."""
+    if not tensors:
+        return []
+    found = []
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        count = min(flat.numel(), SAMPLES_PER_TENSOR)
+        # on the CPU: devices round a linspace differently
+        index = torch.linspace(0, flat.numel() - 1, count, device="cpu").long()
+        found.append(flat[index.to(flat.device)].float().to(tensors[0].device))
+    return list(torch.cat(found).cpu().split([len(values) for values in found]))
 
 
 def _settings(vae: Any, schedule: Schedule) -> str:
