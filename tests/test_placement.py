@@ -69,8 +69,6 @@ def test_offloaded_parts_are_there_for_their_work_alone(scenarios, family):
         "vae": [[True, True, False]],
         "text": [[True, False, True]],
     }
-    # where the most is on the device, the autoencoder decodes: the text encoders are away
-    assert result["saved"] > 0.9 * result["text"]
 
 
 def test_a_pipeline_that_offloads_itself_goes_on_doing_so(scenarios):
