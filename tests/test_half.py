@@ -224,6 +224,15 @@ def test_half_text_encoders_give_float32_embeddings(family, dtype):
     torch.testing.assert_close(embeds, exact, atol=16 * torch.finfo(dtype).eps, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["ddim", "direct", "null-text", "negative-prompt"])
+def test_a_unet_that_overflows_is_named_with_the_timestep(tiny_sd1, photo, method):
+    broken = cast(tiny_sd1, torch.float16)
+    with torch.no_grad():
+        broken.unet.conv_in.weight *= 1e7
+    with pytest.raises(NumericalError, match=r"timestep \d+; pass --dtype float32"):
+        nulltext.invert(broken, photo, "a cat", method=method, num_steps=2)
+
+
 def test_a_text_encoder_that_overflows_is_named():
     pipe = tiny_pipeline("sdxl")
     with torch.no_grad():
@@ -233,10 +242,9 @@ def test_a_text_encoder_that_overflows_is_named():
         model.embed(["a cat"])
 
 
-@pytest.mark.parametrize("method", ["ddim", "direct", "null-text", "negative-prompt"])
-def test_a_unet_that_overflows_is_named_with_the_timestep(tiny_sd1, photo, method):
-    broken = cast(tiny_sd1, torch.float16)
-    with torch.no_grad():
-        broken.unet.conv_in.weight *= 1e7
-    with pytest.raises(NumericalError, match=r"timestep \d+; pass --dtype float32"):
-        nulltext.invert(broken, photo, "a cat", method=method, num_steps=2)
+def test_a_gradient_that_is_not_finite_is_named(tiny_sd1):
+    task = task_of(tiny_sd1)
+    null_embeds = tiny_sd1.embed([""]).requires_grad_(True)
+    landing = task.evaluate(null_embeds, task.all_rows)
+    with pytest.raises(NumericalError, match=r"gradient in the embedding.*timestep 501"):
+        task.pullback(landing.losses, null_embeds, torch.tensor([float("inf")]), task.all_rows)
