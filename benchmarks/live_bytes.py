@@ -3,16 +3,44 @@
 Every storage that an operation returns is counted until it is freed, backward passes included.
 Unlike a process's resident memory the count is the same in every run; what kernels borrow inside
 one operation is not in it.
+
+    python benchmarks/live_bytes.py --config FOLDER [--dtype float16]
+
+prints by arithmetic alone (`nulltext.models.memory`, modules without weights) what a checkpoint of
+these configs needs on a device at its own resolution, part by part, with and without offload.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from nulltext.attention.prompt_to_prompt import largest_self_site
+from nulltext.models.families import family_of
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.memory import (
+    PLANS,
+    MemoryNeed,
+    decoding_need,
+    lent_bytes,
+    memory_need,
+    pass_need,
+    weight_bytes,
+)
+from nulltext.schedule import Schedule
+
+GIGABYTE = 1e9
+STEPS = 50
+LONGEST_PROMPT = 77
 
 
 class LiveBytes(TorchDispatchMode):
@@ -49,3 +77,90 @@ class LiveBytes(TorchDispatchMode):
 
     def _freed(self, size: int) -> None:
         self.now -= size
+
+
+def without_weights(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
+    """A checkpoint's architecture on the meta device: UNet and text encoders in `dtype`, the
+    autoencoder in float32, as `nulltext.load` has them."""
+    import diffusers
+    import transformers
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    family = family_of(index["_class_name"], str(folder))
+    parts: dict[str, Any] = {}
+    for name, kind in family.modules.items():
+        config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            if name.startswith("text"):
+                made = getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
+            else:
+                made = getattr(diffusers, kind).from_config(config)
+        wanted = torch.float32 if name == "vae" else dtype
+        parts[name] = torch.nn.Module.to(made, wanted)  # diffusers' own warns
+    for name in family.tokenizers:
+        parts[name] = SimpleNamespace(model_max_length=LONGEST_PROMPT)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    return LatentDiffusion(
+        name=folder.name,
+        unet=parts["unet"],
+        vae=parts["vae"],
+        text=family.text(parts, index),
+        schedule=Schedule.from_config(json.loads(scheduler.read_text(encoding="utf-8"))),
+        loaded_fingerprint="",
+        loaded_digest="",
+    )
+
+
+def rows_of(model: LatentDiffusion) -> list[tuple[str, float]]:
+    """What there is to say of a model at its own resolution: (what, gigabytes)."""
+    size, (_, height, width) = model.resolution, model.latents_shape
+    low, away = replace(model, memory=PLANS["low"]), replace(model, offload=True)
+    thrifty = replace(away, memory=PLANS["low"])
+
+    def need(which: LatentDiffusion, *, differentiates: bool) -> MemoryNeed:
+        return memory_need(
+            which, photos=1, size=size, num_steps=STEPS, differentiates=differentiates
+        )
+
+    def in_all(which: LatentDiffusion, *, differentiates: bool) -> float:
+        found = need(which, differentiates=differentiates)
+        return found.weights + found.beside_weights
+
+    def unet_pass(which: LatentDiffusion, *, differentiates: bool) -> float:
+        return pass_need(which, size, photos=1, differentiates=differentiates)
+
+    lent = lent_bytes(
+        model.unet, (height, width), model.max_tokens, largest_self_site(height, width)
+    )
+    figures = [
+        *((f"weights, {name}", weight_bytes(part)) for name, part in model.components.items()),
+        ("pass without gradient", unet_pass(model, differentiates=False)),
+        ("pass with gradient", unet_pass(model, differentiates=True)),
+        ("pass with gradient, --low-memory", unet_pass(low, differentiates=True)),
+        ("edit: cross-attention maps of a row", lent.maps),
+        ("edit: self-attention's states of a row", lent.states),
+        ("autoencoder, one picture", decoding_need(model, size)),
+        ("inversion in all", in_all(model, differentiates=True)),
+        ("inversion in all, --low-memory", in_all(low, differentiates=True)),
+        ("inversion in all, --offload", in_all(away, differentiates=True)),
+        ("inversion in all, --offload --low-memory", in_all(thrifty, differentiates=True)),
+    ]
+    return [(what, number / GIGABYTE) for what, number in figures]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, help="a folder of published configs")
+    parser.add_argument("--dtype", default="float16", choices=["float32", "float16", "bfloat16"])
+    options = parser.parse_args()
+    model = without_weights(options.config, getattr(torch, options.dtype))
+    height, width = model.resolution
+    print(f"{model.name}, {width} x {height} px, {options.dtype}, autoencoder in float32")
+    print("| what | GB |\n|---|--:|")
+    for what, number in rows_of(model):
+        print(f"| {what} | {number:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

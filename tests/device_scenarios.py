@@ -61,7 +61,7 @@ def whole(family: str) -> dict[str, Any]:
     pipe = tiny_pipeline(family)
     here = sampled(nulltext.load(pipe))
     there = nulltext.load(pipe.to(DEVICE))
-    METER.from_here()
+    METER.reads = 0
     result = sampled(there)
     assert there.device == DEVICE
     off = {name: float((here[name] - result[name]).abs().max()) for name in here}
@@ -104,20 +104,16 @@ def offload(family: str) -> dict[str, Any]:
     away.vae.decoder.register_forward_pre_hook(look("vae"))
     away.text.modules["text_encoder"].register_forward_pre_hook(look("text"))
     away.unet.register_forward_pre_hook(look("unet"))
-    METER.from_here()
     result = sampled(away)
-    peak, places = METER.peak, {name: sorted(found) for name, found in seen.items()}
+    places = {name: sorted(found) for name, found in seen.items()}
     now = [*away.vae.parameters(), *away.text.modules["text_encoder"].parameters()]
     same = all(one is other for one, other in zip(resting, now, strict=True))
     full = nulltext.load(pipe.to(DEVICE))
-    METER.from_here()
     expected = sampled(full)
     return {
         "equal": all(torch.equal(result[name], expected[name]) for name in result),
         "untouched": same and not any(isinstance(p, PretendTensor) for p in resting),
         "seen": places,
-        "saved": METER.peak - peak,
-        "text": sum(p.nbytes for m in full.text.modules.values() for p in m.parameters()),
         "fingerprint": away.fingerprint == full.fingerprint,
     }
 
@@ -128,12 +124,11 @@ def hooks(family: str) -> dict[str, Any]:
     here = sampled(nulltext.load(pipe))
     pipe.enable_model_cpu_offload(device=NAME)
     model = nulltext.load(pipe)
-    METER.from_here()
     there = sampled(model)
     assert model.device == DEVICE
     off = {name: float((here[name] - there[name]).abs().max()) for name in here}
     encoder = next(model.text.modules["text_encoder"].parameters())
-    return {"off": off, "away": not isinstance(encoder, PretendTensor), "peak": METER.peak}
+    return {"off": off, "away": not isinstance(encoder, PretendTensor)}
 
 
 def planted(fault: str) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 torch lets a backend be written in Python. This one refuses what CUDA or MPS would refuse, or could
 do only in other words: an operation on tensors of two devices, float64 (MPS has none), kernels that
-MPS lacks, a random generator of another device. It counts the bytes that live on the device and
-the numbers that are read back from it, each of which makes a GPU wait.
+MPS lacks, a random generator of another device. It counts how often numbers are
+read back from the device, each of which makes a GPU wait.
 
 Importing it changes torch for the whole process: `device_scenarios` runs in one of its own.
 """
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -75,21 +74,6 @@ class Meter:
 
     def __init__(self) -> None:
         self.reads = 0
-        self.peak = self.now = 0
-        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self.known:
-            self.known.add(storage)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._freed, storage.nbytes())
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-    def from_here(self) -> None:
-        self.reads, self.peak = 0, self.now
 
 
 METER = Meter()
@@ -111,7 +95,6 @@ class PretendTensor(torch.Tensor):
             device=DEVICE,
         )
         made.raw = raw
-        METER.add(raw.untyped_storage())
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl

@@ -121,7 +121,13 @@ def test_odd_latents_go_through_the_unet_and_their_sites_are_read(tiny, size):
             return "observe"
 
         def observe(self, layer, site):
-            assert layer.probabilities().shape[-2] == site.height * site.width
+            assert layer.hidden_states.shape[1] == site.height * site.width
+
+        def reads(self, site):
+            return True
+
+        def read(self, own, site, heads):
+            assert own.shape[-2] == site.height * site.width
 
     latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
     with attach(tiny.unet, Probe()):

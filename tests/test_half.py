@@ -210,6 +210,20 @@ def test_an_autoencoder_that_overflows_unasked_is_named():
         model.decode(torch.rand(1, 4, 8, 8))
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_text_encoders_give_float32_embeddings(family, dtype):
+    pipe = tiny_pipeline(family)
+    model = nulltext.load(pipe)
+    exact = model.embed([PROMPT, ""])
+    for encoder in model.text.modules.values():
+        encoder.to(dtype)
+    embeds = model.embed([PROMPT, ""])
+    assert embeds.dtype == torch.float32
+    # two layers after a layer norm, whose outputs are about 1: some roundings of 2^-11 or 2^-8
+    torch.testing.assert_close(embeds, exact, atol=16 * torch.finfo(dtype).eps, rtol=0)
+
+
 @pytest.mark.parametrize("method", ["ddim", "direct", "null-text", "negative-prompt"])
 def test_a_unet_that_overflows_is_named_with_the_timestep(tiny_sd1, photo, method):
     broken = cast(tiny_sd1, torch.float16)

@@ -112,6 +112,9 @@ def test_attention_is_read_with_the_lora_in_it(pipe, tmp_path):
         def edit(self, own, site, heads):
             return own
 
+        def borrow(self, layer, site):
+            return layer.hidden_states
+
     pipe.load_lora_weights(lora_folder(pipe, tmp_path))
     model = nulltext.from_pipe(pipe)
     latents, embeds = torch.randn(1, 4, 8, 8), model.embed([PROMPT])

@@ -11,16 +11,19 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 import nulltext
+from nulltext.attention.lending import Loan, Recorder
+from nulltext.attention.processor import attach
 from nulltext.cli import main as cli
+from nulltext.editors import PromptToPrompt
 from nulltext.errors import OptionError
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.solvers.registry import SOLVERS
 from nulltext.inversion.solvers.task import StepTask
-from nulltext.models.memory import PLANS, free_memory, memory_need
+from nulltext.models.memory import PLANS, decoding_need, free_memory, lent_bytes, memory_need
 from tiny import tiny_pipeline
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from live_bytes import LiveBytes
+from live_bytes import LiveBytes, rows_of, without_weights
 
 SOURCE = "a photo of a white daisy"
 
@@ -128,6 +131,78 @@ def test_the_estimate_grows_with_photos_and_size(flowers):
     assert need(photos=2).state == 2 * need().state
     assert need(size=(256, 256), photos=8).activations == 4 * need(photos=8).activations
     assert need(differentiates=False).activations <= need().activations
+
+
+def test_offload_takes_visitors_out_of_what_stays(tiny):
+    def need(model):
+        return memory_need(model, photos=1, size=model.resolution, num_steps=2, differentiates=True)
+
+    model = tiny
+    whole, away = need(model), need(replace(model, offload=True))
+    unet, vae = (sum(p.nbytes for p in part.parameters()) for part in (model.unet, model.vae))
+    texts = whole.weights - unet - vae
+    assert away.weights == unet
+    assert away.activations >= decoding_need(model, model.resolution) + vae
+    assert away.activations >= texts
+    assert decoding_need(replace(model, offload=True), model.resolution) == (
+        decoding_need(model, model.resolution) + vae
+    )
+
+
+def test_half_text_encoders_and_a_half_autoencoder_are_counted_as_they_are():
+    pipe = tiny_pipeline("sd1")
+    model = nulltext.load(pipe)
+    options = {"photos": 1, "size": model.resolution, "num_steps": 2, "differentiates": False}
+    full, vae = memory_need(model, **options).weights, list(model.vae.parameters())
+    decoding = decoding_need(model, model.resolution)
+    pipe.text_encoder.half()
+    text = sum(p.nbytes for p in pipe.text_encoder.parameters())
+    assert memory_need(model, **options).weights == full - text
+    pipe.vae.half()  # it works in float32, beside what is stored
+    copied = sum(4 * p.numel() for p in vae)
+    assert decoding_need(model, model.resolution) == decoding + copied
+    pipe.vae.register_to_config(force_upcast=False)
+    assert decoding_need(model, model.resolution) == decoding / 2
+
+
+def test_a_large_picture_needs_what_a_tile_needs(tiny_sd1, monkeypatch):
+    from nulltext.models import autoencoding
+
+    height, width = tiny_sd1.resolution
+    own = decoding_need(tiny_sd1, (height, width))
+    assert decoding_need(tiny_sd1, (4 * height, 4 * width)) == 16 * own
+    monkeypatch.setattr(autoencoding, "WHOLE_BYTES", own)
+    assert decoding_need(tiny_sd1, (4 * height, 4 * width)) == own
+
+
+def test_a_decoding_lives_in_the_bytes_that_are_said(flowers):
+    latents = torch.zeros(1, *flowers.latents_shape)
+    with LiveBytes() as live:
+        flowers.decode(latents)
+    assert 0.9 < decoding_need(flowers, flowers.resolution) / live.peak < 1.3
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+def test_a_source_lends_the_bytes_that_are_said(tiny, size):
+    prompts = [tiny.tokenize(text) for text in (SOURCE, "a photo of a red daisy")]
+    plan = PromptToPrompt(cross_steps=1.0, self_steps=1.0).plan(tiny, prompts, 2, size)
+    loan = Loan([plan], 0)
+    with torch.no_grad(), attach(tiny.unet, Recorder(loan, guided=True)):
+        tiny.predict_noise(noise(0, 2, 4, *size), 500, tiny.embed(["", SOURCE]))
+    said = lent_bytes(tiny.unet, size, tiny.max_tokens, plan.self_pixels)
+    assert said.maps == sum(kept.nbytes for kept in loan.maps.values())
+    assert said.states == sum(kept.untyped_storage().nbytes() for kept in loan.queries.values())
+
+
+def test_the_table_of_a_checkpoints_configs_needs_no_weights(tmp_path, tiny):
+    tiny.to_diffusers().save_pretrained(tmp_path)
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.unlink()
+    rows = dict(rows_of(without_weights(tmp_path, torch.float32)))
+    for name, part in tiny.components.items():
+        expected = sum(p.nbytes for p in part.parameters()) / 1e9
+        assert rows[f"weights, {name}"] == pytest.approx(expected)
+    assert rows["inversion in all, --offload"] < rows["inversion in all"]
 
 
 def test_the_unet_is_left_as_it_was_found():

@@ -37,9 +37,12 @@ def found(scenarios, name):
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_a_second_device_gives_the_pictures_of_the_first(scenarios, family):
-    off = found(scenarios, f"whole {family}")["off"]
+    result = found(scenarios, f"whole {family}")
+    off = result["off"]
     assert off.pop("edits") < 0.02  # null-text's gradients differ in their last bits
     assert max(off.values()) < 5e-3
+    # an inversion, an edit, a replay, heat maps: numbers read back make a device wait
+    assert result["reads"] < 400
 
 
 @pytest.mark.parametrize(
@@ -66,8 +69,6 @@ def test_offloaded_parts_are_there_for_their_work_alone(scenarios, family):
         "vae": [[True, True, False]],
         "text": [[True, False, True]],
     }
-    # where the most is on the device, the autoencoder decodes: the text encoders are away
-    assert result["saved"] > 0.9 * result["text"]
 
 
 def test_a_pipeline_that_offloads_itself_goes_on_doing_so(scenarios):

@@ -65,7 +65,7 @@ def test_weights_are_those_of_the_file_in_the_precision_that_is_asked_for(stored
     numbers, path = stored
     module, seen = bare(), {}
     assert fill(module, MappedTensors([path])) == []
-    settle(module, dtype=dtype, device=torch.device("cpu"), see=seen.__setitem__)
+    settle(module, dtype=dtype, device=torch.device("cpu"), see=lambda named: seen.update([named]))
     for name, tensor in module.state_dict().items():
         whole = not numbers[name].is_floating_point()
         assert tensor.dtype == (numbers[name].dtype if whole else dtype)

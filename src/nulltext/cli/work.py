@@ -201,6 +201,7 @@ def warn_of_memory(
     if free is None or need <= free:
         return
     ways = [] if model.memory == PLANS["low"] else ["--low-memory"]
+    ways += ["--offload"] if model.device.type != "cpu" and not model.offload else []
     ways += [] if len(sizes) == 1 else ["a smaller --batch-size"]
     ways += ["a smaller --size", "--dtype float16 on a GPU"]
     reporter.note(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -37,13 +38,11 @@ class Digest:
         """
         self._hash = hashlib.sha256((_settings(vae, schedule) + settings).encode())
 
-    @torch.no_grad()
-    def add(self, component: str, name: str, parameter: Tensor) -> None:
-        """Take in one tensor, whatever its precision and device."""
-        self._hash.update(f"{component}.{name}{tuple(parameter.shape)}".encode())
-        flat = parameter.detach().reshape(-1)
-        values = flat[sample_positions(flat.numel()).to(flat.device)]
-        self._hash.update(values.float().cpu().numpy().tobytes())
+    def add(self, component: str, *named: tuple[str, Tensor]) -> None:
+        """Take in tensors by their names, whatever their precision and device."""
+        for (name, tensor), values in zip(named, _samples([t for _, t in named]), strict=True):
+            self._hash.update(f"{component}.{name}{tuple(tensor.shape)}".encode())
+            self._hash.update(values.numpy().tobytes())
 
     def hex(self) -> str:
         """What has been taken in so far."""
@@ -60,21 +59,34 @@ def fingerprint(
     """
     digest = Digest(components["vae"], schedule, settings)
     for component, module in sorted(components.items()):
-        for name, parameter in sorted(_acting(module)):
-            digest.add(component, name, parameter)
+        digest.add(component, *sorted(_acting(module), key=itemgetter(0)))
     return digest.hex()
 
 
 def sample_positions(numel: int) -> Tensor:
     """Where a tensor of so many numbers is read: up to 64 positions, int64, from first to last.
 
-    Up to 2**24 numbers, position k is k (numel - 1) / 63 in float32, as in all saved inversions.
-    Beyond that float32 cannot count; there it is rounded down in integer arithmetic.
+    Up to 2**24 numbers, position k is k (numel - 1) / 63 in float32, as in all saved inversions,
+    computed on the CPU, since devices round differently. Beyond that float32 cannot count; there it
+    is rounded down in integer arithmetic.
     """
     count = min(numel, SAMPLES_PER_TENSOR)
     if numel <= FLOAT32_COUNTS:
-        return torch.linspace(0, numel - 1, count, dtype=torch.float32).long()
-    return torch.arange(count) * (numel - 1) // (count - 1)
+        return torch.linspace(0, numel - 1, count, dtype=torch.float32, device="cpu").long()
+    return torch.arange(count, device="cpu") * (numel - 1) // (count - 1)
+
+
+@torch.no_grad()
+def _samples(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Up to 64 evenly spaced values of each, float32, on the CPU; read from a device at once."""
+    if not tensors:
+        return []
+    found = []
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        positions = sample_positions(flat.numel()).to(flat.device)
+        found.append(flat[positions].float().to(tensors[0].device))
+    return list(torch.cat(found).cpu().split([len(values) for values in found]))
 
 
 def _settings(vae: Any, schedule: Schedule) -> str:

@@ -30,8 +30,8 @@ _LOCKS_GUARD = Lock()
 def default_dtype(device: torch.device, half: torch.dtype = torch.float16) -> torch.dtype:
     """The precision to load a model in where none is asked for.
 
-    float32 on a CPU, where half precision is slow, and on MPS, where float16 attention overflows in
-    some Stable Diffusion checkpoints; half precision on CUDA and other accelerators.
+    float32 on a CPU, where half precision is slow, and on MPS, whose half kernels nulltext has not
+    been tried with; half precision on CUDA and other accelerators.
 
     Args:
         half: which one, for a family that leaves the finite numbers in float16: bfloat16.
@@ -79,7 +79,7 @@ def arrange(module: torch.nn.Module, device: torch.device) -> None:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def check_weights_present(parts: Mapping[str, torch.nn.Module], pipeline: str) -> None:
+def check_weights_present(parts: Mapping[str, Any], pipeline: str) -> None:
     """Refuse a pipeline whose weights cannot be read and differentiated through as they are.
 
     Raises:

@@ -161,18 +161,18 @@ def settle(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    see: Callable[[str, Tensor], None],
+    see: Callable[[tuple[str, Tensor]], None],
 ) -> None:
     """Cast and move a module's weights one at a time.
 
     Args:
         dtype: of all floating-point weights.
-        see: called with each parameter's name and its tensor as it was in the file.
+        see: called with each parameter's (name, tensor) as it was in the file.
     """
     for name in sorted(module.state_dict()):
         tensor = _of(module, name)
         if isinstance(tensor, nn.Parameter):
-            see(name, tensor)
+            see((name, tensor))
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
         if tensor.dtype != wanted or tensor.device != device:
             assign(module, name, tensor.detach().to(device, wanted))
