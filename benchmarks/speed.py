@@ -1,7 +1,6 @@
 """How much faster than the published loop, at which fidelity? Side by side, photo by photo.
 
     python benchmarks/speed.py --data DIR --limit 32 --hard 16
-    python benchmarks/speed.py --sd15              (a GPU; --reduced: a small UNet on the CPU)
 
 For each photo and each case (w = 7.5, w = 12, a wrong caption) the published loop and the budgets
 run one after the other; then each inversion is edited to another colour. Rows are appended to
@@ -47,19 +46,12 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", choices=BUDGETS, default=["fast", "balanced"])
     parser.add_argument("--rows", type=Path, default=Path("build/speed.jsonl"))
     parser.add_argument("--report", action="store_true", help="print the rows, measure nothing")
-    parser.add_argument("--sd15", action="store_true", help="Stable Diffusion 1.5's architecture")
-    parser.add_argument("--reduced", action="store_true", help="with --sd15: small, few steps")
     options = parser.parse_args()
-    if options.sd15:
-        from sd15 import compare
-
-        compare(reduced=options.reduced, device=options.device)
-        return
     if options.report:
         report_all(list(read(options.rows).values()))
         return
     if options.data is None:
-        raise SystemExit("Pass --data a folder of photos with labels.jsonl, or --sd15.")
+        raise SystemExit("Pass --data a folder of photos with labels.jsonl.")
     photos = captioned_photos(options.data, options.split, options.limit)
     model = nulltext.load(options.model, device=options.device)
     hard = photos[: options.hard]

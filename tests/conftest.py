@@ -25,6 +25,9 @@ Run = Callable[..., tuple[int, str, str]]
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+DEVICE = os.environ.get("NULLTEXT_TEST_DEVICE", "cpu")
+"""Of the tests marked `device`, which compare it with the CPU."""
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
 DAHLIA_PROMPT = "a photo of an orange flower with a dark background"
 

@@ -12,7 +12,8 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from nulltext.attention.controller import Action, Layer, Site
+from nulltext.attention import controller as controlling
+from nulltext.attention.controller import Action, Heads, Layer, Site
 from nulltext.attention.lending import Loan, Recorder, Turn
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector, largest_self_site
@@ -29,6 +30,8 @@ class Probe:
     guided: bool = True
     sites: list[Site] = field(default_factory=list)
     seen: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    pieces: list[Heads] = field(default_factory=list)
     change: Callable[[Tensor], Tensor] = torch.clone
 
     def action(self, site: Site) -> Action:
@@ -36,11 +39,22 @@ class Probe:
         return self.what
 
     def observe(self, layer: Layer, site: Site) -> None:
-        self.seen[site.name] = layer.probabilities()
+        self.layers[site.name] = layer
 
-    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
-        self.seen[site.name] = own()
-        return self.change(self.seen[site.name])
+    def reads(self, site: Site) -> bool:
+        return True
+
+    def read(self, own: Tensor, site: Site, heads: Heads) -> None:
+        before = self.seen[site.name] if heads.first else own[:, :0]
+        self.seen[site.name] = torch.cat([before, own], dim=1)
+        self.pieces.append(heads)
+
+    def edit(self, own: Tensor, site: Site, heads: Heads) -> Tensor:
+        self.read(own, site, heads)
+        return self.change(own)
+
+    def borrow(self, layer: Layer, site: Site) -> Tensor:
+        return self.change(layer.hidden_states[-layer.rows :])
 
 
 def batch(model, size=(8, 8), rows=2):
@@ -183,7 +197,7 @@ def test_cross_attention_follows_the_formula_row_by_row():
     site = Site("layer", "cross", 4, 4)
     controller = injector(injections, 3, source)
     assert controller.action(site) == "edit"
-    got = controller.edit(lambda: own, site)
+    got = controller.edit(own, site, Heads(0, 3, 3))
     mixed = torch.empty_like(own)
     for head in range(3):
         for pixel in range(16):
@@ -204,7 +218,9 @@ def test_rows_stay_probabilities_where_words_come_and_go():
     site = Site("layer", "cross", 4, 4)
     for seed in range(3):
         gate = (torch.rand(L, generator=torch.Generator().manual_seed(seed)) > 0.4).float()
-        row_sums = injector([injection(gate=gate)], 0, source).edit(lambda: own, site).sum(-1)
+        row_sums = (
+            injector([injection(gate=gate)], 0, source).edit(own, site, Heads(0, 3, 3)).sum(-1)
+        )
         torch.testing.assert_close(row_sums, torch.ones_like(row_sums))
 
 
@@ -215,28 +231,89 @@ def test_weights_hold_after_the_injection_has_ended():
     site = Site("layer", "cross", 4, 4)
     late = injector([injection(weights=weights)], 40)
     assert late.action(site) == "edit"
-    torch.testing.assert_close(late.edit(lambda: own, site), own * weights)
+    torch.testing.assert_close(late.edit(own, site, Heads(0, 3, 3)), own * weights)
     plain = injector([injection()], 40)
     assert plain.action(site) == "ignore"
 
 
 def test_self_attention_is_injected_early_and_at_small_sites_only():
     small, large = Site("layer", "self", 4, 4), Site("layer", "self", 32, 32)
-    source, own = maps(1, 16, 0), maps(2, 16, 1)
     injections = [injection(self_until=3), injection(self_until=1)]
-    early = injector(injections, 0, source)
-    between = injector(injections, 2, source)
-    late = injector(injections, 3, source)
-    assert [c.action(small) for c in (early, between, late)] == ["edit", "edit", "ignore"]
+    early, between, late = (injector(injections, step) for step in (0, 2, 3))
+    assert [c.action(small) for c in (early, between, late)] == ["borrow", "borrow", "ignore"]
     assert early.action(large) == "ignore"
+    parent, own = torch.rand(1, 16, 6), torch.rand(4, 16, 6)
+    layer = Layer(None, own, None, rows=2)  # two null rows before them
+    for controller in (early, between):
+        controller.turns[0].parent.queries["layer"] = parent
+    assert torch.equal(early.borrow(layer, small), parent.expand(2, -1, -1))
+    assert torch.equal(between.borrow(layer, small), torch.cat([parent, own[3:]]))
 
-    def never():
-        raise AssertionError("the target's own attention is not needed here")
 
-    assert torch.equal(early.edit(never, small), source.expand(2, -1, -1, -1))
-    mixed = between.edit(lambda: own, small)
-    assert torch.equal(mixed[0], source[0])
-    assert torch.equal(mixed[1], own[1])
+@torch.no_grad()
+def test_borrowed_attention_is_the_parents_probabilities_on_own_values(tiny):
+    """M V*, with M the softmax of the parent's queries and keys, made by hand."""
+    probe = Probe("observe")
+    with attach(tiny.unet, probe):
+        tiny.predict_noise(*batch(tiny, rows=4))
+    name = next(n for n in probe.layers if probe.layers[n].context is None)
+    layer, modules = probe.layers[name], dict(tiny.unet.named_modules())
+    attn, rows, parent = modules[name], layer.hidden_states[2:], layer.hidden_states[:1]
+    asked = parent.expand(2, -1, -1)
+
+    def split(x):
+        return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+    scores = split(attn.to_q(asked)) @ split(attn.to_k(asked)).transpose(-1, -2) * attn.scale
+    mixed = scores.softmax(-1) @ split(attn.to_v(rows))
+    expected = attn.to_out[0](mixed.transpose(1, 2).flatten(-2))
+    outputs = {}
+    handle = attn.register_forward_hook(lambda *call: outputs.setdefault("got", call[-1]))
+
+    class Borrowing(Probe):
+        def action(self, site):
+            return "borrow" if site.name == name else "ignore"
+
+        def borrow(self, layer, site):
+            return asked
+
+    with attach(tiny.unet, Borrowing("borrow")):
+        tiny.predict_noise(*batch(tiny, rows=4))
+    handle.remove()
+    # float32, fused or by hand
+    torch.testing.assert_close(outputs["got"][2:], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_borrowing_the_own_queries_is_plain_to_rounding(tiny):
+    class Borrowing(Probe):
+        def action(self, site):
+            return "borrow" if site.kind == "self" else "ignore"
+
+    plain = tiny.predict_noise(*batch(tiny, rows=4))
+    with attach(tiny.unet, Borrowing("borrow")):
+        own = tiny.predict_noise(*batch(tiny, rows=4))
+    with attach(tiny.unet, Borrowing("borrow", change=lambda rows: rows.flip(0))):
+        swapped = tiny.predict_noise(*batch(tiny, rows=4))
+    torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(swapped[:2], plain[:2], atol=1e-5, rtol=1e-5)
+    assert (swapped[2:] - plain[2:]).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+
+
+@torch.no_grad()
+def test_heads_in_slices_are_the_heads_in_one_piece(tiny, monkeypatch):
+    found = []
+    for limit in (controlling.SLICE_BYTES, 1):
+        monkeypatch.setattr(controlling, "SLICE_BYTES", limit)
+        probe = Probe("edit")
+        with attach(tiny.unet, probe):
+            output = tiny.predict_noise(*batch(tiny, rows=4))
+        assert all((some.stop - some.first == some.total) == (limit > 1) for some in probe.pieces)
+        found.append((output, probe.seen))
+    (whole, one), (sliced, other) = found
+    torch.testing.assert_close(sliced, whole, atol=1e-6, rtol=1e-6)  # float32, other products
+    for name, seen in one.items():
+        torch.testing.assert_close(other[name], seen, atol=1e-6, rtol=1e-6)
 
 
 def test_recorder_keeps_just_what_the_injector_will_ask_for():
@@ -249,7 +326,8 @@ def test_recorder_keeps_just_what_the_injector_will_ask_for():
             Site("b", "self", 16, 16),
             Site("c", "self", 32, 32),
         ):
-            assert (recorder.action(site) == "observe") == (controller.action(site) == "edit")
+            acts = controller.action(site) in ("edit", "borrow")
+            assert (recorder.action(site) == "observe") == acts
 
 
 def test_the_largest_self_site_follows_the_latents():

@@ -11,7 +11,7 @@ import nulltext
 from conftest import DAHLIA_PROMPT
 from nulltext.alignment import attention_map
 from nulltext.attention.blend import LocalBlend
-from nulltext.attention.controller import Site
+from nulltext.attention.controller import Heads, Site
 from nulltext.attention.lending import Loan, Turn
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector
 from nulltext.edit_spec import with_parents
@@ -91,7 +91,8 @@ def test_a_links_maps_come_from_the_maps_of_the_link_before():
     site, given = Site("layer", "cross", 3, 3), []
     for plan, parent, own, row in ((plans[0], source, middle, 1), (plans[1], middle, None, 2)):
         turn = Turn(plan, parent, own or Loan([], 0))
-        given.append(MapInjector([turn], 0, guided=True).edit(lambda r=row: maps[r][None], site)[0])
+        controller, heads = MapInjector([turn], 0, guided=True), Heads(0, 2, 2)
+        given.append(controller.edit(maps[row][None], site, heads)[0])
 
     def carried(old, new, plan, own):
         mixed = torch.empty_like(own)

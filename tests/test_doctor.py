@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -17,11 +18,15 @@ import torch
 
 import nulltext
 from captioners import captioner
-from conftest import EXAMPLE
-from nulltext import health
+from conftest import DAHLIA_PROMPT, EXAMPLE
+from nulltext.health import installation
+from nulltext.health.checkup import CHECKUP_PARTS, TRIAL_PARTS
+from nulltext.health.measures import LEVELS, noise_errors, timestep_at
+from nulltext.health.report import without_private
 from nulltext.models import known_figure
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known, write_known
 from nulltext.models.locate import BUNDLED_FOLDER, folder_of
+from tiny import tiny_pipeline
 
 BUNDLED = BUNDLED_FOLDER / "flowers"
 
@@ -56,7 +61,7 @@ def shard_with(folder, name):
 def change(path, name, factor):
     """Multiply one tensor of a file of weights."""
     tensors = safetensors.torch.load_file(path)
-    tensors[name] = tensors[name] * factor
+    tensors[name] = tensors[name].float() * factor
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -139,6 +144,10 @@ def test_a_sound_installation(run):
     assert found["model"]["fingerprint"] == read_known(BUNDLED)["fingerprint"]
     assert found["extras"]["study"]["present"]
     assert found["folders"]["temporary"]["writable"]
+    assert [(part["name"], part["outcome"]) for part in found["parts"]] == [
+        (name, "ok") for name in TRIAL_PARTS
+    ]
+    assert all(part["seconds"] > 0 for part in found["parts"])
 
 
 def test_a_model_with_one_changed_tensor_is_found(run, tmp_path):
@@ -182,15 +191,201 @@ def test_a_device_that_there_is_not_is_the_users_mistake(run):
     assert "cuda:99" in err
 
 
+def configured(folder, part, **values):
+    """A copy of the bundled model with some values of a config changed."""
+    copy_of_the_model(folder)
+    path = folder / part
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def outcomes(found):
+    return {part["name"]: part["outcome"] for part in found["parts"]}
+
+
+def test_the_part_that_fails_is_named_and_what_needs_it_is_skipped(run, tmp_path):
+    """Not-a-number in one tensor of the decoder, as in a damaged download."""
+    broken = copy_of_the_model(tmp_path / "broken")
+    weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
+    change(weights, "decoder.conv_out.weight", float("nan"))
+    code, out, err = run("doctor", "--model", "broken", "--json")
+    assert (code, "Traceback" in err) == (1, False)
+    found = json.loads(out)
+    assert outcomes(found) == dict.fromkeys(TRIAL_PARTS, "ok") | {
+        "autoencoder decode": "failed",
+        "edit in two steps": "skipped",
+    }
+    (said,) = [p for p in found["problems"] if "The part" in p]
+    assert said.startswith("The part 'autoencoder decode' of the model 'broken' fails on cpu")
+    assert "left the finite numbers" in said
+
+
+def test_a_unet_that_leaves_half_precision_is_found_there_alone(run, tmp_path):
+    """A convolution of 1e6, which the next normalisation takes back, exceeds float16's 65504."""
+    broken = copy_of_the_model(tmp_path / "broken")
+    name = "mid_block.resnets.0.conv1.weight"
+    change(shard_with(broken / "unet", name), name, 1e6)
+    (broken / FILE).unlink()
+    assert run("doctor", "--model", "broken", "--dtype", "float32")[0] == 0
+    code, out, _ = run("doctor", "--model", "broken", "--dtype", "float16", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert outcomes(found)["UNet"] == "failed"
+    (said,) = found["problems"]
+    assert re.search(r"'UNet' .* fails on cpu in float16: .* left the finite numbers", said)
+
+
+def test_a_report_measures_what_the_library_measures(run, flowers):
+    code, out, err = run("doctor", "--report", "report.json", "--steps", 2, "--json")
+    assert code == 0, err + out
+    found = json.loads(out)
+    assert json.loads(Path("report.json").read_text()) == found
+    assert found["healthy"]
+    assert found["model"]["name"] == "flowers"
+    assert found["model"]["config"]["vae"]["latent_channels"] == 16
+    assert outcomes(found) == dict.fromkeys(CHECKUP_PARTS, "ok")
+    figures = {part["name"]: part["figures"] for part in found["parts"]}
+    plain = nulltext.invert(
+        *(flowers, EXAMPLE, DAHLIA_PROMPT), method="ddim", num_steps=2, guidance_scale=1.0
+    )
+    close = {"rel": 1e-3}  # four digits are kept
+    header = plain.header
+    bound = figures["autoencoder decode"]["psnr_bound"]
+    assert bound == pytest.approx(header.psnr_bound, **close)
+    reached = figures["DDIM at w = 1"]
+    assert reached["psnr_reconstruction"] == pytest.approx(header.psnr_reconstruction, **close)
+    assert reached["unet_evaluations"] == 2
+    latents = plain.trajectory[0]
+    assert figures["autoencoder encode"]["latents_std"] == pytest.approx(
+        latents.std().item(), **close
+    )
+    assert {one["figure"] for one in found["compared"]} >= {"psnr_bound", "noise_over_guess"}
+    assert all(one["holds"] and one["source"] for one in found["compared"])
+
+
+def test_noise_errors_are_those_of_the_formula(flowers):
+    latents = flowers.encode(torch.linspace(-1, 1, 3 * 128 * 128).view(1, 3, 128, 128))
+    prompt = flowers.embed([DAHLIA_PROMPT])
+    errors = noise_errors(flowers, latents, prompt)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    for index, level in enumerate(LEVELS):
+        noisy = level**0.5 * latents + (1 - level) ** 0.5 * noise
+        with torch.no_grad():
+            eps = flowers.predict_noise(noisy, timestep_at(flowers.schedule, level), prompt)
+        mse = torch.nn.functional.mse_loss(eps, noise).item()
+        assert errors.noise_mse[index] == pytest.approx(mse, rel=1e-4)
+        velocity = level**0.5 * noise - (1 - level) ** 0.5 * latents
+        off = torch.nn.functional.mse_loss(eps, velocity) / velocity.square().mean()
+        assert errors.by_prediction["v_prediction"][index] == pytest.approx(off.item(), rel=1e-4)
+        slope = (noise * noisy).sum() / noisy.square().sum()
+        guess = (noise - slope * noisy).square().sum() / noise.square().sum()
+        assert errors.guess[index] == pytest.approx(guess.item(), rel=1e-3, abs=1e-5)
+
+
+SCHEDULER, VAE = "scheduler/scheduler_config.json", "vae/config.json"
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        (SCHEDULER, {"prediction_type": "v_prediction"}, "but the UNet's output is epsilon"),
+        (SCHEDULER, {"beta_schedule": "squaredcos_cap_v2"}, "The noise schedule seems wrong"),
+        (VAE, {"scaling_factor": 6.0}, "latents_std is 8.24, expected at most 2"),
+    ],
+)
+def test_a_wrong_config_is_told_by_what_it_does(run, tmp_path, part, values, said):
+    configured(tmp_path / "wrong", part, **values)
+    code, out, _ = run("doctor", "--model", "wrong", "--report", "r.json", "--steps", 1, "--json")
+    assert code == 1
+    assert any(said in problem for problem in json.loads(out)["problems"])
+
+
+def test_a_text_encoder_that_reads_all_words_alike_is_found(run, tmp_path):
+    deaf = copy_of_the_model(tmp_path / "deaf")
+    (weights,) = (deaf / "text_encoder").glob("*.safetensors")
+    (name,) = [n for n in safetensors.torch.load_file(weights) if "token_embedding" in n]
+    change(weights, name, 0.0)
+    code, out, _ = run("doctor", "--model", "deaf", "--json")
+    assert code == 1
+    problems = json.loads(out)["problems"]
+    assert any("does not tell the words apart" in problem for problem in problems)
+    assert any("does not hear its text" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_random_weights_are_called_out_in_every_family(run, tmp_path, family):
+    tiny_pipeline(family).save_pretrained(tmp_path / "random")
+    code, out, _ = run("doctor", "--model", "random", "--report", "r.md", "--steps", 2)
+    assert code == 1
+    assert "the UNet predicts noise no better than without a network" in out
+    assert "the autoencoder does not fit these weights" in out
+    assert "does NOT" not in out
+    text = Path("r.md").read_text()
+    assert text.startswith("# nulltext check-up of random\n")
+    assert json.loads(text.split("```json")[1].split("```")[0])["model"]["name"] == "random"
+
+
+def test_a_report_names_no_person_and_no_place(run, tmp_path, monkeypatch):
+    home = tmp_path / "home" / "ada-lovelace"
+    broken = home / "secret project" / "mine"
+    broken.parent.mkdir(parents=True)
+    tiny_pipeline("sd1").save_pretrained(broken)
+    (broken / FILE).write_text("[]")  # a problem whose sentence has the whole path
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("LOGNAME", "ada-lovelace")
+    monkeypatch.setattr("platform.node", lambda: "analytical-engine")
+    for report in ("r.json", "r.md"):
+        run("doctor", "--model", broken, "--report", report, "--steps", 1, "--quiet")
+        text = Path(report).read_text()
+        assert "'check.json' cannot be read" in text
+        assert "of the model 'mine'" in text or '"name": "mine"' in text
+        for private in ("ada-lovelace", "secret project", str(tmp_path), "analytical-engine"):
+            assert private not in text
+
+
+def test_sentences_lose_paths_names_and_tokens(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "ada")
+    monkeypatch.setattr("platform.node", lambda: "engine")
+    for said, kept in {
+        "'/home/ada/m/unet' is damaged": "'unet' is damaged",
+        "cannot open ~/models/x.bin, or C:\\Users\\ada\\m.bin": "cannot open x.bin, or m.bin",
+        "ada on engine with hf_abcDEF123": "USER on HOST with TOKEN",
+        "get 'stabilityai/sdxl-vae' again": "get 'stabilityai/sdxl-vae' again",
+        "see https://host.org/a/b?token=1 now": "see https://host.org/a/b now",
+        "24.7 +/- 3.9 dB, in scheduler/config.json": "24.7 +/- 3.9 dB, in scheduler/config.json",
+    }.items():
+        assert without_private(said) == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", 3], "--steps is for --report"),
+        (["--report", "r.json", "--steps", 0], "The number of steps is 0"),
+        (["--report", "nowhere/r.json"], "does not exist"),
+        (["--model", "nowhere"], "There is no model 'nowhere'"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(run, arguments, said):
+    code, out, err = run("doctor", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert not list(Path().iterdir())
+
+
+def test_numbers_that_json_has_not_become_null():
+    found = installation.Health(model={"deviations": {"unet": float("inf")}, "name": "m"})
+    assert found.as_json()["model"] == {"deviations": {"unet": None}, "name": "m"}
+
+
 def test_missing_libraries_are_named_with_what_brings_them(monkeypatch):
-    present = health._installed
+    present = installation._installed
     lacking = {"scikit-image": None, "matplotlib": "3.0", "diffusers": "0.1"}
     monkeypatch.setattr(
-        health, "_installed", lambda r: lacking[r.name] if r.name in lacking else present(r)
+        installation, "_installed", lambda r: lacking[r.name] if r.name in lacking else present(r)
     )
-    found = health.Health()
-    health._look_at_versions(found)
-    health._look_at_extras(found)
+    found = installation.Health()
+    installation._look_at_versions(found)
+    installation._look_at_extras(found)
     assert found.versions["diffusers"] == "0.1"
     (problem,) = found.problems
     assert problem.startswith("diffusers>=")
@@ -204,8 +399,8 @@ def test_missing_libraries_are_named_with_what_brings_them(monkeypatch):
 def test_a_place_for_temporary_files_that_is_none(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    found = health.Health()
-    health._look_at_folders(found)
+    found = installation.Health()
+    installation._look_at_folders(found)
     assert not found.folders["temporary"]["writable"]
     assert "TMPDIR" in found.problems[0]
 

@@ -109,8 +109,8 @@ def test_attention_is_read_with_the_lora_in_it(pipe, tmp_path):
         def action(self, site):
             return "edit"
 
-        def edit(self, own, site):
-            return own()
+        def edit(self, own, site, heads):
+            return own
 
     pipe.load_lora_weights(lora_folder(pipe, tmp_path))
     model = nulltext.from_pipe(pipe)

@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import Attention
 from torch.nn.functional import interpolate
 
 import nulltext
-from nulltext.attention.controller import Site
+from nulltext.attention.controller import Heads, Site
 from nulltext.attention.maps import Bystander, RunningMean, StepMaps, Watched, word_map
 from nulltext.attention.processor import attach
 from nulltext.editing import edit_steps
@@ -113,8 +113,9 @@ def test_non_square_sites_are_laid_on_the_largest_one():
     maps = StepMaps(1000)
     generator = torch.Generator().manual_seed(0)
     large = torch.rand(1, 2, 24, 5, generator=generator)
-    maps.add(large, Site("large", "cross", 4, 6))
-    maps.add(torch.full((1, 2, 6, 5), 0.5), Site("small", "cross", 2, 3))
+    maps.add(large[:, :1], Site("large", "cross", 4, 6), Heads(0, 1, 2))
+    maps.add(large[:, 1:], Site("large", "cross", 4, 6), Heads(1, 2, 2))
+    maps.add(torch.full((1, 2, 6, 5), 0.5), Site("small", "cross", 2, 3), Heads(0, 2, 2))
     got = maps.token_maps()
     expected = (large.mean(1).transpose(1, 2).reshape(1, 5, 4, 6) + 0.5) / 2
     torch.testing.assert_close(got, expected)

@@ -88,6 +88,7 @@ def test_pieces_that_share_a_token_are_one_word() -> None:
     ]
     assert texts(read)[3:] == ["'stop", "'", "it"]  # CLIP cuts off "'s" wherever it stands
     assert find_words(read, "stop") == read.words[3].tokens
+    assert find_words(prompt("'stop' stop"), "stop") == (1, 2, 3, 5)
     assert find_words(read, "'STOP'") == read.words[3].tokens + read.words[4].tokens
 
 

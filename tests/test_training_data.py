@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import nn
 
+from nulltext.attention.controller import Heads, Site
 from nulltext.attention.maps import StepMaps
-from nulltext.attention.processor import Site
 from nulltext.templates import article
 from nulltext.training.captions import Caption, CaptionSettings, compose, plain
 from nulltext.training.collection import Example
@@ -168,7 +168,7 @@ def test_grounding_is_the_share_of_attention_outside_squared():
     probabilities = torch.rand(2, 2, 16, 8, generator=rng)
     masks = torch.rand(2, 4, 4, generator=rng)
     eye = StepMaps(largest_pixels=16)
-    eye.add(probabilities, Site("here", "cross", 4, 4))
+    eye.add(probabilities, Site("here", "cross", 4, 4), Heads(0, 2, 2))
     maps = probabilities.mean(1)[0].T.reshape(8, 4, 4)
     losses = []
     for tokens, part in (((1, 2, 3), masks[0]), ((5,), 1 - masks[0])):

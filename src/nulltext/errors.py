@@ -7,6 +7,10 @@ sentence that says what was got, what was expected and what to do next.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NulltextError(Exception):
     """Base of all exceptions that nulltext raises on purpose."""
@@ -62,6 +66,43 @@ class NumericalError(NulltextError):
 
 LONGEST = 200
 """Characters of what a message repeats of a file or of another message."""
+
+
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, HIP, XPU and MPS, allocators and drivers
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",  # torch on a CPU under Windows
+    "cannot allocate memory",  # a file that cannot be mapped
+    "alloc_failed",  # cuBLAS and cuDNN
+    "invalid buffer size",  # MPS: one tensor beyond what Metal takes
+)
+"""What libraries say, in lower case, where an allocation failed."""
+
+LOWER_MEMORY = (
+    "pass --low-memory, a smaller --size, --offload or --dtype float16 on a GPU, or --device cpu"
+)
+"""What to do where a device's memory does not suffice."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; most of torch's say so in words alone."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
+
+
+@contextmanager
+def out_of_memory_named(advice: str = LOWER_MEMORY) -> Iterator[None]:
+    """Raise `OutOfMemoryError` where an allocation fails inside the block."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"The device ran out of memory; {advice}.") from error
 
 
 def reason_of(error: BaseException) -> str:

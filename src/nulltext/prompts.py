@@ -156,8 +156,10 @@ def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A piece of a word, as a search sees it: where CLIP reads "'s" in "'stop'", "stop" is only
-    part of a word."""
+    """A piece of a word, by which words are searched.
+
+    Not every piece is a word: where CLIP reads "'s" in "'stop'", "stop" is only part of one.
+    """
 
     key: str
     tokens: tuple[int, ...]
@@ -169,14 +171,14 @@ class _Piece:
 
 
 def _keyed(prompt: TokenizedPrompt, spelling: Literal["text", "name"]) -> list[_Piece]:
+    """The pieces of all words, as they were typed or by their names."""
     found = []
     for word in prompt.words:
         text = getattr(word, spelling)
         cuts = _pieces(text)
         for start, end in cuts:
-            opens, closes = (
-                not word.learnt or edge for edge in (start == cuts[0][0], end == cuts[-1][1])
-            )
+            opens = not word.learnt or start == cuts[0][0]
+            closes = not word.learnt or end == cuts[-1][1]
             found.append(_Piece(word_key(text[start:end]), word.tokens, opens, closes))
     return found
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nulltext.errors import InversionFileError, OutOfMemoryError, reason_of
+from nulltext.errors import InversionFileError, out_of_memory_named, reason_of
 from nulltext.header import InversionHeader
 from nulltext.inversion_file import read_inversion, read_outline, write_inversion
 
@@ -190,24 +190,11 @@ def run(
     """
     while True:
         try:
-            info = next(steps)
+            with out_of_memory_named():
+                info = next(steps)
         except StopIteration as stop:
             result: Result = stop.value
             return result
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise OutOfMemoryError(
-                "The device ran out of memory; pass --low-memory, a smaller --size, "
-                "--dtype float16 on a GPU, or --device cpu."
-            ) from error
         logger.debug("%s: step %d of %d, t = %d", info.stage, info.index, info.total, info.timestep)
         if on_step is not None:
             on_step(info)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator failed; torch's CPU allocator says so in words alone."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "can't allocate memory" in str(error)
-    )

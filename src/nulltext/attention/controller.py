@@ -2,12 +2,16 @@
 
     probabilities = softmax(Q K^T / sqrt(d))
 
+They are made as tensors only where a controller reads or replaces them, in cross-attention, and so
+many heads at a time that they take at most `SLICE_BYTES` (one head at least): scores,
+probabilities and what the controller makes of them are alive together, 3 `SLICE_BYTES`. Up to
+12 heads of 4 prompts at 64 x 64 go in one piece, so Stable Diffusion's and SDXL's own sizes do.
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, eq. 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +19,10 @@ import torch
 from torch import Tensor
 
 Kind = Literal["cross", "self"]
-Action = Literal["ignore", "observe", "edit", "redirect"]
+Action = Literal["ignore", "observe", "edit", "borrow", "redirect"]
+
+SLICE_BYTES = 64 * 2**20
+"""The most that the probabilities of some heads take."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,21 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Some of a layer's heads: those from `first` up to `stop`."""
+
+    first: int
+    stop: int
+    total: int
+    """Heads of the layer."""
+
+    @property
+    def span(self) -> slice:
+        """Where they are along the heads of a tensor."""
+        return slice(self.first, self.stop)
+
+
+@dataclass(frozen=True)
 class Layer:
     """An attention layer at work on one batch; probabilities are computed when asked for."""
 
@@ -52,10 +74,22 @@ class Layer:
     rows: int
     """Prompt rows: all of the batch, or its second half."""
 
-    def probabilities(self) -> Tensor:
-        """The prompt rows' own: [rows, heads, queries, keys], float32."""
-        context = self.hidden_states if self.context is None else self.context
-        return probabilities(self.attn, self.hidden_states[-self.rows :], context[-self.rows :])
+    def probabilities(self) -> Iterator[tuple[Heads, Tensor]]:
+        """The prompt rows' own, some heads at a time: [rows, heads, queries, keys], float32 for
+        float32 or half inputs."""
+        hidden_states = self.hidden_states[-self.rows :]
+        context = hidden_states if self.context is None else self.context[-self.rows :]
+        query, key = queries(self.attn, hidden_states), keys(self.attn, context)
+        precision, total = torch.promote_types(query.dtype, torch.float32), query.shape[1]
+        each = len(query) * query.shape[2] * key.shape[2] * precision.itemsize
+        together = max(1, SLICE_BYTES // each)
+        for first in range(0, total, together):
+            some = Heads(first, min(first + together, total), total)
+            scores = query[:, some.span].to(precision) @ (
+                key[:, some.span].to(precision).transpose(-1, -2)
+            )
+            scores *= self.attn.scale
+            yield some, scores.softmax(dim=-1)
 
     def inputs_of(self, row: int) -> Tensor:
         """Hidden states of one row, of its null branch first if there is one: [1 or 2, N, C]."""
@@ -88,12 +122,27 @@ class AttentionController:
         """Look at a layer (only after action "observe")."""
         raise AssertionError(site)
 
-    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:  # noqa: ARG002
-        """Give the prompt rows' probabilities (only after action "edit").
+    def reads(self, site: Site) -> bool:  # noqa: ARG002
+        """Whether an observed layer's probabilities are read as well."""
+        return False
 
-        Args:
-            own: computes the layer's own, [rows, heads, queries, keys], float32.
+    def read(self, own: Tensor, site: Site, heads: Heads) -> None:  # noqa: ARG002
+        """Look at the prompt rows' probabilities, some heads at a time (only where it `reads`).
+
+        Args: own: [rows, heads, queries, keys], float32.
         """
+        raise AssertionError(site)
+
+    def edit(self, own: Tensor, site: Site, heads: Heads) -> Tensor:  # noqa: ARG002
+        """Give the prompt rows' probabilities, some heads at a time (only after action "edit").
+
+        Args: own: the layer's, [rows, heads, queries, keys], float32.
+        """
+        raise AssertionError(site)
+
+    def borrow(self, layer: Layer, site: Site) -> Tensor:  # noqa: ARG002
+        """Give the hidden states that queries and keys of the prompt rows are made of, [rows, N,
+        C]; values stay the rows' own (only after action "borrow", in self-attention)."""
         raise AssertionError(site)
 
     def redirect(self, layer: Layer, site: Site) -> Sequence[Redirection]:  # noqa: ARG002
@@ -101,18 +150,20 @@ class AttentionController:
         raise AssertionError(site)
 
 
-def heads(attn: Any, projected: Tensor) -> Tensor:
+def by_head(attn: Any, projected: Tensor) -> Tensor:
     """[B, N, heads * d] -> [B, heads, N, d]."""
     return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
-def probabilities(attn: Any, hidden_states: Tensor, context: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)): [B, heads, N, M], float32 for float32 or half inputs."""
-    query, key = heads(attn, attn.to_q(hidden_states)), heads(attn, attn.to_k(context))
-    if attn.norm_q is not None:
-        query = attn.norm_q(query)
-    if attn.norm_k is not None:
-        key = attn.norm_k(key)
-    precision = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(precision) @ key.to(precision).transpose(-1, -2) * attn.scale
-    return scores.softmax(dim=-1)
+def queries(attn: Any, hidden_states: Tensor) -> Tensor:
+    """Q: [B, heads, N, d]."""
+    query = by_head(attn, attn.to_q(hidden_states))
+    normed: Tensor = query if attn.norm_q is None else attn.norm_q(query)
+    return normed
+
+
+def keys(attn: Any, context: Tensor) -> Tensor:
+    """K: [B, heads, M, d]."""
+    key = by_head(attn, attn.to_k(context))
+    normed: Tensor = key if attn.norm_k is None else attn.norm_k(key)
+    return normed

@@ -1,9 +1,14 @@
 """What a row of the batch lends to the rows that are edited from it, during one step.
 
 Rows are sampled parents first: the source, then its targets, then the targets of these (see
-`lineage`). A row that has children keeps, while it passes the UNet, what they will take: attention
-maps (Prompt-to-Prompt) or the inputs of self-attention layers (MasaCtrl), at the sites where they
-will take it and nowhere else, until the step is over.
+`lineage`). A row that has children keeps, while it passes the UNet, what they will take, at the
+sites where they will take it and nowhere else, until the step is over:
+
+    Prompt-to-Prompt   cross-attention's probabilities, and for self-attention's the hidden states
+                       of which queries and keys are made: N C numbers instead of heads N^2
+    MasaCtrl           the hidden states of self-attention layers, of the null branch as well
+
+`memory` has the arithmetic of what that is in bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
-from nulltext.attention.controller import Action, AttentionController, Layer, Site
+from nulltext.attention.controller import Action, AttentionController, Heads, Layer, Site
 
 
 class Plan(Protocol):
@@ -27,6 +32,10 @@ class Plan(Protocol):
 
     def takes_maps(self, step: int, site: Site) -> bool:
         """Whether it needs its parent's attention probabilities there."""
+        ...
+
+    def takes_queries(self, step: int, site: Site) -> bool:
+        """Whether it attends with its parent's queries and keys there."""
         ...
 
     def takes_inputs(self, step: int, site: Site) -> bool:
@@ -53,6 +62,8 @@ class Loan:
     step: int
     maps: dict[str, Tensor] = field(default_factory=dict)
     """Site name to probabilities [1, heads, queries, keys], before word weights."""
+    queries: dict[str, Tensor] = field(default_factory=dict)
+    """Site name to hidden states [1, N, C] that its queries and keys are made of."""
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """Site name to hidden states [1 or 2, N, C], of the null branch first if there is one."""
 
@@ -60,9 +71,26 @@ class Loan:
         """Whether a child takes attention maps there."""
         return any(taker.takes_maps(self.step, site) for taker in self.takers)
 
+    def wants_queries(self, site: Site) -> bool:
+        """Whether a child attends with its queries and keys there."""
+        return any(taker.takes_queries(self.step, site) for taker in self.takers)
+
     def wants_inputs(self, site: Site) -> bool:
         """Whether a child takes hidden states there."""
         return any(taker.takes_inputs(self.step, site) for taker in self.takers)
+
+    def keep_maps(self, row: Tensor, site: Site, heads: Heads) -> None:
+        """Keep probabilities of some heads, [heads, queries, keys]."""
+        if heads.stop - heads.first == heads.total:
+            self.maps[site.name] = row[None]
+            return
+        if heads.first == 0:
+            self.maps[site.name] = row.new_empty(1, heads.total, *row.shape[1:])
+        self.maps[site.name][0, heads.span] = row
+
+    def keep_queries(self, layer: Layer, row: int, site: Site) -> None:
+        """Keep a row's own hidden states, of the prompt branch alone."""
+        self.queries[site.name] = layer.inputs_of(row)[-1:].clone()  # and not the batch they are of
 
 
 @dataclass(frozen=True)
@@ -87,23 +115,34 @@ class Recorder(AttentionController):
 
     def action(self, site: Site) -> Action:
         """Observe where some target will take something."""
-        wanted = self.loan.wants_maps(site) or self.loan.wants_inputs(site)
+        loan = self.loan
+        wanted = loan.wants_maps(site) or loan.wants_queries(site) or loan.wants_inputs(site)
         return "observe" if wanted else "ignore"
 
     def observe(self, layer: Layer, site: Site) -> None:
-        """Keep what will be taken."""
+        """Keep the hidden states that will be taken."""
         assert layer.rows == 1, f"one source at a time, not {layer.rows}"
-        if self.loan.wants_maps(site):
-            self.loan.maps[site.name] = layer.probabilities()
+        if self.loan.wants_queries(site):
+            self.loan.keep_queries(layer, 0, site)
         if self.loan.wants_inputs(site):
             self.loan.inputs[site.name] = layer.inputs_of(0)
 
+    def reads(self, site: Site) -> bool:
+        """Whether maps will be taken."""
+        return self.loan.wants_maps(site)
 
-def lend_maps(turns: Sequence[Turn[Any]], site: Site, probabilities: Sequence[Tensor]) -> None:
+    def read(self, own: Tensor, site: Site, heads: Heads) -> None:
+        """Keep them."""
+        self.loan.keep_maps(own[0], site, heads)
+
+
+def lend_maps(
+    turns: Sequence[Turn[Any]], site: Site, heads: Heads, probabilities: Sequence[Tensor]
+) -> None:
     """Keep each row's probabilities [heads, queries, keys] for its children."""
     for turn, row in zip(turns, probabilities, strict=True):
         if turn.own.wants_maps(site):
-            turn.own.maps[site.name] = row[None]
+            turn.own.keep_maps(row, site, heads)
 
 
 def lend_inputs(turns: Sequence[Turn[Any]], layer: Layer, site: Site) -> None:

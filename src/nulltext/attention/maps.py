@@ -14,14 +14,21 @@ Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, fig. 4; Tang et al. 2023
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from nulltext.attention.controller import Action, AttentionController, Layer, Redirection, Site
+from nulltext.attention.controller import (
+    Action,
+    AttentionController,
+    Heads,
+    Layer,
+    Redirection,
+    Site,
+)
 
 
 @dataclass
@@ -30,26 +37,36 @@ class StepMaps:
 
     largest_pixels: int
     """Sites of more pixels are not read."""
-    sites: dict[str, Tensor] = field(default_factory=dict)
-    """Site name to [rows, L, h, w], float32, >= 0: the mean over heads."""
+    passes: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Site name to [rows, L, h, w], float32, >= 0, of each pass: the mean over heads."""
 
     def wants(self, site: Site) -> bool:
         """Whether a site is read."""
         return site.kind == "cross" and site.pixels <= self.largest_pixels
 
-    def add(self, probabilities: Tensor, site: Site) -> None:
-        """Take [rows, heads, pixels, L] of a site; rows of a second pass go below the first's."""
-        maps = probabilities.abs().mean(dim=1).transpose(1, 2).float()
+    def add(self, probabilities: Tensor, site: Site, heads: Heads) -> None:
+        """Take some heads of a site, [rows, heads, pixels, L]; the first begin a pass, whose
+        rows go below those of the pass before."""
+        maps = (probabilities.abs().sum(dim=1) / heads.total).transpose(1, 2).float()
         maps = maps.unflatten(-1, (site.height, site.width))
-        before = self.sites.get(site.name)
-        self.sites[site.name] = maps if before is None else torch.cat([before, maps])
+        passes = self.passes.setdefault(site.name, [])
+        if heads.first == 0:
+            passes.append(maps)
+        else:
+            passes[-1] = passes[-1] + maps
+
+    @property
+    def sites(self) -> dict[str, Tensor]:
+        """Site name to [rows, L, h, w], the rows of all passes."""
+        return {name: torch.cat(passes) for name, passes in self.passes.items()}
 
     def token_maps(self) -> Tensor:
         """A_t: [rows, L, h, w] on the grid of the largest site."""
-        assert self.sites, f"no cross-attention of at most {self.largest_pixels} pixels was met"
-        sizes = [maps.shape[-2:] for maps in self.sites.values()]
+        found = list(self.sites.values())
+        assert found, f"no cross-attention of at most {self.largest_pixels} pixels was met"
+        sizes = [maps.shape[-2:] for maps in found]
         grid = max(sizes, key=lambda size: size[0] * size[1])
-        enlarged = [_enlarged(maps, (grid[0], grid[1])) for maps in self.sites.values()]
+        enlarged = [_enlarged(maps, (grid[0], grid[1])) for maps in found]
         return torch.stack(enlarged).mean(dim=0)
 
 
@@ -110,18 +127,31 @@ class Watched(AttentionController):
         return "observe" if action == "ignore" and self.maps.wants(site) else action
 
     def observe(self, layer: Layer, site: Site) -> None:
-        """Show the layer to whoever asked."""
+        """Show the layer to the controller, if that observes it."""
         if self.controller.action(site) == "observe":
             self.controller.observe(layer, site)
-        if self.maps.wants(site):
-            self.maps.add(layer.probabilities(), site)
 
-    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
-        """The controller's probabilities, on their way also read."""
-        edited = self.controller.edit(own, site)
+    def reads(self, site: Site) -> bool:
+        """Where either does."""
+        return self.controller.reads(site) or self.maps.wants(site)
+
+    def read(self, own: Tensor, site: Site, heads: Heads) -> None:
+        """Show the probabilities to those that read them."""
+        if self.controller.reads(site):
+            self.controller.read(own, site, heads)
         if self.maps.wants(site):
-            self.maps.add(edited, site)
+            self.maps.add(own, site, heads)
+
+    def edit(self, own: Tensor, site: Site, heads: Heads) -> Tensor:
+        """The controller's probabilities, on their way also read."""
+        edited = self.controller.edit(own, site, heads)
+        if self.maps.wants(site):
+            self.maps.add(edited, site, heads)
         return edited
+
+    def borrow(self, layer: Layer, site: Site) -> Tensor:
+        """The controller's; self-attention is not read."""
+        return self.controller.borrow(layer, site)
 
     def redirect(self, layer: Layer, site: Site) -> Sequence[Redirection]:
         """The controller's; cross-attention, which alone is read, is never redirected."""

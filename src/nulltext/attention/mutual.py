@@ -22,7 +22,7 @@ the present step alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Mutual:
         """Never."""
         return False
 
+    def takes_queries(self, step: int, site: Site) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
     def takes_inputs(self, step: int, site: Site) -> bool:
         """Whether the target asks its parent there."""
         return site.kind == "self" and step >= self.first_step and site.depth >= self.first_depth
@@ -76,6 +80,8 @@ class MutualAttention(AttentionController):
     turns: Sequence[Turn[Mutual]]
     step: int
     guided: bool
+    found: dict[tuple[int, int, int], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    """Masks by row, height and width: layers of one size share them."""
 
     def action(self, site: Site) -> Action:
         """Redirect where some row asks its parent; observe where one only lends."""
@@ -93,7 +99,7 @@ class MutualAttention(AttentionController):
         lend_inputs(self.turns, layer, site)
         asked = [self._asked(layer, row, site) for row in range(layer.rows)]
         hidden_states = self._batched([row[0] for row in asked], [row[-1] for row in asked])
-        masks = [self._masks(turn, site) for turn in self.turns]
+        masks = [self._masks(row, site) for row in range(layer.rows)]
         if all(mask is None for mask in masks):
             return [Redirection(hidden_states)]
         ones = hidden_states.new_ones(site.pixels)
@@ -115,18 +121,23 @@ class MutualAttention(AttentionController):
             return turn.parent.inputs[site.name]
         return layer.inputs_of(row)
 
-    def _masks(self, turn: Turn[Mutual], site: Site) -> tuple[Tensor, Tensor] | None:
+    def _masks(self, row: int, site: Site) -> tuple[Tensor, Tensor] | None:
         """m^p and m, [N] of 0 and 1 each; None where a row is not masked here."""
+        turn = self.turns[row]
         plan = turn.plan
         if plan.foreground is None or turn.maps is None:
             return None
         if not plan.takes_inputs(self.step, site):
             return None
-        parent, target = (
-            foreground(word_map(maps, tokens), (site.height, site.width)).flatten()
-            for maps, tokens in zip(turn.maps, plan.foreground, strict=True)
-        )
-        return None if bool(parent.all()) or not bool(parent.any()) else (parent, target)
+        key = (row, site.height, site.width)
+        if key not in self.found:
+            parent, target = (
+                foreground(word_map(maps, tokens), (site.height, site.width)).flatten()
+                for maps, tokens in zip(turn.maps, plan.foreground, strict=True)
+            )
+            one_kind = bool(parent.all()) or not bool(parent.any())
+            self.found[key] = None if one_kind else (parent, target)
+        return self.found[key]
 
     @staticmethod
     def _part(hidden_states: Tensor, keys: Tensor, queries: Tensor) -> Redirection:

@@ -5,10 +5,12 @@ controller what to do at its site (name, kind, true height and width):
 
     ignore    the layer's own processor runs, as if nobody were there (fused kernels and all);
     observe   the layer's own processor runs, and the controller is shown the layer: its inputs and,
-              computed beside it if asked for, the probabilities of the prompt rows. The output is
-              bit for bit the plain one;
+              computed beside it if it reads them, the probabilities of the prompt rows. The output
+              is bit for bit the plain one;
     edit      the prompt rows are attended with the controller's probabilities; the null rows
               still go through the layer's own processor;
+    borrow    the prompt rows are attended with queries and keys of other hidden states, which the
+              controller gives, and their own values, by the fused kernel; null rows as above;
     redirect  all rows, null rows included, go through the layer's own processor, but with keys and
               values of other hidden states, which the controller gives: fused kernels stay.
 
@@ -32,8 +34,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from nulltext.attention.controller import AttentionController, Kind, Layer, Site, heads
+from nulltext.attention.controller import (
+    AttentionController,
+    Kind,
+    Layer,
+    Site,
+    by_head,
+    keys,
+    queries,
+)
 from nulltext.errors import ModelError
 
 if TYPE_CHECKING:
@@ -96,23 +107,43 @@ class ControlledProcessor:
         batch = hidden_states.shape[0]
         rows = batch // 2 if self.controller.guided else batch
         layer = Layer(attn, hidden_states, encoder_hidden_states, rows)
-        if action == "edit":
-            return self._edited(layer, site, temb)
+        if action in ("edit", "borrow"):
+            own = self._edited(layer, site) if action == "edit" else self._borrowed(layer, site)
+            return self._beside_null_rows(own, layer, temb)
         if action == "redirect":
             return self._redirected(layer, site, temb)
         self.controller.observe(layer, site)
+        if self.controller.reads(site):
+            for some, own in layer.probabilities():
+                self.controller.read(own, site, some)
         return self._plain(attn, hidden_states, encoder_hidden_states, None, temb)
 
-    def _edited(self, layer: Layer, site: Site, temb: Tensor | None) -> Tensor:
-        """Null rows as ever, prompt rows by the controller's probabilities."""
+    def _edited(self, layer: Layer, site: Site) -> Tensor:
+        """The prompt rows' values, mixed by the controller's probabilities: [rows, heads, N, d]."""
+        context = layer.hidden_states if layer.context is None else layer.context
+        value = by_head(layer.attn, layer.attn.to_v(context[-layer.rows :]))
+        mixed = [
+            self.controller.edit(own, site, some).to(value.dtype) @ value[:, some.span]
+            for some, own in layer.probabilities()
+        ]
+        return torch.cat(mixed, dim=1)
+
+    def _borrowed(self, layer: Layer, site: Site) -> Tensor:
+        """The prompt rows' values, mixed by what the controller asks: [rows, heads, N, d]."""
+        assert layer.context is None, f"{site}: only self-attention is borrowed"
+        attn, asked = layer.attn, self.controller.borrow(layer, site)
+        value = by_head(attn, attn.to_v(layer.hidden_states[-layer.rows :]))
+        return scaled_dot_product_attention(
+            queries(attn, asked), keys(attn, asked), value, scale=attn.scale
+        )
+
+    def _beside_null_rows(self, mixed: Tensor, layer: Layer, temb: Tensor | None) -> Tensor:
+        """The layer's output: null rows as ever, prompt rows of their mixed values."""
         first = layer.hidden_states.shape[0] - layer.rows
-        prompt_rows, context = layer.hidden_states[first:], layer.context
-        attended = prompt_rows if context is None else context[first:]
-        edited = self.controller.edit(layer.probabilities, site)
-        output = _attend(layer.attn, edited, prompt_rows, attended)
+        output = _projected(layer.attn, mixed, layer.hidden_states[first:])
         if first == 0:
             return output
-        null_context = None if context is None else context[:first]
+        null_context = None if layer.context is None else layer.context[:first]
         null_rows = self._plain(layer.attn, layer.hidden_states[:first], null_context, None, temb)
         return torch.cat([null_rows, output])
 
@@ -143,11 +174,9 @@ class ControlledProcessor:
         return output
 
 
-def _attend(attn: Any, probabilities: Tensor, hidden_states: Tensor, context: Tensor) -> Tensor:
-    """Weigh the values and project: [B, N, channels], with the layer's own residual."""
-    value = heads(attn, attn.to_v(context))
-    mixed = (probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(-2)
-    output = attn.to_out[1](attn.to_out[0](mixed))
+def _projected(attn: Any, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+    """[B, heads, N, d] to [B, N, channels], with the layer's own residual."""
+    output: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(-2)))
     if attn.residual_connection:
         output = output + hidden_states
     return output / attn.rescale_output_factor

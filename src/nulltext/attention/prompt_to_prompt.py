@@ -12,18 +12,22 @@ of, or be missing from, the parent's, and shift the colours of the whole picture
 Source: Hertz et al. 2022, sec. 3.2: word swap, refinement and re-weighting are the same formula
 with other data (N and chains are ours). As there, weights may be negative and their rows stay as
 they come.
+
+The parent's self-attention M is not kept as a tensor of heads N^2 numbers: it follows again from
+the parent's hidden states, whose queries and keys meet the target's values in the fused kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from nulltext.attention.controller import Action, AttentionController, Layer, Site
+from nulltext.attention.controller import Action, AttentionController, Heads, Layer, Site
 from nulltext.attention.lending import Turn, lend_maps
 
 SELF_DIVISOR = 4
@@ -65,11 +69,18 @@ class Injection:
         """No token maps are looked at."""
         return
 
+    @cached_property
+    def reweights(self) -> bool:
+        """Whether a weight is not 1."""
+        return bool((self.weights != 1).any())
+
     def takes_maps(self, step: int, site: Site) -> bool:
-        """Whether the parent's probabilities are injected there."""
-        if site.kind == "cross":
-            return step < self.cross_until
-        return step < self.self_until and site.pixels <= self.self_pixels
+        """Whether the parent's cross-attention is injected there."""
+        return site.kind == "cross" and step < self.cross_until
+
+    def takes_queries(self, step: int, site: Site) -> bool:
+        """Whether the parent's self-attention is injected there."""
+        return site.kind == "self" and step < self.self_until and site.pixels <= self.self_pixels
 
     def takes_inputs(self, step: int, site: Site) -> bool:  # noqa: ARG002
         """Never."""
@@ -92,44 +103,58 @@ class MapInjector(AttentionController):
     guided: bool
 
     def action(self, site: Site) -> Action:
-        """Edit where some row injects or re-weights; observe where one only lends."""
+        """Edit cross-attention where some row injects or re-weights, borrow self-attention where
+        some row injects; observe where one only lends."""
         if any(self._changes(turn.plan, site) for turn in self.turns):
             return "edit"
-        lends = any(turn.own.wants_maps(site) for turn in self.turns)
+        if any(turn.plan.takes_queries(self.step, site) for turn in self.turns):
+            return "borrow"
+        lends = any(t.own.wants_maps(site) or t.own.wants_queries(site) for t in self.turns)
         return "observe" if lends else "ignore"
 
     def observe(self, layer: Layer, site: Site) -> None:
+        """Lend the rows' own queries."""
+        for row, turn in enumerate(self.turns):
+            if turn.own.wants_queries(site):
+                turn.own.keep_queries(layer, row, site)
+
+    def reads(self, site: Site) -> bool:
+        """Where some row lends."""
+        return any(turn.own.wants_maps(site) for turn in self.turns)
+
+    def read(self, own: Tensor, site: Site, heads: Heads) -> None:
         """Lend the rows' own attention."""
-        lend_maps(self.turns, site, list(layer.probabilities()))
+        lend_maps(self.turns, site, heads, list(own))
 
-    def edit(self, own: Callable[[], Tensor], site: Site) -> Tensor:
-        """Probabilities [targets, heads, queries, keys] by the module's formula."""
-        return self._edit_cross(own(), site) if site.kind == "cross" else self._edit_self(own, site)
-
-    def _changes(self, plan: Injection, site: Site) -> bool:
-        reweighted = site.kind == "cross" and bool((plan.weights != 1).any())
-        return reweighted or plan.takes_maps(self.step, site)
-
-    def _edit_cross(self, own: Tensor, site: Site) -> Tensor:
+    def edit(self, own: Tensor, site: Site, heads: Heads) -> Tensor:
+        """Cross-attention [targets, heads, queries, keys] by the module's formula."""
         rows = []
         for turn, row in zip(self.turns, own, strict=True):
             plan = turn.plan
             if plan.takes_maps(self.step, site):
-                carried = turn.parent.maps[site.name][0] @ plan.mapping
+                carried = turn.parent.maps[site.name][0, heads.span] @ plan.mapping
                 row = plan.gate * carried + (1 - plan.gate) * row
                 row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo().tiny)
             rows.append(row)
-        lend_maps(self.turns, site, rows)
+        lend_maps(self.turns, site, heads, rows)
         return torch.stack(
             [row * turn.plan.weights for turn, row in zip(self.turns, rows, strict=True)]
         )
 
-    def _edit_self(self, own: Callable[[], Tensor], site: Site) -> Tensor:
-        takes = [turn.plan.takes_maps(self.step, site) for turn in self.turns]
-        kept = None if all(takes) else own()
-        rows = [
-            turn.parent.maps[site.name][0] if taken or kept is None else kept[index]
-            for index, (turn, taken) in enumerate(zip(self.turns, takes, strict=True))
-        ]
-        lend_maps(self.turns, site, rows)
-        return torch.stack(rows)
+    def borrow(self, layer: Layer, site: Site) -> Tensor:
+        """The parents' hidden states, or a row's own where it injects nothing."""
+        rows = []
+        for row, turn in enumerate(self.turns):
+            if turn.plan.takes_queries(self.step, site):
+                taken = turn.parent.queries[site.name]
+                if turn.own.wants_queries(site):
+                    turn.own.queries[site.name] = taken
+            else:
+                taken = layer.inputs_of(row)[-1:]
+                if turn.own.wants_queries(site):
+                    turn.own.keep_queries(layer, row, site)
+            rows.append(taken)
+        return torch.cat(rows)
+
+    def _changes(self, plan: Injection, site: Site) -> bool:
+        return site.kind == "cross" and (plan.reweights or plan.takes_maps(self.step, site))

@@ -67,7 +67,7 @@ def convert(weights: Path, *, clip: Path, gpt2: Path, name: str) -> Captioner:
             own.copy_(tensors[key])
     _check_tied(tensors, weights)
     with quiet_libraries():
-        eyes_model = Checkpoint(clip.parent).component(clip.name, CLIP)
+        eyes_model = Checkpoint.at(clip.parent).component(clip.name, CLIP)
         tokenizer = read_tokenizer("GPT2Tokenizer", gpt2)
     unit = isinstance(mapper, TransformerMapper)  # as in the published notebooks
     model = CaptionModel(eyes_model, mapper, language, unit_features=unit)
@@ -152,7 +152,7 @@ def _check_tied(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _gpt2_config(folder: Path) -> Any:
     from transformers import GPT2Config
 
-    settings = Checkpoint(folder).json("config.json")
+    settings = Checkpoint.at(folder).json("config.json")
     if settings.get("model_type") != "gpt2":
         raise ModelError(f"'{folder}' is no GPT-2 (model_type {settings.get('model_type')!r}).")
     return GPT2Config.from_dict(settings)

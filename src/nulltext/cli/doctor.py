@@ -1,43 +1,104 @@
-"""`nulltext doctor`: what nulltext runs on, and whether it runs as it should."""
+"""`nulltext doctor`: what nulltext runs on, and whether it and a model run as they should."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nulltext import defaults
-from nulltext.cli.options import DeviceOption, JsonOption, ModelOption, QuietOption
+from nulltext.cli.model_options import CHOICE, takes_model
+from nulltext.cli.options import JsonOption, QuietOption
 from nulltext.cli.report import Reporter
+from nulltext.errors import OptionError
+from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
-    from nulltext.health import Health
+    from nulltext.health.installation import Health
+    from nulltext.record import StepInfo
 
 GIB = 1024**3
+MIB = 1024**2
 EXIT_UNHEALTHY = 1
 
+MOST_STEPS = 1000
+"""Of a check-up; a model trained on fewer is held to its own."""
 
+
+@takes_model
 def doctor(
-    model: ModelOption = defaults.MODEL,
-    device: DeviceOption = None,
+    chosen: ModelChoice = CHOICE,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Also measure the model on the example photo, compare it with a healthy one, and "
+            "write a file for a bug report (.json, else Markdown); it names no path and no person.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", metavar="T", help="With --report: steps of its inversions; default 20."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Print versions, devices, memory and extras, and let the model reproduce a known figure.
+    """Print versions, devices, memory and extras, and try an edit in two steps, part by part.
 
     Example: [bold]nulltext doctor[/bold]
 
-    The exit code is 0 if all is well, 1 if something keeps nulltext from working. When you report
-    a fault, add what this prints.
+    A checkpoint of your own: [bold]nulltext doctor --model FOLDER --report report.md[/bold]
+
+    The exit code is 0 if all is well, 1 if something keeps nulltext from working or the model is
+    abnormal. When you report a fault, add what this prints, or the file.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    with reporter.busy("Looking around …"):
-        from nulltext.health import examine
+    _check(report, steps)
+    from nulltext.health.checkup import CHECKUP_PARTS, CHECKUP_STEPS, TRIAL_PARTS
+    from nulltext.health.examine import examine
+    from nulltext.health.report import report_of, write_report
 
-        health = examine(model, device)
-    reporter.result(health.as_json(), _lines(health))
+    num_steps = None if report is None else steps or CHECKUP_STEPS
+    names = TRIAL_PARTS if report is None else CHECKUP_PARTS
+    with reporter.bars() as bars:
+        task = bars.add_task("Check-up", total=len(names), remark="")
+
+        def on_part(name: str) -> None:
+            bars.update(task, completed=names.index(name), remark=name)
+
+        def on_step(info: StepInfo) -> None:
+            bars.update(task, remark=f"{info.stage} {info.index} of {info.total}")
+
+        health = examine(chosen, num_steps=num_steps, on_part=on_part, on_step=on_step)
+        bars.update(task, completed=len(names), remark="")
+    found = health.as_json()
+    lines = _lines(health)
+    if report is not None:
+        found = report_of(health, chosen.model)
+        write_report(report, found)
+        lines.append(f"Saved {report}")
+    reporter.result(found, lines)
     if not health.healthy:
         raise typer.Exit(EXIT_UNHEALTHY)
+
+
+def _check(report: Path | None, steps: int | None) -> None:
+    """Refuse early what cannot be written or makes no sense."""
+    from nulltext.files import check_target
+
+    if report is not None:
+        check_target(report)
+    if steps is None:
+        return
+    if report is None:
+        raise OptionError("--steps is for --report FILE; leave it out, or ask for a report.")
+    if not 1 <= steps <= MOST_STEPS:
+        raise OptionError(
+            f"The number of steps is {steps}; choose one from 1 to {MOST_STEPS} (20 is usual)."
+        )
 
 
 def _lines(health: Health) -> list[str]:
@@ -50,9 +111,22 @@ def _lines(health: Health) -> list[str]:
         state = "present" if extra["present"] else f"no {', '.join(extra['missing'])}: "
         lines.append(f"{f'[{name}]':<16}{state}{'' if extra['present'] else extra['install']}")
     lines.append(f"{'model':<16}{_model(health)}")
+    lines += [f"  {part['name']:<20}{_part(part)}" for part in health.parts]
     lines += [f"Note: {note}" for note in health.notes]
     lines += [f"Problem: {problem}" for problem in health.problems]
     return [*lines, "All is well." if health.healthy else f"Problems: {len(health.problems)}."]
+
+
+def _part(part: dict[str, object]) -> str:
+    if part["outcome"] != "ok":
+        return f"{part['outcome']}: {part['reason']}"
+    peak, figures = part["peak_bytes"], part["figures"]
+    said = [f"{part['seconds']:.2f} s"]
+    if isinstance(peak, int):
+        said.append(f"{peak / MIB:.0f} MiB")
+    assert isinstance(figures, dict)
+    said += [f"{key} {value}" for key, value in figures.items() if isinstance(value, int | float)]
+    return ", ".join(said)
 
 
 def _device(one: dict[str, object]) -> str:
@@ -70,7 +144,8 @@ def _model(health: Health) -> str:
     found = health.model
     if "fingerprint" not in found:
         return f"{found['name']}, cannot be loaded"
-    said = f"{found['name']} ({found['fingerprint'][:8]}) on {found['device']}, "
+    said = f"{found['name']} ({found['fingerprint'][:8]}), {found['family']}, "
+    said += f"{found['dtype']} on {found['device']}, "
     outcomes = {
         None: "no known figure",
         True: "reproduces its known figure",

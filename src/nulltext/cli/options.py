@@ -30,7 +30,6 @@ SizeOption = Annotated[
         "proportions; default: the model's own.",
     ),
 ]
-ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help="Model to examine.")]
 CaptionerOption = Annotated[
     str | None,
     typer.Option(

@@ -152,7 +152,7 @@ class Cluster:
 
     def _claim(self) -> dict[str, float]:
         """What an actor takes of the cluster."""
-        device = self.setup.device
+        device = self.setup.chosen.device
         has_gpus = self.ray.cluster_resources().get("GPU", 0) >= 1
         wants_gpu = device.startswith("cuda") if device else has_gpus
         return {"num_cpus": 1, "num_gpus": 1 if wants_gpu else 0}
@@ -240,8 +240,8 @@ class Cluster:
         self._false_starts += unit is None
         if self._false_starts >= MOST_DEATHS:
             raise ModelError(
-                f"{MOST_DEATHS} workers in a row died while loading '{self.setup.model}'; see that "
-                "their machines have nulltext installed, and memory enough."
+                f"{MOST_DEATHS} workers in a row died while loading '{self.setup.chosen.model}'; "
+                "see that their machines have nulltext installed, and memory enough."
             )
         if unit is not None:
             self._deaths[unit.id] += 1

@@ -75,7 +75,7 @@ class ModelTuning:
             factor.requires_grad_(True)
         # blocks that are computed again in the backward pass would be so without the difference
         tuned = replace(model, weight_delta=delta, memory=PLANS["plenty"])
-        fitted = FittedWeights(tuned, delta, problem)
+        fitted = FittedWeights(tuned, delta, problem, model.embed([""]))
         rounds = self.inner_steps
         gradients = yield from rollout_steps(
             model, pivot, fitted, rounds=rounds, learning_rate=self.learning_rate
@@ -96,6 +96,8 @@ class FittedWeights:
     """Wearing the difference."""
     delta: dict[str, Tensor]
     problem: Problem
+    null_embeds: Tensor
+    """[1, R, D], of the empty prompt."""
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -114,12 +116,11 @@ class FittedWeights:
 
     def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
         """Nothing can be computed beforehand: both branches move."""
-        null_embeds = self.model.embed([""])
         return lambda: guided_noise(
             self.model,
             latents,
             timestep,
-            null_embeds=null_embeds,
+            null_embeds=self.null_embeds,
             prompt_embeds=self.problem.prompt_embeds,
             guidance_scale=self.problem.guidance_scale,
         )

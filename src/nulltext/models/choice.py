@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nulltext.models.latent_diffusion import LatentDiffusion
+    from nulltext.models.memory import MemoryName
 
 
 def _about(text: str, placeholder: str | None = None) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class ModelChoice:
         from nulltext.models.load import load
 
         given = asdict(self)
-        memory = "low" if given.pop("low_memory") else "plenty"
+        memory: MemoryName = "low" if given.pop("low_memory") else "plenty"
         return load(given.pop("model"), memory=memory, on_bytes=on_bytes, **given)
 
     def words(self) -> list[str]:

@@ -21,8 +21,8 @@ from nulltext.models.foreign_files import PASS, check_readable, explain_bytes, s
 from nulltext.models.strangers import TASKS, WORKS
 from nulltext.untrusted import MEGABYTE, parse_json
 
-MAX_HEADER_BYTES = 16 * MEGABYTE
-"""SDXL's checkpoint has a header of 0.3 MiB, language models of thousands of tensors one of 4."""
+MAX_HEADER_BYTES = 8 * MEGABYTE
+"""SDXL's checkpoint has a header of 0.4 MiB."""
 
 FileKind = Literal[
     "checkpoint", "no-vae", "unet-only", "inpainting", "instruction", "depth", "upscaler",

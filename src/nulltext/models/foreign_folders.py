@@ -78,7 +78,7 @@ def explain_folder(folder: Path) -> str | None:
             f"The folder '{folder}' cannot be read ({reason_of(error)}); check who may read it."
         ) from error
     if said is None:
-        held = f"no {INDEX}, but {_names(entries)}" if entries else "it is empty"
+        held = f"no {INDEX}, but {_names(entries)}" if entries else f"no {INDEX}; it is empty"
         said = f"The folder '{folder}' is no diffusers pipeline ({held}); {PASS}."
     return said
 

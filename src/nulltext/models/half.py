@@ -41,7 +41,8 @@ def through_half(linear: Callable[[Tensor], Tensor], rows: Tensor, dtype: torch.
     """
     if dtype != torch.float16:
         return linear(rows)
-    _, exponents = torch.frexp(rows.flatten(1).abs().amax(dim=1))
+    # a number a photo, on the CPU: MPS takes no exponents
+    _, exponents = torch.frexp(rows.flatten(1).abs().amax(dim=1).cpu())
     target = START
     while True:
         shifts = target - exponents
@@ -92,5 +93,6 @@ class _ScaledBackward(torch.autograd.Function):
 
 
 def _shifted(rows: Tensor, shifts: Tensor) -> Tensor:
-    """Each row times two to its own power."""
-    return torch.ldexp(rows, shifts.view(-1, *[1] * (rows.ndim - 1)))
+    """Each row times two to its own power; shifts on the CPU."""
+    factors = torch.ldexp(torch.ones(len(shifts)), shifts).to(rows.device)
+    return rows * factors.view(-1, *[1] * (rows.ndim - 1))

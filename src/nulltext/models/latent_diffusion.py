@@ -14,7 +14,7 @@ Source: Rombach et al. 2022, sec. 3.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,15 @@ import torch
 from torch import Tensor
 
 from nulltext.defaults import GUIDANCE_SCALE
+from nulltext.errors import out_of_memory_named
 from nulltext.finite import check_finite
 from nulltext.framing import Sizes
+from nulltext.models.autoencoding import in_pieces, safe_dtype
 from nulltext.models.fingerprint import fingerprint
 from nulltext.models.half import differentiable_in_half
 from nulltext.models.known_words import KnownWords
 from nulltext.models.memory import PLANS, MemoryPlan
+from nulltext.models.placement import at_work, execution_device, is_hooked
 from nulltext.models.text import TextConditioner
 from nulltext.models.weight_delta import applied
 from nulltext.prompts import TokenizedPrompt
@@ -62,6 +65,9 @@ class LatentDiffusion:
     """A low-rank difference that the UNet runs with; the weights themselves stay."""
     memory: MemoryPlan = PLANS["plenty"]
     """How work is cut to fit the device."""
+    offload: bool = False
+    """Whether text encoders and autoencoder are on the UNet's device only while they work. Their
+    own weights then stay where they are, on the CPU as a rule."""
     known_words: KnownWords | None = None
     """What it was taught, where that was kept beside its weights; None for most checkpoints."""
     adapters: Sequence[Mapping[str, Any]] = ()
@@ -97,8 +103,8 @@ class LatentDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.unet.device
+        """Where the UNet computes: latents and embeddings live there."""
+        return execution_device(self.unet)
 
     @property
     def vae_stride(self) -> int:
@@ -151,10 +157,11 @@ class LatentDiffusion:
 
         Raises:
             NumericalError: the autoencoder left the finite numbers.
+            OutOfMemoryError: the device's memory did not suffice.
         """
-        with self._vae_in_safe_precision():
-            images = images.to(self.vae.device, self.vae.dtype)
-            latents = self.vae.encode(images).latent_dist.mode().to(self.precision)
+        with self._autoencoder(len(images), (images.shape[-2], images.shape[-1])) as to:
+            posterior = self.vae.encode(images.to(**to)).latent_dist
+            latents = posterior.mode().to(self.device, self.precision)
         check_finite(latents, "The autoencoder's encoding of the photo")
         return (latents - self._vae_shift) * self._vae_scale
 
@@ -164,10 +171,12 @@ class LatentDiffusion:
 
         Raises:
             NumericalError: the autoencoder left the finite numbers.
+            OutOfMemoryError: the device's memory did not suffice.
         """
-        latents = latents / self._vae_scale + self._vae_shift
-        with self._vae_in_safe_precision():
-            images: Tensor = self.vae.decode(latents.to(self.vae.device, self.vae.dtype)).sample
+        height, width = (side * self.vae_stride for side in latents.shape[-2:])
+        with self._autoencoder(len(latents), (height, width)) as to:
+            latents = latents / self._vae_scale + self._vae_shift
+            images: Tensor = self.vae.decode(latents.to(**to)).sample
         check_finite(images, "The autoencoder's picture")
         return images.float()
 
@@ -189,7 +198,10 @@ class LatentDiffusion:
             PromptError: a prompt is too long or unreadable to the tokenizer.
             NumericalError: a text encoder left the finite numbers.
         """
-        rows = [self.text.embed(prompt) for prompt in prompts]
+        with out_of_memory_named(), ExitStack() as parts:
+            for encoder in self.text.modules.values():
+                parts.enter_context(at_work(encoder, self._home_of(encoder)))
+            rows = [self.text.embed(prompt) for prompt in prompts]
         embeds = torch.cat(rows).to(self.device, self.precision)
         check_finite(embeds, "The text encoder's embedding of the prompt")
         return embeds
@@ -257,22 +269,22 @@ class LatentDiffusion:
         return self.text.pipeline(self.unet, self.vae, scheduler)
 
     @contextmanager
-    def _vae_in_safe_precision(self) -> Iterator[None]:
-        """Let an autoencoder that overflows in half precision (`force_upcast`) work in float32.
+    def _autoencoder(self, batch: int, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        """Have the autoencoder where it computes, in a precision that holds its numbers and in
+        pieces that fit; gives the device and dtype that it takes its input in."""
+        device = self._home_of(self.vae) or execution_device(self.vae)
+        dtype = safe_dtype(self.vae)
+        cast = None if dtype == self.vae.dtype else dtype
+        with (
+            out_of_memory_named(),
+            at_work(self.vae, self._home_of(self.vae), cast),
+            in_pieces(self.vae, batch, size, self.resolution),
+        ):
+            yield {"device": device, "dtype": dtype}
 
-        Half weights are float32 numbers, so casting them back afterwards restores every bit. The
-        cast is torch's own: diffusers' would warn of it each time.
-        """
-        stored = self.vae.dtype
-        fragile = torch.finfo(stored).bits < torch.finfo(torch.float32).bits
-        if not (fragile and getattr(self.vae.config, "force_upcast", True)):
-            yield
-            return
-        torch.nn.Module.to(self.vae, torch.float32)
-        try:
-            yield
-        finally:
-            torch.nn.Module.to(self.vae, stored)
+    def _home_of(self, part: torch.nn.Module) -> torch.device | None:
+        """Where a part is to be taken for its work; None where it stays, or accelerate moves it."""
+        return self.device if self.offload and not is_hooked(part) else None
 
     @property
     def _vae_scale(self) -> float:

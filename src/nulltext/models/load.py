@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from nulltext.defaults import GUIDANCE_SCALE, MODEL
-from nulltext.errors import ModelError, OptionError, OutOfMemoryError
+from nulltext.errors import ModelError, OptionError, out_of_memory_named
 from nulltext.models.adapters import Adapters
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.models.distilled import recognise
@@ -34,6 +34,13 @@ from nulltext.models.known_words import read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.locate import Source, display_name, source_of
 from nulltext.models.memory import MemoryName, memory_plan
+from nulltext.models.placement import (
+    arrange,
+    check_weights_present,
+    default_dtype,
+    note_on_precision,
+    prepare_device,
+)
 from nulltext.models.single_file import SingleFile
 from nulltext.models.suggested_guidance import read_guidance
 from nulltext.models.text import TextConditioner
@@ -44,10 +51,6 @@ logger = logging.getLogger(__name__)
 
 DType = Literal["float32", "float16", "bfloat16"]
 Content = TypeVar("Content")
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def load(
@@ -75,6 +78,8 @@ def load(
             default. The autoencoder, latents and embeddings are float32 whatever it is.
         memory: "low" for a device with little: blocks of the UNet are computed again rather than
             kept for the backward pass, photos and targets go one at a time. Slower, same results.
+        offload: keep the text encoders and the autoencoder on the CPU but for the moments when they
+            work.
         variant: which weights of a folder or hub model are read, such as "fp16"; by default the
             plain ones, or the only ones there are.
         config: of a single file: a published configuration ("sd15", "sd21", "sd21b", "sdxl"), or a
@@ -90,80 +95,110 @@ def load(
             damaged, or the architecture is one that nulltext does not support.
         OptionError: the device or dtype does not exist here.
     """
+    plan, adapters = memory_plan(memory), Adapters.parsed(lora, embedding, vae)
     if not isinstance(model, str | Path):
-        return replace(from_pipe(model), memory=memory_plan(memory))
-    plan, target, notes = memory_plan(memory), find_device(device), list[str]()
-    adapters = Adapters.parsed(lora, embedding, vae)
+        if adapters or variant or config:
+            raise OptionError(
+                "A pipeline in hand has weights of its own; load LoRAs, learnt tokens or another "
+                "autoencoder into it, and leave lora, embedding, vae, variant and config out."
+            )
+        return replace(from_pipe(model), memory=plan, offload=offload)
+    target = find_device(device)
     precision = default_dtype(target) if dtype is None else _dtype(dtype)
     started = time.perf_counter()
     with quiet_libraries():
         source = source_of(model, variant=variant, config=config, on_bytes=on_bytes)
-        index = source.json("model_index.json")
-        family = family_of(index.get("_class_name"), str(model), index)
-        check_config(family, index, str(model))
-        own = {n: kind for n, kind in family.modules.items() if n != "vae" or not adapters.vae}
-        parts = source.modules(own)
-        if adapters.vae:
-            parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
-        parts |= {name: source.tokenizer(name) for name in family.tokenizers}
-        notes += [source.note] if isinstance(source, SingleFile) else []
-        notes += adapters.put_into(parts, family.tokenizers, str(model))
-        scheduler = source.json("scheduler/scheduler_config.json")
-        schedule = Schedule.from_config(scheduler)
-        text = family.text(parts, index)
-        check_architecture(family, parts, text, str(model))
-        digest = _settled(family, parts, text, schedule, precision, target, str(model))
-    same = precision == torch.float32
-    used = digest if same else _digest(family, parts, text, schedule)
-    loaded = _assembled(family, parts, text, schedule, display_name(model), (digest, used))
+        read = _read(source, adapters, str(model))
+        digest = _settled(read, precision, target, torch.device("cpu") if offload else target)
+    loaded = _assembled(read, display_name(model), digest)
+    said = [*read.notes, *filter(None, [note_on_precision(target, precision)])]
+    guidance = _beside(source, digest, read_guidance)
+    distilled = recognise(str(model), read.scheduler, loaded.unet.config)
+    if guidance is None and distilled is not None:
+        guidance = distilled.guidance_scale
+        said.append(distilled.note)
     logger.info(
         "load: %s (%s), %s, %s, %.2f s",
         *(loaded.name, digest[:8], target, precision, time.perf_counter() - started),
     )
-    words = _beside(source, digest, read_words)
-    guidance = _beside(source, digest, read_guidance)
-    distilled = recognise(str(model), scheduler, loaded.unet.config)
-    if guidance is None and distilled is not None:
-        guidance = distilled.guidance_scale
-        notes.append(distilled.note)
     return replace(
         loaded,
         memory=plan,
-        known_words=words,
+        offload=offload,
+        known_words=_beside(source, digest, read_words),
         guidance_scale=guidance or GUIDANCE_SCALE,
         adapters=adapters.described(),
-        notes=tuple(notes),
+        notes=tuple(said),
     )
 
 
-def _settled(
-    family: Family,
-    parts: Parts,
-    text: TextConditioner,
-    schedule: Schedule,
-    dtype: torch.dtype,
-    device: torch.device,
-    model: str,
-) -> str:
+@dataclass(frozen=True)
+class _Read:
+    """A checkpoint's parts, checked against each other."""
+
+    model: str
+    """For messages."""
+    family: Family
+    parts: Parts
+    text: TextConditioner
+    scheduler: Mapping[str, Any]
+    """The scheduler's config."""
+    schedule: Schedule
+    notes: Sequence[str] = ()
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the weights as they are now."""
+        modules = {name: self.parts[name] for name in self.family.modules}
+        return fingerprint(modules, self.schedule, self.text.settings)
+
+
+def _read(source: Source, adapters: Adapters, model: str) -> _Read:
+    """Read a checkpoint, with weights as they are in their files, and put the adapters in.
+
+    Raises:
+        ModelError: see `load`.
+    """
+    index = source.json("model_index.json")
+    family = family_of(index.get("_class_name"), model, index)
+    check_config(family, index, model)
+    own = {name: kind for name, kind in family.modules.items() if name != "vae" or not adapters.vae}
+    parts = source.modules(own)
+    if adapters.vae:
+        parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
+    parts |= {name: source.tokenizer(name) for name in family.tokenizers}
+    notes = [source.note] if isinstance(source, SingleFile) else []
+    notes += adapters.put_into(parts, family.tokenizers, model)
+    scheduler = source.json("scheduler/scheduler_config.json")
+    schedule, text = Schedule.from_config(scheduler), family.text(parts, index)
+    check_architecture(family, parts, text, model)
+    return _Read(model, family, parts, text, scheduler, schedule, notes)
+
+
+def _settled(read: _Read, dtype: torch.dtype, device: torch.device, home: torch.device) -> str:
     """Cast and move all weights; returns their fingerprint, taken in the precision of the files.
+
+    Args:
+        dtype: of the UNet and the text encoders; the autoencoder becomes float32.
+        device: of the UNet. home: of the other parts.
 
     Raises:
         OutOfMemoryError: they do not fit.
     """
-    digest = Digest(parts["vae"], schedule, text.settings)
-    try:
-        for name in sorted(family.modules):
+    digest = Digest(read.parts["vae"], read.schedule, read.text.settings)
+    prepare_device(device)
+    with out_of_memory_named(
+        f"the model '{read.model}' does not fit: pass --dtype float16, --offload or --device cpu"
+    ):
+        for name in sorted(read.family.modules):
             settle(
-                parts[name],
+                read.parts[name],
                 dtype=torch.float32 if name == "vae" else dtype,
-                device=device,
+                device=device if name == "unet" else home,
                 see=partial(digest.add, name),
             )
-    except (MemoryError, RuntimeError) as error:
-        raise OutOfMemoryError(
-            f"The model '{model}' does not fit into the memory of {device}; "
-            "pass --dtype float16, or --device cpu."
-        ) from error
+    for name in ("unet", "vae"):
+        arrange(read.parts[name], read.parts[name].device)
     return digest.hex()
 
 
@@ -171,53 +206,46 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     """Use a diffusers pipeline as a model: device, dtype and weights are its own.
 
     Nothing is copied: a LoRA or a learnt token that is loaded into the pipeline works through the
-    model, now and later. The modules are switched to evaluation mode.
+    model, now and later. The modules are switched to evaluation mode. A pipeline that moves whole
+    parts to a GPU for their work (`enable_model_cpu_offload`) goes on doing so.
 
     Args:
         pipe: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, or either's Img2Img one.
 
     Raises:
-        ModelError: it is another kind of pipeline, or its parts do not fit together.
+        ModelError: it is another kind of pipeline, its parts do not fit together, or a part's
+            weights are quantised or not in memory (`enable_sequential_cpu_offload`).
     """
     kind = type(pipe).__name__
     config = getattr(pipe, "config", {})
     name = str(getattr(config, "_name_or_path", "") or kind)
     family = family_of(kind, name)
     check_not_refiner(config, name)
-    parts = {part: getattr(pipe, part, None) for part in (*family.modules, *family.tokenizers)}
+    names = (*family.modules, *family.tokenizers)
+    parts: dict[str, Any] = {name: getattr(pipe, name, None) for name in names}
     absent = [part for part, value in parts.items() if value is None]
     if absent:
         raise ModelError(f"The {kind} has no {', '.join(absent)}; load it whole.")
+    check_weights_present({part: parts[part] for part in family.modules}, kind)
     schedule = Schedule.from_config(pipe.scheduler.config)
     text = family.text(parts, config)
     check_architecture(family, parts, text, name)
-    digest = _digest(family, parts, text, schedule)
-    return _assembled(family, parts, text, schedule, name, (digest, digest))
+    read = _Read(name, family, parts, text, pipe.scheduler.config, schedule)
+    return _assembled(read, name, read.digest)
 
 
-def _digest(family: Family, parts: Parts, text: TextConditioner, schedule: Schedule) -> str:
-    return fingerprint({name: parts[name] for name in family.modules}, schedule, text.settings)
-
-
-def _assembled(
-    family: Family,
-    parts: Parts,
-    text: TextConditioner,
-    schedule: Schedule,
-    name: str,
-    digests: tuple[str, str],
-) -> LatentDiffusion:
-    for component in family.modules:
-        parts[component].eval()
+def _assembled(read: _Read, name: str, digest: str) -> LatentDiffusion:
+    for component in read.family.modules:
+        read.parts[component].eval()
     return LatentDiffusion(
         name=name,
-        unet=parts["unet"],
-        vae=parts["vae"],
-        text=text,
-        schedule=schedule,
-        loaded_fingerprint=digests[0],
-        loaded_digest=digests[1],
-        buckets=family.buckets,
+        unet=read.parts["unet"],
+        vae=read.parts["vae"],
+        text=read.text,
+        schedule=read.schedule,
+        loaded_fingerprint=digest,
+        loaded_digest=read.digest,
+        buckets=read.family.buckets,
     )
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from nulltext.errors import OptionError
+from nulltext.models.autoencoding import picture_bytes
 
 if TYPE_CHECKING:
     from nulltext.models.latent_diffusion import LatentDiffusion
@@ -38,9 +39,6 @@ FORWARD_ONLY = 2.4
 
 STATE_BYTES = 4
 """Of a latent or an embedding: float32 whatever the UNet is."""
-
-PICTURE_MAPS = 3
-"""Feature maps at the photo's size that the autoencoder holds at once: in, normalised, out."""
 
 GUIDED_ROWS = 2
 """Rows of one photo in a guided pass: null and prompt."""
@@ -174,8 +172,7 @@ def memory_need(
     kept = FORWARD_ONLY * numbers.stages * GUIDED_ROWS
     if differentiates:
         kept = max(kept, photos * model.memory.kept(numbers))
-    widest = max(model.vae.config.block_out_channels[:2])
-    picture = PICTURE_MAPS * widest * height * width * model.vae.dtype.itemsize
+    picture = picture_bytes(model.vae, height * width, model.vae.dtype.itemsize)
     trajectory = (num_steps + 1) * channels * pixels + num_steps * rows * dimension
     return MemoryNeed(
         weights=sum(

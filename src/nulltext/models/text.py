@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from nulltext.models.placement import execution_device
 from nulltext.prompts import TokenizedPrompt, tokenize
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class ClipText:
         return tokenize(self.tokenizer, prompt, max_length=max_tokens, allow_empty=allow_empty)
 
     def ids(self, prompt: TokenizedPrompt) -> Tensor:
-        """Token ids [1, L] on the encoder's device."""
-        return torch.tensor([prompt.token_ids], device=self.encoder.device)
+        """Token ids [1, L] where the encoder computes."""
+        return torch.tensor([prompt.token_ids], device=execution_device(self.encoder))
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def unallocated() -> Iterator[None]:
     def on_meta(_: nn.Module, __: str, value: nn.Parameter) -> nn.Parameter:
         return nn.Parameter(value.to("meta"), requires_grad=False)
 
-    handle = register_module_parameter_registration_hook(on_meta)
+    handle = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -190,7 +190,9 @@ class _Memory:
         images = torch.stack([image.flatten() for _, image in self.pairs])
         gram = images @ images.T
         damped = gram + self.damping * gram.diagonal().diag()
-        factors = torch.linalg.solve(damped, -(images @ noise_residual.flatten()))
+        slopes = images @ noise_residual.flatten()
+        # a few numbers, on the CPU: older torch does not solve on MPS
+        factors = torch.linalg.solve(damped.cpu(), -slopes.cpu()).to(images.device)
         step = sum(
             (factor * pair[0] for factor, pair in zip(factors, self.pairs, strict=True)),
             start=torch.zeros_like(self.pairs[0][0]),

@@ -1,4 +1,4 @@
-"""What nulltext runs on, and whether it runs as it should: the facts behind `nulltext doctor`."""
+"""What nulltext runs on: versions, devices, folders, extras, and what keeps it from working."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,8 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
 
-from nulltext.errors import NulltextError
-from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
-from nulltext.models.known_words import read_words
-from nulltext.models.load import find_device, load
-from nulltext.models.locate import bundled_models, folder_of
+from nulltext.health.parts import mapped
 from nulltext.models.memory import free_memory
-from nulltext.models.suggested_guidance import FILE as GUIDANCE_FILE
-from nulltext.models.suggested_guidance import read_guidance
 from nulltext.version import __version__
 
 PACKAGE = "nulltext"
@@ -40,7 +33,12 @@ class Health:
     devices: list[dict[str, Any]] = field(default_factory=list)
     """Name, kind, memory in bytes, and for the processor its threads."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Name, fingerprint, and how far its figures are from the known ones."""
+    """Name, family, fingerprint, essential settings, and how far its figures are from the known
+    ones."""
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    """Of an edit and, for a report, of the check-up: see `parts.Part`."""
+    compared: list[dict[str, Any]] = field(default_factory=list)
+    """Figures with the range that a healthy checkpoint's lie in, and its source."""
     extras: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By extra: what is missing, and the command that brings it."""
     folders: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -57,22 +55,16 @@ class Health:
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for a program."""
-        return {"healthy": self.healthy, **asdict(self)}
+        found: dict[str, Any] = mapped({"healthy": self.healthy, **asdict(self)})
+        return found
 
 
-def examine(model: str, device: str | None) -> Health:
-    """Look at everything once; takes as long as loading the model.
-
-    Raises:
-        OptionError: the device cannot be used here.
-    """
-    health, target = Health(), find_device(device)
+def look_around(health: Health) -> None:
+    """Everything but the model."""
     _look_at_versions(health)
     _look_at_devices(health)
     _look_at_folders(health)
     _look_at_extras(health)
-    _look_at_model(health, model, str(target))
-    return health
 
 
 def _look_at_versions(health: Health) -> None:
@@ -142,59 +134,6 @@ def _look_at_extras(health: Health) -> None:
         ]
         install = f"pip install '{PACKAGE}[{name}]'"
         health.extras[name] = {"present": not missing, "missing": missing, "install": install}
-
-
-def _look_at_model(health: Health, model: str, device: str) -> None:
-    """Load it, and compute its known figure again."""
-    health.model = {"name": model, "device": device}
-    started = time.perf_counter()
-    try:
-        loaded = load(model, device=device)
-        health.model |= {"fingerprint": loaded.fingerprint, "resolution": list(loaded.resolution)}
-        folder = folder_of(model)
-        known = None if folder is None else read_known(folder)
-        if folder is not None:
-            read_words(folder, loaded.fingerprint)
-            _compare_guidance(health, folder, loaded.fingerprint)
-        found = {} if known is None else deviations(loaded, known)
-    except NulltextError as error:
-        health.problems.append(str(error))
-        return
-    health.model["seconds"] = round(time.perf_counter() - started, 2)
-    worst = max(found.values(), default=None)
-    reproduces = None if worst is None else worst < TOLERANCE
-    health.model |= {"deviations": found, "reproduces": reproduces}
-    if known is None:
-        _miss_known(health, model)
-        return
-    if known["fingerprint"] != loaded.fingerprint:
-        health.problems.append(
-            f"The weights of the model '{model}' ({loaded.fingerprint[:8]}) are not those that its "
-            f"{FILE} was written for ({known['fingerprint'][:8]}); get the model again."
-        )
-    off = [name for name, distance in found.items() if not distance < TOLERANCE]
-    if off:
-        health.problems.append(
-            f"The model '{model}' does not reproduce its known figure on {device}: "
-            f"{', '.join(off)} off by up to {worst:.2g} ({TOLERANCE:g} may be rounding); get the "
-            "model again, or try --device cpu."
-        )
-
-
-def _compare_guidance(health: Health, folder: Path, fingerprint: str) -> None:
-    if read_guidance(folder, fingerprint) is None and (folder / GUIDANCE_FILE).exists():
-        health.notes.append(
-            f"'{folder / GUIDANCE_FILE}' is of other weights, so its guidance scale is not used."
-        )
-
-
-def _miss_known(health: Health, model: str) -> None:
-    """The bundled model comes with a figure; others may."""
-    said = f"The model '{model}' has no {FILE} beside it, so there is no figure to reproduce"
-    if model in bundled_models():
-        health.problems.append(f"{said}; install nulltext again.")
-    else:
-        health.notes.append(f"{said}.")
 
 
 def _requirements(extra: str) -> list[Requirement]:
