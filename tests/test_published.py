@@ -265,6 +265,7 @@ def test_diffusers_knows_and_converts_a_single_file_of_real_size(kind):
         infer_diffusers_model_type(file) == {"sd1": "v1", "sd2": "v2", "sdx": "xl_base"}[kind[:3]]
     )
     back = converted_by_diffusers(kind, file, mini=False)
+    assert all(back["unet"][name] is tensor for name, tensor in parts["unet"].items())
     for part, state in parts.items():
         shapes = {name: tensor.shape for name, tensor in state.items()}
         assert {name: tensor.shape for name, tensor in back[part].items()} == shapes, part
