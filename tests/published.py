@@ -51,7 +51,8 @@ def config_of(kind: str, part: str, *, mini: bool) -> dict[str, Any]:
 
 def _narrow_unet(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     levels = len(config["block_out_channels"])
-    small = {"block_out_channels": [32, 64, 96, 96][:levels], "sample_size": 8}
+    small = {"block_out_channels": [32, 64, 96, 96][:levels], "layers_per_block": 1}
+    small["sample_size"] = 8
     if isinstance(config["attention_head_dim"], list):
         small["attention_head_dim"] = [2, 4, 4, 4][:levels]
     if kind != "sdxl":
@@ -65,7 +66,7 @@ def _narrow_unet(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _narrow_vae(_: str, config: dict[str, Any]) -> dict[str, Any]:
-    return {"block_out_channels": [32, 64, 96, 96], "sample_size": 64}
+    return {"block_out_channels": [32, 64, 96, 96], "layers_per_block": 1, "sample_size": 64}
 
 
 def _narrow_text(width: int, layers: int) -> dict[str, int]:

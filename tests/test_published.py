@@ -23,6 +23,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
+    infer_diffusers_model_type,
 )
 from PIL import Image
 
@@ -198,26 +199,26 @@ def test_shards_of_a_variant_are_the_same_weights(checkpoint, kind):
 def test_a_checkpoint_of_real_size_gives_the_same_picture_from_every_layout(tmp_path):
     """Stable Diffusion 1.5 in half precision: 2 GB a layout, of which one is kept at a time."""
     folder = write_folder("sd15", tmp_path / "sd15", mini=False)
-    pictures = [edited_dahlia(folder)]
+    plain = edited_dahlia(folder, tmp_path / "plain")
     for path in folder.glob("*/*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
-    pictures.append(edited_dahlia(folder))
+    assert edited_dahlia(folder, tmp_path / "variant") == plain
     shutil.rmtree(folder)
     file = write_single_file("sd15", tmp_path / "sd15.safetensors", mini=False)
-    pictures.append(edited_dahlia(file))
+    assert edited_dahlia(file, tmp_path / "single") == plain
     file.unlink()
-    assert pictures[0] == pictures[1] == pictures[2]
 
 
-def edited_dahlia(model):
+def edited_dahlia(model, out):
     """Edit the example photo in a process of its own: the picture, and the model's fingerprint."""
-    out, kept = model.parent / "dahlia.png", model.parent / "kept.safetensors"
+    out.mkdir()
+    edited, kept = out / "dahlia.png", out / "dahlia.safetensors"
     line = ["edit", EXAMPLE, "--source", REAL_SIZE[0], "--target", REAL_SIZE[1], "--model", model]
-    line += ["--size", "128x128", "--steps", 2, "-o", out, "--save-inversion", kept, "--overwrite"]
+    line += ["--size", "128x128", "--steps", 2, "-o", edited, "--save-inversion", kept]
     command = [sys.executable, "-m", "nulltext.cli.entry", *map(str, line)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return picture(out), nulltext.Inversion.load(kept).header.fingerprint
+    return picture(edited), nulltext.Inversion.load(kept).header.fingerprint
 
 
 def full_size(kind):
@@ -257,9 +258,14 @@ def test_diffusers_converts_a_single_file_to_the_tensors_it_was_made_of(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_diffusers_converts_a_single_file_of_real_size(kind):
+def test_diffusers_knows_and_converts_a_single_file_of_real_size(kind):
     parts = full_size(kind)
-    back = converted_by_diffusers(kind, single_file(kind, parts), mini=False)
+    file = single_file(kind, parts)
+    assert (
+        infer_diffusers_model_type(file) == {"sd1": "v1", "sd2": "v2", "sdx": "xl_base"}[kind[:3]]
+    )
+    back = converted_by_diffusers(kind, file, mini=False)
+    assert all(back["unet"][name] is tensor for name, tensor in parts["unet"].items())
     for part, state in parts.items():
         shapes = {name: tensor.shape for name, tensor in state.items()}
         assert {name: tensor.shape for name, tensor in back[part].items()} == shapes, part
