@@ -77,7 +77,7 @@ def _narrow_text(width: int, layers: int) -> dict[str, int]:
 NARROW = {
     "unet": _narrow_unet,
     "vae": _narrow_vae,
-    # of 2.x it is the layer behind the 23rd that single files have and nothing reads
+    # 2.x keeps its depth: diffusers knows the unused layer of a single file by its number, 23
     "text_encoder": lambda kind, _: _narrow_text(48, 23 if kind.startswith("sd2") else 3),
     "text_encoder_2": lambda *_: _narrow_text(80, 10),
 }
