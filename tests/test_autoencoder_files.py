@@ -165,10 +165,10 @@ def test_autoencoders_of_other_models_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("encoder.layers.0.weight", "a TAESD"),
-        ("decoder.layers.1.conv.0.weight", "a TAESD"),
-        ("1.weight", "a TAESD"),
-        ("text_model.encoder.layers.0.weight", "no whole autoencoder"),
+        ("encoder.layers.0.weight", "TAESD"),
+        ("decoder.layers.1.conv.0.weight", "TAESD"),
+        ("1.weight", "TAESD"),
+        ("text_model.encoder.layers.0.weight", "a text encoder"),
         ("decoder.condition_encoder.layers.0.weight", "an asymmetric autoencoder"),
         ("quantize.embedding.weight", "a VQ autoencoder"),
     ],
@@ -214,8 +214,8 @@ def test_incomplete_and_forged_autoencoders_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("lora_unet_x.lora_down.weight", "pass it with --lora"),
-        ("emb_params", "pass it with --embedding"),
+        ("lora_unet_x.lora_down.weight", "pass it as --lora"),
+        ("emb_params", "pass it as --embedding"),
     ],
 )
 def test_other_files_are_refused_by_what_they_are(tmp_path, key, what):

@@ -192,7 +192,7 @@ def test_the_same_token_twice_is_refused(tmp_path):
         ("sd1", {"<x>": ()}, "a tensor of shape []"),
         ("sd1", {"<x>": (1, 1, 32)}, "a tensor of shape [1, 1, 32], expected vectors [n, 32]"),
         ("sd1", {"<x>": (1, 32), "<y>": (1, 32)}, "has 2 tensors, expected one"),
-        ("sd1", {"x.lora_down.weight": (1, 32)}, "pass it with --lora"),
+        ("sd1", {"x.lora_down.weight": (1, 32)}, "pass it as --lora"),
     ],
 )
 def test_embeddings_that_do_not_fit_are_refused(tmp_path, family, tensors, words):

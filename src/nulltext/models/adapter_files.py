@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.errors import ModelError, reason_of
+from nulltext.models.file_kinds import Option, explain_kind, kind_of_file
 from nulltext.untrusted import MEGABYTE, parse_json
 
 UNSAFE = (".bin", ".ckpt", ".pt", ".pth")
@@ -27,12 +28,6 @@ MAX_NAME = 500
 """Characters of a tensor's name: none of any model has more, and patterns are sought in it."""
 MAX_METADATA = 4 * MEGABYTE
 """Characters of an entry of the metadata that is read as JSON."""
-LORA_KEY = re.compile(r"[._](?:lora|dora|hada|lokr|oft|boft)[._]|^lora_|\.lora_[AB]\b|on_input$")
-AUTOENCODER_KEY = re.compile(
-    r"(?:first_stage_model\.|vae\.)?"
-    r"(?:encoder|decoder)\.(?:conv_in|down|up|mid|layers|condition_encoder)"
-)
-WHOLE = ("model.diffusion_model.", "diffusion_model.input_blocks.")
 WITHOUT_TOKEN = "emb_params"
 """The only tensor in an embedding file of A1111's web UI, which does not name its token."""
 TWO_ENCODERS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
@@ -127,40 +122,16 @@ def file_in(path: Path, names: Sequence[str], what: str) -> Path:
     )
 
 
-def check_kind(file: AdapterFile, expected: str) -> None:
-    """Refuse a file that is something else by its keys.
-
-    Args:
-        expected: "LoRA", "embedding" or "autoencoder".
+def check_kind(file: AdapterFile, option: Option) -> None:
+    """Refuse a file that is something else than what an option takes.
 
     Raises:
         ModelError: it is; says what, and which option takes it.
     """
-    found, option = _kind_of(file)
-    if found is None or found == expected or (expected == "autoencoder" and "whole" in found):
-        return
-    article = "an" if found[0] in "aeiou" else "a"
-    raise ModelError(
-        f"'{file.path}' is {article} {found}, not the {expected} it is passed as; {option}."
-    )
-
-
-def _kind_of(file: AdapterFile) -> tuple[str | None, str]:
-    names = list(file.shapes)
-    if "nulltext" in file.metadata:
-        return "inversion of nulltext", "pass it with --inversion"
-    if any("controlnet_" in name or name.startswith("control_model.") for name in names):
-        return "ControlNet", "nulltext takes none"
-    if any(LORA_KEY.search(name) for name in names):
-        return "LoRA", "pass it with --lora"
-    if any(name.startswith(WHOLE) for name in names):
-        return "whole checkpoint in a single file", "pass it with --model"
-    if any(AUTOENCODER_KEY.match(name) for name in names):
-        return "autoencoder", "pass it with --vae"
-    few = len(names) == 1 and len(file.shapes[names[0]]) <= 2
-    if few or any(set(pair) <= set(names) for pair in TWO_ENCODERS):
-        return "embedding", "pass it with --embedding"
-    return None, ""
+    whole = option == "--vae" and kind_of_file(file.path) == "checkpoint"  # its own is taken
+    reason = None if whole else explain_kind(file.path, option)
+    if reason is not None:
+        raise ModelError(reason)
 
 
 def split_choice(text: str) -> tuple[Path, str | None]:

@@ -85,7 +85,7 @@ def load_vae(path: Path, own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     config_file, weights = autoencoder_files(path)
     config = None if config_file is None else _config_of(config_file, own)
     with opened(weights, "autoencoder") as file:
-        check_kind(file, "autoencoder")
+        check_kind(file, "--vae")
         _check_keys(file)
         state = _state(file)
         if config is None:

@@ -196,9 +196,11 @@ def build(source: Configured, part: str, class_name: str, files: Sequence[Path])
         return module
 
     check_config(config)
-    check_weights(make, config, files)
-    with unallocated():
-        return make().requires_grad_(False).eval()
+    module = check_weights(make, config, files)
+    if any(True for _ in module.buffers()):  # some are in no file, and have to be real
+        with unallocated():
+            module = make()
+    return module.requires_grad_(False).eval()
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def add_embeddings(
     added, notes = [], []
     for path, asked in embeddings:
         with opened(embedding_file(path), "embedding") as file:
-            check_kind(file, "embedding")
+            check_kind(file, "--embedding")
             names = _tensor_names(file, len(encoders), model)
             token = asked if asked is not None else _own_token(file)
             _check_token(token, file.path)

@@ -116,7 +116,7 @@ def merge_loras(
     names = by_component(modules) if loras else {}
     for path, weight in loras:
         with opened(lora_file(path), "LoRA") as file:
-            check_kind(file, "LoRA")
+            check_kind(file, "--lora")
             check_method(file)
             factors, unused = _matched(file, names)
             _check_fit(file, modules, factors, unused, model)

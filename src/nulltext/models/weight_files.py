@@ -71,8 +71,11 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def check_weights(
     make: Callable[[], torch.nn.Module], config: Mapping[str, Any], files: Sequence[Path]
-) -> None:
+) -> torch.nn.Module:
     """Refuse a config of a larger module than there are weights for.
+
+    Returns:
+        the module, all of it on the meta device.
 
     Args:
         make: builds the module of this config; is called where tensors take no memory.
@@ -93,9 +96,11 @@ def check_weights(
     if repeats > tensors:
         raise ValueError(f"its config describes {repeats:.9g} layers, its files hold {tensors:,}")
     with torch.device("meta"), _at_most(SLACK * tensors, tensors):
-        described = sum(parameter.numel() for parameter in make().parameters())
+        module = make()
+    described = sum(parameter.numel() for parameter in module.parameters())
     if described > SLACK * held:
         raise ValueError(f"its config describes {described:,} numbers, its files hold {held:,}")
+    return module
 
 
 @contextmanager

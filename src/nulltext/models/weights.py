@@ -9,6 +9,7 @@ weights in the precision that they are used in.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,9 +95,13 @@ class Renamed(Mapping[str, Tensor]):
 
 @contextmanager
 def unallocated() -> Iterator[None]:
-    """Build modules inside the block whose parameters take no memory; their buffers are real."""
+    """Build modules inside the block, in this thread, whose parameters take no memory; their
+    buffers are real."""
+    here = threading.get_ident()
 
     def on_meta(_: nn.Module, __: str, value: nn.Parameter) -> nn.Parameter:
+        if threading.get_ident() != here:
+            return value
         return nn.Parameter(value.to("meta"), requires_grad=False)
 
     handle = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
