@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import nulltext
@@ -455,10 +457,36 @@ def test_names_of_hub_models(text, model):
 
 def test_the_bar_of_a_download_is_in_bytes_on_standard_error(capsys):
     for quiet in (False, True):
-        with Reporter(as_json=False, quiet=quiet).download("somebody/tiny") as tell:
+        with Reporter(as_json=False, quiet=quiet).loading("somebody/tiny") as tell:
             tell(0, 3_000_000)
             tell(3_000_000, 3_000_000)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert ("somebody/tiny" in captured.err) is not quiet
         assert ("3.0/3.0 MB" in captured.err) is not quiet
+
+
+def test_the_command_line_edits_with_a_model_of_the_hub_and_again_without_the_hub(
+    folders, tmp_path, photo
+):
+    """Quietly: the libraries say nothing either."""
+    photo.save(tmp_path / "photo.png")
+    line = ["edit", "photo.png", "--source", "a cat", "--target", "a dog", "-q"]
+    line += ["--steps", "2", "--method", "direct", "--model"]
+
+    def edited(model, out, **environment):
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        own |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"} | environment
+        command = [sys.executable, "-m", "nulltext.cli.entry", *line, str(model), "-o", out]
+        done = subprocess.run(
+            command, env=own, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        return np.asarray(Image.open(tmp_path / out))
+
+    with standin_hub() as hub:
+        hub.add("somebody/half", folders / "half")
+        fetched = edited("somebody/half", "fetched.png", HF_ENDPOINT=hub.address)
+    again = edited("somebody/half", "again.png", HF_ENDPOINT=hub.address)  # which is closed now
+    assert np.array_equal(fetched, again)
+    assert np.array_equal(fetched, edited(folders / "half", "folder.png"))
