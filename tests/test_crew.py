@@ -20,6 +20,7 @@ from nulltext.evaluation.datasets import read_items
 from nulltext.evaluation.plan import Plan
 from nulltext.evaluation.results import key_of, open_book, read_book
 from nulltext.evaluation.study import plan_study, study_steps
+from nulltext.models.choice import ModelChoice
 from processes import PATIENCE, let_go, session_killed_when
 
 PLAN = Plan(num_steps=4, experiments=("guidance",), inversion_guidances=(1, 2, 4, 8))
@@ -59,7 +60,7 @@ def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
 
     with open_book(tmp_path / "alone", {"a": 1}, fresh=False) as book:
         infos = list(study_steps(tiny_sd1, planned(book), PLAN, book, judge))
-    tools = Tools(model, "cpu", "float32", None, PLAN, tmp_path / "crew")
+    tools = Tools(ModelChoice(model, device="cpu"), None, PLAN, tmp_path / "crew")
     with open_book(tmp_path / "crew", {"a": 1}, fresh=False) as book:
         steps = crew_steps(tools, 1, planned(book), book)
         next(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import nulltext
 from nulltext.errors import ModelError
@@ -21,12 +23,20 @@ CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 SCRIPT = Path(__file__).with_name("device_scenarios.py")
 
 
-@pytest.fixture(scope="module")
-def scenarios():
-    """What `device_scenarios` found, in a process of its own."""
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture(scope="session")
+def scenarios(tmp_path_factory):
+    """What `device_scenarios` found, in a process of its own; once for all workers of a run."""
+    together = "PYTEST_XDIST_WORKER" in os.environ
+    root = tmp_path_factory.getbasetemp()
+    kept = (root.parent if together else root) / "second-device.json"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            done = subprocess.run(
+                [sys.executable, SCRIPT], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            kept.write_text(done.stdout)
+    return json.loads(kept.read_text().splitlines()[-1])
 
 
 def found(scenarios, name):
