@@ -13,7 +13,7 @@ from torch import nn
 import nulltext
 from nulltext.models.fingerprint import FLOAT32_COUNTS, SAMPLES_PER_TENSOR, sample_positions
 from nulltext.models.locate import BUNDLED_FOLDER
-from nulltext.models.weights import MappedTensors, assign, fill, settle, unallocated
+from nulltext.models.weights import MappedTensors, Unallocated, assign, fill, settle
 
 FLOWERS = "2b3433c9a1d1b013bebbc8c1c4f60fd1"
 """Fingerprint of the bundled model's weights, which saved inversions are bound to."""
@@ -50,8 +50,8 @@ def mapping_of(tensor, path):
 
 
 def bare():
-    with unallocated():
-        return Small().eval()
+    with Unallocated():
+        return Small().requires_grad_(False).eval()
 
 
 def test_parameters_take_no_memory_before_they_are_filled():
@@ -106,7 +106,7 @@ def test_old_names_and_shapes_of_the_same_weights_are_understood(tmp_path):
     numbers["mid.query.weight"] = numbers.pop("mid.to_q.weight")[:, :, None, None].contiguous()
     numbers["mid.query.bias"] = numbers.pop("mid.to_q.bias")
     save_file(numbers | {"mid.unknown": torch.zeros(2)}, tmp_path / "old.safetensors")
-    with unallocated():
+    with Unallocated():
         module = nn.ModuleDict({"mid": Small()})
     assert fill(module, MappedTensors([tmp_path / "old.safetensors"])) == ["mid.unknown"]
     assert torch.equal(module["mid"].to_q.weight, own["mid"].to_q.weight)

@@ -32,6 +32,22 @@ LOCK = ".lock"
 S_IWRITE_ALL = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
+def named_path(text: str | Path) -> Path:
+    """A path as a person wrote it, with ~ for the home folder of somebody who has one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def exists(path: Path) -> bool:
+    """Whether anything has this name, which may be none that a file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def check_target(path: str | Path) -> Path:
     """The file behind any symbolic link, found to be writable now; leaves no trace.
 

@@ -9,7 +9,10 @@ from nulltext.errors import NumericalError
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADVICE = "pass --dtype float32 (or bfloat16 on a GPU), or a lower --guidance"
+ADVICE = (
+    "in half precision pass --dtype float32 (or bfloat16 on a GPU); else a lower --guidance or "
+    "LoRA weight, or see with `nulltext doctor` whether the weights are sound"
+)
 
 
 def check_finite(values: Tensor, what: str, timestep: int | None = None) -> None:

@@ -96,10 +96,11 @@ def _how(model: LatentDiffusion, inversion: Inversion) -> str:
     """What to pass so that an inversion fits."""
     then, now = said_of(inversion.header.adapters), said_of(model.adapters)
     if then == now:
+        if inversion.header.adapters != list(model.adapters):
+            return f"of {now} a file has changed since: pass the one that it was made with"
         return "pass that model with --model"
-    return (
-        f"it was made with {then or 'no adapters'}, and now there is {now or 'none'}: pass the same"
-    )
+    was = then or "no adapters"
+    return f"it was made with {was} (now: {now or 'none'}), so pass the same"
 
 
 def model_of(model: LatentDiffusion, inversion: Inversion) -> LatentDiffusion:

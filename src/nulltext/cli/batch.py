@@ -111,6 +111,7 @@ def batch(
     if found.repeated:
         reporter.note(f"Note: lines that repeat others are done once: {found.repeated}.")
     if dry_run:
+        chosen.check()
         _dry_run(reporter, found)
         return
     setup = Setup(chosen, output.absolute())

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from rich.markup import escape
 
 from nulltext.models.choice import ModelChoice
 
@@ -51,7 +52,11 @@ def _parameters() -> list[inspect.Parameter]:
             default=None if one.name in REPEATED else one.default,
             annotation=Annotated[
                 list[str] | None if one.name in REPEATED else types[one.name],
-                typer.Option(f"--{one.name.replace('_', '-')}", **one.metadata),
+                typer.Option(
+                    f"--{one.name.replace('_', '-')}",
+                    help=escape(one.metadata["help"]),
+                    metavar=one.metadata["metavar"],
+                ),
             ],
         )
         for one in fields(ModelChoice)

@@ -151,7 +151,7 @@ def settings_of(setup: Setup, identity: Identity) -> dict[str, Any]:
     """What all rows of a folder have in common."""
     return {
         "nulltext": __version__,
-        "model": f"{setup.chosen.weights} ({identity.fingerprint[:8]})",
+        "model": f"{setup.chosen.model} ({identity.fingerprint[:8]})",
         "dtype": identity.dtype,
     }
 

@@ -62,6 +62,7 @@ def examine(
     """
     target, model = find_device(chosen.device), chosen.model
     folder = folder_of(model)
+    chosen.check()
     health = Health()
     look_around(health)
     parts = Parts(target, on_part)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nulltext.files import replace_file
+from nulltext.files import exists, named_path, replace_file
 from nulltext.health.installation import Health
 from nulltext.health.parts import mapped
 from nulltext.models.hub import parse_hub_model
@@ -31,8 +31,8 @@ QUERY = re.compile(r"(https?://[^\s?]+)\?\S+")
 
 def public_name(model: str) -> str:
     """What a report calls a model: a bundled name or hub id as it is, of a path the last part."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.exists() else model
+    path = named_path(model)
+    return path.resolve().name if exists(path) else model
 
 
 def report_of(health: Health, model: str) -> dict[str, Any]:

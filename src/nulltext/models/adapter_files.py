@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.errors import ModelError, reason_of
+from nulltext.files import exists, named_path
 from nulltext.models.file_kinds import Option, explain_kind, kind_of_file
 from nulltext.untrusted import MEGABYTE, parse_json
 
@@ -111,7 +112,7 @@ def file_in(path: Path, names: Sequence[str], what: str) -> Path:
     Raises:
         ModelError: the folder has none of them.
     """
-    path = path.expanduser()
+    path = named_path(path)
     if not exists(path) or not path.is_dir():
         return path
     for name in names:
@@ -136,24 +137,16 @@ def check_kind(file: AdapterFile, option: Option) -> None:
 
 def split_choice(text: str) -> tuple[Path, str | None]:
     """FILE or FILE:VALUE as file and value; colons in the file's own name are left alone."""
-    whole = Path(text).expanduser()
+    whole = named_path(text)
     if exists(whole):
         return whole, None
     ended = ENDED.fullmatch(text)
     if ended:
-        return Path(ended[1]).expanduser(), ended[2]
+        return named_path(ended[1]), ended[2]
     head, colon, tail = text.rpartition(":")
-    if colon and head and exists(Path(head).expanduser()):
-        return Path(head).expanduser(), tail
+    if colon and head and exists(named_path(head)):
+        return named_path(head), tail
     return whole, None
-
-
-def exists(path: Path) -> bool:
-    """Whether anything has this name, which may be none that a file can have."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def shown(text: str, longest: int = 120) -> str:

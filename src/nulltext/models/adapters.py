@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import ModelError, reason_of
+from nulltext.errors import ModelError, OptionError, reason_of, shortened
+from nulltext.files import named_path
+from nulltext.models.adapter_files import check_kind, opened
 from nulltext.models.autoencoder_files import autoencoder_files, load_vae
 from nulltext.models.embeddings import (
     Embedding,
@@ -17,8 +20,9 @@ from nulltext.models.embeddings import (
     parse_embedding,
     token_of,
 )
+from nulltext.models.file_kinds import Option
 from nulltext.models.lora import Lora, lora_file, merge_loras, parse_lora
-from nulltext.models.weights import fill, unallocated
+from nulltext.models.weights import Unallocated, fill
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
@@ -34,18 +38,38 @@ class Adapters:
 
     @classmethod
     def parsed(
-        cls, lora: Sequence[str] = (), embedding: Sequence[str] = (), vae: str | None = None
+        cls,
+        lora: str | Path | Sequence[str | Path] = (),
+        embedding: str | Path | Sequence[str | Path] = (),
+        vae: str | Path | None = None,
     ) -> Adapters:
         """From texts as the command line takes them.
 
         Raises:
             OptionError: a weight or a token cannot be read.
         """
+        loras, embeddings = _texts(lora, "lora"), _texts(embedding, "embedding")
+        autoencoders = _texts([] if vae is None else vae, "vae")
         return cls(
-            [parse_lora(text) for text in lora],
-            [parse_embedding(text) for text in embedding],
-            None if vae is None else Path(vae).expanduser(),
+            [parse_lora(text) for text in loras],
+            [parse_embedding(text) for text in embeddings],
+            named_path(autoencoders[0]) if autoencoders else None,
         )
+
+    def check(self) -> None:
+        """Look at all files, before a model is read or fetched.
+
+        Raises:
+            ModelError: one is missing, damaged, or something else than what it is passed as.
+        """
+        options: list[tuple[Path, str, Option]] = [
+            *((lora_file(one.path), "LoRA", "--lora") for one in self.loras),
+            *((embedding_file(one.path), "embedding", "--embedding") for one in self.embeddings),
+            *((autoencoder_files(p)[1], "autoencoder", "--vae") for p in [self.vae] if p),
+        ]
+        for path, what, option in options:
+            with opened(path, what) as file:
+                check_kind(file, option)
 
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
@@ -63,8 +87,10 @@ class Adapters:
         from diffusers import AutoencoderKL
 
         assert self.vae is not None, "there is another autoencoder"
+        defaults = signature(AutoencoderKL.__init__).parameters  # what a config may leave out
+        own = {n: one.default for n, one in defaults.items() if n != "self"} | dict(own)
         config, state = load_vae(self.vae, own)
-        with unallocated():
+        with Unallocated():
             module = AutoencoderKL.from_config(config).requires_grad_(False).eval()
         fill(module, state)
         return module
@@ -109,6 +135,23 @@ class Adapters:
         return found
 
 
+def _texts(given: object, name: str) -> list[str]:
+    """One text or path, or several, as texts.
+
+    Raises:
+        OptionError: something else is among them.
+    """
+    several = [given] if isinstance(given, str | Path) else given
+    if not isinstance(several, list | tuple) or not all(
+        isinstance(one, str | Path) and str(one) for one in several
+    ):
+        raise OptionError(
+            f"{name} is {shortened(repr(given))}, expected a file, or a list of files; for a LoRA "
+            "with a weight write 'style.safetensors:0.8'."
+        )
+    return [str(one) for one in several]
+
+
 def said_of(adapters: Sequence[Mapping[str, Any]]) -> str:
     """Descriptions as a person reads them: "lora style.safetensors (0.8)"; empty for none."""
     said = []
@@ -126,5 +169,5 @@ def _entry(kind: str, path: Path, file: Path) -> dict[str, Any]:
         raise ModelError(
             f"'{file}' cannot be read ({reason_of(error)}); pass a file of tensors."
         ) from error
-    name = path.expanduser().resolve().name
+    name = named_path(path).resolve().name
     return {"kind": kind, "name": name, "sha256": digest[:SHA_CHARACTERS]}

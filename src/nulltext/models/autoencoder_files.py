@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from nulltext.errors import ModelError, reason_of, shortened
-from nulltext.models.adapter_files import AdapterFile, check_kind, exists, opened, shown
+from nulltext.files import exists, named_path
+from nulltext.models.adapter_files import AdapterFile, check_kind, opened, shown
 from nulltext.models.weight_files import check_config, check_weights
+from nulltext.models.weights import current_name
 from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -26,8 +28,6 @@ CLASS = "AutoencoderKL"
 PREFIXES = ("first_stage_model.", "vae.")
 """What precedes an autoencoder's tensors in a whole checkpoint's file."""
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Attention weights as diffusers once named them."""
 LDM_KEY = re.compile(r"(?:encoder\.down|decoder\.up)\.\d+\.block\.")
 
 INSTEAD = "pass an AutoencoderKL of the model's own family"
@@ -58,7 +58,7 @@ def autoencoder_files(path: Path) -> tuple[Path | None, Path]:
     Raises:
         ModelError: the folder has no weights as safetensors, or no config.
     """
-    path = path.expanduser()
+    path = named_path(path)
     if not exists(path) or not path.is_dir():
         return None, path
     folders = [folder for folder in (path, path / "vae") if (folder / CONFIG).is_file()]
@@ -210,12 +210,8 @@ def _renamed(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, T
         state = convert_ldm_vae_checkpoint(state, dict(config))
     renamed = {}
     for name, tensor in state.items():
-        head, dot, rest = name.partition(".attentions.0.")
-        layer, _, kind = rest.rpartition(".")
-        layer = OLD_ATTENTION.get(layer, layer) if dot else layer
-        square = bool(dot) and kind == "weight" and tensor.ndim > 2
-        new = f"{head}{dot}{layer}.{kind}" if dot else name
-        renamed[new] = tensor.flatten(1) if square else tensor
+        square = ".attentions." in name and name.endswith(".weight") and tensor.ndim > 2
+        renamed[current_name(name)] = tensor.flatten(1) if square else tensor
     return renamed
 
 

@@ -7,18 +7,20 @@ and only safetensors and JSON are opened.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from logging import CRITICAL
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
 
 from nulltext.errors import ModelError, shortened
+from nulltext.models.file_kinds import read_header
 from nulltext.models.variants import choose_weights
 from nulltext.models.weight_files import check_config, check_index, check_weights
-from nulltext.models.weights import MappedTensors, fill, unallocated
+from nulltext.models.weights import MappedTensors, Unallocated, fill
 from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 MAX_JSON_BYTES = 4 * MEGABYTE
@@ -90,6 +92,8 @@ class Checkpoint:
                 with refused_as_unusable(part, self.name):
                     names = tuple(f"{part}/{n}" for n in check_index(self.json(weights.index)))
             files[part] = [self._file(name) for name in names]
+            for path in files[part]:
+                read_header(path)  # says what is wrong with a file that is damaged or cut off
         return files
 
     def component(self, part: str, class_name: str) -> Any:
@@ -198,7 +202,7 @@ def build(source: Configured, part: str, class_name: str, files: Sequence[Path])
     check_config(config)
     module = check_weights(make, config, files)
     if any(True for _ in module.buffers()):  # some are in no file, and have to be real
-        with unallocated():
+        with Unallocated():
             module = make()
     return module.requires_grad_(False).eval()
 
@@ -239,9 +243,32 @@ def first_line(error: BaseException) -> str:
     return shortened(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
+_QUIET = ExitStack()
+_QUIET_LOCK, _QUIET_DEPTH = Lock(), [0]
+"""How many blocks of `quiet_libraries` are open, in all threads."""
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own bars and advice off the terminal while weights load."""
+    """Keep the libraries' own bars and advice off the terminal while weights load.
+
+    Blocks may overlap in several threads: the first one silences, the last one restores.
+    """
+    with _QUIET_LOCK:
+        if not _QUIET_DEPTH[0]:
+            _QUIET.enter_context(_silenced())
+        _QUIET_DEPTH[0] += 1
+    try:
+        yield
+    finally:
+        with _QUIET_LOCK:
+            _QUIET_DEPTH[0] -= 1
+            if not _QUIET_DEPTH[0]:
+                _QUIET.close()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging

@@ -59,8 +59,8 @@ class ModelChoice:
     config: str | None = field(
         default=None,
         metadata=_about(
-            "What a single file is: sd15, sd21, sd21b, sdxl, or a folder with configs; default: "
-            "inferred.",
+            "What a single file is: sd14, sd15, sd21, sd21b, sdxl, or a folder with configs; "
+            "default: inferred.",
             "NAME|FOLDER",
         ),
     )
@@ -112,10 +112,12 @@ class ModelChoice:
                 words += [flag] if value is True else [flag, str(value)]
         return words
 
-    @property
-    def weights(self) -> str:
-        """What decides which weights are used, for settings that results depend on."""
-        own = ModelChoice(
-            self.model, self.lora, self.embedding, self.vae, self.variant, self.config
-        )
-        return " ".join([self.model, *own.words()[2 if self.model != MODEL else 0 :]])
+    def check(self) -> None:
+        """Look at the files that are added, before the model is read or fetched.
+
+        Raises:
+            UserError: one is missing, or something else than what it is passed as.
+        """
+        from nulltext.models.adapters import Adapters
+
+        Adapters.parsed(self.lora, self.embedding, self.vae).check()

@@ -57,14 +57,14 @@ def load(
     model: Any = MODEL,
     *,
     device: str | None = None,
-    dtype: DType | None = None,
+    dtype: DType | torch.dtype | None = None,
     memory: MemoryName = "plenty",
     offload: bool = False,
     variant: str | None = None,
     config: str | None = None,
-    lora: Sequence[str] = (),
-    embedding: Sequence[str] = (),
-    vae: str | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
+    embedding: str | Path | Sequence[str | Path] = (),
+    vae: str | Path | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> LatentDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL base checkpoint.
@@ -97,14 +97,16 @@ def load(
     """
     plan, adapters = memory_plan(memory), Adapters.parsed(lora, embedding, vae)
     if not isinstance(model, str | Path):
-        if adapters or variant or config:
+        if adapters or any(given is not None for given in (device, dtype, variant, config)):
             raise OptionError(
-                "A pipeline in hand has weights of its own; load LoRAs, learnt tokens or another "
-                "autoencoder into it, and leave lora, embedding, vae, variant and config out."
+                "A pipeline in hand has weights, device and precision of its own; change those "
+                "(pipe.to, load_lora_weights, …), and leave device, dtype, variant, config, lora, "
+                "embedding and vae out."
             )
         return replace(from_pipe(model), memory=plan, offload=offload)
     target = find_device(device)
     precision = default_dtype(target) if dtype is None else _dtype(dtype)
+    adapters.check()
     started = time.perf_counter()
     with quiet_libraries():
         source = source_of(model, variant=variant, config=config, on_bytes=on_bytes)
@@ -217,6 +219,11 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
             weights are quantised or not in memory (`enable_sequential_cpu_offload`).
     """
     kind = type(pipe).__name__
+    if not hasattr(pipe, "scheduler"):
+        raise ModelError(
+            f"A {kind} is no diffusers pipeline; pass one, or to nulltext.load a name, a folder, a "
+            ".safetensors file or a hub id."
+        )
     config = getattr(pipe, "config", {})
     name = str(getattr(config, "_name_or_path", "") or kind)
     family = family_of(kind, name)
@@ -281,8 +288,9 @@ def find_device(device: str | None) -> torch.device:
     return target
 
 
-def _dtype(dtype: str) -> torch.dtype:
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     known = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
-    if dtype not in known:
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
         raise OptionError(f"The dtype is '{dtype}'; choose one of {', '.join(known)}.")
-    return known[dtype]
+    return known[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nulltext.errors import ModelError, OptionError
+from nulltext.files import exists, named_path
 from nulltext.models.checkpoint import Checkpoint
 from nulltext.models.foreign import explain
 from nulltext.models.hub import fetch, fetch_file, parse_hub_model
@@ -70,8 +71,8 @@ def source_of(
 
 def display_name(model: str | Path) -> str:
     """What a model is called in reports: a folder or file by its own name."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.exists() else str(model)
+    path = named_path(model)
+    return path.resolve().name if exists(path) else str(model)
 
 
 def _place(model: str | Path) -> Path | HubModel:
@@ -82,8 +83,8 @@ def _place(model: str | Path) -> Path | HubModel:
     reason = explain(text)
     if reason is not None:
         raise ModelError(reason)
-    path = Path(model).expanduser()
-    if text and path.exists():
+    path = named_path(model)
+    if text and exists(path):
         return path
     named = parse_hub_model(text)
     if named is None:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from nulltext.errors import ModelError, OptionError, reason_of
+from nulltext.files import exists
 from nulltext.models.adapter_files import (
     AdapterFile,
     check_kind,
-    exists,
     file_in,
     opened,
     shown,

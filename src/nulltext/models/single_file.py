@@ -18,12 +18,12 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.errors import ModelError, OptionError
+from nulltext.files import named_path
 from nulltext.models.checkpoint import (
     Checkpoint,
     build,
     checked_tokenizer,
     first_line,
-    refused_as_unusable,
 )
 from nulltext.models.weights import MappedTensors, Renamed, fill
 
@@ -102,7 +102,8 @@ class SingleFile:
         """What was inferred, for the person who passed the file."""
         kind = self.folder.name
         if self.config is not None:
-            return f"Note: '{self.name}' is read with the configuration '{self.config}'."
+            own = " and v-prediction, as it says itself" if self._says_v_prediction else ""
+            return f"Note: '{self.name}' is read with the configuration '{self.config}'{own}."
         said = CONFIGS[kind] + (", v-prediction" if self._says_v_prediction else "")
         other = {"sd21": " sd21b", "sd21b": " sd21"}.get(kind, "")
         return f"Note: '{self.name}' is read as {said}; --config{other} overrules."
@@ -142,14 +143,25 @@ class SingleFile:
         """
         for part in classes:
             if not any(name.startswith(PREFIXES[part]) for name in self.tensors):
-                raise ModelError(f"'{self.name}' has no {PARTS[part]}; pass a whole checkpoint.")
+                raise ModelError(
+                    f"'{self.name}' has no {PARTS[part]}; pass a whole checkpoint, or another "
+                    f"--config than {self.folder.name}."
+                )
         return {part: self._module(part, kind) for part, kind in classes.items()}
 
     def _module(self, part: str, class_name: str) -> Any:
-        with refused_as_unusable(part, self.name):
+        try:
             module = build(self, part, class_name, [self.file])
             tensors = translated(self.tensors, partial(_diffusers_names, part, module.config))
             fill(module, tensors)
+        except ModelError:
+            raise
+        except Exception as error:  # the libraries raise many kinds; the reason is in the text
+            raise ModelError(
+                f"The {part} of '{self.name}' does not fit the configuration {self.folder.name} "
+                f"({first_line(error)}); pass another --config ({', '.join(CONFIGS)}, or a folder "
+                "with the configs of this very model)."
+            ) from error
         return module
 
     @cached_property
@@ -157,7 +169,7 @@ class SingleFile:
         chosen = self._inferred() if self.config is None else self.config
         if chosen in CONFIGS:
             return Checkpoint(PUBLISHED / chosen, f"{self.name} ({CONFIGS[chosen]})")
-        folder = Path(chosen).expanduser()
+        folder = named_path(chosen)
         if not (folder / "model_index.json").is_file():
             raise OptionError(
                 f"There is no configuration '{chosen}'; pass --config {', '.join(CONFIGS)}, or a "
@@ -176,7 +188,7 @@ class SingleFile:
 
     @property
     def _says_v_prediction(self) -> bool:
-        return V_PREDICTION in self.tensors and self.config is None
+        return V_PREDICTION in self.tensors
 
     def _has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.tensors)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -80,9 +81,12 @@ def applied(unet: nn.Module, delta: Mapping[str, Tensor] | None) -> Iterator[Non
 
 
 def _adding(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    """A hook that adds up (down x) to a layer's output."""
+    """A hook that adds up (down x) to a layer's output, in this thread."""
+    here = get_ident()
 
     def hook(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        if get_ident() != here:
+            return output
         x: Tensor = arguments[0]
         first, second = down.to(x.dtype), up.to(x.dtype)
         if isinstance(layer, nn.Conv2d):

@@ -11,14 +11,13 @@ other config.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from nulltext.models.weights import Unallocated
 
 LAYERS = ("layer", "depth", "repeat")
 """Parts of the names of settings that say how often something is repeated; so do long lists."""
@@ -95,33 +94,12 @@ def check_weights(
     repeats = max(_repeats(config), default=0) * max(1, _repeated(config.get(FACTOR, 1)))
     if repeats > tensors:
         raise ValueError(f"its config describes {repeats:.9g} layers, its files hold {tensors:,}")
-    with torch.device("meta"), _at_most(SLACK * tensors, tensors):
+    with torch.device("meta"), Unallocated(SLACK * tensors):
         module = make()
     described = sum(parameter.numel() for parameter in module.parameters())
     if described > SLACK * held:
         raise ValueError(f"its config describes {described:,} numbers, its files hold {held:,}")
     return module
-
-
-@contextmanager
-def _at_most(most: int, held: int) -> Iterator[None]:
-    """Stop the building of a module, in this thread, at its first parameter that is too many."""
-    here, seen = threading.get_ident(), 0
-
-    def count(_module: torch.nn.Module, _name: str, _parameter: torch.nn.Parameter) -> None:
-        nonlocal seen
-        if threading.get_ident() == here:
-            seen += 1
-            if seen > most:
-                raise ValueError(
-                    f"its config describes more than {most:,} tensors, its files hold {held:,}"
-                )
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _repeats(value: Any, name: str = "") -> Iterator[int]:

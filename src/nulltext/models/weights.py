@@ -9,9 +9,7 @@ weights in the precision that they are used in.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 MAPPED_BYTES = 256 * 2**20
 """Of a file that are mapped as one: its pages are given back when all of it has been cast."""
@@ -93,22 +91,44 @@ class Renamed(Mapping[str, Tensor]):
         return len(self.names)
 
 
-@contextmanager
-def unallocated() -> Iterator[None]:
-    """Build modules inside the block, in this thread, whose parameters take no memory; their
-    buffers are real."""
-    here = threading.get_ident()
+ALLOCATING = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+"""What parameters are made with."""
 
-    def on_meta(_: nn.Module, __: str, value: nn.Parameter) -> nn.Parameter:
-        if threading.get_ident() != here:
-            return value
-        return nn.Parameter(value.to("meta"), requires_grad=False)
+FILLING = (torch.Tensor.uniform_, torch.Tensor.normal_)
+"""What they are filled with before anything is read."""
 
-    handle = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        handle.remove()
+
+class Unallocated(TorchFunctionMode):
+    """Build modules inside the block, in this thread, whose parameters take no memory.
+
+    Parameters are made on the meta device. Ranges are real: buffers that no file holds (positions
+    0, 1, 2, …) are made of them.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        """Args: most: number of tensors; ValueError at the first one beyond."""
+        super().__init__()
+        self._most, self._made = most, 0
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Answer one call of torch."""
+        kwargs = kwargs or {}
+        if func in FILLING and args[0].is_meta:
+            return args[0]
+        if func in ALLOCATING:
+            kwargs = {**kwargs, "device": kwargs.get("device") or "meta"}
+            self._made += 1
+            if self._most is not None and self._made > self._most:
+                raise ValueError(
+                    f"its config describes more than {self._most:,} tensors, its files hold fewer"
+                )
+        return func(*args, **kwargs)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -141,14 +161,18 @@ def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[st
     """The module's names to those under which the weights are held."""
     places: dict[str, str] = {}
     for key in held:
-        now = key
-        for old, new in OLD_ATTENTION.items():
-            now = now.replace(old, new)
-        for name in (key, now, key.removeprefix(TEXT_MODEL), TEXT_MODEL + key):
+        for name in (key, current_name(key), key.removeprefix(TEXT_MODEL), TEXT_MODEL + key):
             if name in wanted:
                 places.setdefault(name, key)
                 break
     return places
+
+
+def current_name(name: str) -> str:
+    """What a weight of an autoencoder is called now."""
+    for old, new in OLD_ATTENTION.items():
+        name = name.replace(old, new)
+    return name
 
 
 def assign(module: nn.Module, name: str, tensor: Tensor) -> None:
