@@ -122,6 +122,14 @@ def read_model(path: Path) -> None:
     load(_root(path, "model_index.json"), device="cpu")
 
 
+def read_adapter(path: Path) -> None:
+    """The file as the option that its name begins with takes it, beside a model."""
+    from nulltext.models.load import load
+
+    option = path.stem.rpartition("--")[2]
+    load(_root(path, "model_index.json"), device="cpu", **{option: path})
+
+
 def read_prompt(path: Path) -> None:
     """A prompt, as the bundled model's tokenizer counts its words."""
     from fuzz.surroundings import bundled_tokenizer
@@ -148,4 +156,5 @@ READERS = {
     "prompt": Reader(read_prompt, share=2),
     "captioner": Reader(read_captioner, around=captioner_folder),
     "model": Reader(read_model, around=model_folder),
+    "adapter": Reader(read_adapter, around=model_folder),
 }

@@ -64,11 +64,36 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     prompts = ("a photo of a red rose", "two daisies, don't: 'stop' ... 12345", "caf\u00e9 \u732b")
     for number, prompt in enumerate(prompts):
         yield "prompt", f"{number}.txt", prompt.encode()
+    yield from (("adapter", name, data) for name, data in _adapters())
     for reader, names in FOLDER_SEEDS.items():
         with tempfile.TemporaryDirectory() as folder:
             READERS[reader].around(Path(folder))
             for name in names:
                 yield reader, name.replace("/", "__"), (Path(folder) / name).read_bytes()
+
+
+def _adapters() -> Iterator[tuple[str, bytes]]:
+    """A LoRA, a learnt token and an autoencoder for the model that is around them."""
+    from safetensors.torch import load_file, save
+
+    with tempfile.TemporaryDirectory() as folder:
+        READERS["adapter"].around(Path(folder))
+        unet = load_file(sorted(Path(folder).glob("unet/*-00001-of-*.safetensors"))[0])
+        layer = next(n for n, t in sorted(unet.items()) if "attn" in n and t.ndim == 2)
+        rows, columns = unet[layer].shape
+        vae = (Path(folder) / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+        width = json.loads((Path(folder) / "text_encoder" / "config.json").read_text())[
+            "hidden_size"
+        ]
+    stem = f"lora_unet_{layer.removesuffix('.weight').replace('.', '_')}"
+    lora = {
+        f"{stem}.lora_down.weight": torch.ones(2, columns),
+        f"{stem}.lora_up.weight": torch.ones(rows, 2),
+        f"{stem}.alpha": torch.tensor(1.0),
+    }
+    yield "lora.safetensors", save(lora, {"ss_tag_frequency": '{"a": {"rose": 3}}'})
+    yield "embedding.safetensors", save({"<mine>": torch.ones(2, config["hidden_size"])})
+    yield "vae.safetensors", vae
 
 
 def _pictures() -> Iterator[tuple[str, bytes]]:

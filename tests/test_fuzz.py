@@ -10,7 +10,7 @@ from fuzz import judge
 from fuzz.readers import READERS, Reader
 from nulltext.errors import DataError
 
-SLOW = ("captioner", "model")
+SLOW = ("captioner", "model", "adapter")
 """Read whole networks: a few inputs do here."""
 
 
