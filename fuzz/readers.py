@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fuzz.surroundings import captioner_folder, model_folder, nothing, two_photos
 
@@ -126,8 +126,8 @@ def read_adapter(path: Path) -> None:
     """The file as the option that its name begins with takes it, beside a model."""
     from nulltext.models.load import load
 
-    option = path.stem.rpartition("--")[2]
-    load(_root(path, "model_index.json"), device="cpu", **{option: path})
+    given: dict[str, Any] = {path.stem.rpartition("--")[2]: path}
+    load(_root(path, "model_index.json"), device="cpu", **given)
 
 
 def read_prompt(path: Path) -> None:

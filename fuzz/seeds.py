@@ -82,9 +82,7 @@ def _adapters() -> Iterator[tuple[str, bytes]]:
         layer = next(n for n, t in sorted(unet.items()) if "attn" in n and t.ndim == 2)
         rows, columns = unet[layer].shape
         vae = (Path(folder) / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
-        width = json.loads((Path(folder) / "text_encoder" / "config.json").read_text())[
-            "hidden_size"
-        ]
+        config = json.loads((Path(folder) / "text_encoder" / "config.json").read_text())
     stem = f"lora_unet_{layer.removesuffix('.weight').replace('.', '_')}"
     lora = {
         f"{stem}.lora_down.weight": torch.ones(2, columns),

@@ -490,6 +490,15 @@ def test_distilled_loras_are_noted(tmp_path, name):
     assert "few steps without guidance" in note
 
 
+def test_a_lora_in_dotted_ldm_names_is_no_full_difference(tmp_path):
+    """`diffusion_model` begins as `.diff`, the key of full differences, does."""
+    state = {"base_model.model.diffusion_model.x.lora_A.weight": torch.zeros(2, 32)}
+    path = saved(state, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError) as caught:
+        merge_loras(modules_of(tiny_pipeline("sd1")), [Lora(path)])
+    assert "full differences" not in str(caught.value)
+
+
 def test_a_style_may_be_called_hyper(tmp_path):
     path = saved(kohya_state("sd1"), tmp_path / "hyper_realism.safetensors")
     assert merge_loras(modules_of(tiny_pipeline("sd1")), [Lora(path)]).notes == ()
@@ -617,7 +626,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
         f"lora_unet_{Q}.lora_down.weight": torch.full((4, 32), float("nan")),
         f"lora_unet_{Q}.lora_up.weight": torch.zeros(32, 4),
     }
-    refused(tiny_pipeline("sd1"), saved(state, tmp_path / "a.safetensors"), "no finite")
+    refused(tiny_pipeline("sd1"), saved(state, tmp_path / "a.safetensors"), "NaN or infinity")
 
 
 @pytest.mark.parametrize(

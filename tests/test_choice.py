@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import nulltext
 from nulltext.errors import InversionFileError, ModelError, OptionError
 from nulltext.models.checkpoint import quiet_libraries
+from nulltext.models.locate import BUNDLED_FOLDER
 from nulltext.models.weight_delta import UP, new_delta
 from published import write_folder, write_single_file
 from tiny import tiny_pipeline
@@ -32,7 +33,8 @@ def folder(tmp_path_factory):
 def lora(folder, out, size=0.1):
     """A LoRA for one layer of the miniature, in kohya's names."""
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
-    weight = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")[f"{name}.weight"]
+    files = sorted((folder / "unet").glob("*.safetensors"))
+    weight = next(w for f in files for n, w in load_file(f).items() if n == f"{name}.weight")
     torch.manual_seed(0)
     stem = f"lora_unet_{name.replace('.', '_')}"
     factors = {"lora_down": torch.randn(2, weight.shape[1]), "lora_up": torch.randn(len(weight), 2)}
@@ -62,7 +64,7 @@ def test_a_single_file_without_its_autoencoder_takes_another(folder, tmp_path):
     whole = load_file(write_single_file("sd15", tmp_path / "whole.safetensors"))
     path = tmp_path / "without.safetensors"
     save_file({n: t for n, t in whole.items() if not n.startswith("first_stage_model.")}, path)
-    with pytest.raises(ModelError, match=r"has no autoencoder \(pass one with --vae\)"):
+    with pytest.raises(ModelError, match="has no autoencoder; pass one with --vae"):
         nulltext.load(path, config=str(folder))
     model = nulltext.load(path, config=str(folder), vae=folder / "vae")
     assert model.fingerprint == nulltext.load(folder).fingerprint
@@ -167,6 +169,23 @@ def test_a_batch_goes_on_under_another_spelling_of_a_loras_path(here, run, folde
     code, _, err = run(*line, "style.safetensors:0.5")
     assert (code, "with other settings" in err) == (2, True)
     assert run(*line, "nope.safetensors", "--dry-run")[0] == 2
+
+
+def test_a_model_keeps_its_guidance_scale_and_words_under_a_lora(tmp_path):
+    """They are kept for its own weights, which are under the LoRA."""
+    plain = nulltext.load("flowers")
+    path = lora(BUNDLED_FOLDER / "flowers", tmp_path / "style.safetensors")
+    model = nulltext.load("flowers", lora=path)
+    assert model.fingerprint != plain.fingerprint
+    assert (model.guidance_scale, model.known_words) == (plain.guidance_scale, plain.known_words)
+
+
+def test_the_doctor_holds_no_adapters_against_a_known_figure(run, tmp_path):
+    path = lora(BUNDLED_FOLDER / "flowers", tmp_path / "style.safetensors")
+    code, out, _ = run("doctor", "--lora", path, "--json")
+    found = json.loads(out)
+    assert (code, found["problems"]) == (0, [])
+    assert "With adapters, no known figure is compared." in found["notes"]
 
 
 def test_help_says_how_to_name_a_revision(run):

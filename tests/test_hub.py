@@ -403,14 +403,14 @@ def test_a_single_file_is_fetched_by_its_path(hub, fetched, folders, tmp_path):
     (lora / "README.md").write_text("A card.")
     hub.add("somebody/lora", lora)
     hub.add("somebody/tiny", folders / "all")
-    names = ["somebody/lora", "somebody/lora/pytorch_lora_weights.safetensors@main"]
-    names += ["somebody/tiny/whole.safetensors", "somebody/tiny", "somebody/tiny/README.md"]
+    names = ["somebody/lora/pytorch_lora_weights.safetensors@main"]
+    names += ["somebody/tiny/whole.safetensors", "somebody/tiny/README.md"]
+    names += ["somebody/tiny/other.safetensors"]
     outcomes = [fetched(name, one_file=True) for name in names]
-    assert path_of(outcomes[0]) == path_of(outcomes[1])
     assert path_of(outcomes[0]).name == "pytorch_lora_weights.safetensors"
-    assert path_of(outcomes[2]).read_bytes() == b"a single-file checkpoint"
-    assert "has 7 safetensors files, it has text_encoder/model.fp16" in outcomes[3]["error"]
-    assert "is no safetensors file" in outcomes[4]["error"]
+    assert path_of(outcomes[1]).read_bytes() == b"a single-file checkpoint"
+    assert "is no safetensors file" in outcomes[2]["error"]
+    assert "has no other.safetensors, it has text_encoder/model.fp16" in outcomes[3]["error"]
     assert hub.files() == ["pytorch_lora_weights.safetensors", "whole.safetensors"]
 
 

@@ -124,7 +124,7 @@ def test_products_are_let_go_to_tensorfloat_on_cuda_alone_and_once():
             (CUDA, "medium", "medium"),
         ):
             torch.set_float32_matmul_precision(set_to)
-            placement.prepare_device(device)
+            placement.allow_tf32(device)
             assert torch.get_float32_matmul_precision() == then
     finally:
         torch.set_float32_matmul_precision(before)
@@ -132,7 +132,7 @@ def test_products_are_let_go_to_tensorfloat_on_cuda_alone_and_once():
 
 def channels_last(model):
     for module in (model.unet, model.vae):
-        placement.arrange(module, CUDA)
+        placement.use_channels_last(module, CUDA)
     return model
 
 

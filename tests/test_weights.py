@@ -13,7 +13,7 @@ from torch import nn
 import nulltext
 from nulltext.models.fingerprint import FLOAT32_COUNTS, SAMPLES_PER_TENSOR, sample_positions
 from nulltext.models.locate import BUNDLED_FOLDER
-from nulltext.models.weights import MappedTensors, Unallocated, assign, fill, settle
+from nulltext.models.weights import MappedTensors, Unallocated, assign, cast_and_move, fill
 
 FLOWERS = "2b3433c9a1d1b013bebbc8c1c4f60fd1"
 """Fingerprint of the bundled model's weights, which saved inversions are bound to."""
@@ -65,7 +65,12 @@ def test_weights_are_those_of_the_file_in_the_precision_that_is_asked_for(stored
     numbers, path = stored
     module, seen = bare(), {}
     assert fill(module, MappedTensors([path])) == []
-    settle(module, dtype=dtype, device=torch.device("cpu"), see=lambda named: seen.update([named]))
+    cast_and_move(
+        module,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        on_weight=lambda named: seen.update([named]),
+    )
     for name, tensor in module.state_dict().items():
         whole = not numbers[name].is_floating_point()
         assert tensor.dtype == (numbers[name].dtype if whole else dtype)
@@ -80,7 +85,9 @@ def test_nothing_is_copied_where_the_precision_is_the_files(stored):
     module = bare()
     fill(module, MappedTensors([path]))
     before = {name: p.data_ptr() for name, p in module.named_parameters()}
-    settle(module, dtype=torch.float16, device=torch.device("cpu"), see=lambda *_: None)
+    cast_and_move(
+        module, dtype=torch.float16, device=torch.device("cpu"), on_weight=lambda *_: None
+    )
     assert {name: p.data_ptr() for name, p in module.named_parameters()} == before
     assert mapping_of(module.to_q.weight, path) is not None
 

@@ -219,6 +219,6 @@ def _report(
         ]
     lines.append(
         f'Next: nulltext edit --inversion {shlex.quote(str(targets[0]))} --target "…" '
-        f"{shlex.join(['-o', 'edited.png', *chosen.words()])}"
+        f"{shlex.join(['-o', 'edited.png', *chosen.as_arguments()])}"
     )
     reporter.result(rows[0] if len(rows) == 1 else rows, lines)

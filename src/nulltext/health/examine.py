@@ -71,7 +71,10 @@ def examine(
     patient.trial()
     if patient.model is not None:
         _describe(health, patient.model)
-        _look_at_known(health, patient.model, model, folder)
+        if patient.model.adapters:
+            health.notes.append("With adapters, no known figure is compared.")
+        else:
+            _look_at_known(health, patient.model, model, folder)
         if num_steps is not None:
             patient.checkup(num_steps)
     used = health.model["dtype"]

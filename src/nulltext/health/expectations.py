@@ -151,7 +151,8 @@ EDIT_CHANGE = Range(
 )
 
 LOST_PER_MISSING_STEP = 0.5
-"""dB by which they are, per step that is missing: coarse grids follow the trajectory less well."""
+"""dB that are added to the upper limits of LOST_W1 and LOST_DEFAULT for each step below 20,
+since coarse grids follow the trajectory less well."""
 
 
 def widened(expected: Range, num_steps: int, usual: int) -> Range:

@@ -88,11 +88,6 @@ class Parts:
         """The parts that raised."""
         return [part for part in self.done if part.outcome == "failed"]
 
-    def figure(self, name: str, key: str) -> Any:
-        """A figure of a part that is done; None where there is none."""
-        found = [part.figures.get(key) for part in self.done if part.name == name]
-        return found[-1] if found else None
-
 
 def first_sentence(error: BaseException) -> str:
     """The first line of what an exception says; our own messages are one line anyway."""

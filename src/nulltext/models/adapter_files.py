@@ -52,11 +52,15 @@ class AdapterFile:
                 are not finite.
         """
         tensor: Tensor = self.stream.get_tensor(name)
-        real = tensor.is_floating_point() or tensor.numel() == 1
-        if not real or not bool(tensor.float().isfinite().all()):
+        if not tensor.is_floating_point() and tensor.numel() != 1:
             raise ModelError(
-                f"'{self.path.name}' holds numbers in {shown(name)} that are no finite floating-"
-                "point numbers; get the file again."
+                f"The tensor {shown(name)} of '{self.path.name}' is {tensor.dtype}, expected "
+                "floating-point numbers; get the file again."
+            )
+        if not bool(tensor.float().isfinite().all()):
+            raise ModelError(
+                f"The tensor {shown(name)} of '{self.path.name}' has NaN or infinity in it; get "
+                "the file again."
             )
         return tensor
 

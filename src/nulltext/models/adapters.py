@@ -49,11 +49,12 @@ class Adapters:
             OptionError: a weight or a token cannot be read.
         """
         loras, embeddings = _texts(lora, "lora"), _texts(embedding, "embedding")
-        autoencoders = _texts([] if vae is None else vae, "vae")
+        if not (vae is None or (isinstance(vae, str | Path) and str(vae))):
+            raise OptionError(f"vae is {shortened(repr(vae))}, expected a folder or a file.")
         return cls(
             [parse_lora(text) for text in loras],
             [parse_embedding(text) for text in embeddings],
-            named_path(autoencoders[0]) if autoencoders else None,
+            None if vae is None else named_path(vae),
         )
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ from nulltext.errors import ModelError, reason_of, shortened
 from nulltext.files import exists, named_path
 from nulltext.models.adapter_files import AdapterFile, check_kind, opened, shown
 from nulltext.models.weight_files import check_config, check_weights
-from nulltext.models.weights import current_name
+from nulltext.models.weights import modern_attention_name
 from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -211,7 +211,7 @@ def _renamed(state: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, T
     renamed = {}
     for name, tensor in state.items():
         square = ".attentions." in name and name.endswith(".weight") and tensor.ndim > 2
-        renamed[current_name(name)] = tensor.flatten(1) if square else tensor
+        renamed[modern_attention_name(name)] = tensor.flatten(1) if square else tensor
     return renamed
 
 

@@ -5,10 +5,10 @@ picture's own size, so with s bytes a number
 
     bytes = 3 c H W s          c = 256 in Stable Diffusion: 0.75 GiB at 512 px, 3 GiB at 1024 px
 
-counted by `benchmarks/live_bytes.py` (3.00 decoding, 2.55 encoding). Up to `WHOLE_BYTES`, and at
-the model's own resolution always, a batch is worked on whole. Beyond it its pictures go one at a
-time, and a picture that is larger by itself goes in overlapping tiles as large as a picture at the
-model's own resolution, blended over a quarter of their sides. Each tile is normalised by itself, so
+counted by `benchmarks/live_bytes.py` (3.00 decoding, 2.55 encoding). A batch that needs at
+most `WHOLE_BYTES` is worked on whole, a larger one picture by picture. A single picture that needs
+more by itself, and is larger than the model's own resolution, goes in overlapping tiles of that
+resolution, blended over a quarter of their sides. Each tile is normalised by itself, so
 tiles change a picture's colours a little: see docs/speed.md for how much.
 """
 
@@ -61,8 +61,7 @@ def in_pieces(vae: Any, batch: int, size: tuple[int, int], own: tuple[int, int])
     itemsize = safe_dtype(vae).itemsize
     names = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_size")
     before = {name: getattr(vae, name) for name in names}
-    pixels = batch * math.prod(size)
-    if pixels > math.prod(own) and picture_bytes(vae, pixels, itemsize) > WHOLE_BYTES:
+    if batch > 1 and picture_bytes(vae, batch * math.prod(size), itemsize) > WHOLE_BYTES:
         vae.use_slicing = True
     if is_tiled(vae, size, own, itemsize) and not vae.use_tiling:
         stride = 2 ** (len(vae.config.block_out_channels) - 1)

@@ -155,7 +155,7 @@ class Checkpoint:
 
 
 def checked_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer.
+    """Return the tokenizer after checking that it has a vocabulary and a limit of tokens.
 
     Raises:
         ValueError: it has no words, or no limit.
@@ -183,7 +183,7 @@ class Configured(Protocol):
 def build(source: Configured, part: str, class_name: str, files: Sequence[Path]) -> Any:
     """A component without numbers, as its config describes it.
 
-    Which part of a larger model's config is meant, the library itself says.
+    Of a larger model's config (CLIP's) transformers takes the part that the class is for.
 
     Raises:
         ValueError: the config asks for code, or for more than the files hold; the libraries raise
@@ -278,7 +278,8 @@ def _silenced() -> Iterator[None]:
     bars = [lib for lib in libraries if lib.is_progress_bar_enabled()]
     for lib, _ in levels:
         lib.set_verbosity_error()
-    hub_logging.set_verbosity(CRITICAL)  # its retries are errors, and ours says what came of them
+    # It logs retries as errors; the exception that we raise says what came of them.
+    hub_logging.set_verbosity(CRITICAL)
     for lib in bars:
         lib.disable_progress_bar()
     try:

@@ -99,7 +99,7 @@ class ModelChoice:
         memory: MemoryName = "low" if given.pop("low_memory") else "plenty"
         return load(given.pop("model"), memory=memory, on_bytes=on_bytes, **given)
 
-    def words(self) -> list[str]:
+    def as_arguments(self) -> list[str]:
         """The options that differ from their defaults, as a command line writes them."""
         words: list[str] = []
         for one in fields(self):

@@ -85,21 +85,16 @@ CACHED = "models--"
 """Beginning of the name of a model's folder in the hub's cache."""
 
 
-def recognise(
-    name: str, scheduler: Mapping[str, Any], unet_config: Mapping[str, Any]
-) -> Distilled | None:
+def recognise(name: str, scheduler: Mapping[str, Any]) -> Distilled | None:
     """What a checkpoint was distilled by; None where nothing says that it was.
 
     Args:
         name: the path or the hub id that it is loaded from.
         scheduler: its scheduler's config; empty where it has none.
-        unet_config: its UNet's config.
     """
     named = _by_name(name)
     kind, reason = named, "its name says so"
-    if unet_config.get("time_cond_proj_dim") is not None:
-        kind, reason = "LCM", "its UNet takes the guidance scale as an input"
-    elif scheduler.get("_class_name") in SCHEDULERS:
+    if scheduler.get("_class_name") in SCHEDULERS:
         kind = named or SCHEDULERS[str(scheduler["_class_name"])]
         reason = f"its scheduler is a {scheduler['_class_name']}"
     elif _is_trailing(scheduler):

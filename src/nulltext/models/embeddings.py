@@ -7,6 +7,7 @@ Source: Gal et al. 2022 (An Image is Worth One Word).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def _check_token(token: str, path: Path) -> None:
     if not token or any(each.isspace() or not each.isprintable() for each in token):
         raise OptionError(
             f"The token of the embedding '{path.name}' is '{shown(token)}', expected one word "
-            f"without spaces; write --embedding FILE:<name>."
+            f"without spaces; write --embedding 'FILE:<name>'."
         )
 
 
@@ -206,10 +207,10 @@ def _check_new(tokenizer: Any, tokens: Sequence[str], file: AdapterFile, model: 
     known = tokenizer.get_vocab()
     for token in tokens:
         if token in known or f"{token.lower()}</w>" in known:
+            other = shlex.quote(f"{file.path}:my-{token.strip('<>')}")
             raise ModelError(
                 f"The token '{token}' of the embedding '{file.path.name}' is already in the "
-                f"vocabulary of the model '{model}'; name another: "
-                f"--embedding {file.path.name}:<{token.strip('<>')}-2>."
+                f"vocabulary of the model '{model}'; name another: --embedding {other}."
             )
 
 

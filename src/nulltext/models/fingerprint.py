@@ -3,8 +3,9 @@
 The digest runs over the name, the shape and up to 64 evenly spaced values of every tensor of every
 component, upcast to float32, and over the settings that give them their meaning (schedule, what
 the UNet predicts, the autoencoder's scale). Two copies of the same checkpoint agree; another
-training run, an active or merged LoRA, or a swapped autoencoder does not. A LoRA that sleeps does
-not count. It identifies, it does not authenticate.
+training run, an active or merged LoRA, or a swapped autoencoder does not. Inactive LoRAs are
+ignored. The fingerprint identifies weights; it is no
+protection against forgery.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def sample_positions(numel: int) -> Tensor:
 
 @torch.no_grad()
 def _samples(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Up to 64 evenly spaced values of each, float32, on the CPU; read from a device at once."""
+    """Read up to 64 evenly spaced values of each, float32; they come to the CPU in one transfer."""
     if not tensors:
         return []
     found = []

@@ -2,12 +2,13 @@
 
     owner/name                          the branch main
     owner/name@revision                 a branch, a tag or a commit
-    owner/name/path/file.safetensors    one file, of a LoRA or of a single-file checkpoint
+    owner/name/path/file.safetensors    one single-file checkpoint
 
 The hub is asked once, for the commit and its files; a model that the cache holds is then used even
-if no answer comes. A commit whose plain weights are in the cache, and HF_HUB_OFFLINE, need no
-request at all. Every file is of the one commit. The client continues a file after a broken
-connection; a repeated command keeps the files that are complete.
+if no answer comes. No request is made where the revision is a full commit hash and the wanted
+weights are in the cache, or where HF_HUB_OFFLINE is set. Every file is of the one commit. The
+client continues a file after a broken connection; a repeated command keeps the files that are
+complete.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nulltext.errors import ModelError, shortened
+from nulltext.models.checkpoint import quiet_libraries
 from nulltext.models.families import Family, check_config, family_of
 from nulltext.models.hub_client import (
     COMMIT,
@@ -27,7 +29,7 @@ from nulltext.models.hub_client import (
     HubModel,
     OnBytes,
     ask,
-    quiet_client,
+    unwarned,
 )
 from nulltext.models.variants import INDEX, choose_weights, files_of, needed_files
 from nulltext.untrusted import MEGABYTE, parse_json, read_text
@@ -102,30 +104,27 @@ def fetch(hub_id: str, *, variant: str | None = None, on_bytes: OnBytes | None =
 def fetch_file(hub_id: str, *, on_bytes: OnBytes | None = None) -> Path:
     """Download one safetensors file, by owner/name/path/file.safetensors; returns its path.
 
-    By owner/name alone: the only one that the repository has.
-
     Raises:
-        ModelError: as for `fetch`; or there is no such file, or more than one.
+        ModelError: as for `fetch`; or there is no such file.
     """
     name = _parsed(hub_id)
-    found: list[str] = []
+    file = name.file or ""
+    if not file.endswith(".safetensors"):
+        raise ModelError(f"'{name}' is no safetensors file, and nothing else is read; pass one.")
 
     def held() -> _Held | None:
         folder = name.snapshot
-        if folder is None or (name.file and not (folder / name.file).is_file()):
-            return None
-        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-        try:
-            found[:] = [_only_file(names, name)]
-        except ModelError:
-            return None
-        return _Held(folder, final=name.file is not None)
+        return _Held(folder, True) if folder and (folder / file).is_file() else None
 
     def needed(commit: Commit) -> list[str]:
-        found[:] = [_only_file(commit.files, name)]
-        return found
+        if file not in commit.files:
+            raise ModelError(
+                f"The hub model '{name.repository}' has no {file}, it has "
+                f"{_listed(commit.files)}; pass one file as owner/name/file.safetensors."
+            )
+        return [file]
 
-    return _fetched(name, held, needed, on_bytes) / found[0]
+    return _fetched(name, held, needed, on_bytes) / file
 
 
 def _fetched(
@@ -140,7 +139,7 @@ def _fetched(
 
     from nulltext.models.hub_errors import explained
 
-    with quiet_client():
+    with quiet_libraries(), unwarned():
         cached, pinned = held(), COMMIT.fullmatch(name.revision)
         if cached and (constants.HF_HUB_OFFLINE or (pinned and cached.final)):
             return cached.folder
@@ -202,20 +201,6 @@ def _family(index: Path, name: HubModel) -> Family:
     family = family_of(config.get("_class_name"), str(name))
     check_config(family, config, str(name))
     return family
-
-
-def _only_file(names: Iterable[str], name: HubModel) -> str:
-    names = sorted(names)
-    found = [n for n in names if n == name.file or (not name.file and n.endswith(".safetensors"))]
-    if len(found) == 1 and found[0].endswith(".safetensors"):
-        return found[0]
-    if found and name.file:
-        raise ModelError(f"'{name}' is no safetensors file, and nothing else is read; pass one.")
-    what = f"no {name.file}" if name.file else f"{len(found) or 'no'} safetensors files"
-    raise ModelError(
-        f"The hub model '{name.repository}' has {what}, it has {_listed(names)}; pass one file as "
-        "owner/name/file.safetensors."
-    )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -233,18 +233,11 @@ def _counter(tell: Callable[[int], None]) -> type:
 
 
 @contextlib.contextmanager
-def quiet_client() -> Iterator[None]:
-    """Keep the client's advice, and what it logs of its retries, off the terminal."""
-    from huggingface_hub.utils import logging as client_logging
-
-    level = client_logging.get_verbosity()
-    client_logging.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        client_logging.set_verbosity(level)
+def unwarned() -> Iterator[None]:
+    """Keep the client's warnings off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _room(size: int) -> str:

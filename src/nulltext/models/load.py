@@ -35,16 +35,16 @@ from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.locate import Source, display_name, source_of
 from nulltext.models.memory import MemoryName, memory_plan
 from nulltext.models.placement import (
-    arrange,
+    allow_tf32,
     check_weights_present,
     default_dtype,
     note_on_precision,
-    prepare_device,
+    use_channels_last,
 )
 from nulltext.models.single_file import SingleFile
 from nulltext.models.suggested_guidance import read_guidance
 from nulltext.models.text import TextConditioner
-from nulltext.models.weights import settle
+from nulltext.models.weights import cast_and_move
 from nulltext.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def load(
             work.
         variant: which weights of a folder or hub model are read, such as "fp16"; by default the
             plain ones, or the only ones there are.
-        config: of a single file: a published configuration ("sd15", "sd21", "sd21b", "sdxl"), or a
-            folder with configs; by default inferred from the file.
+        config: of a single file: a published configuration ("sd14", "sd15", "sd21", "sd21b",
+            "sdxl"), or a folder with configs; by default inferred from the file.
         lora: LoRA files, each with ":WEIGHT" behind it if the weight is not 1.
         embedding: files of learnt tokens (textual inversion), each with ":TOKEN" behind it if the
             token is not called as the file says.
@@ -114,8 +114,9 @@ def load(
         digest = _settled(read, precision, target, torch.device("cpu") if offload else target)
     loaded = _assembled(read, display_name(model), digest)
     said = [*read.notes, *filter(None, [note_on_precision(target, precision)])]
-    guidance = _beside(source, digest, read_guidance)
-    distilled = recognise(str(model), read.scheduler, loaded.unet.config)
+    kept_for = read.original or digest
+    guidance = _beside(source, kept_for, read_guidance)
+    distilled = recognise(str(model), read.scheduler)
     if guidance is None and distilled is not None:
         guidance = distilled.guidance_scale
         said.append(distilled.note)
@@ -127,7 +128,7 @@ def load(
         loaded,
         memory=plan,
         offload=offload,
-        known_words=_beside(source, digest, read_words),
+        known_words=_beside(source, kept_for, read_words),
         guidance_scale=guidance or GUIDANCE_SCALE,
         adapters=adapters.described(),
         notes=tuple(said),
@@ -147,6 +148,8 @@ class _Read:
     """The scheduler's config."""
     schedule: Schedule
     notes: Sequence[str] = ()
+    original: str | None = None
+    """Fingerprint of a folder's weights before adapters were put in; None without adapters."""
 
     @property
     def digest(self) -> str:
@@ -164,17 +167,21 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
     index = source.json("model_index.json")
     family = family_of(index.get("_class_name"), model, index)
     check_config(family, index, model)
-    own = {name: kind for name, kind in family.modules.items() if name != "vae" or not adapters.vae}
+    single, own = isinstance(source, SingleFile), dict(family.modules)
+    if single and adapters.vae:  # it may have none
+        del own["vae"]
     parts = source.modules(own)
-    if adapters.vae:
-        parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
     parts |= {name: source.tokenizer(name) for name in family.tokenizers}
-    notes = [source.note] if isinstance(source, SingleFile) else []
-    notes += adapters.put_into(parts, family.tokenizers, model)
     scheduler = source.json("scheduler/scheduler_config.json")
     schedule, text = Schedule.from_config(scheduler), family.text(parts, index)
+    read = _Read(model, family, parts, text, scheduler, schedule)
+    original = read.digest if adapters and not single else None
+    if adapters.vae:
+        parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
+    notes = [source.note] if isinstance(source, SingleFile) else []
+    notes += adapters.put_into(parts, family.tokenizers, model)
     check_architecture(family, parts, text, model)
-    return _Read(model, family, parts, text, scheduler, schedule, notes)
+    return replace(read, notes=notes, original=original)
 
 
 def _settled(read: _Read, dtype: torch.dtype, device: torch.device, home: torch.device) -> str:
@@ -188,19 +195,19 @@ def _settled(read: _Read, dtype: torch.dtype, device: torch.device, home: torch.
         OutOfMemoryError: they do not fit.
     """
     digest = Digest(read.parts["vae"], read.schedule, read.text.settings)
-    prepare_device(device)
+    allow_tf32(device)
     with out_of_memory_named(
         f"the model '{read.model}' does not fit: pass --dtype float16, --offload or --device cpu"
     ):
         for name in sorted(read.family.modules):
-            settle(
+            cast_and_move(
                 read.parts[name],
                 dtype=torch.float32 if name == "vae" else dtype,
                 device=device if name == "unet" else home,
-                see=partial(digest.add, name),
+                on_weight=partial(digest.add, name),
             )
     for name in ("unet", "vae"):
-        arrange(read.parts[name], read.parts[name].device)
+        use_channels_last(read.parts[name], read.parts[name].device)
     return digest.hex()
 
 
@@ -259,7 +266,8 @@ def _assembled(read: _Read, name: str, digest: str) -> LatentDiffusion:
 def _beside(
     source: Source, digest: str, read: Callable[[Path, str], Content | None]
 ) -> Content | None:
-    """What is kept beside a model in a folder; that it is damaged is no reason not to use it."""
+    """Read a side file of a folder (words.json, guidance.json); a damaged one is logged and
+    ignored."""
     if not isinstance(source, Checkpoint):
         return None
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from nulltext.errors import ModelError, OptionError
 from nulltext.files import exists, named_path
 from nulltext.models.checkpoint import Checkpoint
+from nulltext.models.file_kinds import explain_kind
 from nulltext.models.foreign import explain
 from nulltext.models.hub import fetch, fetch_file, parse_hub_model
 from nulltext.models.hub_client import HubModel, OnBytes
@@ -54,10 +55,14 @@ def source_of(
     place = _place(model)
     if isinstance(place, HubModel) and place.file is not None:
         place = fetch_file(str(model), on_bytes=on_bytes)
+        reason = explain_kind(place)
+        if reason is not None:
+            raise ModelError(reason)
     if isinstance(place, Path) and place.is_file():
         if variant is not None:
             raise OptionError(
-                f"--variant chooses among a folder's files, and '{model}' is one; leave it out."
+                f"--variant selects weights in a folder or a hub repository, and '{model}' is a "
+                "single file; leave it out."
             )
         return SingleFile(place, str(model), config)
     if config is not None:

@@ -14,6 +14,7 @@ Tensors of a model are never written to: a layer gets a new one, in float32 or t
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def parse_lora(text: str) -> Lora:
     if not math.isfinite(weight):
         raise OptionError(
             f"The weight of the LoRA '{path}' is '{shown(said)}', expected a finite number; write "
-            f"--lora {path.name}:0.8."
+            f"--lora {shlex.quote(f'{path}:0.8')}."
         )
     return Lora(path, weight)
 

@@ -1,7 +1,7 @@
 """What a LoRA file is: a method that can be merged or not, for which models, and what it says.
 
-Models are told apart by what their layers are as wide as, which holds, before what a trainer wrote
-into the file's metadata, which may be missing.
+Models are told apart by the widths of their layers, and where no width decides by what the trainer
+wrote into the file's metadata, which may be missing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def check_method(file: AdapterFile) -> None:
         ModelError: the keys are of another method; names it.
     """
     for name in file.shapes:
-        method = next((what for part, what in OTHER_METHODS.items() if part in name), None)
+        method = next((what for part, what in OTHER_METHODS.items() if _has(name, part)), None)
         if BIAS.search(name):
             method = "a LoRA with biases"
         if method is not None:
@@ -103,6 +103,11 @@ def check_method(file: AdapterFile) -> None:
                 f"The LoRA '{file.path.name}' is {method} ({shown(name)}), which nulltext cannot "
                 f"merge; {PLAIN}."
             )
+
+
+def _has(name: str, part: str) -> bool:
+    """Whether a key has a part; full differences are told by the key's end (`diffusion_model`)."""
+    return name.endswith(part) if part.startswith(".diff") else part in name
 
 
 def meant_for(file: AdapterFile) -> str | None:

@@ -31,12 +31,12 @@ def default_dtype(device: torch.device, half: torch.dtype = torch.float16) -> to
     """The precision to load a model in where none is asked for.
 
     float32 on a CPU, where half precision is slow, and on MPS, whose half kernels nulltext has not
-    been tried with; half precision on CUDA and other accelerators.
+    been tried with; half precision on CUDA.
 
     Args:
         half: which one, for a family that leaves the finite numbers in float16: bfloat16.
     """
-    return torch.float32 if device.type in ("cpu", "mps") else half
+    return half if device.type == "cuda" else torch.float32
 
 
 def note_on_precision(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -50,7 +50,7 @@ def note_on_precision(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def prepare_device(device: torch.device) -> None:
+def allow_tf32(device: torch.device) -> None:
     """Let float32 products on CUDA use TensorFloat-32, as torch lets its convolutions by default.
 
     This is torch's own switch, for the whole process: `torch.set_float32_matmul_precision("high")`.
@@ -70,7 +70,7 @@ def prepare_device(device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def arrange(module: torch.nn.Module, device: torch.device) -> None:
+def use_channels_last(module: torch.nn.Module, device: torch.device) -> None:
     """Lay a convolutional network's weights out as CUDA's kernels are fastest with: channels last.
 
     Values and their order stay; so does the fingerprint.
@@ -121,10 +121,10 @@ def execution_device(module: torch.nn.Module) -> torch.device:
 def at_work(
     module: torch.nn.Module, device: torch.device | None, dtype: torch.dtype | None = None
 ) -> Iterator[None]:
-    """Have a part on a device and in a precision inside the block; None leaves either as it is.
+    """Run the block with a part on a device and in a precision; None leaves either as it is.
 
-    Nothing happens where it is so already. Otherwise copies stand in for its weights, and the
-    weights themselves are back behind the block, untouched. One thread at a time is in such a
+    Where its weights differ, temporary copies take their place; the original tensors are restored
+    afterwards. One thread at a time is in such a
     block of a part, others wait.
     """
     with _LOCKS_GUARD:

@@ -61,7 +61,7 @@ PREFIXES = {
 
 PARTS = {
     "unet": "UNet",
-    "vae": "autoencoder (pass one with --vae)",
+    "vae": "autoencoder",
     "text_encoder": "text encoder",
     "text_encoder_2": "second text encoder",
 }
@@ -105,8 +105,8 @@ class SingleFile:
             own = " and v-prediction, as it says itself" if self._says_v_prediction else ""
             return f"Note: '{self.name}' is read with the configuration '{self.config}'{own}."
         said = CONFIGS[kind] + (", v-prediction" if self._says_v_prediction else "")
-        other = {"sd21": " sd21b", "sd21b": " sd21"}.get(kind, "")
-        return f"Note: '{self.name}' is read as {said}; --config{other} overrules."
+        other = {"sd21": " sd21b", "sd21b": " sd21"}.get(kind, f" {', '.join(CONFIGS)}")
+        return f"Note: '{self.name}' is read as {said}; if that is wrong, pass --config{other}."
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object of the configs.
@@ -143,10 +143,10 @@ class SingleFile:
         """
         for part in classes:
             if not any(name.startswith(PREFIXES[part]) for name in self.tensors):
-                raise ModelError(
-                    f"'{self.name}' has no {PARTS[part]}; pass a whole checkpoint, or another "
-                    f"--config than {self.folder.name}."
-                )
+                advice = f"pass a whole checkpoint, or another --config than {self.folder.name}"
+                if part == "vae":
+                    advice = "pass one with --vae"
+                raise ModelError(f"'{self.name}' has no {PARTS[part]}; {advice}.")
         return {part: self._module(part, kind) for part, kind in classes.items()}
 
     def _module(self, part: str, class_name: str) -> Any:

@@ -1,10 +1,10 @@
 """Weights tensor by tensor: memory-mapped from their files, cast one at a time, never held twice.
 
 A module is built without storage, its files' tensors are assigned to it memory-mapped and in the
-precision of the file (`fill`), and each is then cast and moved (`settle`). Where the precision is
-the file's, nothing is copied: the module works on the mapped file. Where it is another, what has
-been cast is unmapped again part by part, so that the process never holds much more than the
-weights in the precision that they are used in.
+precision of the file (`fill`), and each is then cast and moved (`cast_and_move`). Where the
+precision is the file's, nothing is copied: the module works on the mapped file. Where it is
+another, what has been cast is unmapped again part by part, so that the process never holds much
+more than the weights in the precision that they are used in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 MAPPED_BYTES = 256 * 2**20
-"""Of a file that are mapped as one: its pages are given back when all of it has been cast."""
+"""Bytes that are read through one memory map before the file is mapped anew, so that the pages of
+tensors that have been cast are given back."""
 
 OLD_ATTENTION = {
     ".query.": ".to_q.",
@@ -101,8 +102,8 @@ FILLING = (torch.Tensor.uniform_, torch.Tensor.normal_)
 class Unallocated(TorchFunctionMode):
     """Build modules inside the block, in this thread, whose parameters take no memory.
 
-    Parameters are made on the meta device. Ranges are real: buffers that no file holds (positions
-    0, 1, 2, …) are made of them.
+    Parameters are made on the meta device. `torch.arange` still allocates, since the positions that
+    text encoders keep as a buffer are made of it, and no file holds them.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -145,7 +146,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     missing = sorted(wanted.keys() - places.keys())
     if missing:
         raise ValueError(f"it lacks {len(missing)} weights ({missing[0]}, …)")
-    for name in sorted(wanted):  # the order of `settle`, so that what is mapped together goes so
+    # In the order of `cast_and_move`, so that what is mapped together is given back together.
+    for name in sorted(wanted):
         found, shape = tensors[places[name]], wanted[name].shape
         if found.shape != shape:
             if found.squeeze().shape != torch.Size(n for n in shape if n != 1):
@@ -161,15 +163,20 @@ def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[st
     """The module's names to those under which the weights are held."""
     places: dict[str, str] = {}
     for key in held:
-        for name in (key, current_name(key), key.removeprefix(TEXT_MODEL), TEXT_MODEL + key):
+        for name in (
+            key,
+            modern_attention_name(key),
+            key.removeprefix(TEXT_MODEL),
+            TEXT_MODEL + key,
+        ):
             if name in wanted:
                 places.setdefault(name, key)
                 break
     return places
 
 
-def current_name(name: str) -> str:
-    """What a weight of an autoencoder is called now."""
+def modern_attention_name(name: str) -> str:
+    """Translate a name of an attention weight that was written before diffusers 0.15."""
     for old, new in OLD_ATTENTION.items():
         name = name.replace(old, new)
     return name
@@ -185,23 +192,23 @@ def assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         owner._buffers[leaf] = tensor
 
 
-def settle(
+def cast_and_move(
     module: nn.Module,
     *,
     dtype: torch.dtype,
     device: torch.device,
-    see: Callable[[tuple[str, Tensor]], None],
+    on_weight: Callable[[tuple[str, Tensor]], None],
 ) -> None:
     """Cast and move a module's weights one at a time.
 
     Args:
         dtype: of all floating-point weights.
-        see: called with each parameter's (name, tensor) as it was in the file.
+        on_weight: called with each parameter's (name, tensor) as it was in the file.
     """
     for name in sorted(module.state_dict()):
         tensor = _of(module, name)
         if isinstance(tensor, nn.Parameter):
-            see((name, tensor))
+            on_weight((name, tensor))
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
         if tensor.dtype != wanted or tensor.device != device:
             assign(module, name, tensor.detach().to(device, wanted))

@@ -45,7 +45,7 @@ def edit_command(place: Place, invert: InvertForm, edit: EditForm, *, masked: bo
         words += ["--blend-threshold", repr(edit.threshold)]
     words += ["--mask", f"{stem}-mask.png"] if masked else []
     words += [] if edit.detail == "auto" else ["--detail", edit.detail]
-    words += place.chosen.words()
+    words += place.chosen.as_arguments()
     return shlex.join([*words, "--full", "-o", f"{stem}-edited.png"])
 
 
