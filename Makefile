@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-slow lint bench clean
 
 help:  ## Show the targets.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Create .venv with the pinned dependencies and nulltext in it.
 
@@ -25,7 +25,10 @@ demo: setup  ## Edit the example photo four ways; pictures land in demo/.
 WORKERS ?= 2
 # A process each, and a thread each, so that they do not wait for each other's cores.
 test: setup  ## Run the test suite: make test WORKERS=2.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-slow: setup  ## Run the tests of checkpoints of real size: 3 GB of disk, 7 GB of memory.
+	$(BIN)/python -m pytest -m slow
 
 lint: setup  ## Run ruff and mypy.
 	$(BIN)/ruff check .
