@@ -188,6 +188,16 @@ def test_the_doctor_holds_no_adapters_against_a_known_figure(run, tmp_path):
     assert "With adapters, no known figure is compared." in found["notes"]
 
 
+def test_a_batch_says_what_a_single_file_is_read_as(here, run, folder, tmp_path):
+    path = write_single_file("sd15", tmp_path / "whole.safetensors")
+    job = {"image": "cat.png", "source": "a cat", "target": "a dog", "method": "ddim", "steps": 2}
+    (here / "jobs.jsonl").write_text(json.dumps(job))
+    line = ("batch", "jobs.jsonl", "-o", "out", "--model", path, "--config", folder)
+    code, _, err = run(*line)
+    assert code == 0, err
+    assert "is read with the configuration" in err
+
+
 def test_help_says_how_to_name_a_revision(run):
     _, out, _ = run("invert", "--help")
     assert "[@revision]" in "".join(out.split())

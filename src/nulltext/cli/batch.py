@@ -165,8 +165,10 @@ def _executor(
     if address is None:
         from nulltext.execution.local import Local
 
-        with reporter.busy(f"Loading the model '{setup.chosen.model}' …"):
-            local = Local(setup, on_step)
+        with reporter.loading(setup.chosen.model) as on_bytes:
+            local = Local(setup, on_step, on_bytes)
+        for note in local.worker.model.notes:
+            reporter.note(note)
         yield local
         return
     import torch

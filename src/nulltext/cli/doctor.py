@@ -72,7 +72,12 @@ def doctor(
         def on_step(info: StepInfo) -> None:
             bars.update(task, remark=f"{info.stage} {info.index} of {info.total}")
 
-        health = examine(chosen, num_steps=num_steps, on_part=on_part, on_step=on_step)
+        def on_bytes(done: int, total: int) -> None:
+            bars.update(task, remark=f"fetched {done / MIB:.0f} of {total / MIB:.0f} MiB")
+
+        health = examine(
+            chosen, num_steps=num_steps, on_part=on_part, on_step=on_step, on_bytes=on_bytes
+        )
         bars.update(task, completed=len(names), remark="")
     found = health.as_json()
     lines = _lines(health)

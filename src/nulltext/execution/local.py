@@ -20,8 +20,13 @@ class Local:
         UserError: the model cannot be loaded.
     """
 
-    def __init__(self, setup: Setup, on_step: Callable[[StepInfo], None] | None = None) -> None:
-        self.worker, self.on_step = Worker(setup), on_step
+    def __init__(
+        self,
+        setup: Setup,
+        on_step: Callable[[StepInfo], None] | None = None,
+        on_bytes: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.worker, self.on_step = Worker(setup, on_bytes), on_step
 
     @property
     def identity(self) -> Identity:

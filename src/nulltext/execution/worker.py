@@ -67,9 +67,10 @@ class Worker:
         UserError: the model cannot be loaded.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, on_bytes: Callable[[int, int], None] | None = None) -> None:
+        """Args: on_bytes: see `ModelChoice.load`."""
         self.setup = setup
-        self.model = setup.chosen.load()
+        self.model = setup.chosen.load(on_bytes)
         dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")
         self.identity = Identity(self.model.fingerprint, dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def examine(
     num_steps: int | None = None,
     on_part: Callable[[str], None] | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
 ) -> Health:
     """Look at everything once, and edit in two steps.
 
@@ -55,6 +57,7 @@ def examine(
         num_steps: T of the check-up's inversions; None: no check-up.
         on_part: called with the name of each part of the work.
         on_step: called with the steps of the check-up's inversions.
+        on_bytes: see `ModelChoice.load`.
 
     Raises:
         OptionError: the device cannot be used here.
@@ -66,7 +69,7 @@ def examine(
     health = Health()
     look_around(health)
     parts = Parts(target, on_part)
-    patient = Patient(replace(chosen, device=str(target)).load, parts, on_step)
+    patient = Patient(partial(replace(chosen, device=str(target)).load, on_bytes), parts, on_step)
     health.model = {"name": model, "device": str(target), "dtype": chosen.dtype}
     patient.trial()
     if patient.model is not None:

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nulltext.files import exists, named_path, replace_file
+from nulltext.files import replace_file
 from nulltext.health.installation import Health
 from nulltext.health.parts import mapped
 from nulltext.models.hub import parse_hub_model
+from nulltext.models.locate import display_name
 
 VERSION = 1
 MEBIBYTE = 2**20
@@ -29,15 +30,9 @@ TOKEN = re.compile(r"\bhf_\w+")
 QUERY = re.compile(r"(https?://[^\s?]+)\?\S+")
 
 
-def public_name(model: str) -> str:
-    """What a report calls a model: a bundled name or hub id as it is, of a path the last part."""
-    path = named_path(model)
-    return path.resolve().name if exists(path) else model
-
-
 def report_of(health: Health, model: str) -> dict[str, Any]:
     """All that a report says, free of private names."""
-    name = public_name(model)
+    name = display_name(model)
 
     def clean(text: str) -> str:
         return without_private(text.replace(f"'{model}'", f"'{name}'"))

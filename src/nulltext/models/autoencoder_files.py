@@ -227,9 +227,8 @@ def _check_complete(path: Path, config: Mapping[str, Any], state: Mapping[str, T
         return AutoencoderKL.from_config(dict(config))
 
     try:
-        check_weights(make, config, [path])
-        with torch.device("meta"):
-            expected = {name: tensor.shape for name, tensor in make().state_dict().items()}
+        module = check_weights(make, config, [path])
+        expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     except Exception as error:  # a config may fail anywhere in the libraries
         raise ModelError(
             f"The autoencoder '{path}' cannot be used: {shortened(reason_of(error))}; get it again."

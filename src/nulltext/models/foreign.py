@@ -7,12 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from nulltext.errors import ModelError, reason_of, shortened
-from nulltext.models.file_kinds import FileKind, explain_kind, kind_of_file
+from nulltext.models.file_kinds import explain_kind
 from nulltext.models.foreign_files import shown
 from nulltext.models.foreign_folders import CACHED, explain_folder, pipeline_around
-from nulltext.models.strangers import explain_pipeline
-
-__all__ = ["FileKind", "explain", "explain_kind", "explain_pipeline", "kind_of_file"]
 
 HUB = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/|hf://|git@hf\.co:)(.*)",
