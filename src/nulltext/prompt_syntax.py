@@ -195,9 +195,9 @@ RULES = _rules(
         _signed,
     ),
     ("weight", r"\((?P<inner>[^()]+)\)(?P<figure>\d*\.\d+)(?!\w)", _figured),
-    ("weight", rf"(?P<open>\(+)\s*{_INNER}\s*{_FIGURE}(?P<close>\)+)", _marked),
-    ("weight", rf"(?P<open>\[+)\s*{_INNER}\s*{_FIGURE}(?P<close>\]+)", _marked),
-    ("weight", rf"(?P<open>\{{+)\s*{_INNER}\s*{_FIGURE}(?P<close>\}}+)", _marked),
+    ("weight", rf"(?<!\()(?P<open>\(+)\s*{_INNER}\s*{_FIGURE}(?P<close>\)+)", _marked),
+    ("weight", rf"(?<!\[)(?P<open>\[+)\s*{_INNER}\s*{_FIGURE}(?P<close>\]+)", _marked),
+    ("weight", rf"(?<!\{{)(?P<open>\{{+)\s*{_INNER}\s*{_FIGURE}(?P<close>\}}+)", _marked),
     (
         "weight",
         rf"(?i)(?:(?<=\ba )|(?<=\ban )|(?<=\bthe ))[(\[](?P<inner>{_WORD})[)\]](?=\s+\w)",
