@@ -127,9 +127,11 @@ def test_a_job_is_what_edit_makes_of_the_same_options(here, run):
 
 
 def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
-    unlisted = write(here, {"image": "a.png", "target": "a qzj"})
+    unlisted = write(here, {"image": "a.png", "target": ["a qzj", "((red)) cat", "make it red"]})
     assert run(unlisted, "-o", "unlisted")[0] == 0
-    ((said,),) = (row["remarks"] for row in rows_in(here / "unlisted"))
+    ((syntax, instruction, said),) = (row["remarks"] for row in rows_in(here / "unlisted"))
+    assert "pass --weight red=1.21." in syntax
+    assert 'write --target "a red cat".' in instruction
     assert "no word for qzj and reads letter by letter" in said  # as `edit` says it
     known = KnownWords(("dog", "red"), ("a",))
     path = write_words(known, nulltext.load(model).fingerprint, Path(model))

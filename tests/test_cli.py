@@ -146,10 +146,14 @@ def test_the_colour_profile_of_the_photo_is_kept(here, model, run):
 def test_words_that_the_model_reads_letter_by_letter_are_pointed_out(here, model, run):
     code, _, err = run(
         *("edit", "cat.png", "--source", "a cat", "--target", "a qzj", "--model", model),
-        *("--steps", 1, "--method", "ddim"),
+        *("--target", "a ((red)) cat", "--target", "make it red", "--steps", 1, "--method", "ddim"),
     )
     assert code == 0, err
     assert "no word for qzj" in err
+    assert 'Note: "((red))": another tool\'s emphasis' in err
+    assert "pass --weight red=1.21." in err
+    assert 'Note: "make it red" is an instruction' in err
+    assert 'write --target "a red cat".' in err
     assert "has not learnt" not in err  # nobody knows what it was taught
 
 
@@ -170,9 +174,11 @@ def test_the_words_of_a_saved_inversion_are_looked_at_too(saved, model, run):
     code, _, err = run("edit", "--inversion", saved, "--target", "a dog", "--model", "taught")
     assert code == 0, err
     assert 'has not learnt "cat", "dog", and "a cat" and "a dog" differ in nothing else' in err
-    code, _, err = run("attention", saved, "--model", "taught")
+    code, _, err = run("attention", saved, "--model", "taught", "--target", "make it (red:2) now")
     assert code == 0, err
     assert 'has not learnt "cat", which' in err
+    assert "pass --weight red=2." in err
+    assert "is an instruction" in err
 
 
 def test_the_models_guidance_is_every_commands_default(here, model, run):

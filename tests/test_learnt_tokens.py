@@ -20,7 +20,7 @@ from nulltext.attention.maps import word_map
 from nulltext.errors import PromptError
 from nulltext.heatmaps import heat_map_steps
 from nulltext.models.known_words import KnownWords
-from nulltext.models.notes import note_on_prompts
+from nulltext.models.notes import notes_on_prompts
 from nulltext.prompts import find_words, spelled_out, tokenize, without_learnt
 from nulltext.studio.chips import Chip, chips_of, target_of, weights_of
 from studios import Visitor, studio_on
@@ -310,22 +310,22 @@ def test_written_out_or_not_the_word_is_the_same():
 
 def test_a_token_is_not_spelled_out(sd1):
     assert spelled_out(read("a <cat>, mystyles and a qzj")) == ["qzj"]
-    assert note_on_prompts(sd1, ["a <cat> and MyTok"]) is None
-    assert "no word for qzj and" in note_on_prompts(sd1, ["a mystyle qzj"])
+    assert notes_on_prompts(sd1, ["a <cat> and MyTok"]) == []
+    assert "no word for qzj and" in notes_on_prompts(sd1, ["a mystyle qzj"])[0]
 
 
 def test_a_token_is_a_known_word(sd1):
     model = replace(sd1, known_words=KnownWords(("rose",), ("a", "photo", "of")))
     assert without_learnt(read("a <cat>,mystyles of mystyle mystyle_1")) == "a  ,  of  "
-    assert note_on_prompts(model, ["a photo of mystyle", "a <cat-toy>"]) is None
+    assert notes_on_prompts(model, ["a photo of mystyle", "a <cat-toy>"]) == []
     pair = ("a <toy> cat", "a <toy> dog")
-    said = note_on_prompts(model, pair, [pair])
+    (said,) = notes_on_prompts(model, pair, [pair])
     assert 'learnt "cat", "dog", and "a <toy> cat" and "a <toy> dog" differ in nothing' in said
     for pair in (("a dog", "a <toy> cat"), ("a mystyle cat", "a dog"), ("", "a <toy>")):
         prompts = [prompt for prompt in pair if prompt]
-        assert "what changes is chance" not in (note_on_prompts(model, prompts, [pair]) or "")
+        assert "what changes is chance" not in " ".join(notes_on_prompts(model, prompts, [pair]))
     same = ("a mystyle cat", "a mystyle mystyle_1 dog")
-    assert "what changes is chance" in note_on_prompts(model, same, [same])
+    assert "what changes is chance" in notes_on_prompts(model, same, [same])[0]
 
 
 # --- work with the model --------------------------------------------------------------------------

@@ -208,6 +208,9 @@ def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, fi
     visitor.invert("a red cat", method="ddim")
     assert visitor.ask("edit", target="a red dog")["result"]["remark"] is None
     assert "letter by letter" in visitor.ask("edit", target="a red qzj")["result"]["remark"]
+    remark = visitor.ask("edit", target="make it (blue:2)")["result"]["remark"]
+    assert "pass --weight blue=2." in remark
+    assert "is an instruction" in remark
     taught = replace(studio.model, known_words=KnownWords(("red", "dog"), ("a",)))
     monkeypatch.setattr(studio, "model", taught)
     remark = visitor.ask("edit", target="a red dog")["result"]["remark"]

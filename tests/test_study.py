@@ -288,6 +288,18 @@ def test_mistakes_are_one_sentence_and_make_nothing(study, photos, tmp_path, arg
     assert not (tmp_path / "out" / "results.jsonl").is_file()
 
 
+def test_captions_and_edits_for_other_tools_are_told_of(study, photos):
+    lines = [
+        {"file": "a.png", "caption": "a cat", "target": "make it red"},
+        {"file": "b.png", "caption": "a (grey:2) cat", "target": "a red++ cat"},
+    ]
+    (photos / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, _, err = study(photos, "-o", "out", *ONE)
+    assert code == 0, err
+    assert 'Note: "(grey:2)", "red++": another tool\'s emphasis' in err
+    assert 'write --target "a red cat".' in err
+
+
 def test_photos_without_edits_are_told_of(study, photos, tmp_path):
     (photos / "captions.jsonl").write_text('{"file": "a.png", "caption": "a cat"}\n')
     code, _, err = study(

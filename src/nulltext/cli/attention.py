@@ -64,8 +64,10 @@ def attention(
     specs = [EditSpec(words) for words in target or []]
     loaded = open_model(reporter, chosen)
     check_model(loaded, inversion)
-    look_at_prompts(reporter, loaded, [inversion.header.prompt, *(target or [])])
-    check_specs(loaded, inversion.header.prompt, specs)
+    source, targets = inversion.header.prompt, target or []
+    changes = [(source, words) for words in targets]
+    look_at_prompts(reporter, loaded, [source, *targets], changes)
+    check_specs(loaded, source, specs)
     with reporter.progress(loaded) as on_step:
         prompts = run(heat_map_steps(loaded, inversion, specs), on_step)
     save_image(heat_grid(inversion, prompts, every), picture)

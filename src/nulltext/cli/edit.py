@@ -25,7 +25,7 @@ from nulltext.cli.options import (
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import obtain_inversion, output_paths, with_words
-from nulltext.execution.order import Order, Pictures, note_on_words_of, pictures_of
+from nulltext.execution.order import Order, Pictures, notes_of, pictures_of
 from nulltext.execution.request import Opened
 from nulltext.models.choice import ModelChoice
 from nulltext.names import Align, Detail, EditorName, Method, SourceBranch
@@ -151,8 +151,7 @@ def _edit(
         check_readable(loaded, "--source", opened.prompt)
     else:
         loaded.tokenize(opened.prompt)  # it may be empty, which only a saved one's may
-    said = note_on_words_of(loaded, order, opened)
-    if said:
+    for said in notes_of(loaded, order, opened):
         reporter.note(said)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     everything = [*specs, *(sweep.specs if sweep else [])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +24,11 @@ from nulltext.cli.study_request import StudyRequest
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
+    from nulltext.evaluation.datasets import Item
     from nulltext.evaluation.plan import Plan
     from nulltext.evaluation.results import Book
     from nulltext.evaluation.study import Schedule
+    from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 @takes_model
@@ -131,6 +133,7 @@ def study(
         schedule = plan_study(items, everybody, plan, None, judge.unet_evaluations)
         _estimate(reporter, schedule, plan, len(items))
         return
+    _note_prompts(reporter, loaded, items)
     with open_book(output, settings, fresh=resume is False) as book:
         if retry_failed:
             book.forget_failed()
@@ -144,6 +147,17 @@ def study(
         make_rows(reporter, together, book, schedule.all_rows)
         everything = plan_study(items, everybody, plan, None, judge.unet_evaluations)
         _hand_over(reporter, book, settings, everything)
+
+
+def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[Item]) -> None:
+    """Say what is odd about the first captions and the edits of photos, a few times at most."""
+    from nulltext.models.notes import notes_on_writing
+    from nulltext.prompts import SHOWN_WORDS
+
+    changes = [(item.captions[0], item.target) for item in items if item.target is not None]
+    prompts = [*(item.captions[0] for item in items), *(target for _, target in changes)]
+    for note in notes_on_writing(model, prompts, changes)[:SHOWN_WORDS]:
+        reporter.note(note)
 
 
 def _estimate(reporter: Reporter, schedule: Schedule, plan: Plan, photos: int) -> None:

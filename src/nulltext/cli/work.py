@@ -25,7 +25,7 @@ from nulltext.inversion_file import SUFFIX
 from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import PLANS, free_memory, memory_need
-from nulltext.models.notes import note_on_prompts
+from nulltext.models.notes import notes_on_prompts
 from nulltext.photos import Photo
 from nulltext.record import Inversion, StepInfo, run
 
@@ -57,7 +57,7 @@ def look_at_prompts(
     prompts: Sequence[str],
     changes: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Read prompts through the model's eyes before any long work, and note what it hardly knows.
+    """Read prompts as the model does, before any long work, and note what is odd about them.
 
     Args:
         changes: see `note_on_words`.
@@ -65,8 +65,7 @@ def look_at_prompts(
     Raises:
         PromptError: it cannot read a prompt.
     """
-    said = note_on_prompts(model, prompts, changes)
-    if said:
+    for said in notes_on_prompts(model, prompts, changes):
         reporter.note(said)
 
 

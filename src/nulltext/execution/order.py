@@ -66,17 +66,17 @@ class Order:
         self.asked.check()
 
 
-def note_on_words_of(model: LatentDiffusion, order: Order, opened: Opened) -> str | None:
-    """See `note_on_prompts`: of the source prompt and all that it is edited to.
+def notes_of(model: LatentDiffusion, order: Order, opened: Opened) -> list[str]:
+    """See `notes_on_prompts`: of the source prompt and all that it is edited to.
 
     Raises:
         PromptError: the model cannot read one of them.
     """
-    from nulltext.models.notes import note_on_prompts
+    from nulltext.models.notes import notes_on_prompts
 
     source, asked = opened.prompt, order.asked
     own = [source] if source else []  # a saved inversion may have none
-    return note_on_prompts(model, [*own, *asked.prompts], asked.changes(source))
+    return notes_on_prompts(model, [*own, *asked.prompts], asked.changes(source))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from nulltext.errors import InversionFileError, NulltextError, OutputError, UserError
 from nulltext.execution.captions import caption_of, check_readable
-from nulltext.execution.order import Order, Pictures, note_on_words_of, pictures_of
+from nulltext.execution.order import Order, Pictures, notes_of, pictures_of
 from nulltext.execution.request import Opened
 from nulltext.execution.units import Unit
 from nulltext.inversion_file import SUFFIX
@@ -102,7 +102,7 @@ class Worker:
         specs, sweep = order.asked.specs(self.model, opened.mask, axes)
         everything = [*specs, *(sweep.specs if sweep else [])]
         made, kept_as = self._inversion(opened, everything, on_step)
-        note = note_on_words_of(self.model, order, opened)
+        notes = notes_of(self.model, order, opened)
         started = time.perf_counter()
         pictures = pictures_of(self.model, order, opened, made, specs, sweep, on_step)
         seconds = time.perf_counter() - started
@@ -120,7 +120,7 @@ class Worker:
                 **pictures.figures,
                 "seconds_edit": round(seconds, 3),
                 "unet_evaluations_edit": pictures.edit.unet_evaluations,
-                "remarks": [*([note] if note else []), *pictures.remarks],
+                "remarks": [*notes, *pictures.remarks],
             }
         )
 

@@ -15,7 +15,7 @@ from nulltext.errors import OptionError, PromptError
 from nulltext.images import save_image
 from nulltext.masks import load_mask, mask_on_crop
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.notes import note_on_prompts
+from nulltext.models.notes import notes_on_prompts
 from nulltext.photos import Photo
 from nulltext.placing import Canvas, Placed, place, settings_of
 from nulltext.prompts import TokenizedPrompt, has_word
@@ -216,8 +216,8 @@ def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
 
 def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     target = placed.spec.target
-    words = note_on_prompts(model, [source, target], [(source, target)])
-    return " ".join(filter(None, [words, _remark_on_blend(placed)])) or None
+    notes = notes_on_prompts(model, [source, target], [(source, target)])
+    return " ".join(filter(None, [*notes, _remark_on_blend(placed)])) or None
 
 
 def _remark_on_blend(placed: Placed) -> str | None:
