@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from nulltext.arrays import NPY, Array, ImageLike, image_of, is_tensor, read_npy
-from nulltext.errors import ExtraError, ImageError, UserError, reason_of
+from nulltext.errors import ImageError, reason_of
 from nulltext.picture_files import HEIC, check_regular_file, refuse_foreign, refuse_raw_tags
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ def load_photo(source: PhotoLike, *, max_pixels: int | None = None) -> Photo:
     Raises:
         ImageError: one sentence that names the file, for whatever cannot be read, or has more than
             `max_pixels`, which is seen before any of them is decoded.
-        ExtraError: it is HEIC, and the extra is not installed.
     """
     if isinstance(source, Photo):
         return source
@@ -161,11 +160,11 @@ def _open(file: IO[bytes]) -> Image.Image:
 
 
 def _open_heic(file: IO[bytes], name: str) -> Image.Image:
-    """Raises ExtraError where its decoder, an extra, is not installed."""
+    """By its decoder, an extra."""
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        raise ExtraError(
+        raise ImageError(
             f"{name} is HEIC, whose decoder is not installed: pip install 'nulltext[heif]', or"
             " convert it to JPEG or PNG."
         ) from error
@@ -189,7 +188,7 @@ def _decoder_errors(name: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MAX_PIXELS decides, not Pillow's bomb warning
             yield
-    except UserError:
+    except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"{name} does not exist: check the path.") from error

@@ -193,8 +193,15 @@ def _report(
             + f"Edited in {seconds[1]:.1f} s.",
             f"Reconstruction {decibels(figures['psnr_reconstruction'])}; "
             f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
-            f"Changed {percent(figures['changed_fraction'])} of the pixels; elsewhere "
-            f"{decibels(figures['psnr_outside'])}.",
+            _changed(figures),
             *[f"Saved {path}" for path in [*outputs, *filter(None, further)]],
         ],
     )
+
+
+def _changed(figures: dict[str, Any]) -> str:
+    """How much of the photo the edits changed, for a person."""
+    if all(figures["unchanged"]):
+        return "Changed nothing."
+    share, outside = percent(figures["changed_fraction"]), decibels(figures["psnr_outside"])
+    return f"Changed {share} of the pixels; elsewhere {outside}."
