@@ -109,7 +109,7 @@ def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo(tmp_path: Path, su
 @pytest.mark.parametrize("source", ["https://example.com/a.jpg", Path("jobs/http://x.org/a.png")])
 def test_an_address_is_told_from_a_path(source: str | Path) -> None:
     address = str(source).removeprefix("jobs/").replace("http:/x", "http://x")
-    with pytest.raises(ImageError, match=rf"^'{address}' is an address.*: download the image"):
+    with pytest.raises(ImageError, match=rf"^'{address}' is an address.*: download the file"):
         load_photo(source)
 
 

@@ -153,8 +153,8 @@ def _scaled(values: Array, name: str) -> tuple[Array, str | None]:
         )
     note = f"The brightest value of {name[0].lower()}{name[1:]} is {high} of {full}, so no pixel "
     note += f"may change by more than {100 * int(high) / full:.0f} %."
-    shades = (values.astype(np.uint32) * 255 + full // 2) // full
-    return shades.astype(np.uint8), note if high < DIM * full else None
+    table = np.rint(np.arange(full + 1) * (255 / full)).astype(np.uint8)
+    return table[values], note if high < DIM * full else None
 
 
 def _not_even(values: Array, white: int, name: str) -> Array:
@@ -187,8 +187,9 @@ def _shades(image: Image.Image, name: str) -> Image.Image:
     grey = most - int(colour.min()) <= ONE_COLOUR * most
     several = not grey and image.mode == "P" and len(np.unique(np.asarray(image))) > 2
     for channel, part in zip(np.moveaxis(rgb, -1, 0), colour.tolist(), strict=True):
-        expected = (value.astype(np.float32) * (part / most)).astype(np.int16)
-        several = several or int(np.abs(channel - expected).max()) > ONE_COLOUR * most
+        expected = np.rint(np.arange(256) * (part / most)).astype(np.int16)[value]
+        np.subtract(channel, expected, out=expected)
+        several |= max(expected.max(), -expected.min()) > ONE_COLOUR * most
     if several:
         raise ImageError(
             f"{name} has several colours ({_colours(image)}), and which of them may change is not "
@@ -196,7 +197,7 @@ def _shades(image: Image.Image, name: str) -> Image.Image:
         )
     if grey:
         return Image.fromarray(rgb).convert("L")
-    return Image.fromarray(np.rint(value * np.float32(255 / most)).astype(np.uint8))
+    return Image.fromarray(np.rint(np.arange(256) * (255 / most)).astype(np.uint8)[value])
 
 
 def _colours(image: Image.Image) -> str:

@@ -69,20 +69,29 @@ def check_regular_file(path: Path, name: str) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        address = _ADDRESS.search(str(path))
-        if address is None:
-            raise
-        rest = str(path)[address.end() :]  # a path has lost one of the slashes
-        raise ImageError(
-            f"'{address[1]}//{rest}' is an address, and nothing is fetched from the web: "
-            "download the image and give its path."
-        ) from None
+        refuse_address(path)
+        raise
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(f"{name} is a folder: give the path of one image file.")
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{name} is not a regular file: save the image to disk first.")
     if status.st_size == 0:
         raise ImageError(f"{name} is empty (0 bytes): fetch or export it again.")
+
+
+def refuse_address(path: Path) -> None:
+    """Tell an address from a file that is not there.
+
+    Raises:
+        ImageError: it is one.
+    """
+    address = _ADDRESS.search(str(path))
+    if address is not None:
+        rest = str(path)[address.end() :]  # a path has lost one of the slashes
+        raise ImageError(
+            f"'{address[1]}//{rest}' is an address, and nothing is fetched from the web: download "
+            "the file and give its path."
+        )
 
 
 def refuse_foreign(head: bytes, suffix: str, name: str) -> None:
