@@ -48,7 +48,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     for name, data in _pictures():
         yield "image", name, data
     for name, data in _pictures():
-        if name.split(".")[0] in ("grey", "rgba", "palette", "bilevel", "deep", "lossless"):
+        if name.split(".")[0] in ("grey", "bilevel", "deep", "tinted", "two"):
             yield "mask", name, data
     for name, tensors, header in _inversions():
         from nulltext.inversion_file import write_inversion
@@ -98,6 +98,7 @@ def _pictures() -> Iterator[tuple[str, bytes]]:
     y, x = np.mgrid[0:16, 0:24]
     rgb = Image.fromarray(np.stack([x * 10, y * 15, (x * y) % 256], -1).astype(np.uint8))
     alpha = Image.fromarray((x * 10).astype(np.uint8))
+    zero = Image.new("L", alpha.size)
     rgba = rgb.copy()
     rgba.putalpha(alpha)
     deep = Image.fromarray((x * 2000 + y).astype(np.uint16))
@@ -106,12 +107,18 @@ def _pictures() -> Iterator[tuple[str, bytes]]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "upright?"
     told = {"icc_profile": profile, "exif": exif.tobytes()}
+    for array in (np.asarray(rgb), np.asarray(alpha) / np.float32(255), np.asarray(deep)):
+        file = io.BytesIO()
+        np.save(file, array)
+        yield f"{'rgb' if array.ndim == 3 else f'grey.{array.dtype}'}.npy", file.getvalue()
     cases: list[tuple[str, Image.Image, str, dict[str, Any]]] = [
         ("rgb.png", rgb, "PNG", told),
         ("rgba.png", rgba, "PNG", {}),
         ("grey.png", alpha, "PNG", {}),
         ("bilevel.png", alpha.convert("1"), "PNG", {}),
         ("deep.png", deep, "PNG", {}),
+        ("tinted.png", Image.merge("RGBA", (alpha, zero, zero, alpha)), "PNG", {}),
+        ("two.png", alpha.convert("1").convert("P"), "PNG", {}),
         ("palette.png", rgb.quantize(16), "PNG", {"transparency": 3}),
         ("animated.png", rgb, "PNG", {"save_all": True, "append_images": frames}),
         ("baseline.jpg", rgb, "JPEG", told),

@@ -19,11 +19,12 @@ PACKAGE = Path(nulltext.__path__[0])
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
     ["version", "defaults", "errors", "names", "logs", "learnt_tokens", "prompt_syntax"],
-    ["files", "untrusted", "prompts", "photos", "schedule", "guidance", "finite"],
+    ["files", "untrusted", "prompts", "arrays", "picture_files", "schedule", "guidance", "finite"],
+    ["photos"],
     ["images", "word_pairing", "inversion_file", "header", "captioned", "templates", "ledger"],
-    ["alignment", "strip", "record", "masks", "compositing", "strength", "framing", "heat_colours"],
+    ["alignment", "strip", "record", "compositing", "strength", "framing", "heat_colours"],
     ["instructions"],
-    ["models"],
+    ["models", "masks"],
     ["attention", "captioning"],
     ["sampling", "regions", "editors", "previews"],
     ["inversion", "edit_spec"],
@@ -112,7 +113,7 @@ def test_no_pickle_is_ever_read():
     converter = PACKAGE / "captioning" / "convert.py"
     for path in modules():
         text = path.read_text(encoding="utf-8")
-        assert "pickle" not in text, path
+        assert "pickle" not in text.replace("allow_pickle=False", ""), path
         loads = text.replace("safetensors.torch.load", "")
         assert ("torch.load" in loads) == (path == converter), path
     calls = [

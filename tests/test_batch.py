@@ -122,7 +122,13 @@ def test_a_job_is_what_edit_makes_of_the_same_options(here, run):
     assert len(pairs) == 4
     for ours, theirs in pairs:
         assert (here / "out" / ours).read_bytes() == (here / theirs).read_bytes(), theirs
-    for figure in ("psnr_bound", "psnr_reconstruction", "changed_fraction", "psnr_outside"):
+    for figure in (
+        "psnr_bound",
+        "psnr_reconstruction",
+        "changed_fraction",
+        "psnr_outside",
+        "unchanged",
+    ):
         assert row[figure] == direct[figure]
 
 
@@ -144,6 +150,14 @@ def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
     ((simple,), (blind,)) = remarks["a dog"], remarks["a fox"]
     assert 'has not learnt "cat", which will do little' in simple
     assert "differ in nothing else" in blind
+
+
+def test_an_address_is_told_from_a_path(here, run):
+    jobs = write(here, {"image": "https://example.com/a.jpg", "target": "a dog"})
+    code, said, _ = run(jobs, "-o", "out", "--dry-run")
+    assert code == 2
+    (reason,) = (each["reason"] for each in said["reasons"])
+    assert reason.startswith("Line 1: 'https://example.com/a.jpg' is an address")
 
 
 def test_jobs_on_one_photo_share_its_inversion(here, run, monkeypatch):

@@ -139,6 +139,25 @@ def test_the_share_is_mask_times_words_from_the_start_step_on():
     assert Region(None, None, 1.0).free
 
 
+def test_an_edit_says_why_its_picture_is_the_reconstruction(tiny, inversion):
+    faint = torch.zeros(8, 8)
+    faint[:4] = 1e-6
+    same = dict.fromkeys(("cross_steps", "self_steps"), 1.0)
+    specs = [
+        nulltext.EditSpec("a red dog"),
+        nulltext.EditSpec("a red dog", pull=math.inf),
+        nulltext.EditSpec("a red dog", mask=faint),
+        nulltext.EditSpec(
+            "a red dog", blend=LocalBlend(("dog",), except_words=("dog",), threshold=0.0)
+        ),
+        nulltext.EditSpec(PROMPT, weights={"white": 1 + 1e-6}, **same),
+    ]
+    result = nulltext.edit(tiny, inversion, specs)
+    words = [None, "strength 0", "hardly more than black", "blend of dog is empty", "same picture"]
+    for said, word in zip(result.unchanged, words, strict=True):
+        assert (said is None) if word is None else (word in said)
+
+
 def test_any_touched_latent_cell_belongs_to_the_mask():
     mask = torch.zeros(64, 96)
     mask[9, 40] = 0.5

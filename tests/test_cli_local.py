@@ -50,6 +50,50 @@ def test_a_mask_also_holds_at_the_models_resolution(here, model, run):
     assert json.loads(out)["mask_fraction"] == [0.5]
 
 
+def test_a_mask_of_zeros_and_ones_is_a_mask_and_a_dim_one_is_pointed_out(here, model, run, saved):
+    half = np.zeros((48, 48), np.uint8)
+    half[:, :24] = 1
+    Image.fromarray(half * 255).save("white.png")
+    Image.fromarray(half).save("ones.png")
+    np.save("bools.npy", half.astype(bool))
+    Image.fromarray(np.tile(np.arange(90, dtype=np.uint8), (90, 1))).save("dim.png")
+    edit = ("edit", "--inversion", saved, "--target", "a dog", "--model", model)
+    for name in ("white.png", "ones.png", "bools.npy"):
+        code, out, err = run(*edit, "--mask", name, "-o", f"{name}-out.png", "--json")
+        assert code == 0, err
+        result = json.loads(out)
+        assert result["changed_fraction"] > 0.2
+        assert result["unchanged"] == [None]
+        assert (pixels(f"{name}-out.png") == pixels("white.png-out.png")).all()
+    code, _, err = run(*edit, "--mask", "dim.png", "-o", "dim-out.png")
+    assert code == 0
+    assert "brightest value of the mask 'dim.png' is 89 of 255" in " ".join(err.split())
+
+
+def test_an_edit_that_changed_nothing_says_so_and_why(here, model, run, saved):
+    """At strength 0, where the blend is empty, and where the mask lies on the crop's border."""
+    edge = np.zeros((48, 64), np.uint8)
+    edge[20:24, 8] = 255  # column 0 of the crop, where the edit has faded out
+    Image.fromarray(edge).save("edge.png")
+    edit = ("edit", "cat.png", "--inversion", saved, "--model", model, "--target", "a dog")
+    everywhere = ("--blend", "dog", "--blend-except", "dog", "--blend-threshold", 0)
+    cases = [
+        (("--strength", 0), "at strength 0"),
+        (("--strength", 0, "--full"), "at strength 0"),
+        (everywhere, "the blend of dog is empty (0 % of the picture)"),
+        (("--mask", "edge.png", "--full"), "fades out towards the crop's border"),
+    ]
+    for options, why in cases:
+        code, out, err = run(*edit, *options, "-o", "out.png", "--json")
+        assert code == 0, err
+        (said,) = json.loads(out)["unchanged"]
+        assert why in said
+        assert f'"a dog" changed nothing: {said}.' in " ".join(err.split())
+    code, out, _ = run(*edit, "--strength", 0, "-o", "out.png")
+    assert "Changed nothing." in out
+    assert "%" not in out
+
+
 def test_a_blend_says_how_much_it_covers(here, model, run, saved):
     edit = ("edit", "--inversion", saved, "--target", "a dog", "--model", model, "--blend", "dog")
     code, _, err = run(*edit, "--blend-threshold", "0", "-o", "all.png")

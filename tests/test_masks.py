@@ -9,7 +9,7 @@ from PIL import Image
 
 from nulltext.errors import ImageError
 from nulltext.images import CropBox
-from nulltext.masks import crop_around, load_mask, mask_on_crop
+from nulltext.masks import crop_around, load_mask, mask_on_crop, mask_tensor, read_mask
 
 
 def drawn(size, *boxes, level=255):
@@ -41,6 +41,126 @@ def test_empty_and_full_masks_are_refused_by_name(tmp_path, level, words):
     with pytest.raises(ImageError, match=words) as caught:
         load_mask(tmp_path / "m.png")
     assert "m.png" in str(caught.value)
+
+
+HALF = np.zeros((16, 24), bool)
+HALF[4:12, 6:12] = True
+
+
+def painted(*colours, kind=HALF):
+    """An RGB picture: the first colour where `kind` is 0, the second where it is 1, …"""
+    return np.array(colours, np.uint8)[kind.astype(int)]
+
+
+def palette(labels, *colours):
+    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    image.putpalette(np.array(colours, np.uint8).tobytes())
+    return image
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "npy", ""])
+@pytest.mark.parametrize(
+    ("white", "kind", "noted"),
+    [
+        *((1, kind, False) for kind in (bool, np.uint8, np.uint16, np.int32, np.float32)),
+        *((2, np.uint8, True), (128, np.uint8, True), (255, np.uint8, False)),
+        *((255, np.uint16, False), (300, np.uint16, True), (65535, np.uint16, False)),
+        (255, np.int32, False),
+    ],
+)
+def test_two_values_are_black_and_white_in_every_type(tmp_path, suffix, white, kind, noted):
+    """In memory, and in every file that holds the type."""
+    raw = HALF.astype(kind) * kind(white)
+    source = raw
+    if suffix == "npy":
+        np.save(tmp_path / "m.npy", raw)
+    elif suffix and (suffix == "tif" or kind not in (np.int32, np.float32)):
+        Image.fromarray(raw).save(tmp_path / f"m.{suffix}")
+    if suffix and list(tmp_path.iterdir()):
+        source = tmp_path / f"m.{suffix}"
+    mask, note = read_mask(source)
+    assert (np.asarray(mask) == HALF * 255).all()
+    assert (f"the values 0 and {white} alone" in (note or "")) == noted
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        torch.from_numpy(HALF),
+        torch.from_numpy(HALF)[None, None],
+        torch.from_numpy(HALF).long(),
+        torch.from_numpy(HALF).to(torch.bfloat16),
+        HALF[..., None],
+        painted((0, 0, 0), (255, 0, 0)),
+        painted((0, 0, 0), (0, 0, 90)),
+        painted((255, 255, 255, 0), (30, 144, 255, 153)),
+        palette(HALF, (0, 0, 0), (128, 0, 0)),
+        palette(~HALF, (255, 255, 255), (0, 0, 0)),
+    ],
+    ids=lambda source: str(getattr(source, "shape", "palette")),
+)
+def test_one_colour_on_black_or_nothing_is_a_hard_mask(source):
+    assert (np.asarray(load_mask(source)) == HALF * 255).all()
+    assert (mask_tensor(source).numpy() == HALF).all()
+
+
+def test_a_red_jpeg_is_soft_at_its_edges_and_red_all_the_same(tmp_path):
+    red = Image.fromarray(painted((0, 0, 0), (255, 0, 0))).resize((480, 320), Image.Resampling.BOX)
+    red.save(tmp_path / "m.jpg", quality=60)
+    grey = np.asarray(load_mask(tmp_path / "m.jpg"))
+    assert grey[100:220, 140:220].min() > 240  # the luminance of red would be 76
+    assert grey[:60].max() < 15
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (HALF + 2 * (np.arange(24) > 18), ["values 0, 1, 2", "labels", "mask == 2"]),
+        (np.where(HALF, 15, np.arange(24) > 20) + 255 * (np.arange(24) < 1), ["0, 1, 15, 255"]),
+        (np.minimum(np.arange(24) // 2, 9) + np.zeros((16, 1), int), ["0, 1, 2, 3, 4, 5, 6, 7, …"]),
+        (np.where(HALF, 255, 1 + np.arange(24) // 4) + 0, ["labels"]),
+        (
+            palette(HALF + 2 * (np.arange(24) > 18), (0, 0, 0), (128, 0, 0), (0, 128, 0)),
+            ["label 0: #000000, label 1: #800000, label 2: #008000"],
+        ),
+        (
+            palette(HALF + 2 * (np.arange(24) > 18), (0, 0, 0), (128, 0, 0), (64, 0, 0)),
+            ["label 1: #800000, label 2: #400000"],  # shades of one colour, yet labels
+        ),
+        (palette(HALF, (68, 1, 84), (253, 231, 37)), ["label 0: #440154, label 1: #fde725"]),
+        (painted((255, 255, 255), (255, 0, 0)), ["#ffffff, #ff0000"]),
+        (HALF * 20.0 - 10, ["from -10 to 10", "float from 0 to 1"]),
+        (HALF * 255.0, ["divide it by 255"]),
+        (HALF.astype(int) - 1, ["from -1 to 0"]),
+        (np.stack([HALF] * 3), ["holds 3 masks", "masks[0]"]),
+        (np.ones((16, 16), np.uint8), ["white everywhere"]),
+        (np.full((16, 16), 9, np.uint8), ["one shade (9 of 255) everywhere"]),
+    ],
+)
+def test_labels_colours_and_other_ranges_are_refused_by_name(source, words):
+    with pytest.raises(ImageError) as caught:
+        load_mask(source)
+    message = str(caught.value)
+    assert message.endswith(".")
+    for word in words:
+        assert word in message
+
+
+def test_a_soft_mask_keeps_its_shades_and_a_dim_one_is_pointed_out():
+    ramp = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (16, 1))
+    mask, note = read_mask(ramp)
+    assert (np.asarray(mask) == ramp).all()
+    assert note is None
+    deep = np.tile(np.linspace(0, 65535, 60).round().astype(np.uint16), (16, 1))
+    assert (np.asarray(read_mask(deep)[0]) == np.rint(deep / 257)).all()
+    dim, note = read_mask(ramp // 2)
+    assert (np.asarray(dim) == ramp // 2).all()
+    assert "127 of 255" in note
+    assert "50 %" in note
+    three = np.where(HALF, 255, 51 * (np.arange(24) > 18)).astype(np.uint8)
+    assert (np.asarray(load_mask(three)) == three).all()
+    half = torch.rand(16, 24)
+    assert torch.equal(mask_tensor(half), half)
 
 
 def test_a_mask_may_have_the_size_of_the_photo_of_the_crop_or_their_proportions():

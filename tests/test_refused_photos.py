@@ -63,8 +63,6 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "head"),
     [
-        ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
-        ("HEIC", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"),
         ("PDF", b"%PDF-1.7\n"),
         ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"),
         ("SVG", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
@@ -76,6 +74,43 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
 def test_foreign_formats_are_named(tmp_path: Path, kind: str, head: bytes) -> None:
     (tmp_path / "photo.jpg").write_bytes(head + bytes(200))
     refuses(tmp_path / "photo.jpg", f"is {kind}, which", "convert it to JPEG or PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("a.cr2", b"II*\0\x10\0\0\0CR\2\0", ("Canon RAW (CR2)", "export it")),
+        ("a.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1", ("Canon RAW (CR3)", "export it")),
+        ("a.raf", b"FUJIFILMCCD-RAW 0201", ("Fujifilm RAW (RAF)", "export it")),
+        ("a.orf", b"IIRO\x08\0\0\0", ("Olympus RAW (ORF)", "export it")),
+        ("a.rw2", b"IIU\0\x18\0\0\0", ("Panasonic RAW (RW2)", "export it")),
+        ("a.mov", b"\0\0\0\x14ftypqt  \0\0\0\0", ("is a video", "frames")),
+        ("a.mp4", b"\0\0\0\x20ftypisom\0\0\2\0", ("is a video", "frames")),
+        ("a.jpg", b"<!DOCTYPE html><html>", ("is a web page", "save the image")),
+        ("a.npz", b"PK\3\4", ("is an archive", "unpack it")),
+    ],
+)
+def test_raw_videos_and_pages_are_named_with_what_to_do(
+    tmp_path: Path, name: str, head: bytes, words: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_bytes(head + bytes(200))
+    refuses(tmp_path / name, *words)
+
+
+@pytest.mark.parametrize("suffix", [".NEF", ".arw", ".dng", ".pef", ".tif"])
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo(tmp_path: Path, suffix: str) -> None:
+    """A whole TIFF, which Pillow reads; with DNG's tag under any name."""
+    tags = {50706: b"\1\4\0\0"} if suffix == ".tif" else {}
+    path = tmp_path / f"photo{suffix}"
+    Image.fromarray(noise(16, 16, 3)).save(path, "TIFF", tiffinfo=tags)
+    refuses(path, "RAW (", "export it from your camera's or RAW software as JPEG, PNG or TIFF")
+
+
+@pytest.mark.parametrize("source", ["https://example.com/a.jpg", Path("jobs/http://x.org/a.png")])
+def test_an_address_is_told_from_a_path(source: str | Path) -> None:
+    address = str(source).removeprefix("jobs/").replace("http:/x", "http://x")
+    with pytest.raises(ImageError, match=rf"^'{address}' is an address.*: download the file"):
+        load_photo(source)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from nulltext.inversion.textual import Textual
     from nulltext.inversion.textual_pivot import TextualPivot
     from nulltext.inversion.textual_pivot_shared import TextualPivotShared
+    from nulltext.masks import mask_for
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import from_pipe, load
     from nulltext.photos import Photo, load_photo
@@ -99,6 +100,7 @@ _HOMES = {
     "load": "models.load",
     "load_captioner": "captioning.folder",
     "load_photo": "photos",
+    "mask_for": "masks",
     "psnr": "images",
     "region_of_change": "compositing",
     "replay": "sampling",
@@ -157,6 +159,7 @@ __all__ = [
     "load",
     "load_captioner",
     "load_photo",
+    "mask_for",
     "psnr",
     "region_of_change",
     "replay",

@@ -17,7 +17,7 @@ LONGEST_LINE = MEGABYTE
 LONGEST_TEXT = MEGABYTE
 """Bytes of a .txt with captions."""
 LABELS = ("kind", "colour", "background")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -17,10 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.alignment import Alignment
+from nulltext.arrays import ImageLike
 from nulltext.attention.blend import LocalBlend
 from nulltext.editors import Editor, PromptToPrompt
 from nulltext.errors import OptionError
-from nulltext.regions import check_mask
+from nulltext.masks import mask_tensor
 from nulltext.strength import pull_at
 
 
@@ -52,7 +53,7 @@ class EditSpec:
         weights: Mapping[str, float] | None = None,
         alignment: Alignment | None = None,
         blend: LocalBlend | None = None,
-        mask: Tensor | None = None,
+        mask: ImageLike | None = None,
         pull: float = 0.0,
         *,
         editor: Editor | None = None,
@@ -61,8 +62,15 @@ class EditSpec:
     ) -> None:
         """`cross_steps` to `alignment` are short for the fields of `editor=PromptToPrompt(...)`.
 
+        Args:
+            mask: over the crop that was inverted (of one over the photo, pass `mask_for`'s): a
+                file, a PIL image, or an array or tensor [H, W]. Bools, and integers that are 0 or
+                some k, are hard masks; other integers are of 255 (or 65535), floats in [0, 1].
+                Coloured masks may have one colour on black.
+
         Raises:
             OptionError: a value is out of range, or given both here and in the editor.
+            ImageError: the mask cannot be read, or has labels or several colours.
         """
         given: dict[str, Any] = {
             "cross_steps": cross_steps,
@@ -77,8 +85,6 @@ class EditSpec:
             )
         if not pull >= 0.0:
             raise OptionError(f"The pull is {pull:g}; choose a number from 0 up.")
-        if mask is not None:
-            check_mask(mask)
         if guidance_scale is not None and not 0.0 <= guidance_scale < float("inf"):
             raise OptionError(
                 f"The target's guidance is {guidance_scale:g}; choose a number from 0 up."
@@ -88,7 +94,7 @@ class EditSpec:
             "editor": PromptToPrompt(**short) if editor is None else editor,
             "guidance_scale": guidance_scale,
             "blend": blend,
-            "mask": mask,
+            "mask": None if mask is None else mask_tensor(mask),
             "pull": pull,
             "parent": parent,
         }

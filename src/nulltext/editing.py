@@ -15,6 +15,7 @@ Source: Hertz et al. 2022, alg. 1; Mokady et al. 2023, sec. 3.3 (the null embedd
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.edit_spec import EditSpec as EditSpec
 from nulltext.errors import OptionError
 from nulltext.guidance import guided_evaluations, is_guided
-from nulltext.images import from_uint8, psnr
+from nulltext.images import from_uint8, psnr, to_uint8
 from nulltext.lineage import Row, rows_of
 from nulltext.lineage import check_specs as check_specs
 from nulltext.logs import timed
+from nulltext.masks import check_lies_on
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import (
@@ -44,6 +46,9 @@ from nulltext.sampling import (
 from nulltext.targets import Eyes, OnMaps, Targets, watched
 
 logger = logging.getLogger(__name__)
+
+FAINT = 0.05
+"""Share of a change below which a mask is taken for the reason that nothing is seen of it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Edit:
     masks: Tensor
     """[K, h, w] in [0, 1], on the latents' grid: where each target was free at the last step, in a
     chain also where those before it were; ones without a blend and a mask."""
+    unchanged: tuple[str | None, ...]
+    """For each target, why its picture is the reconstruction, pixel by pixel; None if it is not."""
 
 
 def edit(
@@ -82,7 +89,8 @@ def edit(
         InversionFileError: the inversion belongs to another model.
         PromptError: a target is empty, too long, lacks a word that an option names, or says the
             same as what it starts from, without weights.
-        OptionError: there is no target, or an option does not fit the model or the chain.
+        OptionError: there is no target, or an option does not fit the model or the chain, or a mask
+            lies over the photo where it should over the crop.
         NumericalError: the latents became infinite or NaN.
     """
     listed = [specs] if isinstance(specs, str | EditSpec) else specs
@@ -108,6 +116,9 @@ def edit_steps(
     """
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
+    for mask in (earlier.mask for spec in specs for earlier in spec.line):
+        if mask is not None:
+            check_lies_on(mask, inversion)
     started = time.perf_counter()
     model = model_of(model, inversion)
     header, conditions = inversion.header, Conditions.of(model, inversion)
@@ -136,16 +147,52 @@ def edit_steps(
         "edit: targets: %d, %d steps, %d UNet evaluations, %.2f s",
         *(len(specs), inversion.num_steps, evaluations, time.perf_counter() - started),
     )
-    latents = targets.latents[order]
+    drawn = (source, targets.latents[order])
+    return _decoded(model, inversion, specs, *drawn, targets.masks()[order].cpu(), evaluations)
+
+
+def _decoded(
+    model: LatentDiffusion,
+    inversion: Inversion,
+    specs: Sequence[EditSpec],
+    source: Tensor,
+    latents: Tensor,
+    masks: Tensor,
+    evaluations: int,
+) -> Edit:
+    """The pictures of latents: the source's [1, C, h, w] and the targets' [K, C, h, w]."""
     with timed(logger, "decode: %d pictures", 1 + len(specs)):
         reconstruction = model.decode(source).cpu()
         images = torch.cat([model.decode(row).cpu() for row in latents.split(1)])
+    same = to_uint8(reconstruction)
     return Edit(
         images=images,
         reconstruction=reconstruction,
         psnr_reconstruction=psnr(reconstruction, from_uint8(inversion.photo)),
         unet_evaluations=evaluations,
-        masks=targets.masks()[order].cpu(),
+        masks=masks,
+        unchanged=tuple(
+            _why_unchanged(spec, free) if torch.equal(to_uint8(image), same) else None
+            for spec, free, image in zip(specs, masks, images, strict=True)
+        ),
+    )
+
+
+def _why_unchanged(spec: EditSpec, free: Tensor) -> str:
+    """Why an edit is the reconstruction, for a person.
+
+    Args: free: [h, w] in [0, 1], where it was free at the last step.
+    """
+    if math.isinf(spec.pull):
+        return "at strength 0 (an infinite pull) an edit is its source: choose a higher strength"
+    if spec.blend is not None and not free.any():
+        words = ", ".join(spec.blend.words)
+        return f"the blend of {words} is empty (0 % of the picture): lower its threshold"
+    if float(free.max()) < FAINT:
+        return f"its mask is hardly more than black ({100 * free.max():.1f} %): paint it white"
+    return (
+        "the model draws the same picture for both prompts: choose other words, a higher strength, "
+        "or weights further from 1"
     )
 
 

@@ -1,45 +1,219 @@
 """Masks that a person supplies: white where the photo may change.
 
-A mask m in [0, 1] is the file's luminance times its opacity, so a drawing on a transparent sheet
-works as well. It is laid on the photo, or on the crop, whichever has its proportions.
+    pixels                               m
+    grey v of at most V (1, 255, 65535)  v / V: white may change, grey partly, black not at all
+    two values, 0 and k                  hard: 1 where v = k, whatever k
+    shades of one colour on black        the same, with that colour for white
+    float                                v, in [0, 1]
+
+Opacity counts as a factor, so a drawing on a transparent sheet works as well. What has labels or
+several colours is refused, since which of them may change is not in it. A mask is laid on the
+photo, or on the crop, whichever has its proportions.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 from torch import Tensor
 
-from nulltext.errors import ImageError
+from nulltext.arrays import Array, ImageLike, mask_of
+from nulltext.errors import ImageError, OptionError
 from nulltext.images import CropBox, largest_centred
-from nulltext.photos import Photo, load_photo
+from nulltext.photos import MAX_PIXELS, decoded, opened
+
+if TYPE_CHECKING:
+    from nulltext.record import Inversion
 
 CONTEXT = 2.0
 """Sides of an automatic crop in sides of what is masked: the model needs the surroundings, too."""
+MOST_LABELS = 32
+"""Values up to which a mask without white holds labels rather than shades; also the least shade
+that stands for no label beside white."""
+ONE_COLOUR = 1 / 4
+"""How far from shades of one colour a channel may be, in parts of its brightest pixel: JPEG errs by
+less, other colours by more."""
+DIM = 0.9
+"""Part of white below which a mask's brightest value is pointed out."""
 
 
-def load_mask(source: str | Path | Image.Image) -> Image.Image:
-    """Read a mask as mode L: 255 where the photo may change.
+def load_mask(source: ImageLike) -> Image.Image:
+    """Read a mask as mode L: 255 where the photo may change. See `read_mask`."""
+    return read_mask(source)[0]
+
+
+def read_mask(source: ImageLike) -> tuple[Image.Image, str | None]:
+    """A mask as mode L, 255 where the photo may change, and what is to be said of its reading.
+
+    Args:
+        source: a file (as of a photo, or a .npy), a PIL image, or an array or tensor [H, W] of
+            bool, any integer type, or float in [0, 1].
 
     Raises:
-        ImageError: it cannot be read, is black (or transparent) or white everywhere.
+        ImageError: it cannot be read, has one value everywhere, or has labels or several colours.
     """
-    name = "The mask" if isinstance(source, Image.Image) else f"The mask '{source}'"
-    grey = _luminance(load_photo(source))
-    low, high = grey.getextrema()
+    with opened(source, MAX_PIXELS, mask_of) as (image, called, path):
+        name = "The mask" if path is None else f"The mask {called}"
+        pixels = decoded(image, called, path, MAX_PIXELS)
+        if pixels.mode not in ("1", "L", "F") and not pixels.mode.startswith("I"):
+            pixels = _shades(pixels, name)
+        values, note = _scaled(np.asarray(pixels), name)
+        return Image.fromarray(values), note
+
+
+def mask_tensor(mask: ImageLike) -> Tensor:
+    """A mask [H, W], float32, in [0, 1]; floats are taken as they are.
+
+    Args: mask: see `read_mask`.
+
+    Raises:
+        OptionError: its shape or range is no mask's, or it is zero or one everywhere.
+        ImageError: see `read_mask`.
+    """
+    if isinstance(mask, np.ndarray) and mask.dtype.kind == "f":
+        mask = torch.from_numpy(np.ascontiguousarray(mask))
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return torch.from_numpy(np.array(load_mask(mask))).float() / 255
+    while mask.ndim > 2 and mask.shape[0] == 1:
+        mask = mask[0]
+    if mask.ndim != 2 or mask.numel() == 0:
+        raise OptionError(f"The mask has shape {list(mask.shape)}; expected [H, W].")
+    low, high = float(mask.min()), float(mask.max())
+    if not (low >= 0 and high <= 1):
+        raise OptionError(
+            f"The mask goes from {low:g} to {high:g}; expected 0 to 1. Divide 255ths by 255, and "
+            "of logits pass mask > 0."
+        )
+    if high == 0:
+        raise OptionError("The mask is empty: nothing may change; paint white what may.")
+    if low == 1:
+        raise OptionError("The mask is white everywhere, so it masks nothing; leave it out.")
+    return mask.float()
+
+
+def mask_for(inversion: Inversion, mask: ImageLike) -> Tensor:
+    """A mask of the whole photo, or of its crop, as `EditSpec` takes it: over the crop.
+
+    Args: mask: see `read_mask`; of the photo's or the crop's proportions.
+
+    Returns: [H, W], float32, in [0, 1].
+
+    Raises:
+        ImageError: it cannot be read, has other proportions, or marks nothing inside the crop.
+    """
+    header = inversion.header
+    size = (header.image_size[0], header.image_size[1])
+    return mask_on_crop(load_mask(mask), size, CropBox.from_list(header.crop))
+
+
+def check_lies_on(mask: Tensor, inversion: Inversion) -> None:
+    """Refuse a mask of the photo's proportions where the crop has others.
+
+    Raises:
+        OptionError: so it is.
+    """
+    header, shape = inversion.header, (mask.shape[-1], mask.shape[-2])
+    crop = CropBox.from_list(header.crop)
+    photo_size = (header.image_size[0], header.image_size[1])
+    if not _similar(shape, (crop.width, crop.height)) and _similar(shape, photo_size):
+        raise OptionError(
+            f"The mask is {shape[0]} x {shape[1]} px, of the photo's proportions, but only the "
+            f"crop {crop} was inverted: pass mask_for(inversion, mask)."
+        )
+
+
+def _scaled(values: Array, name: str) -> tuple[Array, str | None]:
+    """Values of any range as 0..255, by the module's table, and a note where that is a guess."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):
+            raise ImageError(f"{name} goes from {low:g} to {high:g}: expected floats from 0 to 1.")
+        values = np.rint(values * 255).astype(np.uint8)
+        return _not_even(values, 255, name), None
+    if low < 0:
+        raise ImageError(f"{name} goes from {low} to {high}: expected nothing below 0.")
+    full = 1 if values.dtype == bool else 255 if high <= 255 else 65535
+    values = _not_even(values, 1 if high == 1 else full, name)
+    if ((values == 0) | (values == high)).all():
+        note = f"{name} has the values 0 and {high} alone, which are read as black and white."
+        return (values != 0) * np.uint8(255), None if high in (1, full) else note
+    if high > full:
+        raise ImageError(f"{name} goes from {low} to {high}: expected at most 65535.")
+    levels, counts = np.unique(values, return_counts=True)
+    rest = (levels != 0) & (levels != full)
+    dim = high < full / 2 and len(levels) <= MOST_LABELS
+    beside = rest.sum() > 1 and levels[rest].max() < MOST_LABELS
+    if dim or (beside and counts[rest].sum() > counts[-1]):
+        raise ImageError(
+            f"{name} has the values {_some(levels.tolist())}, as images of labels do: make what "
+            f"may change white ({full}) and all else black, in numpy by mask == {levels[rest][-1]}."
+        )
+    note = f"The brightest value of {name[0].lower()}{name[1:]} is {high} of {full}, so no pixel "
+    note += f"may change by more than {100 * int(high) / full:.0f} %."
+    table = np.rint(np.arange(full + 1) * (255 / full)).astype(np.uint8)
+    return table[values], note if high < DIM * full else None
+
+
+def _not_even(values: Array, white: int, name: str) -> Array:
+    """Refuse a mask of one value."""
+    low, high = int(values.min()), int(values.max())
+    if low != high:
+        return values
     if high == 0:
         raise ImageError(f"{name} is black everywhere: paint white what may change.")
-    if low == 255:
-        raise ImageError(f"{name} is white everywhere and masks nothing: leave it out.")
-    return grey
+    what = "white" if high == white else f"one shade ({high} of {white})"
+    raise ImageError(f"{name} is {what} everywhere and masks nothing: leave it out.")
 
 
-def _luminance(photo: Photo) -> Image.Image:
-    grey = (photo.straight or photo.image).convert("L")
-    return grey if photo.alpha is None else ImageChops.multiply(grey, photo.alpha)
+def _shades(image: Image.Image, name: str) -> Image.Image:
+    """Grey, or shades of one colour on black, as mode L; the opacity is a factor.
+
+    Raises:
+        ImageError: there are several colours.
+    """
+    if image.mode == "La":  # premultiplied; Pillow only knows the way back to LA
+        image = image.convert("LA")
+    transparent = image.has_transparency_data
+    rgb = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    if transparent:
+        opacity = rgb[..., 3:].astype(np.uint16)
+        rgb = ((rgb[..., :3] * opacity + 127) // 255).astype(np.uint8)
+    value = rgb.max(axis=-1)
+    colour = rgb.reshape(-1, 3)[int(value.argmax())]
+    most = max(int(colour.max()), 1)
+    grey = most - int(colour.min()) <= ONE_COLOUR * most
+    several = not grey and image.mode == "P" and len(np.unique(np.asarray(image))) > 2
+    for channel, part in zip(np.moveaxis(rgb, -1, 0), colour.tolist(), strict=True):
+        expected = np.rint(np.arange(256) * (part / most)).astype(np.int16)[value]
+        np.subtract(channel, expected, out=expected)
+        several |= max(expected.max(), -expected.min()) > ONE_COLOUR * most
+    if several:
+        raise ImageError(
+            f"{name} has several colours ({_colours(image)}), and which of them may change is not "
+            "in it: make that white and all else black."
+        )
+    if grey:
+        return Image.fromarray(rgb).convert("L")
+    return Image.fromarray(np.rint(np.arange(256) * (255 / most)).astype(np.uint8)[value])
+
+
+def _colours(image: Image.Image) -> str:
+    """Some of an image's colours, of a palette with their labels."""
+    if image.mode == "P":
+        palette = np.reshape(image.getpalette() or [], (-1, 3))
+        labels = np.unique(np.asarray(image)).tolist()
+        return _some([f"label {i}: #{palette[i].astype(np.uint8).tobytes().hex()}" for i in labels])
+    few = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.NEAREST))
+    found, counts = np.unique(few.reshape(-1, 3), axis=0, return_counts=True)
+    return _some([f"#{found[i].tobytes().hex()}" for i in np.argsort(-counts, kind="stable")])
+
+
+def _some(values: list[int] | list[str]) -> str:
+    """Values for a message, which holds the first eight."""
+    return ", ".join(map(str, values[:8])) + (", \u2026" if len(values) > 8 else "")
 
 
 def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -> Tensor:

@@ -1,4 +1,4 @@
-"""A photo is upright RGB pixels, read from a file of any common raster format.
+"""A photo is upright RGB pixels, read from a file of any common raster format, or from an array.
 
 Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning. Of 16
 bits, grey is rounded to v / 257 and colour keeps its high byte (PPM: rounded, too): both reach from
@@ -13,18 +13,22 @@ import contextlib
 import hashlib
 import io
 import os
-import re
-import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from nulltext.arrays import NPY, Array, ImageLike, image_of, is_tensor, read_npy
 from nulltext.errors import ImageError, reason_of
+from nulltext.picture_files import HEIC, check_regular_file, refuse_foreign, refuse_raw_tags
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_PIXELS = 120_000_000
 """Largest photo that is decoded, in pixels: above all but a few cameras, in about 1 GiB."""
@@ -39,15 +43,6 @@ MIN_SIDE = 8
 
 # Raster decoders only: EPS and PDF would start an interpreter. MPO is opened by the JPEG plugin.
 _READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
-_FOREIGN = {
-    "PDF": rb"%PDF",
-    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
-    "PSD": rb"8BPS",
-    "SVG": rb"<svg|<\?xml",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "HEIC": rb"....ftyp(?:he[iv][cmsx]|(?:mif1|msf1)(?!.*avif))",
-}
 _TO_UPRIGHT = {  # EXIF 2.32, tag 0x0112: the value says how the stored pixels lie
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,6 +53,10 @@ _TO_UPRIGHT = {  # EXIF 2.32, tag 0x0112: the value says how the stored pixels l
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+
+
+PhotoLike: TypeAlias = "Photo | ImageLike"
+"""What is taken for a photo; see `load_photo`."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +87,89 @@ class Photo:
         return digest.hexdigest()
 
 
-def load_photo(source: str | Path | Image.Image, *, max_pixels: int | None = None) -> Photo:
+def load_photo(source: PhotoLike, *, max_pixels: int | None = None) -> Photo:
     """Read a photo of any common raster format, first frame, upright, as RGB.
 
+    Args:
+        source: a file (JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, AVIF; HEIC with the extra `heif`; an
+            array saved as .npy), a PIL image, a numpy array ([H, W], [H, W, 3] or [H, W, 4]), a
+            torch tensor ([H, W], [3, H, W] or [1, 3, H, W]), or a photo, which is returned. Arrays
+            and tensors are uint8, or float in [0, 1].
+        max_pixels: the most that are decoded; `MAX_PIXELS` by default.
+
     RGB values are left as they are, beside their ICC profile. CMYK goes to sRGB through its profile
-    where that is usable, 16-bit grey is divided by 257 and rounded. Raises ImageError, one sentence
-    that names the file, for whatever cannot be read, or has more than `max_pixels`
-    (`MAX_PIXELS` by default), which is seen before any of them is decoded.
+    where that is usable, 16-bit grey is divided by 257 and rounded.
+
+    Raises:
+        ImageError: one sentence that names the file, for whatever cannot be read, or has more than
+            `max_pixels`, which is seen before any of them is decoded.
     """
+    if isinstance(source, Photo):
+        return source
     most = MAX_PIXELS if max_pixels is None else max_pixels
+    with opened(source, most) as (image, name, path):
+        return _to_photo(image, name, path, most)
+
+
+@contextlib.contextmanager
+def opened(
+    source: ImageLike,
+    max_pixels: int,
+    of_array: Callable[[Array | Tensor, str], Image.Image] = image_of,
+) -> Iterator[tuple[Image.Image, str, Path | None]]:
+    """An image that is not decoded yet, what messages call it, and its file, if it has one.
+
+    Args:
+        of_array: what makes an image of an array.
+
+    Raises:
+        ImageError: what is given is no image, or the block meets damaged bytes.
+    """
     if isinstance(source, Image.Image):
         with _decoder_errors("The given image"):
-            return _to_photo(source, "The given image", None, most)
+            yield source, "The given image", None
+        return
+    if isinstance(source, np.ndarray) or is_tensor(source):
+        name = "The given array" if isinstance(source, np.ndarray) else "The given tensor"
+        yield of_array(source, name), name, None  # type: ignore[arg-type]
+        return
+    if not isinstance(source, str | Path):
+        raise ImageError(
+            f"A {type(source).__name__} is no image: give a path, a PIL image, a numpy array or a"
+            " tensor."
+        )
     path, name = Path(source), f"'{source}'"
     with _decoder_errors(name):
-        _check_regular_file(path, name)
-        Image.init()  # registers the optional decoders, so that the list holds what there is
-        formats = [key for key in _READABLE if key in Image.OPEN]
+        check_regular_file(path, name)
         with _Sized(path.open("rb", buffering=0)) as file:
-            _refuse_foreign(file.read(64), name)
-            with Image.open(file, formats=formats) as image:
-                return _to_photo(image, name, path, most)
+            head = file.read(64)
+            refuse_foreign(head, path.suffix, name)
+            file.seek(0)
+            if head.startswith(NPY):
+                array = read_npy(file, path.stat().st_size, name, max_pixels)
+                yield of_array(array, name), name, path
+                return
+            with _open_heic(file, name) if HEIC.match(head) else _open(file) as image:
+                refuse_raw_tags(getattr(image, "tag_v2", None), name)
+                yield image, name, path
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    Image.init()  # registers the optional decoders, so that the list holds what there is
+    return Image.open(file, formats=[key for key in _READABLE if key in Image.OPEN])
+
+
+def _open_heic(file: IO[bytes], name: str) -> Image.Image:
+    """By its decoder, an extra."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise ImageError(
+            f"{name} is HEIC, whose decoder is not installed: pip install 'nulltext[heif]', or"
+            " convert it to JPEG or PNG."
+        ) from error
+    image: Image.Image = HeifImageFile(file)
+    return image
 
 
 class _Sized(io.BufferedReader):
@@ -138,7 +199,7 @@ def _decoder_errors(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not an image, or it is truncated or damaged: give a complete file of"
-            f" {', '.join(_READABLE)}."
+            f" {', '.join(_READABLE)} or HEIC."
         ) from error
     except Exception as error:  # decoders meet bad bytes with a dozen exception types
         raise ImageError(
@@ -173,31 +234,19 @@ def _check_size(image: Image.Image, name: str, path: Path | None, max_pixels: in
         )
 
 
-def _check_regular_file(path: Path, name: str) -> None:
-    """Refuse what opening would hang on or misread: folders, pipes, devices, empty files."""
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"{name} is a folder: give the path of one image file.")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{name} is not a regular file: save the image to disk first.")
-    if status.st_size == 0:
-        raise ImageError(f"{name} is empty (0 bytes): fetch or export it again.")
-
-
-def _refuse_foreign(head: bytes, name: str) -> None:
-    """Name the formats that people do pass and that are not decoded here."""
-    for kind, magic in _FOREIGN.items():
-        if re.match(magic, head, re.DOTALL):
-            raise ImageError(f"{name} is {kind}, which is not read: convert it to JPEG or PNG.")
+def decoded(image: Image.Image, name: str, path: Path | None, max_pixels: int) -> Image.Image:
+    """Check the header's size, decode every pixel and turn them upright."""
+    _check_size(image, name, path, max_pixels)
+    image.load()
+    method = _TO_UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
 
 
 def _to_photo(image: Image.Image, name: str, path: Path | None, max_pixels: int) -> Photo:
-    """Check the header's size, decode every pixel, turn upright and split off the alpha."""
-    _check_size(image, name, path, max_pixels)
-    image.load()
+    """Decode, and split off the alpha."""
+    upright = decoded(image, name, path, max_pixels)
     profile = image.info.get("icc_profile") or b""
-    method = _TO_UPRIGHT.get(_orientation(image))
-    colours, alpha = _to_rgb(image if method is None else image.transpose(method), profile, name)
+    colours, alpha = _to_rgb(upright, profile, name)
     colours.info.clear()  # stale EXIF or transparency must not reach an output
     # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
     kept = profile if profile[16:20] == b"RGB " else None

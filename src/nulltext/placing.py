@@ -69,6 +69,8 @@ class Placed:
     """Decibels against the original where nothing was to change; infinite if nothing did."""
     mask_fraction: float
     """Share of the latents that were free to change."""
+    unchanged: str | None
+    """Why nothing was edited, in one sentence; None where something was."""
 
 
 def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) -> Placed:
@@ -83,12 +85,26 @@ def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) 
     else:
         image = to_pil(picture)
     original = canvas.photo.straight or canvas.photo.image
+    changed = changed_fraction(original, image)
     return Placed(
         image,
         spec,
-        changed_fraction(original, image),
+        changed,
         psnr_outside(original, image, weight, canvas.box),
         float(edit.masks[row].mean()),
+        edit.unchanged[row] or (None if changed else _why_unseen(weight)),
+    )
+
+
+def _why_unseen(weight: Tensor) -> str:
+    """Why an edit that differs from the reconstruction does not show in its canvas."""
+    if not weight.any():
+        return (
+            "what may change lies where an edit fades out towards the crop's border: move the crop"
+        )
+    return (
+        "the model draws the same pixels where they may change: choose other words or a higher "
+        "strength, or let more of the photo change"
     )
 
 

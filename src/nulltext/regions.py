@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate
 
 from nulltext.attention.blend import PromptTokens, blend_mask
-from nulltext.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -66,28 +65,6 @@ class Region:
             assert maps is not None
             share = share * blend_mask(maps, self.words.tokens, self.words.threshold, size)
         return share
-
-
-def check_mask(mask: Tensor) -> None:
-    """Refuse what is no mask, or one that means nothing.
-
-    Args:
-        mask: [H, W] in [0, 1], float; 1 where the picture may change.
-
-    Raises:
-        OptionError: it has another shape or range, is zero everywhere or one everywhere.
-    """
-    if mask.ndim != 2 or not mask.is_floating_point():
-        raise OptionError(
-            f"The mask has shape {tuple(mask.shape)} and type {mask.dtype}; expected [H, W], float."
-        )
-    low, high = float(mask.min()), float(mask.max())
-    if not (low >= 0 and high <= 1):
-        raise OptionError(f"The mask goes from {low:g} to {high:g}; expected 0 to 1.")
-    if high == 0:
-        raise OptionError("The mask is empty: nothing may change; paint white what may.")
-    if low == 1:
-        raise OptionError("The mask is white everywhere, so it masks nothing; leave it out.")
 
 
 def on_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from nulltext.captioning.vision import embed, width_of
 from nulltext.errors import ModelError, OptionError
 from nulltext.images import CropBox, largest_centred_square
 from nulltext.logs import timed
-from nulltext.photos import Photo, load_photo
+from nulltext.photos import Photo, PhotoLike, load_photo
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -129,13 +128,14 @@ class Captioner:
     @torch.no_grad()
     def caption(
         self,
-        photo: Photo | Image.Image | str | Path,
+        photo: PhotoLike,
         crop: CropBox | None = None,
         beams: int = BEAMS,
     ) -> str:
         """What the photo shows, without a full stop; may be empty.
 
         Args:
+            photo: see `load_photo`.
             crop: the part that is looked at; by default all, of which the middle is seen.
             beams: sentences kept side by side; 1 takes the likeliest token each time.
 
@@ -145,7 +145,7 @@ class Captioner:
         """
         if beams < 1:
             raise OptionError(f"The number of beams is {beams}; expected 1 or more.")
-        seen = photo if isinstance(photo, Photo) else load_photo(photo)
+        seen = load_photo(photo)
         box = crop or CropBox(0, 0, *seen.size)
         box.check_inside(seen.size)
         with timed(logger, "caption: %s, %d beams", self.name, beams):

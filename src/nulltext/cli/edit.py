@@ -25,6 +25,7 @@ from nulltext.cli.options import (
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import obtain_inversion, output_paths, with_words
+from nulltext.execution.figures import percent
 from nulltext.execution.order import Order, Pictures, notes_of, pictures_of
 from nulltext.execution.request import Opened
 from nulltext.models.choice import ModelChoice
@@ -151,7 +152,7 @@ def _edit(
         check_readable(loaded, "--source", opened.prompt)
     else:
         loaded.tokenize(opened.prompt)  # it may be empty, which only a saved one's may
-    for said in notes_of(loaded, order, opened):
+    for said in [*filter(None, [opened.mask_note]), *notes_of(loaded, order, opened)]:
         reporter.note(said)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     everything = [*specs, *(sweep.specs if sweep else [])]
@@ -192,8 +193,15 @@ def _report(
             + f"Edited in {seconds[1]:.1f} s.",
             f"Reconstruction {decibels(figures['psnr_reconstruction'])}; "
             f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
-            f"Changed {100 * figures['changed_fraction']:.1f} % of the pixels; elsewhere "
-            f"{decibels(figures['psnr_outside'])}.",
+            _changed(figures),
             *[f"Saved {path}" for path in [*outputs, *filter(None, further)]],
         ],
     )
+
+
+def _changed(figures: dict[str, Any]) -> str:
+    """How much of the photo the edits changed, for a person."""
+    if all(figures["unchanged"]):
+        return "Changed nothing."
+    share, outside = percent(figures["changed_fraction"]), decibels(figures["psnr_outside"])
+    return f"Changed {share} of the pixels; elsewhere {outside}."

@@ -105,6 +105,7 @@ class Pictures:
             "changed_fraction": max(one.changed_fraction for one in self.wanted),
             "psnr_outside": min(one.psnr_outside for one in self.wanted),
             "mask_fraction": [one.mask_fraction for one in self.wanted],
+            "unchanged": [one.unchanged for one in self.wanted],
         }
 
     @property

@@ -123,6 +123,8 @@ class Opened:
     saved: Inversion | None
     mask: Tensor | None
     """[box.height, box.width] in [0, 1]."""
+    mask_note: str | None
+    """What is to be said of how the mask was read."""
     captioned: bool = False
     """Whether a captioner wrote the source prompt."""
 
@@ -134,13 +136,13 @@ class Opened:
             UserError: one of them cannot be read, or they do not belong together.
         """
         from nulltext.images import CropBox
-        from nulltext.masks import load_mask, mask_on_crop
+        from nulltext.masks import mask_on_crop, read_mask
         from nulltext.photos import load_photo
         from nulltext.placing import check_same_photo
         from nulltext.record import Inversion
 
         photo: Photo | None
-        drawn = None if request.mask is None else load_mask(request.mask)
+        drawn, note = (None, None) if request.mask is None else read_mask(request.mask)
         if request.inversion is None:
             photo, box, size, saved = *_cropped(request, drawn), None
         else:
@@ -156,7 +158,7 @@ class Opened:
             box = CropBox.from_list(saved.header.crop)
             size = (saved.header.image_size[0], saved.header.image_size[1])
         mask = None if drawn is None else mask_on_crop(drawn, size, box)
-        return cls(request, photo, box, saved, mask)
+        return cls(request, photo, box, saved, mask, note)
 
     @property
     def prompt(self) -> str:

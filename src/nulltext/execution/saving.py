@@ -18,12 +18,12 @@ from nulltext.strip import Block, Tile, comparison_strip, labelled_grid
 
 
 def remark(placed: Placed) -> str | None:
-    """What is odd about a local blend's mask, for a person."""
+    """What is odd about an edit or its local blend, for a person."""
+    if placed.unchanged:
+        return f'Note: "{placed.spec.target}" changed nothing: {placed.unchanged}.'
     if placed.spec.blend is None:
         return None
     words = ", ".join(placed.spec.blend.words)
-    if placed.mask_fraction == 0:
-        return f"Note: the blend of {words} is empty (0 % of the picture): lower --blend-threshold."
     if placed.mask_fraction == 1:
         return (
             f"Note: the blend of {words} covers all of the picture (100 %) and holds nothing back: "

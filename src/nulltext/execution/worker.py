@@ -120,7 +120,7 @@ class Worker:
                 **pictures.figures,
                 "seconds_edit": round(seconds, 3),
                 "unet_evaluations_edit": pictures.edit.unet_evaluations,
-                "remarks": [*notes, *pictures.remarks],
+                "remarks": [*filter(None, [opened.mask_note]), *notes, *pictures.remarks],
             }
         )
 

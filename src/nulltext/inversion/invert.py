@@ -20,9 +20,10 @@ from nulltext.header import InversionHeader
 from nulltext.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
 from nulltext.inversion.partial import Partial, keeping
-from nulltext.inversion.request import InversionRequest, PhotoLike
+from nulltext.inversion.request import InversionRequest
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.photos import PhotoLike
 from nulltext.record import Inversion, StepInfo, run
 from nulltext.sampling import replay_steps
 
@@ -79,8 +80,9 @@ def invert(
     """Invert a photo, or several at once.
 
     Args:
-        photo: a file, a PIL image, or a loaded photo of any size; or a list of these, which are
-            worked on side by side, to rounding as if one by one.
+        photo: a file, a PIL image, an array or tensor (see `load_photo`), or a loaded photo of any
+            size; or a list of these, which are worked on side by side, to rounding as if one by
+            one.
         prompt: what the photo shows, in the words that will be edited; a list for a list. It may
             be empty, for comparison: then there are no words to change, only some to add.
         method: a name ("null-text", "ddim", "direct", … see `inversion.registry`) or a method with

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from nulltext.defaults import NUM_STEPS
 from nulltext.errors import OptionError
@@ -14,14 +13,8 @@ from nulltext.images import CropBox
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import Plan, planned
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import Photo, load_photo
+from nulltext.photos import Photo, PhotoLike, load_photo
 from nulltext.version import __version__
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-PhotoLike: TypeAlias = "Photo | str | Path | Image.Image"
-"""A file, a PIL image, or a loaded photo."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class InversionRequest:
         plan.method.check(scale)
         model.schedule.timesteps(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
-        loaded = photo if isinstance(photo, Photo) else load_photo(photo)
+        loaded = load_photo(photo)
         box = crop or box_for(loaded.size, size)
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)

@@ -217,15 +217,14 @@ def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
 def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     target = placed.spec.target
     notes = notes_on_prompts(model, [source, target], [(source, target)])
-    return " ".join(filter(None, [*notes, _remark_on_blend(placed)])) or None
+    nothing = f"Nothing changed: {placed.unchanged}." if placed.unchanged else None
+    return " ".join(filter(None, [*notes, nothing or _remark_on_blend(placed)])) or None
 
 
 def _remark_on_blend(placed: Placed) -> str | None:
-    if placed.spec.blend is None or 0 < placed.mask_fraction < 1:
+    if placed.spec.blend is None or placed.mask_fraction < 1:
         return None
     words = ", ".join(placed.spec.blend.words)
-    if placed.mask_fraction == 0:
-        return f"“{words}” looks nowhere strongly enough: lower the threshold."
     return f"“{words}” looks everywhere, so nothing is held back: raise the threshold, or paint."
 
 
