@@ -191,6 +191,27 @@ def test_a_plain_folder_with_captions_or_with_texts(tmp_path):
     assert (bird.target, bird.mask) == ("a bat", tmp_path / "m.png")
 
 
+def test_files_with_carriage_returns_read_as_without(tmp_path):
+    save_pictures(tmp_path, "a.png", "b.jpg")
+    lines = [{"file": "a.png", "captions": ["a cat", "a pet"]}, {"file": "b.jpg", "caption": "x"}]
+    texts = {
+        "captions.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
+        "edits.jsonl": json.dumps({"file": "b.jpg", "target": "a wolf"}) + "\n",
+        "a.txt": "a cat\na grey cat\n",
+    }
+    read = []
+    for end in ("\n", "\r\n"):
+        for name, text in texts.items():
+            (tmp_path / name).write_bytes(text.replace("\n", end).encode())
+        read.append(read_items(tmp_path))
+        (tmp_path / "captions.jsonl").unlink()
+        (tmp_path / "edits.jsonl").unlink()
+        read.append(read_items(tmp_path))
+    assert read[:2] == read[2:]
+    assert [item.captions for item in read[2]] == [("a cat", "a pet"), ("x",)]
+    assert [item.captions for item in read[3]] == [("a cat", "a grey cat")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
