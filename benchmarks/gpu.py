@@ -126,14 +126,15 @@ def loop_part(
         bench.models.clear()  # the one that it is a copy of
     problem = problem_of(model, steps)
     gradient_norm(model, problem.latents, problem.prompt_embeds)  # kernels are chosen now
+    model = model.counted(batch)
     peak, started = Peak(model.device), time.perf_counter()
     if batch == 1:
-        solutions = [run(method.steps(model, problem), bench.check)]
+        run(method.steps(model, problem), bench.check)
     else:
         assert isinstance(method, BatchInversionMethod)
-        solutions = run(method.batch_steps(model, [problem] * batch), bench.check)
+        run(method.batch_steps(model, [problem] * batch), bench.check)
     peak_bytes, seconds = peak.read(), time.perf_counter() - started
-    evaluations = solutions[0].unet_evaluations
+    evaluations = model.passes.total // batch
     return {
         "loop": loop,
         "method": repr(method),

@@ -3,9 +3,8 @@
     python benchmarks/reconstruction.py --data DIR --limit 32
 
 Four rows: the autoencoder alone (the bound), plain DDIM inversion replayed at w = 1 and at w = 7.5,
-and null-text inversion at w = 7.5, each with the UNet evaluations that the inversion took (a
-backward pass counts 2). Every photo's figures are appended to --rows as they are made; a rerun
-continues there.
+and null-text inversion at w = 7.5, each with the UNet evaluations that the inversion took. Every
+photo's figures are appended to --rows as they are made; a rerun continues there.
 """
 
 from __future__ import annotations

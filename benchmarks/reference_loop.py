@@ -3,7 +3,7 @@
 A straight transcription of the published loop, with what it spends: float32, explicit softmax
 attention, weights as loaded (so a backward pass also fills their gradients), the step taken before
 its loss is looked at, and two more forwards to advance under the fitted embedding. Per timestep
-with n inner steps: 1 + 3 n + 2 evaluations, and the pivot's 1.
+with n inner steps: 1 + 2 n + 2 evaluations, and the pivot's 1.
 Source: Mokady et al. 2023, algorithm 1, and the constants of the code beside it.
 """
 
@@ -56,7 +56,7 @@ class ReferenceLoop:
         total = problem.num_steps
         trajectory = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, total)
         latents, null_embed = trajectory[-1:], model.embed([""])
-        evaluations, null_embeds = total, []
+        null_embeds = []
         for index, timestep in enumerate(model.schedule.timesteps(total)):
             target = trajectory[total - index - 1][None]
             null_embed, inner = self._fit(
@@ -65,11 +65,9 @@ class ReferenceLoop:
             null_embeds.append(null_embed)
             with torch.no_grad():
                 latents = _step(model, problem, latents, null_embed, timestep)
-            evaluations += 1 + 3 * inner + 2
             yield StepInfo("optimise", index + 1, total, timestep, inner_steps=inner)
         return Solution(
             trajectory=trajectory,
-            unet_evaluations=evaluations,
             null_embeds=torch.cat(null_embeds),
             replayed=latents,
         )

@@ -18,6 +18,19 @@ from nulltext.models.known_words import KnownWords, write_words
 from nulltext.models.suggested_guidance import write_guidance
 
 
+def test_names_of_files_in_any_script(here, model, run):
+    photo, kept, made = "\u732b \U0001f408.png", "Ka\u0308tzchen 1.safetensors", "K\u00e4tzchen.png"
+    (here / "cat.png").rename(photo)
+    edit = ("edit", photo, "--source", "a cat", "--target", "a dog", "--model", model)
+    code, out, err = run(
+        *(*edit, "--steps", 1, "--method", "ddim", "--save-inversion", kept, "-o", made, "--json")
+    )
+    assert code == 0, err
+    assert json.loads(out)["outputs"] == [made]
+    assert sorted(path.name for path in here.iterdir()) == sorted([photo, kept, made])
+    assert nulltext.Inversion.load(kept).header.prompt == "a cat"
+
+
 def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
     code, out, err = run(
         *("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--model", model),

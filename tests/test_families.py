@@ -25,7 +25,7 @@ class Shared(nulltext.LatentDiffusion):
 
     said: dict = field(default_factory=dict)
 
-    def predict_noise(self, latents, timestep, prompt_embeds):
+    def predict_noise(self, latents, timestep, prompt_embeds, rows=None):
         if timestep not in self.said:
             self.said[timestep] = super().predict_noise(latents, timestep, prompt_embeds)
         return self.said[timestep].expand_as(latents)

@@ -19,6 +19,7 @@ from diffusers import (
 from PIL import Image
 
 import nulltext
+from counting import unet_passes
 from nulltext.editors import EDITORS
 from nulltext.inversion.base import Problem
 from nulltext.inversion.null_text import NullText
@@ -108,7 +109,7 @@ def test_no_solver_works_on_an_identity(tiny_sd1, solver, prediction):
     model = on_grid(tiny_sd1, timestep_spacing="linspace", prediction_type=prediction, **NOTEBOOK)
     draw = torch.Generator().manual_seed(5)
     latents = torch.randn(2, 4, 8, 8, generator=draw)
-    embeds = model.embed([PROMPT])
+    model, embeds = model.counted(2), model.embed([PROMPT])
     problems = [Problem(row[None], embeds, 3, 7.5, draw) for row in latents]
     steps, counts = [], []
     nulltext.run(
@@ -126,25 +127,15 @@ def test_no_solver_works_on_an_identity(tiny_sd1, solver, prediction):
 @pytest.mark.parametrize("name", ["global-null", "textual-pivot-shared", "model-tuning"])
 def test_shared_fits_take_no_gradient_of_an_identity(tiny_sd1, name):
     model = on_grid(tiny_sd1, timestep_spacing="linspace", **NOTEBOOK)
-    forward, backward = [], []
-
-    def watch(module, args, output):
-        forward.append(len(args[0]))
-        if output.sample.requires_grad:
-            output.sample.register_hook(lambda gradient: backward.append(len(gradient)))
-
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     problem = Problem(latents, model.embed([PROMPT]), 3, 7.5, torch.Generator().manual_seed(0))
-    losses = []
-    handle = model.unet.register_forward_hook(watch)
-    try:
+    model, losses = model.counted(), []
+    with unet_passes() as seen:
         solution = nulltext.run(
             eager(name).steps(model, problem), lambda info: losses.append(info.loss)
         )
-    finally:
-        handle.remove()
-    assert solution.unet_evaluations == sum(forward) + 2 * sum(backward)
-    assert solution.iterations == len(backward) == 2
+    assert model.passes.total == seen.total
+    assert solution.iterations == len(seen.backward) == 2
     assert losses[-1] > 0, "what the other steps left is reported"
 
 
@@ -154,10 +145,11 @@ def test_a_branch_that_counts_for_nothing_is_left_alone(tiny_sd1, solver, name, 
     draw = torch.Generator().manual_seed(5)
     latents = torch.randn(1, 4, 8, 8, generator=draw)
     problem = Problem(latents, tiny_sd1.embed([PROMPT]), 3, guidance, draw)
-    solution = nulltext.run(eager(name, solver=solver).steps(tiny_sd1, problem))
+    model = tiny_sd1.counted()
+    solution = nulltext.run(eager(name, solver=solver).steps(model, problem))
     embeds = solution.null_embeds if name == "null-text" else solution.prompt_embeds
     assert torch.equal(embeds, embeds[:1].expand_as(embeds))
-    assert (solution.iterations, solution.unet_evaluations) == (0, 3 + 3 * 2)
+    assert (solution.iterations, model.passes.total) == (0, 3 + 3 * 2)
     assert solution.replayed.isfinite().all()
 
 

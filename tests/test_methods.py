@@ -60,15 +60,8 @@ def test_negative_prompt_inversion_replays_as_without_guidance(tiny, photo, guid
 
 
 @pytest.mark.parametrize("method", ["direct", "negative-prompt"])
-def test_they_count_their_evaluations_and_edit(tiny_sd1, photo, method, tmp_path):
-    calls = []
-    handle = tiny_sd1.unet.register_forward_hook(lambda m, args, o: calls.append(len(args[0])))
-    try:
-        inversion = nulltext.invert(tiny_sd1, photo, "a cat", method=method, num_steps=3)
-    finally:
-        handle.remove()
-    replayed = 0 if method == "direct" else 6  # not part of the inversion
-    assert inversion.header.unet_evaluations == sum(calls) - replayed
+def test_they_are_saved_and_edit(tiny_sd1, photo, method, tmp_path):
+    inversion = nulltext.invert(tiny_sd1, photo, "a cat", method=method, num_steps=3)
     inversion.save(tmp_path / "i.safetensors")
     again = nulltext.Inversion.load(tmp_path / "i.safetensors")
     edit = nulltext.edit(tiny_sd1, again, ["a dog"])

@@ -331,6 +331,41 @@ def test_first_frame_of_many(tmp_path: Path, suffix: str) -> None:
     assert (pixels(load_photo(path).image) == (255, 0, 0)).all()
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_first_picture_of_a_multi_picture_jpeg(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.zeros((16, 48, 3), np.uint8)
+    stored[:, :16] = 255
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(stored).save(
+        path, "MPO", save_all=True, append_images=[Image.new("RGB", (48, 16), "red")], exif=exif
+    )
+    with Image.open(path) as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    expected = stored if orientation == 1 else np.rot90(stored, -1)
+    off = pixels(load_photo(path).image).astype(int) - expected
+    assert np.abs(off).max() < 16  # JPEG
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "K\u00e4tzchen.png",
+        "Ka\u0308tzchen.png",
+        "\u732b \u306e \u5199\u771f.png",
+        "a  cat\U0001f408.png",
+        "-cat.png",
+    ],
+)
+def test_names_of_files_in_any_script(tmp_path: Path, name: str) -> None:
+    raw = noise(8, 12, 3)
+    Image.fromarray(raw).save(tmp_path / name)
+    photo = load_photo(tmp_path / name)
+    assert (pixels(photo.image) == raw).all()
+    assert photo.path == tmp_path / name
+
+
 # --- identity -------------------------------------------------------------------------------------
 
 

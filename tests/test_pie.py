@@ -491,7 +491,7 @@ def check_rows(folder, rows, networks):
             assert len(missing) == (4 if mask.all() else 1)
             continue
         agree(row["figures"], all_by_hand(photo, edited, mask, prompts, networks))
-        assert row["cost"]["unet_evaluations"] == {"ddim": 2, "direct": 6}[row["variant"]]
+        assert row["cost"]["unet_evaluations"] == 6
         assert 5 < row["figures"]["psnr_unedited"] < 60
 
 
@@ -575,8 +575,8 @@ def test_an_estimate_counts_and_does_nothing(run, tmp_path):
         *(folder, "--estimate", "--json", "--methods", "ddim,null-text", "--inner-steps", 10)
     )
     assert code == 0
-    # T + 6 T (w = 7.5: three branches, two passes each), and 3 T + 3 T N + 6 T
-    each = 50 + 300, 150 + 1500 + 300
+    # 3 T + 4 T (w = 7.5: source and target, two passes each), and 3 T + 2 T N + 4 T
+    each = 150 + 200, 150 + 1000 + 200
     found = {"edits": 4, "rows": 8, "unet_evaluations": 4 * sum(each)}
     assert json.loads(out) == found
     assert not (tmp_path / "pie").exists()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from counting import unet_passes
 from nulltext.errors import NumericalError, OutputError
 from nulltext.evaluation import workbench
 from nulltext.evaluation.agreement import DiffusionJudge
@@ -168,22 +169,9 @@ def test_the_estimate_equals_what_the_unet_is_asked_for(tiny_sd1, photos, tmp_pa
     )
     judge = DiffusionJudge(tiny_sd1)
     schedule = plan_study([item], [item], plan, None, judge.unet_evaluations)
-    counted = []
-
-    def watch(module, args, output):
-        counted.append(len(args[0]))
-        if output.sample.requires_grad:
-            output.sample.register_hook(lambda gradient: counted.append(2 * len(gradient)))
-
-    handle = tiny_sd1.unet.register_forward_hook(watch)
-    try:
-        with open_book(tmp_path / "out", {}, fresh=False) as book:
-            *_, last = study_steps(tiny_sd1, schedule, plan, book, judge)
-    finally:
-        handle.remove()
-    assert last.evaluations == last.all_evaluations == schedule.evaluations(2)
-    # the header's figure comes from a replay of its own, which the estimate has once, not twice
-    assert sum(counted) == pytest.approx(schedule.evaluations(2), rel=0.2)
+    with unet_passes() as seen, open_book(tmp_path / "out", {}, fresh=False) as book:
+        *_, last = study_steps(tiny_sd1, schedule, plan, book, judge)
+    assert seen.total == last.evaluations == last.all_evaluations == schedule.evaluations
 
 
 ONE = ("--experiments", "reconstruction", "--methods", "bound,ddim,negative-prompt")

@@ -28,7 +28,7 @@ from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.edit_spec import EditSpec as EditSpec
 from nulltext.errors import OptionError
-from nulltext.guidance import guided_evaluations, is_guided
+from nulltext.guidance import is_guided
 from nulltext.images import from_uint8, psnr, to_uint8
 from nulltext.lineage import Row, rows_of
 from nulltext.lineage import check_specs as check_specs
@@ -62,7 +62,7 @@ class Edit:
     psnr_reconstruction: float
     """Decibels of the reconstruction against the photo's crop."""
     unet_evaluations: int
-    """Single-image UNet passes, the source's included."""
+    """That it took, the source's included; see `models.passes`."""
     masks: Tensor
     """[K, h, w] in [0, 1], on the latents' grid: where each target was free at the last step, in a
     chain also where those before it were; ones without a blend and a mask."""
@@ -120,7 +120,7 @@ def edit_steps(
         if mask is not None:
             check_lies_on(mask, inversion)
     started = time.perf_counter()
-    model = model_of(model, inversion)
+    model = model_of(model.counted(), inversion)
     header, conditions = inversion.header, Conditions.of(model, inversion)
     source = start_latents(model, inversion)
     size = (source.shape[-2], source.shape[-1])
@@ -141,8 +141,7 @@ def edit_steps(
         yield StepInfo(
             "edit", index + 1, inversion.num_steps, timestep, clean_estimate=estimate[order]
         )
-    per_step = guided_evaluations(1, header.guidance_scale) + targets.evaluations
-    evaluations = per_step * inversion.num_steps
+    evaluations = model.passes.total
     logger.info(
         "edit: targets: %d, %d steps, %d UNet evaluations, %.2f s",
         *(len(specs), inversion.num_steps, evaluations, time.perf_counter() - started),

@@ -60,8 +60,7 @@ def guided_noise(
         guidance_scale: one w, or B of them.
 
     Returns:
-        eps [B, C, h, w] in the model's precision. Costs 2 B single-image UNet evaluations, or B if
-        all w = 1.
+        eps [B, C, h, w] in the model's precision. Costs 2 B UNet evaluations, or B if all w = 1.
     """
     batch = latents.shape[0]
     prompt = prompt_embeds.expand(batch, -1, -1)
@@ -76,5 +75,5 @@ def guided_noise(
 
 
 def guided_evaluations(batch: int, guidance_scale: GuidanceScale) -> int:
-    """Single-image UNet evaluations that one `guided_noise` call costs."""
+    """UNet evaluations that one `guided_noise` call will cost; what it did cost is counted."""
     return 2 * batch if is_guided(guidance_scale) else batch

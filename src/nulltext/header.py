@@ -44,7 +44,8 @@ class InversionHeader:
     psnr_reconstruction: float
     """Decibels of the replay."""
     unet_evaluations: int
-    """Single-image UNet passes that the inversion took; a backward pass counts 2."""
+    """That the inversion took, the replay behind `psnr_reconstruction` included; see
+    `models.passes`. Older files have 2 for a backward pass, and most lack that replay."""
     seconds: float
     """Wall time of the inversion."""
     iterations: int = 0

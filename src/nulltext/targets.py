@@ -19,7 +19,7 @@ from nulltext.attention.lending import Loan, Turn
 from nulltext.attention.maps import RunningMean, StepMaps, Watched
 from nulltext.attention.processor import attach
 from nulltext.finite import check_finite
-from nulltext.guidance import guided_evaluations, guided_noise, is_guided
+from nulltext.guidance import guided_noise, is_guided
 from nulltext.lineage import Row, passes_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import Inversion
@@ -103,12 +103,6 @@ class Targets:
             num_steps=inversion.num_steps,
             rows_per_pass=model.memory.targets,
         )
-
-    @property
-    def evaluations(self) -> int:
-        """Single-image UNet passes per step."""
-        scales = [[self.guidance_scales[row] for row in rows] for rows in self.passes]
-        return sum(guided_evaluations(len(each), each) for each in scales)
 
     def loan_of(self, row: int | None, index: int) -> Loan:
         """What the source (None) or a row will lend at a step; nothing is in it yet."""

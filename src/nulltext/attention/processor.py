@@ -166,9 +166,15 @@ class ControlledProcessor:
         attention_mask: Tensor | None,
         temb: Tensor | None,
     ) -> Tensor:
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
         options = {"attention_mask": attention_mask, "temb": temb}  # not all processors take both
         given = {name: value for name, value in options.items() if value is not None}
-        output: Tensor = self.original(
+        processor = self.original
+        redirected = encoder_hidden_states is not None and not attn.is_cross_attention
+        if redirected and attn.fused_projections:  # those take one input for all three
+            processor = AttnProcessor2_0()
+        output: Tensor = processor(
             attn, hidden_states, encoder_hidden_states=encoder_hidden_states, **given
         )
         return output

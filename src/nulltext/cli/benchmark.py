@@ -147,7 +147,7 @@ def _said(schedule: Schedule, edits: int) -> str:
     there = f", {done} of them done" if done else ""
     return (
         f"{edits} edit{'' if edits == 1 else 's'}, {schedule.all_rows} rows{there}; about "
-        f"{schedule.evaluations:,} UNet evaluations to go (a backward pass counts 2)."
+        f"{schedule.evaluations:,} UNet evaluations to go."
     )
 
 

@@ -25,7 +25,6 @@ from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.evaluation.datasets import Item
-    from nulltext.evaluation.plan import Plan
     from nulltext.evaluation.results import Book
     from nulltext.evaluation.study import Schedule
     from nulltext.models.latent_diffusion import LatentDiffusion
@@ -131,14 +130,14 @@ def study(
     settings = request.settings(plan, everybody, loaded, judge)
     if estimate:
         schedule = plan_study(items, everybody, plan, None, judge.unet_evaluations)
-        _estimate(reporter, schedule, plan, len(items))
+        _estimate(reporter, schedule, len(items))
         return
     _note_prompts(reporter, loaded, items)
     with open_book(output, settings, fresh=resume is False) as book:
         if retry_failed:
             book.forget_failed()
         schedule = plan_study(items, everybody, plan, book, judge.unet_evaluations)
-        reporter.note(_said(schedule, plan, len(items)))
+        reporter.note(_said(schedule, len(items)))
         if request.without_edits(items):
             reporter.note("Note: " + request.without_edits(items))
         alone = study_steps(loaded, schedule, plan, book, judge)
@@ -160,21 +159,23 @@ def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[It
         reporter.note(note)
 
 
-def _estimate(reporter: Reporter, schedule: Schedule, plan: Plan, photos: int) -> None:
+def _estimate(reporter: Reporter, schedule: Schedule, photos: int) -> None:
     """What it would cost."""
-    cost = schedule.evaluations(plan.num_steps)
-    found = {"photos": photos, "rows": schedule.all_rows, "unet_evaluations": cost}
-    reporter.result(found, [_said(schedule, plan, photos)])
+    found = {
+        "photos": photos,
+        "rows": schedule.all_rows,
+        "unet_evaluations": schedule.evaluations,
+    }
+    reporter.result(found, [_said(schedule, photos)])
 
 
-def _said(schedule: Schedule, plan: Plan, photos: int) -> str:
+def _said(schedule: Schedule, photos: int) -> str:
     """What is ahead, in one line."""
     still = sum(len(tasks) for _, tasks in schedule.photos)
     there = f", {schedule.all_rows - still} of them done" if still < schedule.all_rows else ""
     return (
         f"{photos} photo{'' if photos == 1 else 's'}, {schedule.all_rows} rows{there}; about "
-        f"{schedule.evaluations(plan.num_steps):,} UNet evaluations to go "
-        "(a backward pass counts 2)."
+        f"{schedule.evaluations:,} UNet evaluations to go."
     )
 
 

@@ -72,7 +72,7 @@ class Tools:
         while (photo := photos.get()) is not None:
             item, tasks = photo
             bench = Workbench(model, item, plan.num_steps, plan.seed, judge, lpips)
-            for task, cost in zip(tasks, costs_of(tasks, plan.num_steps), strict=True):
+            for task, cost in zip(tasks, costs_of(tasks), strict=True):
                 yield made_row(task.key, partial(task.measure, bench), self.folder), cost
 
 
@@ -86,7 +86,7 @@ def crew_steps(
         UserError: a process could not load the model, write a picture, or find memory.
         WorkerError: a process died.
     """
-    total, spent = schedule.evaluations(tools.plan.num_steps), 0
+    total, spent = schedule.evaluations, 0
     still = sum(len(tasks) for _, tasks in schedule.photos)
     done = schedule.all_rows - still
     with _crew(tools, workers, schedule.photos) as (made, processes):

@@ -11,7 +11,7 @@ Source: Mokady et al. 2023, sec. 4.1 (ablations), 4.2 (comparisons) and appendix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +29,8 @@ from nulltext.evaluation.plan import Plan
 from nulltext.evaluation.tasks import Task
 from nulltext.evaluation.variants import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS
 from nulltext.evaluation.workbench import InversionKey
+from nulltext.guidance import guided_evaluations
+from nulltext.strength import PUBLISHED
 
 ATTENTIVE = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
 """Whose word maps are compared."""
@@ -59,6 +61,19 @@ def _key(item: Item, variant: str, inner_steps: int, plan: Plan) -> InversionKey
     return InversionKey.of(variant, inner_steps, item.captions[0], plan.guidance_scale)
 
 
+def _replayed(key: InversionKey, plan: Plan) -> dict[Hashable, int]:
+    """What it takes to have an inversion and the picture of its replay."""
+    replayed = plan.num_steps * guided_evaluations(1, key.guidance_scale)
+    return {key: key.evaluations(plan.num_steps), ("replay", key): replayed}
+
+
+def _edited(key: InversionKey, strengths: Sequence[float], plan: Plan) -> dict[Hashable, int]:
+    """What it takes to have an inversion and its edits, sampled beside the source once."""
+    branches = guided_evaluations(1 + len(strengths), key.guidance_scale)
+    edited = plan.num_steps * branches
+    return {key: key.evaluations(plan.num_steps), ("edit", key, *strengths): edited}
+
+
 def _reconstruction(item: Item, plan: Plan) -> Iterator[Task]:
     yield Task("reconstruction", item.name, BOUND, {}, measure_bound)
     for variant in VARIANTS.values():
@@ -67,7 +82,7 @@ def _reconstruction(item: Item, plan: Plan) -> Iterator[Task]:
             yield Task(
                 *("reconstruction", item.name, variant.name, {"N": n}),
                 partial(measure_reconstruction, key=key),
-                needs=(key,),
+                needs=_replayed(key, plan),
             )
 
 
@@ -81,12 +96,12 @@ def _captions(
         captions["another photo's"] = stranger
     for kind, caption in captions.items():
         key = replace(_key(item, NULL_TEXT, plan.inner_steps, plan), caption=caption)
-        edited = 0 if item.target is None else 4 * plan.num_steps + judge_evaluations
+        edits = item.target not in (None, caption)
         yield Task(
             *("captions", item.name, NULL_TEXT, {"caption": kind}),
             partial(measure_caption, key=key),
-            needs=(key,),
-            evaluations=edited,
+            needs=_replayed(key, plan) | (_edited(key, (PUBLISHED,), plan) if edits else {}),
+            evaluations=judge_evaluations if edits else 0,
         )
 
 
@@ -96,7 +111,7 @@ def _guidance(item: Item, plan: Plan) -> Iterator[Task]:
         yield Task(
             *("guidance", item.name, DDIM, {"w": w}),
             partial(measure_guidance, key=key),
-            needs=(key,),
+            needs=_replayed(key, plan),
         )
 
 
@@ -104,34 +119,32 @@ def _attention(item: Item, plan: Plan) -> Iterator[Task]:
     free = InversionKey(DDIM, 0, item.captions[0], 1.0)
     for name in ATTENTIVE:
         key = _key(item, name, plan.inner_steps, plan)
+        watched = sum(guided_evaluations(1, each.guidance_scale) for each in (key, free))
         yield Task(
             *("attention", item.name, name, {}),
             partial(measure_attention, key=key, reference=free),
-            needs=(key, free),
-            evaluations=3 * plan.num_steps,
+            needs=_replayed(key, plan) | {free: free.evaluations(plan.num_steps)},
+            evaluations=watched * plan.num_steps,
         )
 
 
 def _editing(item: Item, plan: Plan, judge_evaluations: int) -> Iterator[Task]:
     if item.target is None:
         return
-    count = len(plan.strengths)
-    # the source is sampled once beside all strengths
-    each = 2 * plan.num_steps * (1 + count) // count + judge_evaluations
     for name in EDITED:
         key = _key(item, name, plan.inner_steps, plan)
         for strength in plan.strengths:
             yield Task(
                 *("editing", item.name, name, {"strength": strength}),
                 partial(measure_edit, key=key, strength=strength, strengths=plan.strengths),
-                needs=(key,),
-                evaluations=each,
+                needs=_edited(key, plan.strengths, plan),
+                evaluations=judge_evaluations,
             )
     for strength in plan.strengths:
         yield Task(
             *("editing", item.name, SDEDIT, {"strength": strength}),
             partial(measure_sdedit, guidance_scale=plan.guidance_scale, strength=strength),
-            evaluations=round(2 * plan.num_steps * strength) + judge_evaluations,
+            evaluations=2 * max(1, round(strength * plan.num_steps)) + judge_evaluations,
         )
 
 

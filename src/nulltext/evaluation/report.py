@@ -46,7 +46,7 @@ TABLES: Mapping[str, Sequence[tuple[str, str, int]]] = {
         ("psnr", "PSNR, dB: mean and 95% interval over photos", 2),
         ("ssim", "SSIM", 3),
         ("lpips", "LPIPS (lower is closer)", 3),
-        ("unet_evaluations", "UNet evaluations of the inversion, a backward pass counting 2", 0),
+        ("unet_evaluations", "UNet evaluations of the inversion, forward and backward", 0),
         ("seconds", "wall time of the inversion, seconds", 1),
     ],
     "captions": [],

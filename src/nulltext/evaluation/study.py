@@ -6,7 +6,7 @@ stop being finite) fails its own rows, with the reason, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from nulltext.evaluation.plan import Plan
 from nulltext.evaluation.results import Book
 from nulltext.evaluation.rows import made_row
 from nulltext.evaluation.tasks import Task
-from nulltext.evaluation.workbench import InversionKey, Workbench
+from nulltext.evaluation.workbench import Workbench
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -30,9 +30,9 @@ class StudyInfo:
     """Rows that are done, earlier runs' included."""
     all_rows: int
     evaluations: int
-    """UNet evaluations that this run has behind it, as estimated."""
+    """UNet evaluations that this run has behind it, as planned."""
     all_evaluations: int
-    """That it will have taken at its end, as estimated."""
+    """That it will have taken at its end, as planned."""
     doing: str
     """The row that comes next, in words; empty at the end."""
 
@@ -46,9 +46,10 @@ class Schedule:
     all_rows: int
     """Rows of the whole study, the finished ones included."""
 
-    def evaluations(self, num_steps: int) -> int:
-        """UNet evaluations of the open tasks, as estimated; shared inversions count once."""
-        return sum(sum(costs_of(tasks, num_steps)) for _, tasks in self.photos)
+    @property
+    def evaluations(self) -> int:
+        """UNet evaluations that the open tasks will take; what they share counts once."""
+        return sum(sum(costs_of(tasks)) for _, tasks in self.photos)
 
 
 def plan_study(
@@ -84,11 +85,11 @@ def study_steps(
         OutOfMemoryError: the device's memory does not suffice.
     """
     lpips = open_lpips()
-    spent, total = 0, schedule.evaluations(plan.num_steps)
+    spent, total = 0, schedule.evaluations
     done = schedule.all_rows - sum(len(tasks) for _, tasks in schedule.photos)
     for item, tasks in schedule.photos:
         bench = Workbench(model, item, plan.num_steps, plan.seed, judge, lpips)
-        for task, cost in zip(tasks, costs_of(tasks, plan.num_steps), strict=True):
+        for task, cost in zip(tasks, costs_of(tasks), strict=True):
             doing = f"{item.name}: {task.experiment}, {task.variant}{_said(task)}"
             yield StudyInfo(done, schedule.all_rows, spent, total, doing)
             book.add(made_row(task.key, partial(task.measure, bench), book.folder))
@@ -96,13 +97,13 @@ def study_steps(
     yield StudyInfo(done, schedule.all_rows, spent, total, "")
 
 
-def costs_of(tasks: Sequence[Task], num_steps: int) -> list[int]:
+def costs_of(tasks: Sequence[Task]) -> list[int]:
     """UNet evaluations of each task of one photo, after those before it."""
-    made: set[InversionKey] = set()
+    made: set[Hashable] = set()
     costs = []
     for task in tasks:
-        new = set(task.needs) - made
-        costs.append(task.evaluations + sum(key.evaluations(num_steps) for key in new))
+        new = task.needs.keys() - made
+        costs.append(task.evaluations + sum(task.needs[what] for what in new))
         made |= new
     return costs
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from torch import Tensor
 
 from nulltext.evaluation.measures import Figure
-from nulltext.evaluation.workbench import InversionKey, Workbench
+from nulltext.evaluation.workbench import Workbench
 from nulltext.record import Inversion
 
 SettingValue: TypeAlias = str | int | float
@@ -41,8 +41,9 @@ class Task:
     variant: str
     setting: Mapping[str, SettingValue]
     measure: Callable[[Workbench], Measurement]
-    needs: tuple[InversionKey, ...] = ()
-    """Inversions that the bench has to make, unless another task had it make them."""
+    needs: Mapping[Hashable, int] = field(default_factory=dict)
+    """What the bench has to make, unless another task had it make it: inversions, their replays,
+    edits, and the UNet evaluations that each will take."""
     evaluations: int = 0
     """UNet evaluations besides."""
 

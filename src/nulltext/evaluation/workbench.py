@@ -50,11 +50,11 @@ class InversionKey:
         return cls(variant, inner_steps if optimises else 0, caption, guidance)
 
     def evaluations(self, num_steps: int) -> int:
-        """UNet evaluations of the inversion and of its replay."""
-        replayed = num_steps * guided_evaluations(1, self.guidance_scale)
+        """UNet evaluations that the inversion will take."""
         if self.variant == DDIM:
-            return num_steps * guided_evaluations(1, self.inversion_guidance) + replayed
-        return VARIANTS[self.variant].evaluations(num_steps, self.inner_steps) + replayed
+            scales = [self.inversion_guidance, self.guidance_scale]
+            return num_steps * sum(guided_evaluations(1, scale) for scale in scales)
+        return VARIANTS[self.variant].evaluations(num_steps, self.inner_steps)
 
 
 @dataclass

@@ -38,8 +38,6 @@ class Solution:
 
     trajectory: Tensor
     """[T + 1, C, h, w]."""
-    unet_evaluations: int
-    """Single-image UNet passes that it took, the pivot's included; a backward pass counts 2."""
     null_embeds: Tensor | None = None
     """[1 or T, R, D]."""
     prompt_embeds: Tensor | None = None
@@ -49,7 +47,7 @@ class Solution:
     weight_delta: Mapping[str, Tensor] | None = None
     """Low-rank factors by layer; see `models.weight_delta`."""
     iterations: int = 0
-    """Gradients of a loss that it took: backward passes through the UNet."""
+    """Gradients of a loss that it took."""
     replayed: Tensor | None = None
     """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
 

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nulltext.guidance import CONDITIONAL_ONLY, guided_evaluations
+from nulltext.guidance import CONDITIONAL_ONLY
 from nulltext.inversion.base import Problem, Solution
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
@@ -38,9 +38,8 @@ class DDIM:
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
         """The pivot trajectory; costs T UNet evaluations, 2 T where the inversion is guided."""
-        w, num_steps = self.inversion_guidance, problem.num_steps
         trajectories = yield from pivots_steps(
-            model, problem.latents, problem.prompt_embeds, num_steps, guidance_scale=w
+            *(model, problem.latents, problem.prompt_embeds, problem.num_steps),
+            guidance_scale=self.inversion_guidance,
         )
-        taken = num_steps * guided_evaluations(1, w)
-        return Solution(trajectory=trajectories[:, 0], unet_evaluations=taken)
+        return Solution(trajectory=trajectories[:, 0])

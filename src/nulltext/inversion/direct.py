@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from nulltext.finite import check_finite
-from nulltext.guidance import guided_evaluations, guided_noise
+from nulltext.guidance import guided_noise
 from nulltext.inversion.base import Problem, Solution
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
@@ -61,10 +61,4 @@ class Direct:
             estimate = schedule.clean_estimate(latents, noise_pred, timestep)
             latents = stepped + corrections[-1]  # what a replay will have, rounding included
             yield StepInfo("correct", index + 1, num_steps, timestep, clean_estimate=estimate)
-        per_step = guided_evaluations(1, problem.guidance_scale)
-        return Solution(
-            trajectory=trajectory,
-            unet_evaluations=num_steps * (1 + per_step),
-            corrections=torch.cat(corrections),
-            replayed=latents,
-        )
+        return Solution(trajectory=trajectory, corrections=torch.cat(corrections), replayed=latents)

@@ -45,7 +45,7 @@ class GlobalNull:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """Pivot, then fit; costs T + 5 T N UNet evaluations."""
+        """Pivot, then fit; costs T + 4 T N UNet evaluations."""
         roles = null_moves(model, Batch.of([problem]))
         return (
             yield from shared_embedding_steps(

@@ -189,10 +189,11 @@ def request_steps(
     model: LatentDiffusion, request: InversionRequest, partial: Path | None = None
 ) -> Generator[StepInfo, None, Inversion]:
     """`invert_steps` of a request that was checked."""
+    model = model.counted()
     clock = Partial(partial, [request.identity(model)])
     start = _Start.of(model, request, clock.read(model.device))
     solution = yield from keeping(request.method.steps(model, start.problem), clock)
-    inversion = yield from _finish_steps(model, start, solution)
+    inversion = yield from _finish_steps(model, start, solution, model.passes.total)
     return _timed(inversion, clock.seconds)
 
 
@@ -210,10 +211,10 @@ def _many_steps(
             continue
         started = time.perf_counter()
         starts = [_Start.of(model, request) for request in rows]
-        solutions = yield from method.batch_steps(model, [start.problem for start in starts])
-        finished = []
-        for start, solution in zip(starts, solutions, strict=True):
-            finished.append((yield from _finish_steps(model, start, solution)))
+        counted, finished = model.counted(len(rows)), []
+        solutions = yield from method.batch_steps(counted, [start.problem for start in starts])
+        for solved in zip(starts, solutions, counted.passes.each, strict=True):
+            finished.append((yield from _finish_steps(model, *solved)))
         share = (time.perf_counter() - started) / len(rows)
         timed = [_timed(inversion, share) for inversion in finished]
         made.update(zip(indices, timed, strict=True))
@@ -233,15 +234,21 @@ def _batches(requests: Sequence[InversionRequest], batch_size: int) -> list[list
 
 
 def _finish_steps(
-    model: LatentDiffusion, start: _Start, solution: Solution
+    model: LatentDiffusion, start: _Start, solution: Solution, spent: int
 ) -> Generator[StepInfo, None, Inversion]:
-    """The record of a solved problem; its seconds are still open."""
+    """The record of a solved problem; its seconds are still open.
+
+    Args: spent: UNet evaluations that the solution took.
+    """
+    model = model.counted()
     inversion = _inversion(model, start.request, solution, start.pixels, start.psnr_bound)
     replayed = solution.replayed
     if replayed is None:
         replayed = yield from replay_steps(model, inversion)
     reached = psnr(model.decode(replayed).cpu(), from_uint8(start.pixels))
-    return replace(inversion, header=replace(inversion.header, psnr_reconstruction=reached))
+    spent += model.passes.total
+    header = replace(inversion.header, psnr_reconstruction=reached, unet_evaluations=spent)
+    return replace(inversion, header=header)
 
 
 def _timed(inversion: Inversion, seconds: float) -> Inversion:
@@ -261,7 +268,7 @@ def _inversion(
     pixels: Tensor,
     bound: float,
 ) -> Inversion:
-    """The record of a solved problem; its last two figures are still open."""
+    """The record of a solved problem; the figures of its replay, and its cost, are still open."""
     tensors: dict[str, Any] = {
         name: None if tensor is None else tensor.detach().to("cpu", model.precision)
         for name, tensor in (
@@ -285,7 +292,7 @@ def _inversion(
         crop=request.box.as_list(),
         psnr_bound=bound,
         psnr_reconstruction=math.nan,
-        unet_evaluations=solution.unet_evaluations,
+        unet_evaluations=0,
         seconds=0.0,
         iterations=solution.iterations,
         adapters=[dict(one) for one in model.adapters],

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from nulltext.errors import OptionError
-from nulltext.guidance import guided_evaluations, guided_noise
+from nulltext.guidance import guided_noise
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.rollout import rollout_steps
-from nulltext.inversion.solvers.task import DERIVATIVE_COST
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import PLANS
 from nulltext.models.weight_delta import layers_of, new_delta
@@ -56,7 +55,7 @@ class ModelTuning:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """Pivot, then fit; costs T + 8 T N UNet evaluations (T + 4 T N at w = 1).
+        """Pivot, then fit; costs T + 6 T N UNet evaluations (T + 3 T N at w = 1).
 
         Raises:
             OptionError: the UNet is float16, or no layer of it takes the rank.
@@ -76,16 +75,10 @@ class ModelTuning:
         # blocks that are computed again in the backward pass would be so without the difference
         tuned = replace(model, weight_delta=delta, memory=PLANS["plenty"])
         fitted = FittedWeights(tuned, delta, problem, model.embed([""]))
-        rounds = self.inner_steps
         gradients = yield from rollout_steps(
-            model, pivot, fitted, rounds=rounds, learning_rate=self.learning_rate
+            *(model, pivot, fitted), rounds=self.inner_steps, learning_rate=self.learning_rate
         )
-        return Solution(
-            trajectory=pivot,
-            unet_evaluations=num_steps + fitted.evaluations(rounds * num_steps, gradients),
-            weight_delta=delta,
-            iterations=gradients,
-        )
+        return Solution(trajectory=pivot, weight_delta=delta, iterations=gradients)
 
 
 @dataclass(frozen=True)
@@ -108,11 +101,6 @@ class FittedWeights:
     def share(self) -> float:
         """1: both branches move."""
         return 1.0
-
-    def evaluations(self, steps: int, gradients: int) -> int:
-        """Both branches to advance; before that, both with their gradient."""
-        each = guided_evaluations(1, self.problem.guidance_scale)
-        return each * (steps + (1 + DERIVATIVE_COST) * gradients)
 
     def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
         """Nothing can be computed beforehand: both branches move."""

@@ -37,8 +37,4 @@ class NegativePrompt:
         trajectory = yield from pivot_steps(
             model, problem.latents, problem.prompt_embeds, problem.num_steps
         )
-        return Solution(
-            trajectory=trajectory,
-            unet_evaluations=problem.num_steps,
-            null_embeds=problem.prompt_embeds,
-        )
+        return Solution(trajectory=trajectory, null_embeds=problem.prompt_embeds)

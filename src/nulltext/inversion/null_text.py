@@ -94,4 +94,4 @@ class NullText(PerStepOptions):
         if self.pooled == "optimised":
             roles = replace(roles, free_rows=None)
         fits = yield from fit_steps(model, batch, pivots, roles, self)
-        return fits.solutions(pivots, spent=batch.num_steps)
+        return fits.solutions(pivots)

@@ -21,7 +21,6 @@ from nulltext.inversion.descent import check_effort
 from nulltext.inversion.null_text import check_null_branch
 from nulltext.inversion.per_step import tokens_alone
 from nulltext.inversion.random_noise import random_noise_steps
-from nulltext.inversion.solvers.task import DERIVATIVE_COST
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
 from nulltext.sampling import pivot_steps
@@ -50,7 +49,7 @@ class NullTextNoPivot:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """Pivot (for z*_T), and fit; costs T + 4 T N UNet evaluations."""
+        """Pivot (for z*_T), and fit; costs T + 3 T N UNet evaluations."""
         num_steps, prompt_embeds = problem.num_steps, problem.prompt_embeds
         pivot = yield from pivot_steps(model, problem.latents, prompt_embeds, num_steps)
         null_embeds = model.embed([""]).requires_grad_(True)
@@ -68,9 +67,4 @@ class NullTextNoPivot:
             iterations=iterations,
             learning_rate=self.learning_rate,
         )
-        return Solution(
-            trajectory=pivot,
-            unet_evaluations=num_steps + iterations * (1 + 1 + DERIVATIVE_COST),
-            null_embeds=null_embeds,
-            iterations=iterations,
-        )
+        return Solution(trajectory=pivot, null_embeds=null_embeds, iterations=iterations)

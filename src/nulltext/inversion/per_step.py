@@ -86,7 +86,7 @@ class State:
     fitted: tuple[Tensor, ...]
     """E_T …, one [B, R, D] per timestep that is done."""
     counts: Tensor
-    """[2, B], int64: UNet evaluations, gradients."""
+    """[2, B], int64: UNet evaluations of the run, gradients."""
     remembered: Mapping[str, Tensor]
     """The solver's."""
 
@@ -187,21 +187,15 @@ class Fits:
     """E_T … E_1, [T, B, R, D]."""
     latents: Tensor
     """zbar_0, [B, C, h, w]."""
-    unet_evaluations: list[int]
-    """Per photo, the trajectory's not included."""
     iterations: list[int]
     """Gradients taken, per photo."""
 
-    def solutions(self, trajectories: Tensor, *, spent: int) -> list[Solution]:
-        """One for each photo; `spent`: UNet evaluations per photo of its trajectory.
-
-        Args: trajectories: [T + 1, B, C, h, w].
-        """
+    def solutions(self, trajectories: Tensor) -> list[Solution]:
+        """One for each photo, whose trajectories are [T + 1, B, C, h, w]."""
         fields: list[dict[str, Any]] = [{self.branch: e} for e in self.embeds.unbind(1)]
         return [
             Solution(
                 trajectory=trajectories[:, row],
-                unet_evaluations=spent + self.unet_evaluations[row],
                 iterations=self.iterations[row],
                 replayed=self.latents[row : row + 1],
                 **fitted,
@@ -231,6 +225,8 @@ def fit_steps(
     solver = solver_named(name) if isinstance(name, str) else name
     nothing = torch.zeros(2, len(batch.latents), dtype=torch.int64)
     state = batch.kept or State(pivots, pivots[-1], (), nothing, {})
+    if batch.kept is not None:
+        model.passes.resume(dict(enumerate(state.counts[0].tolist())))
     run = solver.begin(state.remembered)
     grid = model.schedule.timesteps(batch.num_steps)
     for index in range(len(state.fitted), len(grid)):
@@ -252,11 +248,13 @@ def fit_steps(
             loop = replace(loop, max_steps=0)
         with model.frozen():
             fit = run.fit(task, embeds, loop)
-        spent = torch.tensor([task.unet_evaluations, task.gradients])
+        gradients = state.counts[1] + torch.tensor(task.gradients)
+        evaluations = torch.tensor([model.passes.counts[row] for row in range(len(gradients))])
         fitted = (*state.fitted, fit.best.embeds)
-        state = State(pivots, fit.best.cleaner, fitted, state.counts + spent, run.remembered())
+        counts = torch.stack([evaluations, gradients])
+        state = State(pivots, fit.best.cleaner, fitted, counts, run.remembered())
         yield _step_info(task, fit, index, batch.num_steps, state)
-    return Fits(roles.branch, torch.stack(state.fitted), state.latents, *state.counts.tolist())
+    return Fits(roles.branch, torch.stack(state.fitted), state.latents, state.counts[1].tolist())
 
 
 def _step_info(task: StepTask, fit: Fit, index: int, num_steps: int, state: State) -> StepInfo:

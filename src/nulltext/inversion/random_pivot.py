@@ -57,4 +57,4 @@ class RandomPivot(PerStepOptions):
         batch = Batch.of(problems)
         pivots = torch.stack([random_trajectory(model, problem) for problem in problems], dim=1)
         fits = yield from fit_steps(model, batch, pivots, null_moves(model, batch), self)
-        return fits.solutions(pivots, spent=0)
+        return fits.solutions(pivots)

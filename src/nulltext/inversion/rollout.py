@@ -25,7 +25,7 @@ from nulltext.guidance import guide
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import descend
 from nulltext.inversion.per_step import Roles, tokens_alone
-from nulltext.inversion.solvers.task import DERIVATIVE_COST, is_fittable
+from nulltext.inversion.solvers.task import is_fittable
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
 from nulltext.sampling import pivot_steps
@@ -42,10 +42,6 @@ class Fitted(Protocol):
     @property
     def share(self) -> float:
         """v: what the noise that moves with theta counts for in the guided noise."""
-        ...
-
-    def evaluations(self, steps: int, gradients: int) -> int:
-        """UNet evaluations of so many steps, of which so many took a gradient."""
         ...
 
     def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
@@ -75,10 +71,6 @@ class FittedEmbedding:
     def share(self) -> float:
         """Of the branch that moves."""
         return self.roles.share
-
-    def evaluations(self, steps: int, gradients: int) -> int:
-        """Both branches to advance; before that, the branch that moves with its gradient."""
-        return 2 * steps + (1 + DERIVATIVE_COST) * gradients
 
     def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
         """The branch that stays is computed here, once."""
@@ -141,9 +133,9 @@ def shared_embedding_steps(
     rounds: int,
     learning_rate: float,
 ) -> Generator[StepInfo, None, Solution]:
-    """Pivot, then fit one embedding of the branch that moves; T + 5 T N UNet evaluations.
+    """Pivot, then fit one embedding of the branch that moves; T + 4 T N UNet evaluations.
 
-    (A step that is the identity takes no gradient, and 2 instead of 5.)
+    (A step that is the identity takes no gradient, and 2 instead of 4.)
 
     Raises:
         NumericalError: the loss stopped being finite; names the timestep.
@@ -157,7 +149,6 @@ def shared_embedding_steps(
     field: dict[str, Any] = {roles.branch: fitted.embeds}
     return Solution(
         trajectory=pivot,
-        unet_evaluations=num_steps + fitted.evaluations(rounds * num_steps, gradients),
         iterations=gradients,
         **field,
     )

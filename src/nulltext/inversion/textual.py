@@ -17,7 +17,6 @@ from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.per_step import tokens_alone
 from nulltext.inversion.random_noise import random_noise_steps
-from nulltext.inversion.solvers.task import DERIVATIVE_COST
 from nulltext.inversion.textual_pivot import check_prompt_branch
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import StepInfo
@@ -47,7 +46,7 @@ class Textual:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """Fit, then pivot; costs 3 T N + T UNet evaluations."""
+        """Fit, then pivot; costs 2 T N + T UNet evaluations."""
         embeds = problem.prompt_embeds.detach().clone().requires_grad_(True)
         iterations = problem.num_steps * self.inner_steps
         yield from random_noise_steps(
@@ -60,7 +59,6 @@ class Textual:
         pivot = yield from pivot_steps(model, problem.latents, learnt, problem.num_steps)
         return Solution(
             trajectory=pivot,
-            unet_evaluations=iterations * (1 + DERIVATIVE_COST) + problem.num_steps,
             prompt_embeds=learnt,
             iterations=iterations,
         )

@@ -65,4 +65,4 @@ class TextualPivot(PerStepOptions):
         batch = Batch.of(problems)
         pivots = yield from pivot_of_steps(model, batch)
         fits = yield from fit_steps(model, batch, pivots, prompt_moves(model, batch), self)
-        return fits.solutions(pivots, spent=batch.num_steps)
+        return fits.solutions(pivots)

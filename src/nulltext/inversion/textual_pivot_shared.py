@@ -44,7 +44,7 @@ class TextualPivotShared:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """Pivot, then fit; costs T + 5 T N UNet evaluations."""
+        """Pivot, then fit; costs T + 4 T N UNet evaluations."""
         roles = prompt_moves(model, Batch.of([problem]))
         return (
             yield from shared_embedding_steps(

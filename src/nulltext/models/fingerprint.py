@@ -3,9 +3,9 @@
 The digest runs over the name, the shape and up to 64 evenly spaced values of every tensor of every
 component, upcast to float32, and over the settings that give them their meaning (schedule, what
 the UNet predicts, the autoencoder's scale). Two copies of the same checkpoint agree; another
-training run, an active or merged LoRA, or a swapped autoencoder does not. Inactive LoRAs are
-ignored. The fingerprint identifies weights; it is no
-protection against forgery.
+training run, an active or merged LoRA, FreeU, or a swapped autoencoder does not. Inactive LoRAs are
+ignored, and so are the copies that fused projections keep of their weights. The fingerprint
+identifies weights; it is no protection against forgery.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ DIGEST_CHARACTERS = 32
 SAMPLED_TIMESTEPS = 16
 FLOAT32_COUNTS = 2**24
 """Up to here float32 holds every whole number."""
+
+FUSED = ("to_qkv", "to_kv")
+"""Layers that `fuse_qkv_projections` adds: copies of `to_q`, `to_k` and `to_v`, which stay."""
+
+FREEU = ("s1", "s2", "b1", "b2")
+"""What `enable_freeu` sets on a block of the UNet."""
 
 
 class Digest:
@@ -99,7 +105,7 @@ def _settings(vae: Any, schedule: Schedule) -> str:
 
 
 def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by their names without adapters, then the strengths of the adapters that act."""
+    """Parameters by their names without adapters, and the strengths of adapters and FreeU."""
     sleeping: list[str] = []
     for path, layer in _adapted_layers(module):
         awake = () if layer.disable_adapters else layer.active_adapters
@@ -109,8 +115,13 @@ def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
             if adapter in getattr(layer, "scaling", {}):
                 yield f"{path}.{adapter}.scaling", torch.tensor(float(layer.scaling[adapter]))
     for name, parameter in module.named_parameters():
-        if not f"{name}.".startswith(tuple(sleeping)):
+        fused = any(f".{layer}." in name for layer in FUSED)
+        if not fused and not f"{name}.".startswith(tuple(sleeping)):
             yield name.replace(".base_layer.", "."), parameter
+    for path, block in module.named_modules():
+        strengths = [getattr(block, name, None) for name in FREEU]
+        if None not in strengths:
+            yield f"{path}.freeu", torch.tensor(strengths)
 
 
 def _adapted_layers(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:

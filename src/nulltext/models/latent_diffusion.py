@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +30,7 @@ from nulltext.models.fingerprint import fingerprint
 from nulltext.models.half import differentiable_in_half
 from nulltext.models.known_words import KnownWords
 from nulltext.models.memory import PLANS, MemoryPlan
+from nulltext.models.passes import Passes
 from nulltext.models.placement import at_work, execution_device, is_hooked
 from nulltext.models.text import TextConditioner
 from nulltext.models.weight_delta import applied
@@ -76,6 +77,8 @@ class LatentDiffusion:
     """What a person should know of it before using it, in whole sentences."""
     guidance_scale: float = GUIDANCE_SCALE
     """w of inversions that are given none: what is suggested beside its weights, else 7.5."""
+    passes: Passes = field(default_factory=Passes, compare=False)
+    """UNet evaluations so far; a run has its own, see `counted`."""
 
     @property
     def fingerprint(self) -> str:
@@ -206,11 +209,22 @@ class LatentDiffusion:
         check_finite(embeds, "The text encoder's embedding of the prompt")
         return embeds
 
-    def predict_noise(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
-        """Predict eps; costs B single-image UNet evaluations, differentiable in the embeddings.
+    def counted(self, photos: int = 1) -> LatentDiffusion:
+        """The same model with a count of UNet evaluations of its own, from zero."""
+        return replace(self, passes=Passes(photos))
+
+    def predict_noise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: Tensor,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Predict eps; costs B UNet evaluations (`passes`), differentiable in the embeddings.
 
         Args:
             latents: [B, C, h, w], scaled. prompt_embeds: [B, R, D]. Both any float dtype.
+            rows: [B], the photos that they belong to, where not all are there.
 
         Returns:
             eps [B, C, h, w], `precision`.
@@ -221,6 +235,7 @@ class LatentDiffusion:
         def output_under(embeds: Tensor) -> Tensor:
             inputs = self.text.unet_inputs(embeds, size)
             output: Tensor = self.unet(latents.to(dtype), timestep, **inputs).sample
+            self.passes.note(output, rows)
             return output
 
         with applied(self.unet, self.weight_delta):

@@ -216,7 +216,9 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
 
     Nothing is copied: a LoRA or a learnt token that is loaded into the pipeline works through the
     model, now and later. The modules are switched to evaluation mode. A pipeline that moves whole
-    parts to a GPU for their work (`enable_model_cpu_offload`) goes on doing so.
+    parts to a GPU for their work (`enable_model_cpu_offload`) goes on doing so. A part that
+    `torch.compile` wraps is used without the wrapper: its layers' names are others in there, and
+    attention control, which is put on and off at every step, would compile it anew each time.
 
     Args:
         pipe: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, or either's Img2Img one.
@@ -236,7 +238,8 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     family = family_of(kind, name)
     check_not_refiner(config, name)
     names = (*family.modules, *family.tokenizers)
-    parts: dict[str, Any] = {name: getattr(pipe, name, None) for name in names}
+    wrapped = {name: getattr(pipe, name, None) for name in names}
+    parts: dict[str, Any] = {n: getattr(part, "_orig_mod", part) for n, part in wrapped.items()}
     absent = [part for part, value in parts.items() if value is None]
     if absent:
         raise ModelError(f"The {kind} has no {', '.join(absent)}; load it whole.")

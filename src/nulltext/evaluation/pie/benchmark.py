@@ -37,7 +37,7 @@ class Schedule:
 
     @property
     def evaluations(self) -> int:
-        """UNet evaluations of the open rows, as estimated."""
+        """UNet evaluations that the open rows will take at most."""
         return sum(self.protocol.evaluations(method) for _, method in self.open_rows)
 
 

@@ -71,10 +71,10 @@ class Protocol:
         return with_options(method, inner_steps=self.inner_steps)
 
     def evaluations(self, name: str) -> int:
-        """UNet evaluations of one row, as estimated: inversion, its replay, and the edit."""
+        """UNet evaluations that one row will take at most: inversion, and edit."""
         n = getattr(self.method(name), "inner_steps", 0)
         inverted = VARIANTS[name].evaluations(self.num_steps, n)
-        passes = guided_evaluations(1 + EDIT_BRANCHES, self.guidance_scale)
+        passes = guided_evaluations(EDIT_BRANCHES, self.guidance_scale)
         return inverted + passes * self.num_steps
 
 

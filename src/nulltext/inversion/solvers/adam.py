@@ -2,8 +2,8 @@
 
     ∅ <- ∅ - lr m_hat / (sqrt(v_hat) + 1e-8),   m, v running means of grad L and its square
 
-The loss is tested before a step is taken, and the best embedding tested is kept. A step costs 3
-evaluations: forward 1, backward 2.
+The loss is tested before a step is taken, and the best embedding tested is kept. A step costs 2
+evaluations: a forward and a backward pass.
 Source: Kingma & Ba 2015, alg. 1; Mokady et al. 2023, alg. 1.
 """
 

@@ -4,7 +4,7 @@
 
 CGLS minimises this over span{g, (J^T J) g, …} with g = -J^T r, one J^T u and one J v per iteration,
 exact line search included; J is never formed. lambda is a fraction of the curvature along g, so the
-damping has no unit. With k iterations a step costs 4 k + 1 evaluations: k backward and k
+damping has no unit. With k iterations a step costs 3 k + 1 evaluations: k backward and k
 forward-mode passes, and the forward that tests it.
 Source: Nocedal & Wright 2006, sec. 10.3; Björck, Elfving & Strakoš 1998, alg. 3.1 (CGLS).
 """
@@ -27,7 +27,7 @@ class GaussNewton:
     """Options of the solver."""
 
     cg_steps: int = 2
-    """Conjugate-gradient iterations per step: more solves each linear problem better, at 4
+    """Conjugate-gradient iterations per step: more solves each linear problem better, at 3
     evaluations each."""
     damping: float = 1e-3
     """Fraction of the curvature that is added to it: higher takes shorter, safer steps."""

@@ -8,8 +8,8 @@ With rho = eps_∅ - u* (the residual as noise), J its Jacobian, g = -J^T rho on
 
 over this pair and the last m, those of earlier timesteps among them: the null branch's Jacobian
 changes slowly from timestep to timestep. kappa = ||y||^2 / ||s||^2 is the curvature that the last
-probe met, so a probe is a step of nearly the right length already. A step costs 4 evaluations:
-forward with its backward 3, probe 1 (its test is the next step's forward); a last test that
+probe met, so a probe is a step of nearly the right length already. A step costs 3 evaluations:
+forward with its backward 2, probe 1 (its test is the next step's forward); a last test that
 promises little is left out. No kernel needs a forward-mode derivative.
 Source: multisecant methods, Fang & Saad 2009, sec. 2; the step length is Barzilai & Borwein 1988's.
 """

@@ -16,8 +16,7 @@ distance rho = eps_E - u* from it, scaled by the gain b v. Where the gain is zer
 the identity; `schedule` says where there are some) r is the same under all E, and no u* exists:
 `is_fittable` is false, and solvers are given no steps. Elsewhere a solver sees r and two products
 with its Jacobian J: J^T u by a backward pass, J v by forward-mode differentiation (or nearly, by a
-difference of two residuals). Every product is counted where it is made, photo by photo (a pass that
-is repeated at a smaller scale, since it overflowed in float16, is not counted again).
+difference of two residuals).
 Source: Mokady et al. 2023, eq. 3; u* follows from it and eq. 1 (guidance).
 """
 
@@ -36,9 +35,6 @@ from nulltext.finite import ADVICE, check_finite
 from nulltext.guidance import guide
 from nulltext.models.half import through_half
 from nulltext.models.latent_diffusion import LatentDiffusion
-
-DERIVATIVE_COST = 2
-"""UNet evaluations that a backward or a forward-mode pass counts for."""
 
 PROMPT_SHARE = 0.5
 """A null embedding smaller than this part of its prompt's embedding, as SDXL's zeros are, is no
@@ -91,8 +87,6 @@ class StepTask:
     """[B], norm of an embedding of each photo's prompt, times `PROMPT_SHARE`."""
     free_rows: Tensor | None = None
     """[R], 1 for the rows of an embedding that may move, 0 for those that stay; None frees all."""
-    unet_evaluations: list[int] = field(default_factory=list)
-    """Evaluations so far, one count for each photo."""
     gradients: list[int] = field(default_factory=list)
     """Backward passes so far, one count for each photo."""
 
@@ -128,7 +122,6 @@ class StepTask:
             share=share,
             natural_sizes=PROMPT_SHARE * prompt_embeds.detach().flatten(1).norm(dim=1),
             free_rows=free_rows,
-            unet_evaluations=[1] * len(latents),
             gradients=[0] * len(latents),
         )
 
@@ -150,8 +143,13 @@ class StepTask:
 
     def evaluate(self, embeds: Tensor, rows: Tensor) -> Landing:
         """r under embeddings [b, R, D], differentiable; one evaluation per row."""
-        self._count(rows, 1)
-        return self._land(embeds, rows)
+        latents = self.latents[rows]
+        noise_moving = self.model.predict_noise(latents, self.timestep, embeds, rows.tolist())
+        noise_pred = guide(self.noise_fixed[rows], noise_moving, self.share)
+        cleaner = self.model.schedule.step(
+            latents, noise_pred, noisier=self.timestep, cleaner=self.cleaner_timestep
+        )
+        return Landing(noise_pred, cleaner, cleaner - self.targets[rows])
 
     def pullback(self, outputs: Tensor, embeds: Tensor, cotangents: Tensor, rows: Tensor) -> Tensor:
         """J^T u for outputs that `evaluate` led to from embeds; a backward pass per row.
@@ -161,7 +159,6 @@ class StepTask:
         Raises:
             NumericalError: it is infinite or NaN; names the timestep.
         """
-        self._count(rows, DERIVATIVE_COST)
         for row in rows.tolist():
             self.gradients[row] += 1
         (product,) = torch.autograd.grad(outputs, embeds, cotangents, retain_graph=True)
@@ -176,10 +173,9 @@ class StepTask:
         Raises:
             NumericalError: it is infinite or NaN; names the timestep.
         """
-        self._count(rows, DERIVATIVE_COST)
 
         def push(vectors: Tensor) -> Tensor:
-            residual = self._land(forward_ad.make_dual(embeds, vectors), rows).residual
+            residual = self.evaluate(forward_ad.make_dual(embeds, vectors), rows).residual
             return forward_ad.unpack_dual(residual).tangent
 
         with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
@@ -191,19 +187,6 @@ class StepTask:
         """How large embeddings are at embeds [b, R, D]: [b], what steps are measured by."""
         own = embeds.detach().flatten(1).norm(dim=1)
         return torch.maximum(own, self.natural_sizes[rows])
-
-    def _land(self, embeds: Tensor, rows: Tensor) -> Landing:
-        latents = self.latents[rows]
-        noise_moving = self.model.predict_noise(latents, self.timestep, embeds)
-        noise_pred = guide(self.noise_fixed[rows], noise_moving, self.share)
-        cleaner = self.model.schedule.step(
-            latents, noise_pred, noisier=self.timestep, cleaner=self.cleaner_timestep
-        )
-        return Landing(noise_pred, cleaner, cleaner - self.targets[rows])
-
-    def _count(self, rows: Tensor, cost: int) -> None:
-        for row in rows.tolist():
-            self.unet_evaluations[row] += cost
 
 
 class Best:
