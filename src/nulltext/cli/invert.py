@@ -108,7 +108,6 @@ def invert(
     from nulltext.execution.captions import check_captioner_use, check_readable
     from nulltext.execution.opening import open_photos
     from nulltext.framing import parse_size
-    from nulltext.health.configuration import note_on_configuration
     from nulltext.inversion.budgets import planned
 
     check_captioner_use("--prompt", AUTO if AUTO in prompt else None, captioner)
@@ -145,10 +144,7 @@ def invert(
             )
             for inversion, target in zip(made[batch], targets[batch], strict=True):
                 inversion.save(target)
-    work.note_unused_seed(reporter, plan, seed)
-    for note in dict.fromkeys(note_on_configuration(loaded, inversion) for inversion in made):
-        if note is not None:
-            reporter.note(note)
+    work.note_what_is_odd(reporter, loaded, plan, seed, made)
     _report(reporter, targets, made, chosen)
 
 
