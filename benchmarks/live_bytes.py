@@ -86,7 +86,7 @@ def without_weights(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
     import transformers
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    family = family_of(index["_class_name"], str(folder))
+    family = family_of(index["_class_name"], str(folder), index)
     parts: dict[str, Any] = {}
     for name, kind in family.modules.items():
         config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))

@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from nulltext.cli.console import open_streams
+
 PHOTO = Path(__file__).parent / "dahlia.jpg"
 SOURCE = "a photo of an orange flower with a dark background"
 TARGETS = (
@@ -34,6 +36,7 @@ def run(*arguments: str) -> None:
 
 def main() -> None:
     """Invert, edit, and say where the pictures are."""
+    open_streams()
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     folder.mkdir(parents=True, exist_ok=True)
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO

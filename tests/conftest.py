@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -89,6 +90,26 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             main()
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def run_encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """`run` with streams of an encoding, its first argument, that refuse what it lacks."""
+
+    def call(encoding: str, *arguments: object) -> tuple[int, str, str]:
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        monkeypatch.setattr(sys, "argv", ["nulltext", *map(str, arguments)])
+        with monkeypatch.context() as redirected:
+            redirected.setattr(sys, "stdout", streams[0])
+            redirected.setattr(sys, "stderr", streams[1])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        for stream in streams:
+            stream.flush()
+        out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+        return int(stop.value.code or 0), out, err
 
     return call
 

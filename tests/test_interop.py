@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
+import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -11,7 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 import nulltext
 from nulltext.attention.processor import attach
-from nulltext.errors import InversionFileError
+from nulltext.errors import InversionFileError, ModelError
 from tiny import tiny_pipeline
 
 PROMPT = "a photo of a white cat"
@@ -30,6 +32,42 @@ def lora_folder(pipe, folder, seed=0):
 @pytest.fixture(params=["sd1", "sdxl"])
 def pipe(request):
     return tiny_pipeline(request.param)
+
+
+class WandaPipeline(StableDiffusionPipeline):
+    """Somebody's own, whose name begins as that of a video model."""
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("sd1", WandaPipeline),
+        ("sd1", diffusers.StableDiffusionPAGPipeline),
+        ("sd1", diffusers.LEditsPPPipelineStableDiffusion),
+        ("sd1", diffusers.StableDiffusionInpaintPipeline),
+        ("sdxl", diffusers.StableDiffusionXLPAGPipeline),
+        ("sdxl", diffusers.LEditsPPPipelineStableDiffusionXL),
+    ],
+)
+def test_pipelines_of_ordinary_parts_are_models_in_hand_and_as_folders(tmp_path, family, kind):
+    pipe = tiny_pipeline(family)
+    taken = inspect.signature(kind).parameters
+    parts = {name: value for name, value in pipe.components.items() if name in taken}
+    other = kind(**parts, **({"requires_safety_checker": False} if family == "sd1" else {}))
+    expected = nulltext.from_pipe(pipe)
+    other.save_pretrained(tmp_path)
+    for model in (nulltext.from_pipe(other), nulltext.load(tmp_path)):
+        assert model.fingerprint == expected.fingerprint
+        assert torch.equal(model.embed([PROMPT, ""]), expected.embed([PROMPT, ""]))
+
+
+def test_a_pipeline_with_another_network_beside_its_parts_is_refused():
+    pipe = tiny_pipeline("sd1")
+    control = diffusers.ControlNetModel.from_unet(pipe.unet)
+    parts = pipe.components | {"controlnet": control}
+    controlled = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(ModelError, match="ControlNet pipeline, whose UNet"):
+        nulltext.from_pipe(controlled)
 
 
 def test_both_ways_between_library_and_pipeline(pipe):

@@ -35,6 +35,7 @@ from nulltext.evaluation.pie.structure import StructureDistance
 from nulltext.evaluation.results import read_book
 from nulltext.images import from_uint8
 from processes import killed_when
+from test_doctor import change, copy_of_the_model, shard_with
 
 CPU = torch.device("cpu")
 FULL = SIDE * SIDE
@@ -444,7 +445,7 @@ def test_a_run_on_the_bundled_model(run, tmp_path, networks):
     assert "2 rows" in err
     assert "2 steps instead of 50" in err
     code, out, err = run(*options)
-    assert code == 0, err
+    assert code == 2, err  # two entries are bad input
     assert "12 rows, 2 of them done" in err
     settings, rows = read_book(tmp_path / "out")
     assert settings["cross steps"] == 0.4
@@ -456,7 +457,8 @@ def test_a_run_on_the_bundled_model(run, tmp_path, networks):
     check_table(result, rows)
     check_page(tmp_path / "out")
     again = (tmp_path / "out" / "results.jsonl").read_bytes()
-    assert run(*options)[0] == 0
+    assert run(*options)[0] == 2
+    assert run(*options, "--limit", 1)[0] == 0  # all rows that are asked for
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == again
     code, _, err = run(*options[:-6], "--dino", "none")
     assert code == 2
@@ -466,6 +468,7 @@ def test_a_run_on_the_bundled_model(run, tmp_path, networks):
 def check_failures(rows):
     failed = {(row["image"], row["variant"]): row for row in rows if row["status"] == "failed"}
     assert {key for key, _ in failed} == {"300000000004", "400000000005"}
+    assert all(row["input"] for row in failed.values())
     assert "gone.jpg" in failed["300000000004", "ddim"]["reason"]
     assert "pairs" in failed["400000000005", "direct"]["reason"]
 
@@ -530,12 +533,11 @@ def check_page(folder):
     assert any("category = 9 change style,psnr_unedited,0,,,,1" in line for line in lines)
 
 
-def test_a_table_for_a_person_says_what_is_missing(run, tmp_path, monkeypatch):
+def test_a_table_for_a_person_says_what_is_missing(run, run_encoded, tmp_path):
     folder = write_pie(tmp_path / "data")
-    code, out, err = run(
-        *(folder, "-o", "out", "--steps", 1, "--methods", "direct", "--categories", "8,9"),
-        *("--dino", "none", "--clip", "none"),
-    )
+    options = (folder, "-o", "out", "--steps", 1, "--methods", "direct", "--categories", "8,9")
+    options += ("--dino", "none", "--clip", "none")
+    code, out, err = run(*options)
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0].split()[:4] == ["structure", "·10³", "↓", "PSNR"]
@@ -548,6 +550,25 @@ def test_a_table_for_a_person_says_what_is_missing(run, tmp_path, monkeypatch):
     assert "2310.01506" in out
     assert "0.00" not in out
     assert "metric will be missing" in err
+    code, out, err = run_encoded("cp1252", "benchmark", "pie", *options)
+    assert code == 0, err
+    assert out.splitlines()[0].split()[:4] == ["structure", "·10³", "v", "PSNR"]
+
+
+def test_a_failure_of_the_numbers_outweighs_bad_input(run, tmp_path):
+    folder = write_pie(tmp_path / "data")
+    gone = ENTRIES["800000000003"] | {"image_path": "gone.jpg"}
+    (folder / "mapping_file.json").write_text(json.dumps(ENTRIES | {"300000000004": gone}))
+    broken = copy_of_the_model(tmp_path / "broken")
+    change(shard_with(broken / "unet", "conv_in.weight"), "conv_in.weight", float("nan"))
+    code, out, err = run(
+        *(folder, "-o", "out", "--steps", 1, "--methods", "ddim", "--categories", 8),
+        *("--dino", "none", "--clip", "none", "--model", "broken", "-q"),
+    )
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: 2 rows failed; the first: ")
+    _, rows = read_book(tmp_path / "out")
+    assert sorted(row["input"] for row in rows) == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,14 @@ XL = SD | {
 
 def test_there_are_hundreds_of_other_pipelines_and_all_but_the_base_class_are_known():
     assert len(PIPELINES) > 250
-    unknown = [name for name in PIPELINES if ANOTHER in explain_pipeline(name, {}, "m")]
+    unknown = [name for name in PIPELINES if ANOTHER in explain_pipeline(name, "m")]
     assert unknown == ["DiffusionPipeline"]
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_other_pipeline_is_refused_in_one_sentence(name):
     with pytest.raises(ModelError) as caught:
-        family_of(name, "some/model")
+        family_of(name, "some/model", {})
     said = str(caught.value)
     assert said.startswith(f"The model 'some/model' is a {name} (")
     assert said.endswith("pass a Stable Diffusion 1.x, 2.x or XL base text-to-image checkpoint.")
@@ -84,43 +84,57 @@ def test_every_other_pipeline_is_refused_in_one_sentence(name):
     ],
 )
 def test_known_ones_are_named(name, words):
-    assert words in explain_pipeline(name, {}, "m")
+    assert words in explain_pipeline(name, "m")
+
+
+FOUR, NINE = {"in_channels": 4}, {"in_channels": 9}
 
 
 @pytest.mark.parametrize(
-    ("kind", "index", "ordinary"),
+    ("kind", "index", "unet", "ordinary"),
     [
-        ("StableDiffusionPAGPipeline", SD, "StableDiffusionPipeline"),
-        ("StableDiffusionXLPAGPipeline", XL, "StableDiffusionXLPipeline"),
-        (["pipeline", "MyOwnPipeline"], SD, "StableDiffusionPipeline"),
+        ("StableDiffusionPAGPipeline", SD, {}, "StableDiffusionPipeline"),
+        ("StableDiffusionXLPAGPipeline", XL, {}, "StableDiffusionXLPipeline"),
+        ("LEditsPPPipelineStableDiffusion", SD, {}, "StableDiffusionPipeline"),
+        ("StableDiffusionLongPromptWeightingPipeline", SD, {}, "StableDiffusionPipeline"),
+        (["pipeline", "MyOwnPipeline"], SD, {}, "StableDiffusionPipeline"),
+        ("WandaPipeline", SD, FOUR, "StableDiffusionPipeline"),
+        ("StableDiffusionInpaintPipeline", SD, FOUR, "StableDiffusionPipeline"),
+        ("StableDiffusionXLInpaintPipeline", XL, FOUR, "StableDiffusionXLPipeline"),
     ],
 )
-def test_ordinary_parts_under_another_name_are_told_which_name_to_take(kind, index, ordinary):
-    said = explain_pipeline(kind, index, "m")
-    assert f'write "{ordinary}" as _class_name' in said
+def test_ordinary_parts_are_of_their_family_under_any_name(kind, index, unet, ordinary):
+    assert ordinary in family_of(kind, "m", index, lambda: unet).pipelines
 
 
 @pytest.mark.parametrize(
-    ("kind", "index"),
+    ("kind", "index", "unet"),
     [
-        ("StableDiffusionInpaintPipeline", SD),
-        ("StableDiffusionPAGPipeline", {}),
-        ("MyOwnPipeline", SD | {"adapter": part("diffusers", "T2IAdapter")}),
-        ("MyOwnPipeline", SD | {"text_encoder": part("transformers", "T5EncoderModel")}),
-        (None, {"unet": 3, "vae": [None], "text_encoder": "CLIPTextModel"}),
+        ("StableDiffusionInpaintPipeline", SD, NINE),
+        ("StableDiffusionInpaintPipeline", SD, {}),
+        ("StableDiffusionInstructPix2PixPipeline", SD, {"in_channels": 8}),
+        ("StableDiffusionControlNetPipeline", SD | {"controlnet": ["diffusers", "C"]}, FOUR),
+        ("StableDiffusionGLIGENPipeline", SD, FOUR),
+        ("LatentConsistencyModelPipeline", SD, FOUR),
+        ("StableDiffusionPAGPipeline", {}, FOUR),
+        ("MyOwnPipeline", SD | {"adapter": part("diffusers", "T2IAdapter")}, FOUR),
+        ("MyOwnPipeline", SD | {"text_encoder": part("transformers", "T5EncoderModel")}, FOUR),
+        (None, {"unet": 3, "vae": [None], "text_encoder": "CLIPTextModel"}, FOUR),
     ],
 )
-def test_what_has_other_parts_is_not(kind, index):
-    said = explain_pipeline(kind, index, "m")
-    assert "which nulltext cannot edit with" in said
-    assert "_class_name" not in said
+def test_what_has_other_parts_or_another_task_is_refused(kind, index, unet):
+    with pytest.raises(ModelError, match="which nulltext cannot edit with"):
+        family_of(kind, "m", index, lambda: unet)
 
 
 def test_a_folder_is_explained_by_its_index(tmp_path):
     index = tmp_path / "model_index.json"
-    index.write_text(json.dumps({"_class_name": "StableDiffusionPAGPipeline"} | SD))
-    assert "as _class_name in its model_index.json" in explain(str(tmp_path))
-    index.write_text(json.dumps({"_class_name": "WanPipeline"}))
-    assert "Wan, a video model" in explain(str(tmp_path))
-    index.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"} | SD))
-    assert explain(str(tmp_path)) is None
+    for kind, said in {
+        "StableDiffusionPAGPipeline": None,
+        "StableDiffusionInpaintPipeline": "an inpainting checkpoint",
+        "WanPipeline": "Wan, a video model",
+        "StableDiffusionPipeline": None,
+    }.items():
+        index.write_text(json.dumps({"_class_name": kind} | SD))
+        found = explain(str(tmp_path))
+        assert found is None if said is None else said in found

@@ -230,7 +230,7 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(study, photos, tmp_path, mo
 
     monkeypatch.setattr(workbench, "invert", sometimes)
     code, out, err = study(photos, "-o", "out", *ONE, "--json")
-    assert code == 0, err
+    assert code == 1, err  # numbers ended, which outweighs a bad photo
     assert json.loads(out)["failed"] == 4
     rows = rows_in(tmp_path / "out")
     reasons = {(r["image"], r["variant"]): r["reason"] for r in rows if r["status"] == "failed"}
@@ -243,6 +243,7 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(study, photos, tmp_path, mo
     monkeypatch.setattr(workbench, "invert", original)
     photo.save(photos / "a.png")
     code, _, err = study(photos, "-o", "out", *ONE)
+    assert code == 1, err
     assert len([r for r in rows_in(tmp_path / "out") if r["status"] == "failed"]) == 4
     code, _, err = study(photos, "-o", "out", *ONE, "--retry-failed")
     assert code == 0, err

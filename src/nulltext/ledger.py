@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from nulltext.errors import OptionError, OutputError, reason_of
+from nulltext.errors import NulltextError, OptionError, OutputError, UserError, reason_of
 from nulltext.files import hold, replace_file, unwritable
 
 Row: TypeAlias = dict[str, Any]
@@ -38,6 +38,14 @@ class Kind:
     """What no two rows have in common; raises KeyError or TypeError for what is no row."""
     folders: tuple[str, ...]
     """Folders of files that rows speak of, made with it and thrown away with it."""
+
+
+def failure(error: Exception) -> Row:
+    """What the row of work that raised says: why, and whether better input would mend it."""
+    said = str(error)
+    if not isinstance(error, NulltextError):
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+    return {"status": "failed", "reason": said, "input": isinstance(error, UserError)}
 
 
 class Book:

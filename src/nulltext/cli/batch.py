@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from nulltext.cli.exit_codes import end_of_rows
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
     JsonOption,
@@ -242,8 +243,8 @@ def _dry_run(reporter: Reporter, found: Batch) -> None:
     groups = len(grouped([unit for unit in found.units if not unit.reason]))
     lines = [f"{len(found.units)} jobs on {groups} inversions; {outcome.done} can be done."]
     values = {"jobs": len(found.units), "inversions": groups, **_failures(outcome)}
-    reporter.result({"done": 0, **values}, [*lines, *_reasons(outcome)])
-    _exit(outcome)
+    reporter.answer({"done": 0, **values}, [*lines, *_reasons(outcome)])
+    end_of_rows(reporter, outcome.failures)
 
 
 def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
@@ -260,7 +261,7 @@ def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
     if outcome.failures:
         lines += [f"{len(outcome.failures)} failed; --retry-failed tries them again."]
     reporter.result(values, [*lines, *_reasons(outcome)])
-    _exit(outcome)
+    end_of_rows(reporter, outcome.failures)
 
 
 def _failures(outcome: Outcome) -> dict[str, Any]:
@@ -272,10 +273,3 @@ def _failures(outcome: Outcome) -> dict[str, Any]:
 def _reasons(outcome: Outcome) -> list[str]:
     """The first failures, for a person."""
     return [f"  {row['reason']}" for row in outcome.failures[:MOST_REASONS]]
-
-
-def _exit(outcome: Outcome) -> None:
-    from nulltext.cli.main import EXIT_OURS, EXIT_USER
-
-    if outcome.failures:
-        raise typer.Exit(EXIT_USER if outcome.theirs else EXIT_OURS)

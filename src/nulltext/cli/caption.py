@@ -49,7 +49,7 @@ def caption(
         said = loaded.caption(photo, crop=box, beams=beams)
     if not said:
         reporter.note(f"Note: the captioner '{loaded.name}' finds no words for this photo.")
-    reporter.result({"caption": said, "captioner": loaded.name}, [said])
+    reporter.answer({"caption": said, "captioner": loaded.name}, [said])
     if said:
         source = shlex.quote(said)
         reporter.note(

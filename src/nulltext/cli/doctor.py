@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nulltext.cli.exit_codes import EXIT_OURS
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import JsonOption, QuietOption
 from nulltext.cli.report import Reporter
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 GIB = 1024**3
 MIB = 1024**2
-EXIT_UNHEALTHY = 1
 
 MOST_STEPS = 1000
 """Of a check-up; a model trained on fewer is held to its own."""
@@ -86,8 +86,9 @@ def doctor(
         write_report(report, found)
         lines.append(f"Saved {report}")
     reporter.result(found, lines)
+    reporter.errors(health.problems)
     if not health.healthy:
-        raise typer.Exit(EXIT_UNHEALTHY)
+        raise typer.Exit(EXIT_OURS)
 
 
 def _check(report: Path | None, steps: int | None) -> None:

@@ -47,7 +47,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False, quiet: QuietOption 
     from nulltext.record import Inversion
 
     values, lines = described(Inversion.load(file))
-    reporter.result({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
+    reporter.answer({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
 
 
 def described(inversion: Inversion) -> tuple[dict[str, Any], list[str]]:

@@ -144,7 +144,7 @@ def invert(
             )
             for inversion, target in zip(made[batch], targets[batch], strict=True):
                 inversion.save(target)
-    work.note_unused_seed(reporter, plan, seed)
+    work.note_what_is_odd(reporter, loaded, plan, seed, made)
     _report(reporter, targets, made, chosen)
 
 

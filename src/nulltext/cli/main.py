@@ -1,6 +1,6 @@
 """`nulltext VERB`: the application, its verbs, and the border where errors become exit codes.
 
-0 done, 2 the user's mistake (one sentence on standard error), 1 ours, 130 interrupted.
+Of exit codes see `exit_codes`; a mistake is one sentence on standard error.
 Nothing here imports torch: the verbs do that when they run, so `--help` answers at once.
 """
 
@@ -16,10 +16,12 @@ from nulltext.cli.attention import attention
 from nulltext.cli.batch import OptionalAddress, batch
 from nulltext.cli.benchmark import benchmark
 from nulltext.cli.caption import caption
+from nulltext.cli.console import open_streams
 from nulltext.cli.convert_captioner import convert_captioner
 from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
 from nulltext.cli.entry import EXIT_INTERRUPTED
+from nulltext.cli.exit_codes import EXIT_OURS, EXIT_USER
 from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
 from nulltext.cli.logs import LogLevel, show_logs
@@ -30,10 +32,6 @@ from nulltext.cli.study import study
 from nulltext.cli.train import train
 from nulltext.errors import NulltextError, UserError
 from nulltext.version import __version__
-
-EXIT_USER = 2
-EXIT_OURS = 1
-
 
 app = typer.Typer(
     name="nulltext",
@@ -93,6 +91,7 @@ def main() -> None:
     The garbage collector rests while libraries and model are loaded, whose objects stay to the end
     (`open_model` wakes it): looking through them again and again is a quarter of the start.
     """
+    open_streams()
     gc.disable()
     try:
         app(standalone_mode=True)

@@ -70,7 +70,8 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output, the rest elsewhere.")
 ]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no report (--json still prints).")
+    bool,
+    typer.Option("--quiet", "-q", help="Nothing but errors, and what is asked for: words, --json."),
 ]
 BudgetOption = Annotated[
     Budget | None,

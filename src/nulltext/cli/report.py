@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,7 +21,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
+from nulltext.cli.console import escaped
 from nulltext.execution.figures import decibels as decibels
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Reporter:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json, self.quiet = as_json, quiet
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.spinner = "dots" if self.console.encoding.startswith("utf") else "line"
 
     def note(self, text: str) -> None:
         """A remark that does not stop the work."""
@@ -54,7 +57,7 @@ class Reporter:
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
         """Show that something without steps is going on."""
-        with self.console.status(what):
+        with self.console.status(Text(visible(what)), spinner=self.spinner):
             yield
 
     @contextmanager
@@ -62,7 +65,7 @@ class Reporter:
         """Show that a model is being loaded; yields what shows (done, total) bytes as a bar while
         it is fetched."""
         columns = (
-            SpinnerColumn(),
+            SpinnerColumn(self.spinner),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
@@ -70,7 +73,8 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with ExitStack() as shown:
-            spinner = shown.enter_context(self.console.status(f"Loading the model '{model}' …"))
+            said = Text(visible(f"Loading the model '{model}' …"))
+            spinner = shown.enter_context(self.console.status(said, spinner=self.spinner))
             bars: list[Progress] = []
 
             def on_bytes(done: int, total: int) -> None:
@@ -83,12 +87,22 @@ class Reporter:
             yield on_bytes
 
     def result(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
-        """The outcome: one JSON object (or a list of them), or lines for a person."""
+        """What came of the work, for a program or, unless quiet is wanted, for a person."""
+        if self.as_json or not self.quiet:
+            self.answer(values, lines)
+
+    def answer(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
+        """What was asked for: one JSON object (or a list of them), or lines for a person."""
         if self.as_json:
             finite = _finite(values) if isinstance(values, dict) else [*map(_finite, values)]
-            typer.echo(json.dumps(finite, allow_nan=False))
-        elif not self.quiet:
-            typer.echo(visible("\n".join(lines)))
+            _write(json.dumps(finite, allow_nan=False))  # ASCII, whatever it holds
+        else:
+            _write(visible("\n".join(lines)))
+
+    def errors(self, problems: Sequence[str]) -> None:
+        """What is wrong, where the report that would say it is not wanted."""
+        if self.quiet:
+            sys.stderr.writelines(f"Error: {visible(problem)}\n" for problem in problems)
 
     def bars(self) -> Progress:
         """Bars with count, time left, and a field "remark" for what there is to say."""
@@ -139,10 +153,15 @@ class _StepBars:
             self.progress.update(task, remark=f"{decibels(preview.psnr)} so far")
 
 
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def visible(text: str) -> str:
     """A text that may be a stranger's, such as the prompt in a file, without what steers a
     terminal: control characters but the end of line are written out."""
-    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c == "\n" or c.isprintable() else escaped(c) for c in text)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

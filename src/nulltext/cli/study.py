@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nulltext import defaults
+from nulltext.cli.exit_codes import end_of_rows
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
     EstimateOption,
@@ -108,7 +109,8 @@ def study(
 
     Example: [bold]nulltext study photos/ -o study --quick[/bold]
 
-    It may be stopped at any moment: the same command continues where it stopped.
+    It may be stopped at any moment: the same command continues where it stopped. Exit code: 0 all
+    rows done; 2 some failed, all for bad input; 1 some for another reason.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     request = StudyRequest(
@@ -119,7 +121,7 @@ def study(
     from nulltext.cli.work import open_model
     from nulltext.evaluation.agreement import open_judge
     from nulltext.evaluation.crew import Tools, check_workers, crew_steps
-    from nulltext.evaluation.results import open_book
+    from nulltext.evaluation.results import failed_among, open_book
     from nulltext.evaluation.study import plan_study, study_steps
 
     check_workers(workers)
@@ -144,8 +146,8 @@ def study(
         tools = Tools(chosen, clip, plan, output)
         together = alone if workers == 1 else crew_steps(tools, workers, schedule, book)
         make_rows(reporter, together, book, schedule.all_rows)
-        everything = plan_study(items, everybody, plan, None, judge.unet_evaluations)
-        _hand_over(reporter, book, settings, everything)
+        _hand_over(reporter, book, settings, schedule)
+    end_of_rows(reporter, failed_among(book.rows, schedule.keys))
 
 
 def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[Item]) -> None:
@@ -166,7 +168,7 @@ def _estimate(reporter: Reporter, schedule: Schedule, photos: int) -> None:
         "rows": schedule.all_rows,
         "unet_evaluations": schedule.evaluations,
     }
-    reporter.result(found, [_said(schedule, photos)])
+    reporter.answer(found, [_said(schedule, photos)])
 
 
 def _said(schedule: Schedule, photos: int) -> str:
@@ -180,7 +182,7 @@ def _said(schedule: Schedule, photos: int) -> str:
 
 
 def _hand_over(
-    reporter: Reporter, book: Book, settings: Mapping[str, Any], everything: Schedule
+    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: Schedule
 ) -> None:
     """Write summary, plots and report, and say where they are.
 
@@ -189,8 +191,7 @@ def _hand_over(
     from nulltext.evaluation.publish import publish
     from nulltext.evaluation.results import ROWS, key_of
 
-    keys = [task.key for _, tasks in everything.photos for task in tasks]
-    places = {key: place for place, key in enumerate(keys)}
+    places = {key: place for place, key in enumerate(schedule.keys)}
     rows = sorted(book.rows, key=lambda row: places.get(key_of(row), len(places)))
     with reporter.busy("Writing the report …"):
         files = publish(book.folder, settings, rows)

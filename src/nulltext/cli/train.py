@@ -253,7 +253,8 @@ def commit_of(code: Path = Path(__file__)) -> str | None:
         done = subprocess.run(
             ["git", "-C", str(own), "rev-parse", "--show-toplevel", "--short=12", "HEAD"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):

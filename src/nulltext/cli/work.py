@@ -11,6 +11,7 @@ from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
 from nulltext.files import check_target, clear_temporaries
 from nulltext.framing import SizeChoice
+from nulltext.health.configuration import note_on_configuration
 from nulltext.images import (
     CropBox,
     from_uint8,
@@ -208,6 +209,20 @@ def warn_of_memory(
         f"{model.device} has {free / GIGABYTE:.1f} GB free; pass {', '.join(ways[:-1])} or "
         f"{ways[-1]}."
     )
+
+
+def note_what_is_odd(
+    reporter: Reporter,
+    model: LatentDiffusion,
+    plan: Plan,
+    seed: int | None,
+    made: Sequence[Inversion],
+) -> None:
+    """Say what is odd about inversions, and about the model by them; the same only once."""
+    note_unused_seed(reporter, plan, seed)
+    for note in dict.fromkeys(note_on_configuration(model, inversion) for inversion in made):
+        if note is not None:
+            reporter.note(note)
 
 
 def note_unused_seed(reporter: Reporter, plan: Plan, seed: int | None) -> None:

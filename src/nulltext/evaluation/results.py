@@ -11,7 +11,7 @@ How rows are kept is in `ledger`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ PICTURES = "pictures"
 def key_of(row: Row) -> Key:
     """Which task a row is of."""
     return row_key(row["experiment"], row["image"], row["variant"], row["setting"])
+
+
+def failed_among(rows: Iterable[Row], keys: Iterable[Key]) -> list[Row]:
+    """The failed ones of the rows that were asked for."""
+    asked = set(keys)
+    return [row for row in rows if row["status"] == "failed" and key_of(row) in asked]
 
 
 STUDY = ledger.Kind("study or benchmark", key_of, (PICTURES,))

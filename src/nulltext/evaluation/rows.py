@@ -16,11 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from nulltext.errors import NulltextError, OutOfMemoryError, OutputError
+from nulltext.errors import OutOfMemoryError, OutputError
 from nulltext.evaluation.measures import Undefined
 from nulltext.evaluation.results import PICTURES, Row, finite
 from nulltext.evaluation.tasks import Key, Measurement
 from nulltext.images import save_image, to_pil
+from nulltext.ledger import failure
 
 
 def made_row(key: Key, measure: Callable[[], Measurement], folder: Path) -> Row:
@@ -42,8 +43,8 @@ def made_row(key: Key, measure: Callable[[], Measurement], folder: Path) -> Row:
         measured = measure()
     except (OutOfMemoryError, OutputError):
         raise
-    except NulltextError as error:
-        return row | {"status": "failed", "reason": str(error)}
+    except Exception as error:  # one bad row is no reason to lose the others
+        return row | failure(error)
     row |= {"status": "ok", "seconds_row": round(time.perf_counter() - started, 3)}
     return row | _content(measured) | {"pictures": _saved(measured.pictures, key, folder)}
 

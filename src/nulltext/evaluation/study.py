@@ -17,7 +17,7 @@ from nulltext.evaluation.measures import open_lpips
 from nulltext.evaluation.plan import Plan
 from nulltext.evaluation.results import Book
 from nulltext.evaluation.rows import made_row
-from nulltext.evaluation.tasks import Task
+from nulltext.evaluation.tasks import Key, Task
 from nulltext.evaluation.workbench import Workbench
 from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -43,8 +43,13 @@ class Schedule:
 
     photos: list[tuple[Item, list[Task]]]
     """Tasks that are still open."""
-    all_rows: int
-    """Rows of the whole study, the finished ones included."""
+    keys: list[Key]
+    """Of all rows in their order, the finished ones included."""
+
+    @property
+    def all_rows(self) -> int:
+        """How many there are with the finished ones."""
+        return len(self.keys)
 
     @property
     def evaluations(self) -> int:
@@ -67,12 +72,12 @@ def plan_study(
     """
     done = set() if book is None else book.keys
     others = strangers(everybody, plan.seed)
-    photos, count = [], 0
+    photos, keys = [], list[Key]()
     for item in items:
         tasks = tasks_of(item, others[item.name], plan, judge_evaluations)
-        count += len(tasks)
+        keys += [task.key for task in tasks]
         photos.append((item, [task for task in tasks if task.key not in done]))
-    return Schedule(photos, count)
+    return Schedule(photos, keys)
 
 
 def study_steps(

@@ -87,11 +87,6 @@ class Outcome:
         elif row is not None:
             self.failures.append(row)
 
-    @property
-    def theirs(self) -> bool:
-        """Whether all failures are of the jobs' own making, to be mended in the job file."""
-        return all(row["input"] for row in self.failures)
-
 
 def read_batch(path: Path, *, limit: int | None = None, within: Path | None = None) -> Batch:
     """Read a job file; opens the files that it names only to tell their contents apart.

@@ -93,6 +93,8 @@ class Pictures:
     sweep: Sweep | None
     swept: Sequence[Placed]
     """`sweep.specs`, in their order."""
+    note: str | None
+    """What is odd about the model."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -113,7 +115,8 @@ class Pictures:
         """What is odd about them, for a person."""
         from nulltext.execution.saving import remark
 
-        return [said for one in self.wanted if (said := remark(one))]
+        said = [self.note, *(remark(one) for one in self.wanted)]
+        return [one for one in said if one]
 
     def save(
         self,
@@ -155,6 +158,7 @@ def pictures_of(
         NulltextError: see `editing.edit`.
     """
     from nulltext.editing import edit_steps
+    from nulltext.health.configuration import note_on_configuration
     from nulltext.placing import Canvas, place
     from nulltext.record import run
     from nulltext.sampling import exact_source_step, source_step
@@ -170,4 +174,5 @@ def pictures_of(
     detail = order.request.detail or defaults.DETAIL
     placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(everything)]
     wanted, swept = placed[: len(specs)], placed[len(specs) :]
-    return Pictures(made, result, canvas, wanted, followed, sweep, swept)
+    note = note_on_configuration(model, made)
+    return Pictures(made, result, canvas, wanted, followed, sweep, swept, note)

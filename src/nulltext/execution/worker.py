@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext.errors import InversionFileError, NulltextError, OutputError, UserError
+from nulltext.errors import InversionFileError, OutputError
 from nulltext.execution.captions import caption_of, check_readable
 from nulltext.execution.order import Order, Pictures, notes_of, pictures_of
 from nulltext.execution.request import Opened
 from nulltext.execution.units import Unit
 from nulltext.inversion_file import SUFFIX
-from nulltext.ledger import Row
+from nulltext.ledger import Row, failure
 from nulltext.models.choice import ModelChoice
 from nulltext.names import Precision
 
@@ -86,11 +86,9 @@ class Worker:
             return self._done(unit, unit.job.order(), on_step)
         except OutputError:
             raise
-        except NulltextError as error:
-            return failed(unit, f"Line {unit.line}: {error}", theirs=isinstance(error, UserError))
         except Exception as error:  # one bad job is no reason to lose the others
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            return failed(unit, f"Line {unit.line}: {said}", theirs=False)
+            found = failure(error)
+            return failed(unit, f"Line {unit.line}: {found['reason']}", theirs=found["input"])
 
     def _done(self, unit: Unit, order: Order, on_step: Callable[[StepInfo], None] | None) -> Row:
         order.check()

@@ -12,7 +12,7 @@ from typing import Any
 from nulltext.errors import ModelError, shortened
 from nulltext.framing import SDXL_BUCKETS
 from nulltext.models.sdxl import StableDiffusionXLText
-from nulltext.models.strangers import WORKS, explain_pipeline
+from nulltext.models.strangers import WORKS, explain_pipeline, ordinary_pipeline
 from nulltext.models.text import ClipText, StableDiffusionText, TextConditioner
 
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -72,6 +72,8 @@ FAMILIES = (
     ),
 )
 
+LATENT_CHANNELS = 4
+
 EXTRA_CHANNELS = {
     9: "an inpainting checkpoint's: latents, mask and masked photo",
     8: "an instruction-editing checkpoint's: latents and photo",
@@ -81,19 +83,28 @@ EXTRA_CHANNELS = {
 """What UNets of more than four input channels take, by their number."""
 
 
-def family_of(kind: object, model: str, index: Mapping[str, Any] | None = None) -> Family:
-    """The family of a pipeline's class name.
+def family_of(
+    kind: object,
+    model: str,
+    index: Mapping[str, Any],
+    unet: Callable[[], Mapping[str, Any]] = dict,
+) -> Family:
+    """The family of a pipeline: by its class name, or where that is of none by its parts.
 
     Args:
-        index: model_index.json, where there is one; what it names makes the message better.
+        index: model_index.json, which names the classes of the parts.
+        unet: reads the UNet's config, where that can be read.
 
     Raises:
         ModelError: it is of none; names what it is.
     """
-    for family in FAMILIES:
-        if kind in family.pipelines:
-            return family
-    raise ModelError(explain_pipeline(kind, index or {}, model))
+    named = {name: family for family in FAMILIES for name in family.pipelines}
+    if isinstance(kind, str) and kind in named:
+        return named[kind]
+    found = ordinary_pipeline(kind, index, lambda: unet().get("in_channels") == LATENT_CHANNELS)
+    if found is None:
+        raise ModelError(explain_pipeline(kind, model))
+    return named[found]
 
 
 def check_not_refiner(config: Mapping[str, Any], model: str) -> None:

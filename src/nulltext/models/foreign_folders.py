@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nulltext.errors import ModelError, reason_of
-from nulltext.models.families import FAMILIES
+from nulltext.models.families import family_of
 from nulltext.models.file_kinds import explain_kind, kind_of_file
 from nulltext.models.foreign_files import (
     ENDINGS,
@@ -92,9 +93,10 @@ def _explain_pipeline(folder: Path, entries: Sequence[Path]) -> str | None:
     index = _json(folder / INDEX)
     if index is None:  # the loader says what is wrong with it
         return None
-    kind = index.get("_class_name")
-    if not any(kind in family.pipelines for family in FAMILIES):
-        return explain_pipeline(kind, index, str(folder))
+    try:
+        family_of(index.get("_class_name"), str(folder), index, partial(_unet, folder))
+    except ModelError as error:
+        return str(error)
     unet = [file for file in below if file.parent.name == "unet"]
     if any(file.suffix in (".safetensors", *UNSAFE) for file in unet if not _is_openvino(file)):
         return None
@@ -138,7 +140,7 @@ def _component(folder: Path, _: Sequence[Path]) -> str | None:
     """One model of diffusers or transformers, or a part of a pipeline."""
     if (folder / MODULAR_INDEX).is_file():
         index = _json(folder / MODULAR_INDEX) or {}
-        return explain_pipeline(index.get("_class_name"), index, str(folder))
+        return explain_pipeline(index.get("_class_name"), str(folder))
     names = (CONFIG, "scheduler_config.json", "tokenizer_config.json")
     config = next((path for name in names if (path := folder / name).is_file()), None)
     if config is None:
@@ -255,6 +257,12 @@ def pipeline_around(path: Path) -> Path | None:
         if (parent / INDEX).is_file():
             return parent
     return None
+
+
+def _unet(folder: Path) -> Mapping[str, Any]:
+    """Config of a pipeline's UNet, as far as there is one."""
+    config = folder / "unet" / CONFIG
+    return (_json(config) if config.is_file() else None) or {}
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -198,7 +198,7 @@ def _family(index: Path, name: HubModel) -> Family:
             f"{INDEX} of the hub model '{name}' cannot be read ({shortened(str(error))}); "
             "pass another revision or model."
         ) from error
-    family = family_of(config.get("_class_name"), str(name))
+    family = family_of(config.get("_class_name"), str(name), config)
     check_config(family, config, str(name))
     return family
 

@@ -165,7 +165,8 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
         ModelError: see `load`.
     """
     index = source.json("model_index.json")
-    family = family_of(index.get("_class_name"), model, index)
+    unet = partial(source.json, "unet/config.json")
+    family = family_of(index.get("_class_name"), model, index, unet)
     check_config(family, index, model)
     single, own = isinstance(source, SingleFile), dict(family.modules)
     if single and adapters.vae:  # it may have none
@@ -221,7 +222,8 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     attention control, which is put on and off at every step, would compile it anew each time.
 
     Args:
-        pipe: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, or either's Img2Img one.
+        pipe: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, either's Img2Img one, or
+            another pipeline of their parts, such as a subclass of your own.
 
     Raises:
         ModelError: it is another kind of pipeline, its parts do not fit together, or a part's
@@ -235,7 +237,7 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
         )
     config = getattr(pipe, "config", {})
     name = str(getattr(config, "_name_or_path", "") or kind)
-    family = family_of(kind, name)
+    family = family_of(kind, name, _index(pipe), lambda: pipe.unet.config)
     check_not_refiner(config, name)
     names = (*family.modules, *family.tokenizers)
     wrapped = {name: getattr(pipe, name, None) for name in names}
@@ -249,6 +251,14 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     check_architecture(family, parts, text, name)
     read = _Read(name, family, parts, text, pipe.scheduler.config, schedule)
     return _assembled(read, name, read.digest)
+
+
+def _index(pipe: Any) -> dict[str, list[str]]:
+    """What model_index.json would say of its parts as they are now."""
+    entries = getattr(pipe, "config", {}).items()
+    names = [name for name, entry in entries if isinstance(entry, tuple | list)]
+    parts = {name: getattr(pipe, name, None) for name in names}
+    return {n: ["", type(part).__name__] for n, part in parts.items() if part is not None}
 
 
 def _assembled(read: _Read, name: str, digest: str) -> LatentDiffusion:

@@ -6,7 +6,7 @@ Diffusion does is looked up by the part that says what its UNet takes beside lat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nulltext.errors import shortened
@@ -155,6 +155,9 @@ ARCHITECTURES = {
 }
 """What pipelines are, by the beginnings of their names."""
 
+TRAINED_OTHERWISE = (TASKS["GLIGEN"], ARCHITECTURES["LatentConsistency"])
+"""Kinds that the classes and channels of their parts do not tell from Stable Diffusion."""
+
 ORDINARY = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
@@ -164,26 +167,40 @@ ORDINARY = {
 """Classes of Stable Diffusion's parts."""
 
 
-def explain_pipeline(class_name: object, index: Mapping[str, Any], model: str) -> str:
+def explain_pipeline(class_name: object, model: str) -> str:
     """Say in one sentence what a pipeline is that nulltext cannot edit with, and what to do.
 
     Args:
         class_name: `_class_name` of model_index.json.
-        index: the rest of model_index.json, where there is one.
     """
-    name = str(class_name[-1]) if isinstance(class_name, list) and class_name else str(class_name)
-    what = _what(name)
-    if what in (ONLY_SAMPLES, ANOTHER):
-        ordinary = _ordinary(index)
-        if ordinary is not None:
-            return (
-                f"The model '{model}' is a {shortened(name)} of the parts of a {ordinary}: write "
-                f'"{ordinary}" as _class_name in its model_index.json, and pass it again.'
-            )
+    name = _plain(class_name)
     return (
-        f"The model '{model}' is a {shortened(name)} ({what}), which nulltext cannot edit with; "
-        f"{WORKS}."
+        f"The model '{model}' is a {shortened(name)} ({_what(name)}), which nulltext cannot edit "
+        f"with; {WORKS}."
     )
+
+
+def ordinary_pipeline(
+    class_name: object, index: Mapping[str, Any], takes_latents: Callable[[], bool]
+) -> str | None:
+    """The pipeline of Stable Diffusion whose parts a pipeline of another name has; None where its
+    parts are others, or were trained for something else.
+
+    Args:
+        class_name: `_class_name` of model_index.json.
+        index: model_index.json, which names the classes of the parts.
+        takes_latents: whether the UNet takes latents alone; asked where the name says otherwise.
+    """
+    what = _what(_plain(class_name))
+    ordinary = None if what in TRAINED_OTHERWISE else _ordinary(index)
+    if ordinary is None or what in (ONLY_SAMPLES, ANOTHER):
+        return ordinary
+    return ordinary if takes_latents() else None
+
+
+def _plain(class_name: object) -> str:
+    """The name, without the file of code that some pipelines name before it."""
+    return str(class_name[-1]) if isinstance(class_name, list) and class_name else str(class_name)
 
 
 def _what(name: str) -> str:
@@ -206,5 +223,6 @@ def _ordinary(index: Mapping[str, Any]) -> str | None:
         pipeline = "StableDiffusionXLPipeline"
         wanted |= {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
     same = all(made.get(name) == kind for name, kind in wanted.items())
-    beside = {"scheduler", "safety_checker", "feature_extractor", "image_encoder"}
+    beside = {"scheduler", "inverse_scheduler", "safety_checker", "feature_extractor"}
+    beside |= {"image_encoder"}
     return pipeline if same and not made.keys() - wanted.keys() - beside else None

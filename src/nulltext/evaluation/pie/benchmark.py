@@ -31,9 +31,14 @@ class Schedule:
 
     open_rows: list[tuple[PieItem, str]]
     """Edit and method, photo by photo."""
-    all_rows: int
-    """The finished ones included."""
+    keys: list[Key]
+    """Of all rows, the finished ones included."""
     protocol: Protocol
+
+    @property
+    def all_rows(self) -> int:
+        """How many there are with the finished ones."""
+        return len(self.keys)
 
     @property
     def evaluations(self) -> int:
@@ -50,9 +55,9 @@ def plan_pie(
         book: what is there already; None for nothing.
     """
     done = set() if book is None else book.keys
-    wanted = [(item, method) for item in items for method in methods]
-    still = [(item, method) for item, method in wanted if _key(item, method) not in done]
-    return Schedule(still, len(wanted), protocol)
+    wanted = {_key(item, method): (item, method) for item in items for method in methods}
+    still = [row for key, row in wanted.items() if key not in done]
+    return Schedule(still, list(wanted), protocol)
 
 
 def pie_steps(

@@ -1,0 +1,36 @@
+"""What a command ends with: 0 done, 2 bad input, 1 failed otherwise (130, interrupted: `entry`).
+
+Verbs that make rows (batch, study, benchmarks) end with 0 where all rows that were asked for are
+done, in whichever run; with 2 where some failed, all of them for input that can be mended; with 1
+where some failed for another reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from nulltext.cli.report import Reporter
+
+if TYPE_CHECKING:
+    from nulltext.ledger import Row
+
+EXIT_OURS, EXIT_USER = 1, 2
+
+
+def end_of_rows(reporter: Reporter, failed: Sequence[Row]) -> None:
+    """End a command that made rows, saying what has failed where its report is not wanted.
+
+    Args:
+        failed: those of the rows that were asked for, earlier runs' included.
+
+    Raises:
+        typer.Exit: there are some.
+    """
+    if not failed:
+        return
+    count = f"{len(failed)} row{'' if len(failed) == 1 else 's'} failed"
+    reporter.errors([f"{count}; the first: {failed[0]['reason']}"])
+    raise typer.Exit(EXIT_USER if all(row.get("input") for row in failed) else EXIT_OURS)

@@ -1,0 +1,74 @@
+"""Whether a model's configuration fits its weights, as an inversion shows without further work.
+
+With z*_{T-1}, z*_T the noisy end of the trajectory and a, b of the last step, the network said
+
+    eps = (z*_T - a z*_{T-1}) / b,        and        z*_T = sqrt(ab) x0 + sqrt(1 - ab) eps
+
+so where hardly any photo is left (ab near 0), z*_T is of unit variance and eps is nearly z*_T. With
+another `prediction_type` than the network was trained for, one of the two fails.
+"""
+
+from __future__ import annotations
+
+from nulltext.health.expectations import schedule_note
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.record import Inversion
+from nulltext.schedule import SMALLEST_ALPHA_CUMPROD
+
+FEWEST_STEPS = 10
+"""With fewer, the discretisation alone moves both: at 3 steps deviations are 0.66 to 1.25."""
+
+LEAST_NOISE = 0.98
+"""1 - alpha-bar of the noisiest timestep, above which the photo no longer counts."""
+
+DEVIATION = (0.8, 1.25)
+"""Of eps and z*_T. The bundled model has 0.96 to 1.11 on photos, flat colours, noise and stripes;
+read as v_prediction 1.63 to 3.0, as sample 1.4 to 5.4 (but on flat grey 1.04 and 1.23)."""
+
+LEAST_COSINE = 0.97
+"""Of the angle between eps and z*_T: the bundled model has 0.995 and more, a network that predicts
+v and is read as epsilon 0.95 and less."""
+
+
+def note_on_configuration(model: LatentDiffusion, inversion: Inversion) -> str | None:
+    """Say that a configuration looks wrong, by the betas of a published family and by the noise
+    that an inversion ends in; None where both are as they should be, or too little is known.
+    """
+    said = _wrong_betas(model) or _wrong_noise(model, inversion)
+    if said is None:
+        return None
+    return (
+        f"Note: the configuration of the model '{model.name}' looks wrong: {said}; compare "
+        "scheduler/scheduler_config.json with the published file, or run nulltext doctor with this "
+        "model and --report FILE, which tells what it should say."
+    )
+
+
+def _wrong_betas(model: LatentDiffusion) -> str | None:
+    if model.schedule.alphas_cumprod[-1] <= SMALLEST_ALPHA_CUMPROD:  # rescaled on purpose
+        return None
+    said = schedule_note(model)
+    return None if said is None else said[0].lower() + said[1:].split(";")[0]
+
+
+def _wrong_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
+    schedule, timestep = model.schedule, inversion.header.timesteps[0]
+    guided = inversion.header.method_config.get("inversion_guidance", 1.0) != 1.0
+    few = inversion.num_steps < FEWEST_STEPS
+    if guided or few or 1.0 - schedule.alpha_cumprod(timestep) < LEAST_NOISE:
+        return None
+    cleaner, noisy = inversion.trajectory[-2:].double()
+    start = schedule.cleaner(timestep, inversion.num_steps)
+    a, b = schedule.coefficients(start=start, end=timestep)
+    noise_pred = (noisy - a * cleaner) / b
+    sizes = [float(one.square().mean().sqrt()) for one in (noise_pred, noisy)]
+    cosine = float((noise_pred * noisy).mean()) / max(sizes[0] * sizes[1], 1e-12)
+    low, high = DEVIATION
+    if all(low <= size <= high for size in sizes) and cosine >= LEAST_COSINE:
+        return None
+    return (
+        f"the noise that it inverts the photo to has a deviation of {sizes[1]:.2f}, what its UNet "
+        f"takes for noise there one of {sizes[0]:.2f} and a likeness of {cosine:.2f}, and each "
+        f"should be 1, so its prediction_type may not be {schedule.prediction} (or its weights are "
+        "not trained)"
+    )
