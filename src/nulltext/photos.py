@@ -2,7 +2,7 @@
 
 Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning. Of 16
 bits, grey is rounded to v / 257 and colour keeps its high byte (PPM: rounded, too): both reach from
-0 to 255, and differ by less than one level.
+0 to 255, and differ by less than one level; the 16 bits are kept beside them (`Photo.deep`).
 Transparency is shown to the model over white and kept beside the colours. A photo's size is
 (width, height) in pixels, as in Pillow.
 """
@@ -15,19 +15,24 @@ import io
 import os
 import re
 import stat
+import threading
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
+from nulltext.carried import jpeg_coding, kept_exif
 from nulltext.errors import ImageError, reason_of
+from nulltext.sixteen_bits import Deep, deep_of, is_deep, packing_of, to_eight_bits
 
-MAX_PIXELS = 120_000_000
-"""Largest photo that is decoded, in pixels: above all but a few cameras, in about 1 GiB."""
+MAX_PIXELS = 200_000_000
+"""Largest photo that is decoded, in pixels: the largest sensors of telephones. It takes 0.8 GB, and
+twice that while it is read.
+"""
 MAX_TRANSPARENT = 48_000_000
 """The same with transparency, which takes up to three times the memory."""
 BOMB_PIXELS, BOMB_RATIO = 32_000_000, 2000
@@ -58,6 +63,9 @@ _TO_UPRIGHT = {  # EXIF 2.32, tag 0x0112: the value says how the stored pixels l
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_STRIP = 256
+"""Rows that are hashed at a time."""
+_LIMIT = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,16 @@ class Photo:
     """The file it came from; None for an image in memory."""
     straight: Image.Image | None = None
     """Mode RGB: colours before compositing, so that an edit keeps them; None without alpha."""
+    bits: int = 8
+    """Of a channel of the file: 8 or 16."""
+    deep: Deep | None = None
+    """The colours at 16 bits, before compositing, and the opacity if there is any; None where the
+    file has 8, or cannot be decoded at 16."""
+    exif: bytes | None = None
+    """What EXIF says of the photo, as `exif.kept_exif` returns it."""
+    coding: Mapping[str, Any] | None = None
+    """How a JPEG was compressed, as options of Pillow's encoder: a picture that is compressed alike
+    comes out alike. None for other files, and where pixels were turned or converted."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,7 +102,9 @@ class Photo:
     def sha256(self) -> str:
         """Hex digest of "WIDTHxHEIGHT:" followed by the upright RGB bytes, row by row."""
         digest = hashlib.sha256(f"{self.image.width}x{self.image.height}:".encode())
-        digest.update(self.image.tobytes())
+        for top in range(0, self.image.height, _STRIP):
+            rows = (0, top, self.image.width, min(top + _STRIP, self.image.height))
+            digest.update(self.image.crop(rows).tobytes())
         return digest.hexdigest()
 
 
@@ -99,7 +119,7 @@ def load_photo(source: str | Path | Image.Image, *, max_pixels: int | None = Non
     most = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
         with _decoder_errors("The given image"):
-            return _to_photo(source, "The given image", None, most)
+            return _to_photo(source, "The given image", None, most, None)
     path, name = Path(source), f"'{source}'"
     with _decoder_errors(name):
         _check_regular_file(path, name)
@@ -107,8 +127,26 @@ def load_photo(source: str | Path | Image.Image, *, max_pixels: int | None = Non
         formats = [key for key in _READABLE if key in Image.OPEN]
         with _Sized(path.open("rb", buffering=0)) as file:
             _refuse_foreign(file.read(64), name)
-            with Image.open(file, formats=formats) as image:
-                return _to_photo(image, name, path, most)
+
+            def opened() -> ImageFile.ImageFile:
+                file.seek(0)
+                with large_pictures():
+                    return Image.open(file, formats=formats)
+
+            with opened() as image:
+                return _to_photo(image, name, path, most, opened)
+
+
+@contextlib.contextmanager
+def large_pictures() -> Iterator[None]:
+    """Let Pillow open or crop up to `MAX_PIXELS`, above its own limit, while the block runs."""
+    with _LIMIT:
+        usual = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
 
 
 class _Sized(io.BufferedReader):
@@ -191,19 +229,43 @@ def _refuse_foreign(head: bytes, name: str) -> None:
             raise ImageError(f"{name} is {kind}, which is not read: convert it to JPEG or PNG.")
 
 
-def _to_photo(image: Image.Image, name: str, path: Path | None, max_pixels: int) -> Photo:
-    """Check the header's size, decode every pixel, turn upright and split off the alpha."""
+def _to_photo(
+    image: Image.Image,
+    name: str,
+    path: Path | None,
+    max_pixels: int,
+    reopen: Callable[[], ImageFile.ImageFile] | None,
+) -> Photo:
+    """Check the header's size, decode every pixel, turn upright and split off the alpha.
+
+    Args:
+        reopen: opens the file once more; None for an image in memory.
+    """
     _check_size(image, name, path, max_pixels)
+    packing = packing_of(image)
     image.load()
     profile = image.info.get("icc_profile") or b""
     method = _TO_UPRIGHT.get(_orientation(image))
-    colours, alpha = _to_rgb(image if method is None else image.transpose(method), profile, name)
+
+    def turned(stored: Image.Image) -> Image.Image:
+        return stored if method is None else stored.transpose(method)
+
+    upright = turned(image)
+    colours, alpha = _to_rgb(upright, profile, name)
     colours.info.clear()  # stale EXIF or transparency must not reach an output
-    # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
-    kept = profile if profile[16:20] == b"RGB " else None
-    if alpha is None:
-        return Photo(colours, None, kept, path)
-    return Photo(over_white(colours, alpha), alpha, kept, path, straight=colours)
+    photo = Photo(
+        colours if alpha is None else over_white(colours, alpha),
+        alpha,
+        # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
+        profile if profile[16:20] == b"RGB " else None,
+        path,
+        straight=None if alpha is None else colours,
+        exif=kept_exif(image),
+        coding=jpeg_coding(image) if method is None else None,
+    )
+    if not is_deep(packing or image.mode):
+        return photo
+    return replace(photo, bits=16, deep=deep_of(upright, alpha, packing, turned, reopen))
 
 
 def over_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -234,7 +296,7 @@ def _to_rgb(
     if image.mode == "CMYK":
         return _cmyk_to_rgb(image, profile), None
     if image.mode.startswith("I"):
-        image = _to_eight_bits(image, name)
+        image = to_eight_bits(image, name)
     if image.mode == "La":  # premultiplied; Pillow only knows the way back to LA
         image = image.convert("LA")
     if not image.has_transparency_data:
@@ -253,19 +315,3 @@ def _cmyk_to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
             if converted is not None:
                 return converted
     return image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Mode I or I;16* with values 0..65535 to L, round(v / 257); LA if one value is transparent."""
-    values = np.asarray(image)
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest > 0xFFFF:
-        raise ImageError(
-            f"{name} has grey values from {lowest} to {highest}, expected 0 to 65535: convert it"
-            " to 16-bit PNG."
-        )
-    grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey
