@@ -5,8 +5,8 @@ nor are the thumbnail, which shows the old picture, and the maker's note, whose 
 hold in the old file alone. The position is kept beside, and written only where that is asked for.
 XMP and IPTC are not read.
 
-Of JPEG, its quantisation tables: a picture that is compressed as it was before loses little where
-nothing was changed.
+Of JPEG, its quantisation tables: where nothing was changed, a picture loses little if it is
+compressed as it was before.
 """
 
 from __future__ import annotations
@@ -96,10 +96,12 @@ def exif_of_result(kept: bytes | None, size: tuple[int, int], *, gps: bool) -> b
 
 
 def jpeg_coding(image: Image.Image) -> Mapping[str, Any] | None:
-    """Options of Pillow's encoder that compress as a JPEG file in colour was; None for another."""
+    """Options of Pillow's encoder that compress as a JPEG file was; None for other files.
+
+    And for those of halved colour, which such pictures lose once more: full colour is closer then.
+    """
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != "RGB":
         return None
-    sampling = JpegImagePlugin.get_sampling(image)
-    if sampling < 0 or not image.quantization:
+    if JpegImagePlugin.get_sampling(image) != 0 or not image.quantization:
         return None
-    return {"qtables": image.quantization, "subsampling": sampling}
+    return {"qtables": image.quantization, "subsampling": 0}

@@ -90,8 +90,7 @@ class Photo:
     exif: bytes | None = None
     """What EXIF says of the photo, as `exif.kept_exif` returns it."""
     coding: Mapping[str, Any] | None = None
-    """How a JPEG was compressed, as options of Pillow's encoder: a picture that is compressed alike
-    comes out alike. None for other files, and where pixels were turned or converted."""
+    """How a JPEG was compressed, see `carried.jpeg_coding`; None if its pixels were turned."""
 
     @property
     def size(self) -> tuple[int, int]:
