@@ -35,9 +35,10 @@ twice that while it is read.
 """
 MAX_TRANSPARENT = 48_000_000
 """The same with transparency, which takes up to three times the memory."""
-BOMB_PIXELS, BOMB_RATIO = 32_000_000, 2000
+BOMB_PIXELS, BOMB_RATIO, BOMB_GREY = 32_000_000, 2000, 120_000_000
 """A larger picture of more pixels per byte of its file than the second number is no photo, and not
-even an empty sheet: what is left is a file made to fill memory. Greyscale, as in masks, is exempt.
+even an empty sheet: what is left is a file made to fill memory. For greyscale, as in masks, the
+third number takes the place of the first.
 """
 MIN_SIDE = 8
 """Smallest side of a photo in pixels: one latent cell of Stable Diffusion's autoencoder."""
@@ -199,7 +200,8 @@ def _check_size(image: Image.Image, name: str, path: Path | None, max_pixels: in
     if pixels > MAX_TRANSPARENT and image.has_transparency_data:
         raise _too_large(name, MAX_TRANSPARENT, " with transparency")
     size = pixels if path is None else path.stat().st_size
-    if pixels > max(BOMB_PIXELS, BOMB_RATIO * size) and image.mode not in ("1", "L"):
+    most = BOMB_GREY if image.mode in ("1", "L") else BOMB_PIXELS
+    if pixels > max(most, BOMB_RATIO * size):
         raise ImageError(
             f"{name} claims {pixels:,} pixels in {size:,} bytes, as no photo does: it may be "
             "damaged, or made to fill memory; a mask is read in greyscale."
