@@ -19,9 +19,11 @@ PACKAGE = Path(nulltext.__path__[0])
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
     ["version", "defaults", "errors", "names", "logs", "learnt_tokens", "prompt_syntax"],
-    ["files", "untrusted", "prompts", "arrays", "picture_files", "schedule", "guidance", "finite"],
+    ["files", "untrusted", "prompts", "schedule", "guidance", "finite"],
+    ["arrays", "picture_files", "carried", "sixteen_bits"],
     ["photos"],
-    ["images", "word_pairing", "inversion_file", "header", "captioned", "templates", "ledger"],
+    ["images", "enlarging", "word_pairing", "inversion_file", "header"],
+    ["captioned", "templates", "ledger"],
     ["alignment", "strip", "record", "compositing", "strength", "framing", "heat_colours"],
     ["instructions"],
     ["models", "masks"],

@@ -50,6 +50,7 @@ def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
         "psnr_outside",
         "mask_fraction",
         "unchanged",
+        "remarks",
         "seconds_invert",
         "seconds_edit",
         "unet_evaluations",

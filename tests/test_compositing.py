@@ -14,15 +14,15 @@ from nulltext.compositing import (
     _box,
     _otsu,
     carried,
-    changed_fraction,
     composite,
+    difference,
     faded_inside,
     fitted,
     grown,
-    psnr_outside,
+    original,
     region_of_change,
 )
-from nulltext.images import CropBox
+from nulltext.images import CropBox, Picture
 from nulltext.photos import Photo
 from pictures import noise, pixels
 
@@ -53,8 +53,9 @@ def test_pixels_of_weight_zero_keep_their_bytes(canvas, pair, detail):
     outside[30:50, 50:70] = False
     assert same[outside].all()
     assert not same[~outside].all()
-    assert psnr_outside(photo.image, after, weight, box) == math.inf
-    assert changed_fraction(photo.image, after) == pytest.approx(400 / 9600, rel=0.1)
+    found = difference(original(photo), Picture(after), weight == 0, box)
+    assert (found.psnr_outside, found.largest_outside) == (math.inf, 0)
+    assert found.changed_fraction == pytest.approx(400 / 9600, rel=0.1)
 
 
 @pytest.mark.parametrize("detail", ["auto", "photo"])

@@ -15,6 +15,9 @@ nothing (`model`: the model's own pixels), everything (`photo`), or, pixel by pi
 term of SSIM between e and r (`auto`): detail stays where the shapes did. For changes of colour,
 `luminance` carries everywhere the luma of p - U r alone: light and shade, and no old colour.
 
+Photos are large: both are worked out some rows at a time, within the bounds of what a leaves, and a
+photo of 16 bits a channel keeps them.
+
 Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; Wang et al.
 2004 (SSIM), eq. 10. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson 1983.
 Luma: ITU-R BT.601, as in JPEG.
@@ -23,16 +26,19 @@ Luma: ITU-R BT.601, as in JPEG.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, interpolate, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
-from nulltext.images import CropBox
+from nulltext.enlarging import Enlarged, strips
+from nulltext.images import CropBox, Picture
 from nulltext.photos import Photo
+from nulltext.sixteen_bits import LEVELS, PER_LEVEL
 
 Detail = Literal["auto", "photo", "luminance", "model"]
 
@@ -79,26 +85,39 @@ def faded_inside(mask: Tensor) -> Tensor:
 
     Where the fade would erase all of it, thin strokes say, it gets narrower.
     """
-    support = (mask > 0).float()
     radius = max(1, round(FADE * min(mask.shape)))
+    rows, columns = _bounds(mask, margin=radius)  # beyond, mask and fade are 0
+    result = torch.zeros_like(mask)
+    inner = mask[rows, columns]
     while radius > 1:
-        ramp = (2 * _box(support, radius) - 1).clamp(0, 1)
-        if float((mask * ramp).max()) >= 0.99 * float(mask.max()):
-            return mask * ramp
+        ramp = _box(inner > 0, radius).mul_(2).sub_(1).clamp_(0, 1).mul_(inner)
+        if float(ramp.max()) >= 0.99 * float(inner.max()):
+            result[rows, columns] = ramp
+            return result
         radius //= 2
     return mask
+
+
+def _bounds(weight: Tensor, margin: int = 0) -> tuple[slice, slice]:
+    """The rows and columns of [H, W] that hold all that is above 0, and some more."""
+    found = []
+    for axis in (1, 0):
+        used = weight.amax(dim=axis).gt(0).nonzero()[:, 0].tolist() or [0, -1]
+        found.append(slice(max(used[0] - margin, 0), used[-1] + 1 + margin))
+    return found[0], found[1]
 
 
 def fitted(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> Tensor:
     """Lay a weight [H, W] on the crop at its own size, fading towards the crop's inner borders."""
     size = (box.height, box.width)
-    if tuple(weight.shape) != size:
-        weight = interpolate(
-            weight[None, None], size=size, mode="bilinear", align_corners=False, antialias=True
-        )[0, 0].clamp(0, 1)
+    large = None if tuple(weight.shape) == size else Enlarged(weight[None], size, "bilinear")
     columns = _border(box.width, box.x > 0, box.x + box.width < photo_size[0])
-    rows = _border(box.height, box.y > 0, box.y + box.height < photo_size[1])
-    return weight * torch.minimum(rows[:, None], columns[None, :])
+    borders = _border(box.height, box.y > 0, box.y + box.height < photo_size[1])
+    result = torch.empty(size)
+    for rows in strips(0, *size):
+        part = weight[rows] if large is None else large.rows(rows)[0].clamp_(0, 1)
+        result[rows] = part * torch.minimum(borders[rows, None], columns)
+    return result
 
 
 def composite(
@@ -117,27 +136,88 @@ def composite(
     Returns: RGB, or RGBA with the photo's alpha, of the photo's size; every pixel whose weight is 0
     has the photo's own bytes.
     """
+    return composite_picture(photo, box, edit, reconstruction, weight, detail).image
+
+
+def composite_picture(
+    photo: Photo,
+    box: CropBox,
+    edit: Tensor,
+    reconstruction: Tensor,
+    weight: Tensor,
+    detail: Detail = "auto",
+) -> Picture:
+    """See `composite`; of a photo of 16 bits, at 16 bits as well."""
     box.check_inside(photo.size)
-    result = (photo.straight or photo.image).copy()
-    edges = (box.x, box.y, box.x + box.width, box.y + box.height)
-    before = np.asarray(result.crop(edges))
-    pixels = torch.from_numpy(before.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
-    size = (box.height, box.width)
-    share = carried(edit, reconstruction, detail)
-    large_edit, large_reconstruction = (
-        _enlarged(x.clamp(-1, 1), size) for x in (edit, reconstruction)
-    )
-    lost = pixels - large_reconstruction
-    if detail == "luminance":
-        lost = torch.einsum("c, chw -> hw", lost.new_tensor(LUMA), lost).expand_as(lost)
-    wanted = large_edit + _enlarged(share[None], size).clamp(0, 1) * lost
-    mixed = pixels + weight * (wanted.clamp(-1, 1) - pixels)
-    after = ((mixed + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    kept = (weight == 0).numpy()[..., None]
-    result.paste(Image.fromarray(np.where(kept, before, after)), (box.x, box.y))
+    result = original(photo)
+    image, deep = result.image.copy(), None if result.deep is None else result.deep.copy()
+    down, across = _bounds(weight)
+    layers = _Layers(edit, reconstruction, detail, (box.height, box.width), across)
+    for rows in strips(down.start, down.stop, across.stop - across.start):
+        part = weight[rows, across]
+        kept = (part == 0).numpy()[..., None]
+        left, top = box.x + across.start, box.y + rows.start
+        edges = (left, top, left + part.shape[1], top + part.shape[0])
+        before = np.asarray(image.crop(edges))
+        if deep is None:
+            mixed = layers.mixed(rows, part, before, 255)
+        else:
+            there = deep[edges[1] : edges[3], edges[0] : edges[2], :3]
+            mixed = layers.mixed(rows, part, there, LEVELS)
+            np.copyto(there, _rounded(mixed, LEVELS).astype(np.uint16), where=~kept)
+        after = np.where(kept, before, _rounded(mixed, 255).astype(np.uint8))
+        image.paste(Image.fromarray(after), (left, top))
     if photo.alpha is not None:
-        result.putalpha(photo.alpha)
-    return result
+        image.putalpha(photo.alpha)
+    return Picture(image, deep)
+
+
+def original(photo: Photo) -> Picture:
+    """A photo's own pixels: its colours before they were put over white."""
+    return Picture(photo.straight or photo.image, photo.deep, photo.alpha)
+
+
+class _Layers:
+    """An edit and its reconstruction at the size of a crop, some rows at a time."""
+
+    def __init__(
+        self,
+        edit: Tensor,
+        reconstruction: Tensor,
+        detail: Detail,
+        size: tuple[int, int],
+        columns: slice,
+    ) -> None:
+        share = carried(edit, reconstruction, detail)
+        self.detail = detail
+        self.edit, self.reconstruction, self.share = (
+            Enlarged(x.float(), size, "bicubic", columns)
+            for x in (edit.clamp(-1, 1), reconstruction.clamp(-1, 1), share[None])
+        )
+
+    def mixed(
+        self, rows: slice, weight: Tensor, values: np.ndarray[Any, Any], levels: int
+    ) -> Tensor:
+        """p + a (U e + s (p - U r) - p), [3, rows, columns] in about [-1, 1].
+
+        Args:
+            values: [rows, columns, 3] in 0..levels, the photo's.
+        """
+        numbers = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
+        pixels = numbers.div_(levels / 2).sub_(1)
+        lost = pixels - self.reconstruction.rows(rows)
+        if self.detail == "luminance":
+            red, green, blue = (part * by for part, by in zip(lost, LUMA, strict=True))
+            lost = (red + green + blue).expand_as(lost)
+        wanted = self.edit.rows(rows) + self.share.rows(rows).clamp(0, 1) * lost
+        return pixels + weight * (wanted.clamp(-1, 1) - pixels)
+
+
+def _rounded(mixed: Tensor, levels: int) -> np.ndarray[Any, Any]:
+    """[3, H, W] in [-1, 1] to whole numbers in 0..levels, [H, W, 3], as float32."""
+    numbers = ((mixed + 1) * (levels / 2)).round_().clamp_(0, levels)
+    rounded: np.ndarray[Any, Any] = numbers.permute(1, 2, 0).numpy()
+    return rounded
 
 
 def carried(edit: Tensor, reconstruction: Tensor, detail: Detail) -> Tensor:
@@ -154,36 +234,46 @@ def carried(edit: Tensor, reconstruction: Tensor, detail: Detail) -> Tensor:
     return _blurred(structure.clamp(0, 1), deviation)
 
 
-def changed_fraction(before: Image.Image, after: Image.Image) -> float:
-    """The share of pixels that differ in any byte; two images of one size."""
-    difference = _pixels(before) != _pixels(after)
-    return float(difference.any(axis=-1).mean())
+@dataclass(frozen=True)
+class Difference:
+    """How two pictures differ."""
+
+    changed_fraction: float
+    """Share of the pixels that differ in any value, opacity included."""
+    psnr_outside: float
+    """Decibels where nothing was to change; infinite if nothing did."""
+    largest_outside: float
+    """The largest difference of a value there, in levels of 8 bits."""
 
 
-def psnr_outside(before: Image.Image, after: Image.Image, weight: Tensor, box: CropBox) -> float:
-    """Decibels over the pixels whose weight is 0; infinite if they are equal, or there are none.
+def difference(before: Picture, after: Picture, kept: Tensor, box: CropBox) -> Difference:
+    """Compare two pictures of one size, at 16 bits if one of them has them.
 
     Args:
-        weight: [box.height, box.width]; pixels outside the box count as weight 0.
+        kept: [box.height, box.width], bool: what was not to change; nothing was outside the box.
     """
-    outside = np.ones((before.height, before.width), dtype=bool)
-    rows, columns = slice(box.y, box.y + box.height), slice(box.x, box.x + box.width)
-    outside[rows, columns] = (weight == 0).numpy()
-    error = (_pixels(before)[outside] - _pixels(after)[outside]) / 255.0
-    mean_square = float(np.square(error).mean()) if error.size else 0.0
-    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
-
-
-def _pixels(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
-    return np.asarray(image.convert("RGB")).astype(np.int16)
-
-
-def _enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[C, H, W] to [C, *size], bicubic."""
-    resized: Tensor = interpolate(
-        x[None].float(), size=size, mode="bicubic", align_corners=False, antialias=True
-    )[0]
-    return resized
+    width, height = before.image.size
+    deep = before.deep is not None or after.deep is not None
+    bands = max(before.bands, after.bands)
+    changed, squares, count, largest = 0, 0.0, 0, 0
+    for rows in strips(0, height, width):
+        a, b = (picture.rows(rows, bands, deep=deep) for picture in (before, after))
+        differs = (a != b).any(axis=-1)
+        changed += int(differs.sum())
+        outside = np.ones(differs.shape, dtype=bool)
+        first, last = max(rows.start, box.y), min(rows.stop, box.y + box.height)
+        if first < last:
+            inside = kept[first - box.y : last - box.y].numpy()
+            outside[first - rows.start : last - rows.start, box.x : box.x + box.width] = inside
+        count += bands * int(outside.sum())
+        error = a[outside & differs].astype(np.int64) - b[outside & differs]
+        if error.size:
+            squares += float(np.square(error).sum())
+            largest = max(largest, int(np.abs(error).max()))
+    levels = LEVELS if deep else 255
+    mean = squares / max(count, 1) / levels**2
+    decibels = math.inf if mean == 0 else -10 * math.log10(mean)
+    return Difference(changed / (width * height), decibels, largest / (PER_LEVEL if deep else 1))
 
 
 def _border(length: int, first: bool, last: bool) -> Tensor:
@@ -210,16 +300,15 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
 
 def _box(x: Tensor, radius: int) -> Tensor:
     """Mean of [H, W] over squares of 2 radius + 1, by running sums; the border is repeated."""
-    padded = pad(x[None, None], [radius] * 4, mode="replicate")[0, 0].double()
-    for axis in (0, 1):
-        sums = torch.cumsum(padded, dim=axis)
-        width = 2 * radius + 1
-        leading = sums.narrow(axis, width - 1, sums.shape[axis] - width + 1)
-        trailing = torch.zeros_like(leading)
-        length = leading.shape[axis] - 1
-        trailing.narrow(axis, 1, length).copy_(sums.narrow(axis, 0, length))
-        padded = (leading - trailing) / width
-    return padded.to(x.dtype)
+    result = x.float() if x.dtype != torch.float32 else x.clone()
+    for axis in (1, 0):
+        turned = result if axis else result.T
+        for lines in strips(0, *turned.shape):
+            padded = pad(turned[None, lines], [radius] * 2, mode="replicate")[0].double()
+            sums = pad(padded.cumsum(dim=1), [1, 0])
+            width = 2 * radius + 1
+            turned[lines] = ((sums[:, width:] - sums[:, :-width]) / width).to(result.dtype)
+    return result
 
 
 def _otsu(values: Tensor) -> float:

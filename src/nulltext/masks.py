@@ -55,9 +55,9 @@ def read_mask(source: ImageLike) -> tuple[Image.Image, str | None]:
     Raises:
         ImageError: it cannot be read, has one value everywhere, or has labels or several colours.
     """
-    with opened(source, MAX_PIXELS, mask_of) as (image, called, path):
-        name = "The mask" if path is None else f"The mask {called}"
-        pixels = decoded(image, called, path, MAX_PIXELS)
+    with opened(source, MAX_PIXELS, mask_of) as found:
+        name = "The mask" if found.path is None else f"The mask {found.name}"
+        pixels = decoded(found, MAX_PIXELS)
         if pixels.mode not in ("1", "L", "F") and not pixels.mode.startswith("I"):
             pixels = _shades(pixels, name)
         values, note = _scaled(np.asarray(pixels), name)

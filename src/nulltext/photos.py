@@ -2,7 +2,7 @@
 
 Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning. Of 16
 bits, grey is rounded to v / 257 and colour keeps its high byte (PPM: rounded, too): both reach from
-0 to 255, and differ by less than one level.
+0 to 255, and differ by less than one level; the 16 bits are kept beside them (`Photo.deep`).
 Transparency is shown to the model over white and kept beside the colours. A photo's size is
 (width, height) in pixels, as in Pillow.
 """
@@ -13,30 +13,36 @@ import contextlib
 import hashlib
 import io
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from nulltext.arrays import NPY, Array, ImageLike, image_of, is_tensor, read_npy
+from nulltext.carried import jpeg_coding, kept_exif
 from nulltext.errors import ImageError, reason_of
 from nulltext.picture_files import HEIC, check_regular_file, refuse_foreign, refuse_raw_tags
+from nulltext.sixteen_bits import Deep, deep_of, is_deep, packing_of, to_eight_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PIXELS = 120_000_000
-"""Largest photo that is decoded, in pixels: above all but a few cameras, in about 1 GiB."""
+MAX_PIXELS = 200_000_000
+"""Largest photo that is decoded, in pixels: the largest sensors of telephones. It takes 0.8 GB, and
+twice that while it is read.
+"""
 MAX_TRANSPARENT = 48_000_000
 """The same with transparency, which takes up to three times the memory."""
-BOMB_PIXELS, BOMB_RATIO = 32_000_000, 2000
+BOMB_PIXELS, BOMB_RATIO, BOMB_GREY = 32_000_000, 2000, 120_000_000
 """A larger picture of more pixels per byte of its file than the second number is no photo, and not
-even an empty sheet: what is left is a file made to fill memory. Greyscale, as in masks, is exempt.
+even an empty sheet: what is left is a file made to fill memory. For greyscale, as in masks, the
+third number takes the place of the first.
 """
 MIN_SIDE = 8
 """Smallest side of a photo in pixels: one latent cell of Stable Diffusion's autoencoder."""
@@ -53,6 +59,9 @@ _TO_UPRIGHT = {  # EXIF 2.32, tag 0x0112: the value says how the stored pixels l
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_STRIP = 256
+"""Rows that are hashed at a time."""
+_LIMIT = threading.Lock()
 
 
 PhotoLike: TypeAlias = "Photo | ImageLike"
@@ -73,6 +82,15 @@ class Photo:
     """The file it came from; None for an image in memory."""
     straight: Image.Image | None = None
     """Mode RGB: colours before compositing, so that an edit keeps them; None without alpha."""
+    bits: int = 8
+    """Of a channel of the file: 8 or 16."""
+    deep: Deep | None = None
+    """The colours at 16 bits, before compositing, and the opacity if there is any; None where the
+    file has 8, or cannot be decoded at 16."""
+    exif: bytes | None = None
+    """What EXIF says of the photo, as `exif.kept_exif` returns it."""
+    coding: Mapping[str, Any] | None = None
+    """How a JPEG was compressed, see `carried.jpeg_coding`; None if its pixels were turned."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,7 +101,9 @@ class Photo:
     def sha256(self) -> str:
         """Hex digest of "WIDTHxHEIGHT:" followed by the upright RGB bytes, row by row."""
         digest = hashlib.sha256(f"{self.image.width}x{self.image.height}:".encode())
-        digest.update(self.image.tobytes())
+        for top in range(0, self.image.height, _STRIP):
+            rows = (0, top, self.image.width, min(top + _STRIP, self.image.height))
+            digest.update(self.image.crop(rows).tobytes())
         return digest.hexdigest()
 
 
@@ -107,8 +127,26 @@ def load_photo(source: PhotoLike, *, max_pixels: int | None = None) -> Photo:
     if isinstance(source, Photo):
         return source
     most = MAX_PIXELS if max_pixels is None else max_pixels
-    with opened(source, most) as (image, name, path):
-        return _to_photo(image, name, path, most)
+    with opened(source, most) as found:
+        return _to_photo(found, most)
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """An image that may not be decoded yet."""
+
+    image: Image.Image
+    name: str
+    """What messages call it."""
+    path: Path | None = None
+    """Its file, if it has one."""
+    reopen: Callable[[], Image.Image] | None = None
+    """Opens the file once more; None for what is not in an image's file."""
+
+    def turned(self, stored: Image.Image) -> Image.Image:
+        """Pixels as they are stored, turned upright."""
+        method = _TO_UPRIGHT.get(_orientation(self.image))
+        return stored if method is None else stored.transpose(method)
 
 
 @contextlib.contextmanager
@@ -116,8 +154,8 @@ def opened(
     source: ImageLike,
     max_pixels: int,
     of_array: Callable[[Array | Tensor, str], Image.Image] = image_of,
-) -> Iterator[tuple[Image.Image, str, Path | None]]:
-    """An image that is not decoded yet, what messages call it, and its file, if it has one.
+) -> Iterator[OpenImage]:
+    """An image as it is given, before any pixel is decoded.
 
     Args:
         of_array: what makes an image of an array.
@@ -127,11 +165,11 @@ def opened(
     """
     if isinstance(source, Image.Image):
         with _decoder_errors("The given image"):
-            yield source, "The given image", None
+            yield OpenImage(source, "The given image")
         return
     if isinstance(source, np.ndarray) or is_tensor(source):
         name = "The given array" if isinstance(source, np.ndarray) else "The given tensor"
-        yield of_array(source, name), name, None  # type: ignore[arg-type]
+        yield OpenImage(of_array(source, name), name)  # type: ignore[arg-type]
         return
     if not isinstance(source, str | Path):
         raise ImageError(
@@ -147,16 +185,22 @@ def opened(
             file.seek(0)
             if head.startswith(NPY):
                 array = read_npy(file, path.stat().st_size, name, max_pixels)
-                yield of_array(array, name), name, path
+                yield OpenImage(of_array(array, name), name, path)
                 return
-            with _open_heic(file, name) if HEIC.match(head) else _open(file) as image:
+
+            def reopen() -> Image.Image:
+                file.seek(0)
+                return _open_heic(file, name) if HEIC.match(head) else _open(file)
+
+            with reopen() as image:
                 refuse_raw_tags(getattr(image, "tag_v2", None), name)
-                yield image, name, path
+                yield OpenImage(image, name, path, reopen)
 
 
 def _open(file: IO[bytes]) -> Image.Image:
     Image.init()  # registers the optional decoders, so that the list holds what there is
-    return Image.open(file, formats=[key for key in _READABLE if key in Image.OPEN])
+    with large_pictures():
+        return Image.open(file, formats=[key for key in _READABLE if key in Image.OPEN])
 
 
 def _open_heic(file: IO[bytes], name: str) -> Image.Image:
@@ -170,6 +214,18 @@ def _open_heic(file: IO[bytes], name: str) -> Image.Image:
         ) from error
     image: Image.Image = HeifImageFile(file)
     return image
+
+
+@contextlib.contextmanager
+def large_pictures() -> Iterator[None]:
+    """Let Pillow open or crop up to `MAX_PIXELS`, above its own limit, while the block runs."""
+    with _LIMIT:
+        usual = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
 
 
 class _Sized(io.BufferedReader):
@@ -223,7 +279,8 @@ def _check_size(image: Image.Image, name: str, path: Path | None, max_pixels: in
     if pixels > MAX_TRANSPARENT and image.has_transparency_data:
         raise _too_large(name, MAX_TRANSPARENT, " with transparency")
     size = pixels if path is None else path.stat().st_size
-    if pixels > max(BOMB_PIXELS, BOMB_RATIO * size) and image.mode not in ("1", "L"):
+    most = BOMB_GREY if image.mode in ("1", "L") else BOMB_PIXELS
+    if pixels > max(most, BOMB_RATIO * size):
         raise ImageError(
             f"{name} claims {pixels:,} pixels in {size:,} bytes, as no photo does: it may be "
             "damaged, or made to fill memory; a mask is read in greyscale."
@@ -234,25 +291,34 @@ def _check_size(image: Image.Image, name: str, path: Path | None, max_pixels: in
         )
 
 
-def decoded(image: Image.Image, name: str, path: Path | None, max_pixels: int) -> Image.Image:
+def decoded(source: OpenImage, max_pixels: int) -> Image.Image:
     """Check the header's size, decode every pixel and turn them upright."""
-    _check_size(image, name, path, max_pixels)
-    image.load()
-    method = _TO_UPRIGHT.get(_orientation(image))
-    return image if method is None else image.transpose(method)
+    _check_size(source.image, source.name, source.path, max_pixels)
+    source.image.load()
+    return source.turned(source.image)
 
 
-def _to_photo(image: Image.Image, name: str, path: Path | None, max_pixels: int) -> Photo:
-    """Decode, and split off the alpha."""
-    upright = decoded(image, name, path, max_pixels)
-    profile = image.info.get("icc_profile") or b""
-    colours, alpha = _to_rgb(upright, profile, name)
+def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
+    """Decode, split off the alpha, and keep what results carry on."""
+    packing = packing_of(source.image)
+    upright = decoded(source, max_pixels)
+    profile = source.image.info.get("icc_profile") or b""
+    colours, alpha = _to_rgb(upright, profile, source.name)
     colours.info.clear()  # stale EXIF or transparency must not reach an output
-    # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
-    kept = profile if profile[16:20] == b"RGB " else None
-    if alpha is None:
-        return Photo(colours, None, kept, path)
-    return Photo(over_white(colours, alpha), alpha, kept, path, straight=colours)
+    photo = Photo(
+        colours if alpha is None else over_white(colours, alpha),
+        alpha,
+        # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
+        profile if profile[16:20] == b"RGB " else None,
+        source.path,
+        straight=None if alpha is None else colours,
+        exif=kept_exif(source.image),
+        coding=jpeg_coding(source.image) if upright is source.image else None,
+    )
+    if not is_deep(packing or source.image.mode):
+        return photo
+    deep = deep_of(upright, alpha, packing, source.turned, source.reopen)
+    return replace(photo, bits=16, deep=deep)
 
 
 def over_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -283,7 +349,7 @@ def _to_rgb(
     if image.mode == "CMYK":
         return _cmyk_to_rgb(image, profile), None
     if image.mode.startswith("I"):
-        image = _to_eight_bits(image, name)
+        image = to_eight_bits(image, name)
     if image.mode == "La":  # premultiplied; Pillow only knows the way back to LA
         image = image.convert("LA")
     if not image.has_transparency_data:
@@ -302,19 +368,3 @@ def _cmyk_to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
             if converted is not None:
                 return converted
     return image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Mode I or I;16* with values 0..65535 to L, round(v / 257); LA if one value is transparent."""
-    values = np.asarray(image)
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest > 0xFFFF:
-        raise ImageError(
-            f"{name} has grey values from {lowest} to {highest}, expected 0 to 65535: convert it"
-            " to 16-bit PNG."
-        )
-    grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey

@@ -16,19 +16,19 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from nulltext.compositing import (
     Detail,
-    changed_fraction,
-    composite,
+    composite_picture,
+    difference,
     faded_inside,
     fitted,
     grown,
-    psnr_outside,
+    original,
     region_of_change,
 )
 from nulltext.edit_spec import EditSpec
 from nulltext.editing import Edit
 from nulltext.editors import name_of
 from nulltext.errors import ImageError
-from nulltext.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
+from nulltext.images import CropBox, Picture, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.photos import Photo
 from nulltext.record import Inversion
 
@@ -45,6 +45,8 @@ class Canvas:
     box: CropBox
     full: bool
     """Whether it is the photo at its own size."""
+    flattened: bool = False
+    """Whether the photo's transparency is lost in it."""
 
     @classmethod
     def of(cls, inversion: Inversion, photo: Photo | None, *, full: bool) -> Canvas:
@@ -53,15 +55,17 @@ class Canvas:
             assert photo is not None
             return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
         crop = to_pil(from_uint8(inversion.photo))
-        profile = photo.icc_profile if photo is not None else None
-        return cls(Photo(crop, icc_profile=profile), CropBox(0, 0, *crop.size), full=False)
+        told = Photo(crop) if photo is None else photo
+        own = Photo(crop, icc_profile=told.icc_profile, exif=told.exif)
+        flattened = told.alpha is not None
+        return cls(own, CropBox(0, 0, *crop.size), full=False, flattened=flattened)
 
 
 @dataclass(frozen=True)
 class Placed:
     """One edit, ready to be written."""
 
-    image: Image.Image
+    picture: Picture
     spec: EditSpec
     changed_fraction: float
     """Share of the pixels that differ from the original."""
@@ -71,6 +75,15 @@ class Placed:
     """Share of the latents that were free to change."""
     unchanged: str | None
     """Why nothing was edited, in one sentence; None where something was."""
+    kept: Tensor
+    """[box.height, box.width], bool: where nothing was to change."""
+    lost: tuple[str, ...] = ()
+    """What the file does not hold of the picture, in sentences."""
+
+    @property
+    def image(self) -> Image.Image:
+        """At 8 bits."""
+        return self.picture.image
 
 
 def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) -> Placed:
@@ -80,19 +93,22 @@ def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) 
     """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
     weight = _weight(canvas, edit, row, spec)
-    if canvas.full or spec.mask is not None or spec.blend is not None:
-        image = composite(canvas.photo, canvas.box, picture, reconstruction, weight, detail)
+    if keeps_pixels(canvas, spec):
+        where = (canvas.photo, canvas.box)
+        result = composite_picture(*where, picture, reconstruction, weight, detail)
     else:
-        image = to_pil(picture)
-    original = canvas.photo.straight or canvas.photo.image
-    changed = changed_fraction(original, image)
+        result = Picture(to_pil(picture))
+    kept = weight == 0
+    found = difference(original(canvas.photo), result, kept, canvas.box)
+    unseen = None if found.changed_fraction else _why_unseen(weight)
     return Placed(
-        image,
+        result,
         spec,
-        changed,
-        psnr_outside(original, image, weight, canvas.box),
-        float(edit.masks[row].mean()),
-        edit.unchanged[row] or (None if changed else _why_unseen(weight)),
+        found.changed_fraction,
+        found.psnr_outside,
+        mask_fraction=float(edit.masks[row].mean()),
+        unchanged=edit.unchanged[row] or unseen,
+        kept=kept,
     )
 
 
@@ -108,6 +124,11 @@ def _why_unseen(weight: Tensor) -> str:
     )
 
 
+def keeps_pixels(canvas: Canvas, spec: EditSpec) -> bool:
+    """Whether an edit leaves pixels of its canvas as they are."""
+    return canvas.full or spec.mask is not None or spec.blend is not None
+
+
 def _weight(canvas: Canvas, edit: Edit, row: int, spec: EditSpec) -> Tensor:
     """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and words, else by itself."""
     size = (canvas.box.height, canvas.box.width)
@@ -115,18 +136,17 @@ def _weight(canvas: Canvas, edit: Edit, row: int, spec: EditSpec) -> Tensor:
     if spec.mask is None and spec.blend is None:
         region = region_of_change(picture, edit.reconstruction[0])
         return fitted(region, canvas.box, canvas.photo.size)
-    weight = torch.ones(size)
+    parts: list[Tensor] = []
     if spec.blend is not None:
         cells = (edit.masks[row] > 0).float()[None, None]
         words = grown(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0])
-        weight = torch.minimum(weight, fitted(words, canvas.box, canvas.photo.size))
+        parts.append(fitted(words, canvas.box, canvas.photo.size))
     if spec.mask is not None:
         mask = spec.mask
         if tuple(mask.shape) != size:
             mask = adaptive_avg_pool2d(mask[None], size)[0]
-        inside = faded_inside(mask)
-        weight = torch.minimum(weight, fitted(inside, canvas.box, canvas.photo.size))
-    return weight
+        parts.append(fitted(faded_inside(mask), canvas.box, canvas.photo.size))
+    return parts[0] if len(parts) == 1 else torch.minimum(*parts, out=parts[0])
 
 
 def settings_of(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:

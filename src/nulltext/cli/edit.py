@@ -42,6 +42,7 @@ def edit(
     output: only.OutputOption = None,
     strip: only.StripOption = None,
     full: only.FullOption = False,
+    keep_gps: only.KeepGpsOption = False,
     editor: only.EditorOption = EditorName.PROMPT_TO_PROMPT,
     weight: only.WeightOption = None,
     strength: only.StrengthOption = None,
@@ -161,7 +162,7 @@ def _edit(
     with reporter.progress(loaded) as on_step:
         pictures = pictures_of(loaded, order, opened, made, specs, sweep, on_step)
     seconds = (seconds_invert, time.perf_counter() - started)
-    pictures.save(loaded, **files)
+    pictures = pictures.save(loaded, **files, gps=request.keep_gps)
     for remark in pictures.remarks:
         reporter.note(remark)
     _report(reporter, files, pictures, seconds, evaluations)
@@ -184,6 +185,7 @@ def _report(
             "strip": str(files["strip"]) if files["strip"] else None,
             "sweep": str(files["sweep"]) if files["sweep"] else None,
             **figures,
+            "remarks": pictures.remarks,
             "seconds_invert": seconds[0],
             "seconds_edit": seconds[1],
             "unet_evaluations": evaluations + pictures.edit.unet_evaluations,

@@ -58,6 +58,14 @@ StripOption = Annotated[
 FullOption = Annotated[
     bool, typer.Option("--full", help="Paste the edit back into the photo at its own size.")
 ]
+KeepGpsOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-gps",
+        help="Write where the photo was taken into the result, too; date, camera, author and "
+        "copyright are always kept.",
+    ),
+]
 EditorOption = Annotated[
     EditorName,
     typer.Option(

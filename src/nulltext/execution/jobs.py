@@ -242,7 +242,7 @@ OPTIONS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("then_strength", "strength", "target_guidance", "guidance"), _number),
     **dict.fromkeys(("cross_steps", "self_steps", "masa_start", "masa_layer"), _number),
     "blend_threshold": _number,
-    **dict.fromkeys(("full", "strip", "sweep"), _flag),
+    **dict.fromkeys(("full", "keep_gps", "strip", "sweep"), _flag),
     "steps": _whole(1, LARGEST_COUNT),
     "inner_steps": _whole(0, LARGEST_COUNT),
     "seed": _whole(-LARGEST_SEED, LARGEST_SEED),

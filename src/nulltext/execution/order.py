@@ -6,7 +6,7 @@ options --> Order --> Opened (files) --> EditSpecs (words, by the model) --> Pic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +115,9 @@ class Pictures:
         """What is odd about them, for a person."""
         from nulltext.execution.saving import remark
 
-        said = [self.note, *(remark(one) for one in self.wanted)]
-        return [one for one in said if one]
+        said = [self.note]
+        said += [text for one in self.wanted for text in (remark(one), *one.lost)]
+        return list(dict.fromkeys(text for text in said if text))
 
     def save(
         self,
@@ -124,20 +125,28 @@ class Pictures:
         outputs: Sequence[Path],
         strip: Path | None,
         sweep: Path | None,
-    ) -> None:
+        *,
+        gps: bool,
+    ) -> Pictures:
         """Write them, each file whole or not at all.
+
+        Args:
+            gps: whether the photo's position is written, too.
+
+        Returns: the same, measured in their files.
 
         Raises:
             OutputError: one cannot be written.
         """
         from nulltext.execution.saving import save_placed, save_strip, save_sweep
 
-        save_placed(outputs, self.wanted, self.inversion, self.canvas)
+        wanted = save_placed(outputs, self.wanted, self.inversion, self.canvas, gps=gps)
         if strip:
             pictures = (self.inversion, self.edit, self.wanted, self.canvas)
             save_strip(strip, model, *pictures, self.reconstructed_by)
         if sweep and self.sweep:
             save_sweep(sweep, self.sweep, self.swept, self.canvas)
+        return replace(self, wanted=wanted)
 
 
 def pictures_of(

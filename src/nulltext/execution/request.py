@@ -45,6 +45,8 @@ class Request:
     seed: int | None = None
     mask: Path | None = None
     full: bool = False
+    keep_gps: bool = False
+    """Whether results say where the photo was taken."""
     captioner: str | None = None
     """Who writes the source prompt where it is `auto`."""
     detail: Detail | None = None

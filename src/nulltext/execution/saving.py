@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from nulltext.carried import exif_of_result
+from nulltext.compositing import Difference, difference, original
 from nulltext.editing import Edit
 from nulltext.execution.figures import decibels
 from nulltext.execution.sweep import Sweep
-from nulltext.images import save_image, to_pil
+from nulltext.files import replace_file
+from nulltext.images import Picture, encoded, read_back, save_image, to_pil
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.placing import Canvas, Placed, settings_of
+from nulltext.placing import Canvas, Placed, keeps_pixels, settings_of
 from nulltext.record import Inversion
 from nulltext.strip import Block, Tile, comparison_strip, labelled_grid
 
@@ -37,12 +40,64 @@ def save_placed(
     placed: Sequence[Placed],
     inversion: Inversion,
     canvas: Canvas,
-) -> None:
-    """Write edits, with their settings as PNG text."""
-    profile = canvas.photo.icc_profile
-    for path, one in zip(paths, placed, strict=True):
-        text = {"nulltext": json.dumps(settings_of(inversion, one.spec))}
-        save_image(one.image, path, icc_profile=profile, text=text)
+    *,
+    gps: bool,
+) -> list[Placed]:
+    """Write edits, with their settings as PNG text and what the photo's EXIF says.
+
+    Args:
+        gps: whether EXIF says where, too.
+
+    Returns: the edits, measured in their files.
+    """
+    return [
+        _saved(path, one, inversion, canvas, gps=gps)
+        for path, one in zip(paths, placed, strict=True)
+    ]
+
+
+def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps: bool) -> Placed:
+    photo, picture = canvas.photo, one.picture
+    data = encoded(
+        picture,
+        path,
+        icc_profile=photo.icc_profile,
+        text={"nulltext": json.dumps(settings_of(inversion, one.spec))},
+        exif=exif_of_result(photo.exif, picture.image.size, gps=gps),
+        coding=photo.coding,
+    )
+    replace_file(path, data)
+    there = read_back(picture, path, data)
+    found = None
+    if there is not picture:
+        found = difference(original(photo), there, one.kept, canvas.box)
+        one = replace(one, changed_fraction=found.changed_fraction, psnr_outside=found.psnr_outside)
+    return replace(one, lost=tuple(_lost(path, one, canvas, there, found)))
+
+
+def _lost(
+    path: Path, one: Placed, canvas: Canvas, there: Picture, found: Difference | None
+) -> Iterator[str]:
+    """What a file does not hold of the photo, and what would."""
+    photo, kind = canvas.photo, path.suffix.removeprefix(".").upper()
+    if canvas.flattened:
+        yield "Note: the model sees the photo over white; add --full to keep its transparency."
+    if there.bands < one.picture.bands:
+        yield (
+            f"Note: {kind} holds no transparency, so it was put over white: name the file .png, "
+            ".tif or .webp to keep it."
+        )
+    if photo.bits > 8 and there.deep is None:
+        means = "could be read at 8 alone"
+        if photo.deep is not None:
+            means = f"{kind} holds 8: name the file .png or .tif to keep them"
+        yield f"Note: the photo has {photo.bits} bits a channel, and {means}."
+    if found is not None and keeps_pixels(canvas, one.spec) and there.image is not one.image:
+        yield (
+            f"Note: {kind} compresses every pixel anew: those that the edit left alone differ by "
+            f"up to {found.largest_outside:.0f} of 255 levels ({decibels(found.psnr_outside)}); "
+            "name the file .png, .tif or .webp to keep them exact."
+        )
 
 
 def save_strip(

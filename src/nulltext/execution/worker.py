@@ -105,7 +105,8 @@ class Worker:
         pictures = pictures_of(self.model, order, opened, made, specs, sweep, on_step)
         seconds = time.perf_counter() - started
         options = {} if unit.job is None else unit.job.options
-        files = self._saved(unit, pictures, strip=bool(options.get("strip")))
+        strip = bool(options.get("strip"))
+        pictures, files = self._saved(unit, pictures, strip=strip, gps=order.request.keep_gps)
         return finite(
             {
                 **unit.names,
@@ -174,8 +175,11 @@ class Worker:
         remove_partial(path)
         return found, name
 
-    def _saved(self, unit: Unit, pictures: Pictures, *, strip: bool) -> dict[str, Any]:
-        """Write everything; returns names relative to the folder, and digests of the pictures."""
+    def _saved(
+        self, unit: Unit, pictures: Pictures, *, strip: bool, gps: bool
+    ) -> tuple[Pictures, dict[str, Any]]:
+        """Write everything; returns the pictures as they are in their files, and for the row their
+        names relative to the folder, and digests."""
         options = {} if unit.job is None else unit.job.options
         stem = Path(str(options.get("image") or options.get("inversion"))).stem
         stem = re.sub(r"[^\w-]+", "-", stem)[:LONGEST_STEM].strip("-") or "picture"
@@ -184,16 +188,18 @@ class Worker:
         outputs = [f"{base}.png"] if count == 1 else [f"{base}-{i + 1}.png" for i in range(count)]
         strip_name = f"{base}-strip.png" if strip else None
         sweep_name = f"{base}-sweep.png" if pictures.sweep else None
-        pictures.save(
+        pictures = pictures.save(
             self.model,
             [self._target(name) for name in outputs],
             self._target(strip_name) if strip_name else None,
             self._target(sweep_name) if sweep_name else None,
+            gps=gps,
         )
         digests = [
             hashlib.sha256((self.setup.folder / name).read_bytes()).hexdigest() for name in outputs
         ]
-        return {"outputs": outputs, "sha256": digests, "strip": strip_name, "sweep": sweep_name}
+        named = {"outputs": outputs, "sha256": digests, "strip": strip_name, "sweep": sweep_name}
+        return pictures, named
 
     def _target(self, name: str) -> Path:
         return target_in(self.setup.folder, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from nulltext.editing import check_specs, edit_steps
 from nulltext.errors import OptionError, PromptError
+from nulltext.execution.saving import save_placed
 from nulltext.images import save_image
 from nulltext.masks import load_mask, mask_on_crop
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.notes import notes_on_prompts
 from nulltext.photos import Photo
-from nulltext.placing import Canvas, Placed, place, settings_of
+from nulltext.placing import Canvas, Placed, place
 from nulltext.prompts import TokenizedPrompt, has_word
 from nulltext.record import Inversion, StepInfo
 from nulltext.studio.chips import difference, read_chips, target_of, with_articles
@@ -132,9 +132,18 @@ def _make(
     if mask is not None:
         painted_file = session.place(f"{PurePath(session.table().name).stem}-mask.png")
         save_image(mask, painted_file)
-    files = (photo.icc_profile, painted_file)
+    canvas = Canvas.of(inversion, photo, full=True)
     return [
-        _written(session, inverted, inversion, form, placed, made.psnr_reconstruction, files)
+        _written(
+            session,
+            inverted,
+            inversion,
+            form,
+            placed,
+            made.psnr_reconstruction,
+            canvas,
+            painted_file,
+        )
         for form, placed in zip(forms, made.placed, strict=True)
     ]
 
@@ -179,15 +188,15 @@ def _written(
     form: EditForm,
     placed: Placed,
     psnr_reconstruction: float,
-    files: tuple[bytes | None, Path | None],
+    canvas: Canvas,
+    mask: Path | None,
 ) -> Entry:
     """One edit as files."""
-    (profile, mask), name = files, session.table().name
+    name = session.table().name
     picture = session.place(f"{PurePath(name).stem}-edited.png")
-    text = {"nulltext": json.dumps(settings_of(inversion, placed.spec))}
-    save_image(placed.image, picture, icc_profile=profile, text=text)
+    (placed,) = save_placed([picture], [placed], inversion, canvas, gps=False)
     small = picture.with_name("shown.jpg")
-    shown(placed.image, profile, small)
+    shown(placed.image, canvas.photo.icc_profile, small)
     studio = session.studio
     where = Place(name, inverted.brought, studio.chosen)
     return Entry(
@@ -218,7 +227,8 @@ def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     target = placed.spec.target
     notes = notes_on_prompts(model, [source, target], [(source, target)])
     nothing = f"Nothing changed: {placed.unchanged}." if placed.unchanged else None
-    return " ".join(filter(None, [*notes, nothing or _remark_on_blend(placed)])) or None
+    said = [*notes, nothing or _remark_on_blend(placed), *placed.lost]
+    return " ".join(filter(None, said)) or None
 
 
 def _remark_on_blend(placed: Placed) -> str | None:
