@@ -18,7 +18,7 @@ PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["version", "defaults", "errors", "names", "logs", "learnt_tokens"],
+    ["version", "defaults", "errors", "names", "logs", "learnt_tokens", "invisible"],
     ["files", "untrusted", "prompts", "photos", "schedule", "guidance", "finite"],
     ["images", "word_pairing", "inversion_file", "header", "captioned", "templates", "ledger"],
     ["alignment", "strip", "record", "masks", "compositing", "strength", "framing", "heat_colours"],
