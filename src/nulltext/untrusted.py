@@ -112,6 +112,14 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
                 raise ValueError(DAMAGED) from None
 
 
+def is_marked(path: Path) -> bool:
+    """Whether a regular file begins with a byte-order mark."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)).startswith(tuple(MARKS))
+
+
 def _opened(path: Path) -> io.BufferedReader:
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is no regular file")
