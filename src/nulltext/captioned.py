@@ -37,6 +37,8 @@ NOT_READ = (
     *(".raf", ".orf", ".rw2"),
 )
 """Endings of pictures in formats that are not read."""
+MOST_KEYS = 100
+"""Keys of a line that are looked at for one that may be meant."""
 SHOWN = 3
 """Pictures that a message names of many."""
 
@@ -124,7 +126,9 @@ def label_fields(line: Mapping[str, Any], path: Path, number: int) -> dict[str, 
 def _instead(line: Mapping[str, Any], key: str) -> str:
     """What a line has in a field's place, for the end of a sentence."""
     others = {*line} - {key, *FIELDS}
-    found = [other for other in sorted(others) if meant(other, [key], OTHER_NAMES) == key]
+    found = [
+        other for other in sorted(others)[:MOST_KEYS] if meant(other, [key], OTHER_NAMES) == key
+    ]
     return f'; it has "{shortened(found[0])}": call that "{key}"' if found else ""
 
 

@@ -87,10 +87,10 @@ class Worker:
         except OutputError:
             raise
         except NulltextError as error:
-            return failed(unit, f"Line {unit.line}: {error}", theirs=isinstance(error, UserError))
+            return failed(unit, f"{unit.place}: {error}", theirs=isinstance(error, UserError))
         except Exception as error:  # one bad job is no reason to lose the others
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            return failed(unit, f"Line {unit.line}: {said}", theirs=False)
+            return failed(unit, f"{unit.place}: {said}", theirs=False)
 
     def _done(self, unit: Unit, order: Order, on_step: Callable[[StepInfo], None] | None) -> Row:
         order.check()

@@ -257,7 +257,7 @@ def _dataclass(kind: Any, value: Any, place: str) -> Any:
     for name in value:
         if name not in known:
             likely = meant(name, known)
-            said = f"did you mean '{likely}'?" if likely else f"it has {', '.join(known)}."
+            said = f"perhaps '{likely}' is meant." if likely else f"it has {', '.join(known)}."
             raise OptionError(f"{place} has no field {shortened(name)!r}; {said}")
     required = [f.name for f in dataclasses.fields(kind) if _required(f)]
     for name in required:
