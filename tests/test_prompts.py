@@ -8,14 +8,19 @@ import logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tokenizers import normalizers
 from transformers import CLIPTokenizer
 
 import nulltext
 from nulltext.errors import PromptError
+from nulltext.execution.order import Order
+from nulltext.inversion.request import InversionRequest
 from nulltext.invisible import clean
 from nulltext.models.text import StableDiffusionText
 from nulltext.prompts import find_words, spelled_out, tokenize
+from nulltext.studio.chips import read_chips
+from nulltext.studio.forms import EditForm
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
 
 LIMITED = [narrow, *([bundled] if BUNDLED.is_dir() else [])]
@@ -105,6 +110,21 @@ def test_what_no_reader_sees_is_no_word(text: str, cleaned: str | None) -> None:
         assert texts(read) == text.split()
     words = find_words(prompt("a strawberry"), "\ufeffstraw\u00adberry")
     assert words == find_words(prompt("a strawberry"), "strawberry")
+
+
+def test_prompts_are_cleaned_wherever_they_come_in(
+    tiny_sd1: nulltext.LatentDiffusion, photo: Image.Image
+) -> None:
+    said, expected = "\ufeffa\u00a0d\u00adog", "a dog"
+    request = InversionRequest.checked(tiny_sd1, photo, said, "ddim", 2, 1.0, None, None, 0)
+    assert request.prompt == expected
+    assert nulltext.EditSpec(said).target == expected
+    assert read_chips([{"source": None, "text": said}], 0)[0].text == expected
+    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, [])
+    assert (form.target, form.blend) == (expected, (expected, "cat"))
+    order = Order.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
+    assert (order.request.source, order.asked.targets) == (expected, [expected])
+    assert order.asked.own == {"weight": [f"{expected}=2"]}
 
 
 def test_pieces_that_share_a_token_are_one_word() -> None:
