@@ -58,10 +58,19 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
             yield "inversion", name, (Path(folder) / name).read_bytes()
     for name, text in _tables().items():
         yield "labels", name, text.encode()
-    yield "jobs", "jobs.jsonl", "".join(json.dumps(job) + "\n" for job in JOBS).encode()
+    lines = "".join(json.dumps(job) + "\n" for job in JOBS)
+    yield "jobs", "jobs.jsonl", lines.encode()
+    yield "jobs", "marked.jsonl", lines.encode("utf-16")
+    yield "jobs", "array.json", json.dumps(JOBS, indent=1).encode("utf-8-sig")
+    table = 'image;source;target;steps;full\r\na.png;a rose;"a daisy\ntwo";20;TRUE\r\n'
+    yield "jobs", "table.csv", table.encode("utf-8-sig")
     yield "pie", "mapping_file.json", json.dumps(_edits()).encode()
     yield "recipe", "small.json", json.dumps(SMALL).encode()
-    prompts = ("a photo of a red rose", "two daisies, don't: 'stop' ... 12345", "caf\u00e9 \u732b")
+    prompts = (
+        "a photo of a red rose",
+        "two daisies, don't: 'stop' ... 12345",
+        "caf\u00e9 \u732b\u00ad",
+    )
     for number, prompt in enumerate(prompts):
         yield "prompt", f"{number}.txt", prompt.encode()
     yield from (("adapter", name, data) for name, data in _adapters())

@@ -18,8 +18,8 @@ PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["version", "defaults", "errors", "names", "logs", "learnt_tokens", "prompt_syntax"],
-    ["files", "untrusted", "prompts", "schedule", "guidance", "finite"],
+    ["version", "defaults", "errors", "names", "logs", "learnt_tokens", "invisible"],
+    ["files", "untrusted", "prompts", "prompt_syntax", "schedule", "guidance", "finite"],
     ["arrays", "picture_files", "carried", "sixteen_bits"],
     ["photos"],
     ["images", "enlarging", "word_pairing", "inversion_file", "header"],

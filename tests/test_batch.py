@@ -132,6 +132,32 @@ def test_a_job_is_what_edit_makes_of_the_same_options(here, run):
         assert row[figure] == direct[figure]
 
 
+def test_a_table_asks_for_the_jobs_of_its_lines_and_repeats_none(here, run):
+    jobs = [{"image": "a.png", "target": "a dog"}, {"image": "b.png", "target": "a dog"}]
+    assert run(write(here, jobs[0]), "-o", "out")[0] == 0
+    rows = [
+        "image;source;target;steps;inner_steps;full",
+        "a.png;a cat;a dog;2;1;",
+        "",
+        "b.png;;;2;;",
+    ]
+    (here / "jobs.csv").write_text("\r\n".join(rows), encoding="utf-16")
+    before = everything_in(here / "out")[2]
+    code, said, err = run("jobs.csv", "-o", "out")
+    assert (code, said["done"], said["failed"]) == (2, 1, 1), err
+    assert said["reasons"] == [
+        {"line": 4, "reason": 'Row 4 has no "target"; say what the photo shall show.'}
+    ]
+    assert before.items() <= everything_in(here / "out")[2].items()  # nothing was done again
+    (here / "array.json").write_text(json.dumps([SHORT | job for job in jobs], indent=2))
+    code, said, _ = run("array.json", "-o", "out")
+    assert (code, said["done"], said["failed"]) == (0, 2, 0)
+    (here / "jobs.yaml").write_text("- image: a.png\n  target: a dog\n" * 20)
+    code, said, err = run("jobs.yaml", "-o", "out")
+    assert (code, said) == (2, None)
+    assert err.count("is no job file") == 1
+
+
 def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
     unlisted = write(here, {"image": "a.png", "target": ["a qzj", "((red)) cat", "make it red"]})
     assert run(unlisted, "-o", "unlisted")[0] == 0

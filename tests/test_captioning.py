@@ -283,6 +283,10 @@ def test_what_is_wrong_with_a_folder_is_said(tiny, tmp_path):
         with pytest.raises(ModelError, match=said):
             load_captioner(folder)
     (folder / "config.json").write_text(json.dumps(good))
+    for path in folder.rglob("*.json"):
+        path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    marked = load_captioner(folder, device="cpu").model.mapper.state_dict()
+    assert all(torch.equal(marked[name], t) for name, t in tiny.model.mapper.state_dict().items())
     weights = folder / "gpt2" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match="gpt2"):

@@ -347,6 +347,8 @@ def clip_folder(tmp_path_factory):
 
 
 def test_the_clip_judge_is_the_cosine_of_features(clip_folder):
+    for path in clip_folder.glob("*.json"):  # as Notepad saves them
+        path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
     judge = ClipJudge.load(str(clip_folder), torch.device("cpu"))
     verdict = judge.judge(picture(0), "a cat", "a dog")
     inputs = judge.processor(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import inspect
+import io
 import json
 import os
 from dataclasses import fields
@@ -14,11 +16,9 @@ from hypothesis import strategies as st
 
 from nulltext.cli.edit import edit
 from nulltext.errors import DataError, UserError
+from nulltext.execution.job_options import LONGEST_TEXT, OPTIONS, OURS
 from nulltext.execution.jobs import (
     LONGEST_LINE,
-    LONGEST_TEXT,
-    OPTIONS,
-    OURS,
     Job,
     Refused,
     parse_job,
@@ -26,6 +26,7 @@ from nulltext.execution.jobs import (
 )
 from nulltext.execution.request import Request
 from nulltext.execution.units import grouped, unit_of
+from nulltext.untrusted import decoded
 
 GOOD = {"image": "a.png", "source": "a cat", "target": "a dog"}
 
@@ -122,6 +123,134 @@ def test_a_file_is_read_line_by_line(tmp_path):
     assert [type(one) for one in found] == [Job, Refused, Refused, Job]
     assert f"more than {LONGEST_LINE} bytes" in found[2].reason
     assert len(found[2].text) <= LONGEST_LINE
+
+
+MEANT = {
+    "cross-steps": "cross_steps",
+    "Cross Steps": "cross_steps",
+    "crossSteps": "cross_steps",
+    "Image": "image",
+    "file": "image",
+    "taget": "target",
+    "prompt": "source",
+    "guidance_scale": "guidance",
+    "num_inference_steps": "steps",
+}
+
+
+@pytest.mark.parametrize(("key", "right"), MEANT.items())
+def test_a_key_of_another_spelling_or_tool_is_told_by_its_right_name(tmp_path, key, right):
+    line = json.dumps({name: text for name, text in GOOD.items() if name != right} | {key: 1})
+    found = parse_job(line.encode(), 3, tmp_path)
+    assert isinstance(found, Refused)
+    assert found.reason.startswith(f'Line 3 has "{key}", ')
+    assert found.reason.endswith(f'perhaps "{right}" is meant.')
+    both = parsed(tmp_path, Output="x")
+    assert isinstance(both, Refused)
+    assert '"output" is none of a job either: a batch names its pictures itself' in both.reason
+    assert '; perhaps "target" is meant.' in parse_job(b'{"prompt": "x"}', 1, tmp_path).reason
+
+
+SEVERAL = [
+    GOOD | {"steps": 20, "strength": 0.5, "full": True, "seed": -1, "method": "direct"},
+    GOOD | {"target": ["a dog, red", 'a "cow"'], "crop": "8,0,48"},
+    GOOD | {"target": "a \u732b"},
+]
+HEADER = ["image", "source", "target", "steps", "strength", "full", "seed", "method", "crop"]
+
+
+def table(delimiter, comma="."):
+    """As a spreadsheet writes it: empty cells, true and false in capitals, lists in lines."""
+    out = io.StringIO()
+    rows = csv.writer(out, delimiter=delimiter, lineterminator="\r\n")
+    rows.writerow([*HEADER, ""])
+    for job in SEVERAL:
+        job = {k: "\n".join(v) if isinstance(v, list) else v for k, v in job.items()}
+        job = {k: str(v).upper() if v is True else v for k, v in job.items()}
+        job = {k: str(v).replace(".", comma) if isinstance(v, float) else v for k, v in job.items()}
+        rows.writerow([*[job.get(name, "") for name in HEADER], ""])
+    return out.getvalue() + delimiter * 3 + "\r\n"
+
+
+LINES = "\n".join(json.dumps(job, ensure_ascii=False) for job in SEVERAL)
+LAYOUTS = {
+    "lines": ("Line", LINES.encode()),
+    "lines of Notepad": ("Line", LINES.replace("\n", "\r\n").encode("utf-8-sig")),
+    "lines of PowerShell": ("Line", LINES.replace("\n", "\r\n").encode("utf-16")),
+    "array": ("Row", json.dumps(SEVERAL).encode()),
+    "array of Notepad": ("Row", json.dumps(SEVERAL, indent=2).encode("utf-8-sig")),
+    "one job in a line of an array": ("Row", f"[{','.join(LINES.splitlines())}]".encode()),
+    "pretty objects": ("Row", "\n".join(json.dumps(job, indent=1) for job in SEVERAL).encode()),
+    "lines of an old Macintosh": ("Line", LINES.replace("\n", "\r").encode()),
+    "CSV": ("Row", table(",").encode()),
+    "CSV UTF-8 of Excel": ("Row", table(";", ",").encode("utf-8-sig")),
+    "Unicode text of Excel": ("Row", table("\t", ",").encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize(("word", "data"), LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_of_a_job_file_gives_the_same_jobs(tmp_path, word, data):
+    path = tmp_path / "jobs"
+    path.write_bytes(data)
+    found = list(read_jobs(path))
+    expected = [parse_job(json.dumps(job).encode(), n, tmp_path) for n, job in enumerate(SEVERAL)]
+    assert all(isinstance(job, Job) for job in found), found
+    assert [job.options for job in found] == [job.options for job in expected]
+    assert [unit_of(job).id for job in found] == [unit_of(job).id for job in expected]
+    first = 1 + decoded(data).startswith("image")  # a header is row 1
+    assert [job.place for job in found] == [
+        f"{word} {number}" for number in range(first, first + 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[\n{"target": 5},\n{"a": 1, "a": 2}]', ['Row 1 has a "target" that', 'Row 2 has "a" tw']),
+        ('{\n"target": NaN\n}\n[3]', ["Row 1 holds NaN", "Row 2 is no JSON object"]),
+        ("image,target\na,b\n\nc,\n", ['Row 4 has no "target"']),
+        ("image;target;steps\na;b;many", ['Row 2 has a "steps" that is no whole number']),
+        ("image,target\na,a dog, red", ["Row 2 has a cell below no key of the header"]),
+        ('{"image"\n{"target": 1}', ["Line 1 is no JSON", 'Line 2 has a "target" that is no text']),
+        ('# mine\n{"target": 1}', ["Line 1 is no JSON", 'Line 2 has a "target" that is no text']),
+    ],
+)
+def test_bad_rows_are_told_one_by_one(tmp_path, text, said):
+    (tmp_path / "jobs").write_text(text)
+    reasons = [one.reason for one in read_jobs(tmp_path / "jobs") if isinstance(one, Refused)]
+    assert len(reasons) == len(said)
+    assert all(part in reason for part, reason in zip(said, reasons, strict=True)), reasons
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'[\n{"image": "a"},\n{"image": "b"\n', "line 4 column 1"),
+        (b'{\n "image": "a",\n "target": \n}\n', "line 4"),
+        (b"- image: a.jpg\n  target: a dog\n", "it begins with '- image: a.jpg'"),
+        (b"a.jpg,a cat,a dog\nb.jpg,a cat,a dog\n", "it begins with 'a.jpg,a cat,a dog'"),
+        (b"image,prompt\na,b\nc,d\n", 'its header has "prompt".* perhaps "target" is meant'),
+        (b"image,target,image\na,b,c\n", 'its header has "image" twice'),
+        ("image,target\na,caf\u00e9\n".encode("cp1252"), "no UTF-8: it may be in Windows-1252"),
+        ('{"image": "a"}\n'.encode("utf-16-le"), "UTF-16 without a byte-order mark"),
+        (b"PK\3\4" + bytes(80), r"no text at all; save it as UTF-8 \(in Excel as"),
+        (b'image,target\na,"b\n' * 3, "line 4: ',' expected after"),
+    ],
+)
+def test_a_file_that_holds_no_jobs_is_one_error(tmp_path, data, said):
+    path = tmp_path / "jobs.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"is no job file \(.*{said}") as caught:
+        list(read_jobs(path))
+    assert len(str(caught.value)) < 700
+    assert "image,source,target" in str(caught.value)
+
+
+def test_invisible_characters_make_no_other_job(tmp_path):
+    dirty = {"source": "a\u00a0cat\u200b", "target": ["\ufeffa d\u00adog"], "weight": "dog\ufeff=2"}
+    clean = {"source": "a cat", "target": ["a dog"], "weight": "dog=2"}
+    assert unit_of(parsed(tmp_path, **dirty)).id == unit_of(parsed(tmp_path, **clean)).id
+    assert parsed(tmp_path, **dirty).order() == parsed(tmp_path, **clean).order()
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):

@@ -237,6 +237,27 @@ def test_damaged_folders_are_refused_by_name(broken, file, damage):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_byte_order_mark_in_every_text_changes_nothing(tmp_path, family, encoding):
+    """Ours and the libraries' readers: configs, scheduler, index, vocabularies of both kinds."""
+    tiny_pipeline(family).save_pretrained(tmp_path)
+    for place in ("tokenizer", "tokenizer_2") if family == "sdxl" else ():
+        own = json.loads((tmp_path / place / "tokenizer.json").read_text())["model"]
+        merges = "\n".join(["#version: 0.2", *map(" ".join, own["merges"])])
+        (tmp_path / place / "tokenizer.json").unlink()
+        (tmp_path / place / "vocab.json").write_text(json.dumps(own["vocab"]))
+        (tmp_path / place / "merges.txt").write_text(merges)
+    plain = nulltext.load(tmp_path, device="cpu")
+    texts = [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.txt")]
+    assert len(texts) >= 7
+    for path in texts:
+        path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    marked = nulltext.load(tmp_path, device="cpu")
+    assert marked.fingerprint == plain.fingerprint
+    assert marked.tokenize("a red cat") == plain.tokenize("a red cat")
+
+
 def test_missing_weights_are_never_made_up(broken):
     path = broken / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

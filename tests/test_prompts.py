@@ -8,13 +8,19 @@ import logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tokenizers import normalizers
 from transformers import CLIPTokenizer
 
 import nulltext
 from nulltext.errors import PromptError
+from nulltext.execution.order import Order
+from nulltext.inversion.request import InversionRequest
+from nulltext.invisible import clean
 from nulltext.models.text import StableDiffusionText
 from nulltext.prompts import find_words, spelled_out, tokenize
+from nulltext.studio.chips import read_chips
+from nulltext.studio.forms import EditForm
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
 
 LIMITED = [narrow, *([bundled] if BUNDLED.is_dir() else [])]
@@ -23,9 +29,9 @@ EVERY = [trained, *LIMITED]
 snippets = st.one_of(
     st.sampled_from(["cat", "Dog's", "'stop'", "...", "don’t", "close-up", "<|", "'s", "3d"]),
     st.sampled_from(["İ", "e\u0301", "<\u0338", "\u1100\u1161", "❤\ufe0f", "ﬁ", "Å", "हिन्दी"]),
-    st.sampled_from([" ", "  ", "\n", "\x00", "\x1c", "\u200d"]),
+    st.sampled_from([" ", "  ", "\n", "\x1f", "\u200d", "\U0001f469"]),
 )
-unicode_text = st.lists(snippets | st.text(max_size=4), max_size=6).map("".join)
+unicode_text = st.lists(snippets | st.text(max_size=4), max_size=6).map("".join).map(clean)
 
 
 # --- words and tokens ---------------------------------------------------------------------------
@@ -77,6 +83,48 @@ def test_a_prompt_is_refused_exactly_when_a_token_is_unknown(build, text: str) -
 )
 def test_words_are_cut_where_a_reader_would(text: str, words: list[str]) -> None:
     assert texts(prompt(text, 200)) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("\ufeffa red\u00a0cat", "a red cat"),  # Notepad's mark, a web page's space
+        ("a straw\u00adberry\u200b\u2060 cake", "a strawberry cake"),
+        ("a \u202ered\u202c\u200e\u2066 cat\u2069", "a red cat"),
+        ("a\u2028cat\u2029on\x85a\u3000sofa\x1f!", "a cat on a sofa !"),
+        ("a \u3164 cat\x00\x08", "a  cat"),
+        ("a cat\u200d \u200cand", "a cat and"),  # joiners of nothing
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0646", None),  # Persian: one word
+        ("\u0d28\u0d4d\u200d \u0d05", None),  # Malayalam: a final consonant, and another word
+        ("\U0001f469\U0001f3fd\u200d\U0001f680 \u2764\ufe0f\u200d\U0001f525", None),  # emoji
+        ("\U0001f3f4\U000e0067\U000e0062\U000e007f", None),  # a flag, of an emoji and of tags
+    ],
+)
+def test_what_no_reader_sees_is_no_word(text: str, cleaned: str | None) -> None:
+    expected = text if cleaned is None else cleaned
+    read = prompt(text, 200)
+    assert clean(text) == clean(expected) == read.text == expected
+    assert read.token_ids == prompt(expected, 200).token_ids
+    assert texts(read) == texts(prompt(expected, 200))
+    if cleaned is None and "\U0001f3fd" not in text:  # the colour of a skin is a word of its own
+        assert texts(read) == text.split()
+    words = find_words(prompt("a strawberry"), "\ufeffstraw\u00adberry")
+    assert words == find_words(prompt("a strawberry"), "strawberry")
+
+
+def test_prompts_are_cleaned_wherever_they_come_in(
+    tiny_sd1: nulltext.LatentDiffusion, photo: Image.Image
+) -> None:
+    said, expected = "\ufeffa\u00a0d\u00adog", "a dog"
+    request = InversionRequest.checked(tiny_sd1, photo, said, "ddim", 2, 1.0, None, None, 0)
+    assert request.prompt == expected
+    assert nulltext.EditSpec(said).target == expected
+    assert read_chips([{"source": None, "text": said}], 0)[0].text == expected
+    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, [])
+    assert (form.target, form.blend) == (expected, (expected, "cat"))
+    order = Order.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
+    assert (order.request.source, order.asked.targets) == (expected, [expected])
+    assert order.asked.own == {"weight": [f"{expected}=2"]}
 
 
 def test_pieces_that_share_a_token_are_one_word() -> None:

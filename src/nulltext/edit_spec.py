@@ -21,6 +21,7 @@ from nulltext.arrays import ImageLike
 from nulltext.attention.blend import LocalBlend
 from nulltext.editors import Editor, PromptToPrompt
 from nulltext.errors import OptionError
+from nulltext.invisible import clean
 from nulltext.masks import mask_tensor
 from nulltext.strength import pull_at
 
@@ -90,7 +91,7 @@ class EditSpec:
                 f"The target's guidance is {guidance_scale:g}; choose a number from 0 up."
             )
         values = {
-            "target": target,
+            "target": clean(target),
             "editor": PromptToPrompt(**short) if editor is None else editor,
             "guidance_scale": guidance_scale,
             "blend": blend,

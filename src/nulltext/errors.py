@@ -8,8 +8,9 @@ sentence that says what was got, what was expected and what to do next.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 
 class NulltextError(Exception):
@@ -68,6 +69,10 @@ LONGEST = 200
 """Characters of what a message repeats of a file or of another message."""
 
 
+LIKE = 0.75
+"""How much of two names is alike where one is taken for a misspelt other (difflib's ratio)."""
+
+
 OUT_OF_MEMORY = (
     "out of memory",  # CUDA, HIP, XPU and MPS, allocators and drivers
     "can't allocate memory",  # torch on a CPU
@@ -109,6 +114,29 @@ def reason_of(error: BaseException) -> str:
     """What a system call or a codec said, on one line and without the path."""
     said = getattr(error, "strerror", None) or str(error)
     return shortened(" ".join(said.split()).rstrip(".")) or type(error).__name__
+
+
+def meant(
+    name: str, known: Collection[str], others: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> str | None:
+    """The known name that stands behind one in another spelling (`Cross-Steps`), another tool's,
+    or with a slip of the pen.
+
+    Args:
+        others: other tools' names, in lower case without marks, and what may be meant by each, of
+            which the first that is known counts.
+    """
+    import difflib
+
+    called = {other: [one for one in ours if one in known] for other, ours in others.items()}
+    by_letters = {_letters(one): one for one in known}
+    by_letters |= {other: ours[0] for other, ours in called.items() if ours}
+    found = difflib.get_close_matches(_letters(name), by_letters, n=1, cutoff=LIKE)
+    return by_letters[found[0]] if found else None
+
+
+def _letters(name: str) -> str:
+    return "".join(each for each in name.casefold() if each.isalnum())
 
 
 def shortened(text: str) -> str:

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from nulltext.errors import PromptError
+from nulltext.invisible import JOINERS, clean
 from nulltext.learnt_tokens import Span, Tokens, with_all_vectors
 
 if TYPE_CHECKING:
@@ -29,10 +30,9 @@ SPECIAL_TOKENS = 2  # beginning and end of text: what a CLIP sequence holds besi
 LETTERS_OF_A_WORD = 3  # shorter words ("of", "TV") tell nothing by being spelled out
 SHOWN_WORDS, SHOWN_LETTERS = 12, 160  # what an error message repeats of a prompt
 LONGEST_PROMPT = 10_000  # characters: far above any model's tokens, and counted in no time
-VISIBLE_SPACES = "\x1c\x1d\x1e\x1f"  # space to Python, a character with a token to CLIP
-
-# One character per character: w letter or digit, m combining mark, ' apostrophe, . other visible.
-WORD_SHAPE = re.compile(r"[wm]+(?:'w[wm]*)*|[.']m*")
+# One character per character: w letter or digit, m combining mark, ' apostrophe, j joiner of two
+# signs, . other visible.
+WORD_SHAPE = re.compile(r"[wmj]+(?:'w[wmj]*)*|[.'](?:m|j\.?)*")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TokenizedPrompt:
     """A prompt as the text encoder reads it."""
 
     text: str
-    """The prompt as it was typed."""
+    """The prompt as it was typed, but for what `clean` takes away."""
     token_ids: tuple[int, ...]
     """L token ids: BOS, the prompt, the end of text, padding."""
     words: tuple[Word, ...]
@@ -88,6 +88,7 @@ def tokenize(
             f"The prompt has {len(text):,} characters; the model reads {limit} tokens, so a few "
             "words will do."
         )
+    text = clean(text)
     pieces = _pieces(text)
     if not pieces and not allow_empty:
         raise PromptError("The prompt is empty; describe the picture in a few words.")
@@ -117,6 +118,7 @@ def spelled_out(prompt: TokenizedPrompt) -> list[str]:
 
 def spoken(text: str) -> list[str]:
     """The words of a text, without case, marks and endings such as "'s", which CLIP reads apart."""
+    text = clean(text)
     pieces = (text[start:end] for start, end in _pieces(text))
     return [word_key(piece).partition("'")[0] for piece in pieces if not is_mark(piece)]
 
@@ -135,6 +137,7 @@ def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
 
     A part of a learnt token's name ("cat" of "<cat-toy>") finds it where nothing else is found.
     """
+    word = clean(word)
     wanted = [word_key(word[start:end]) for start, end in _pieces(word)]
     whole: set[int] = set()
     within: set[int] = set()
@@ -264,8 +267,10 @@ def _pieces(text: str) -> list[Span]:
 
 def _shape(character: str) -> str:
     """The letter that stands for a character in WORD_SHAPE."""
-    if character.isspace() and character not in VISIBLE_SPACES:
+    if character.isspace():
         return " "
+    if JOINERS.match(character):
+        return "j"
     if character in "'\u2019":
         return "'"
     return {"L": "w", "N": "w", "M": "m"}.get(unicodedata.category(character)[0], ".")

@@ -1,6 +1,7 @@
 """Text, JSON and file names that somebody else wrote: bounded before they are read.
 
-A file's size is looked at before a byte of it is read. JSON is refused where a key stands twice
+A file's size is looked at before a byte of it is read. Text is UTF-8, or UTF-16 with the byte-order
+mark by which it is known; marks are taken off. JSON is refused where a key stands twice
 (readers disagree on which one holds), where it is nested deeper than any file of ours, and where a
 string holds half a character, which no terminal and no file takes. A name leads nowhere outside
 its folder, by dots or by a symbolic link.
@@ -8,13 +9,15 @@ its folder, by dots or by a symbolic link.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import json
 import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
 
 MEGABYTE = 1 << 20
 DEPTH = 64
@@ -23,21 +26,109 @@ DEPTH = 64
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",  # Notepad's "Unicode", Excel's "Unicode Text", PowerShell's >
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte-order marks that a text begins with, and what the text is then written in."""
+SAVE_AS_UTF8 = 'save it as UTF-8 (in Excel as "CSV UTF-8")'
+DAMAGED = f"it is damaged UTF-16; {SAVE_AS_UTF8}"
+
+
 def read_text(path: Path, most: int) -> str:
-    """A text file in UTF-8 of at most `most` bytes.
+    """A text file of at most `most` bytes, its lines ended by newlines; see `decoded`.
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: it is no regular file, larger, or no UTF-8.
+        ValueError: it is no regular file, larger, or in another encoding.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
+    with _opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"it is larger than the {most / MEGABYTE:g} MiB that are read")
-    return data.decode("utf-8")
+    return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decoded(data: bytes) -> str:
+    """The text of bytes in UTF-8, or in UTF-16 with a byte-order mark, without the mark.
+
+    Raises:
+        ValueError: they are in another encoding; says in which, and what to do.
+    """
+    encoding = _encoding(data)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding == "utf-16":
+            raise ValueError(DAMAGED) from None
+        raise ValueError(
+            f"byte {error.start + 1} of it, 0x{data[error.start]:02X}, is no UTF-8: it may be in "
+            f"Windows-1252 or Latin-1; {SAVE_AS_UTF8}"
+        ) from None
+    if "\0" in text:
+        raise ValueError(
+            "it has zero bytes, as UTF-16 without a byte-order mark or no text at all; "
+            + SAVE_AS_UTF8
+        )
+    return text
+
+
+def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
+    """Number and text of each line of a file, as UTF-8 without its mark, to be decoded by itself.
+
+    One line is in memory at a time: the file may be larger. A line of more than `longest` bytes is
+    cut off one byte behind them.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: it is no regular file, or broken UTF-16.
+    """
+    with open_text(path) as text:
+        number = 0
+        while line := text.readline(longest + 1):
+            number += 1
+            rest = line
+            while rest and not rest.endswith("\n") and len(rest) > longest:
+                rest = text.readline(longest + 1)
+            yield number, line.encode("utf-8", "surrogateescape")[: longest + 1]
+
+
+@contextlib.contextmanager
+def open_text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
+    """A text file of any size, open to be read; bytes that are no UTF-8 are escaped in it.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: it is no regular file; reading may find broken UTF-16.
+    """
+    with _opened(path) as file:
+        encoding = _encoding(file.peek(len(codecs.BOM_UTF8)))
+        errors = "strict" if encoding == "utf-16" else "surrogateescape"
+        with io.TextIOWrapper(file, encoding, errors, newline) as text:
+            try:
+                yield text
+            except UnicodeDecodeError:
+                raise ValueError(DAMAGED) from None
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a regular file begins with a byte-order mark."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)).startswith(tuple(MARKS))
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    return path.open("rb")
+
+
+def _encoding(data: bytes) -> str:
+    """What bytes are written in, by the mark that they begin with."""
+    return next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
 
 
 def parse_json(text: str) -> Any:

@@ -27,7 +27,13 @@ from nulltext.captioning.vision import CLIP, VISIONS, about, side_of
 from nulltext.defaults import CAPTIONER
 from nulltext.errors import ModelError, OutputError, shortened
 from nulltext.files import replace_file, replacing_folder
-from nulltext.models.checkpoint import MAX_JSON_BYTES, Checkpoint, first_line, quiet_libraries
+from nulltext.models.checkpoint import (
+    MAX_JSON_BYTES,
+    Checkpoint,
+    first_line,
+    plain_texts,
+    quiet_libraries,
+)
 from nulltext.models.load import find_device
 from nulltext.models.weight_files import check_weights
 from nulltext.untrusted import parse_json, read_text
@@ -184,7 +190,7 @@ def check_captioner_target(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        known = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"] == FORMAT
+        known = parse_json(read_text(folder / CONFIG, MAX_JSON_BYTES))["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
@@ -204,7 +210,8 @@ def read_tokenizer(kind: str, source: str | Path) -> Any:
             f"The tokenizer is a {shortened(repr(kind))}; known are {', '.join(TOKENIZERS)}."
         )
     try:
-        tokenizer = getattr(transformers, kind).from_pretrained(str(source))
+        with plain_texts(Path(source)) as texts:
+            tokenizer = getattr(transformers, kind).from_pretrained(texts.as_posix())
         if not tokenizer.encode(".", add_special_tokens=False):
             raise ValueError("its vocabulary is empty")
         return tokenizer

@@ -50,7 +50,12 @@ class OptionalAddress(TyperCommand):
 
 @takes_model
 def batch(
-    jobs: Annotated[Path, typer.Argument(metavar="JOBS.jsonl", help="One edit per line, as JSON.")],
+    jobs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="JOBS", help="One edit per line as JSON, a JSON array of them, or CSV."
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of pictures and rows.")
     ],
@@ -96,6 +101,8 @@ def batch(
 
     Example: [bold]nulltext batch jobs.jsonl -o edited[/bold] with lines such as
     [bold]{"image": "a.jpg", "source": "a photo of a rose", "target": "a photo of a tulip"}[/bold]
+
+    A table: [bold]nulltext batch jobs.csv -o edited[/bold], whose first row has the options' names.
 
     It may be stopped or killed at any moment: the same command continues, and repeats nothing that
     is finished. One bad job does not stop the others. Exit code: 0 all done; 2 some jobs are bad

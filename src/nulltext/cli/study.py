@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nulltext import defaults
+from nulltext.captioned import note_on_left_out
 from nulltext.cli.exit_codes import end_of_rows
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
@@ -142,6 +143,8 @@ def study(
         reporter.note(_said(schedule, len(items)))
         if request.without_edits(items):
             reporter.note("Note: " + request.without_edits(items))
+        if left_out := note_on_left_out(folder):
+            reporter.note(left_out)
         alone = study_steps(loaded, schedule, plan, book, judge)
         tools = Tools(chosen, clip, plan, output)
         together = alone if workers == 1 else crew_steps(tools, workers, schedule, book)

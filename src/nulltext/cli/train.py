@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nulltext.captioned import note_on_left_out
 from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
@@ -109,6 +110,8 @@ def train(
     values: dict[str, object] = {"model": None}
     with _prepared(shop.folder, resume):
         reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
+        if left_out := note_on_left_out(photos):
+            reporter.note(left_out)
         from nulltext.training.stages import STAGES
 
         started = time.monotonic()

@@ -26,7 +26,7 @@ from torch import Tensor
 from nulltext.errors import ModelError
 from nulltext.evaluation.pretrained import pretrained
 from nulltext.images import to_pil
-from nulltext.models.checkpoint import first_line, quiet_libraries
+from nulltext.models.checkpoint import first_line, plain_texts, quiet_libraries
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 FRACTIONS = (0.15, 0.3, 0.45, 0.6, 0.75)
@@ -128,8 +128,10 @@ class ClipJudge:
 
         clip = pretrained(CLIPModel, source, device, "--clip", local_files_only=local_only)
         try:
-            with quiet_libraries():
-                processor = CLIPProcessor.from_pretrained(source, local_files_only=local_only)
+            with quiet_libraries(), plain_texts(Path(source)) as texts:
+                processor = CLIPProcessor.from_pretrained(
+                    texts.as_posix(), local_files_only=local_only
+                )
         except Exception as error:  # the library raises many kinds; the reason is in the text
             raise ModelError(
                 f"The processor of '{source}' cannot be loaded ({first_line(error)}); pass --clip "

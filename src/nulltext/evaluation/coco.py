@@ -17,6 +17,7 @@ from typing import Any
 from nulltext.errors import DataError, reason_of, shortened
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.extras import require
+from nulltext.invisible import clean
 from nulltext.untrusted import MEGABYTE, inside, parse_json, read_text
 
 LARGEST = 512 * MEGABYTE
@@ -47,7 +48,9 @@ def read_coco(annotations: Path) -> list[Item]:
         pictures = _pictures(annotations, [_text(i, "file_name") for i in coco.imgs.values()])
         items = []
         for image_id in sorted(coco.imgs):
-            captions = [_text(entry, "caption").strip() for entry in coco.imgToAnns[image_id]]
+            captions = [
+                clean(_text(entry, "caption")).strip() for entry in coco.imgToAnns[image_id]
+            ]
             name = coco.imgs[image_id]["file_name"]
             if captions:
                 items.append(Item(name, inside(pictures, name), tuple(captions)))

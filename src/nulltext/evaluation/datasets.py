@@ -23,10 +23,12 @@ from nulltext.captioned import (
     captions_field,
     file_field,
     label_fields,
+    left_out,
     read_json_lines,
     text_field,
 )
 from nulltext.errors import DataError, shortened
+from nulltext.invisible import clean
 from nulltext.templates import caption, recoloured
 
 EDITS = "edits.jsonl"
@@ -71,9 +73,12 @@ def read_items(folder: Path, *, split: str = "validation", edits: Path | None = 
     else:
         items = _with_text_files(folder)
     if not items:
+        found = left_out(folder)
+        has = f", but {found}" if found else ""
         raise DataError(
-            f"'{folder}' has no captioned photo; it needs a captions.jsonl, a labels.jsonl with "
-            f"the split '{split}', COCO's captions_val2017.json, or a NAME.txt beside each picture."
+            f"'{folder}' has no captioned photo{has}; it needs a captions.jsonl, a "
+            f"labels.jsonl with the split '{split}', COCO's captions_val2017.json, or a NAME.txt "
+            "beside each picture."
         )
     wanted = edits or (folder / EDITS)
     if edits is None and not wanted.is_file():
@@ -147,7 +152,7 @@ def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
 def _edited(item: Item, number: int, line: dict[str, Any], path: Path) -> Item:
     """The photo with the edit of a line, if the line has one."""
     if line.get("target") is not None:
-        item = replace(item, target=text_field(line, "target", path, number))
+        item = replace(item, target=clean(text_field(line, "target", path, number)))
     if line.get("mask") is not None:
         item = replace(item, mask=file_field(line, "mask", path, number))
     return item

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from nulltext.errors import ModelError
-from nulltext.models.checkpoint import first_line, quiet_libraries
+from nulltext.models.checkpoint import first_line, plain_texts, quiet_libraries
 
 
 def pretrained(kind: Any, source: str, device: torch.device, option: str, **options: Any) -> Any:
@@ -27,6 +28,9 @@ def pretrained(kind: Any, source: str, device: torch.device, option: str, **opti
     }
     try:
         with quiet_libraries():
+            if Path(source).is_dir():
+                with plain_texts(Path(source)) as texts:
+                    wanted["config"] = kind.config_class.from_pretrained(str(texts))
             network, info = kind.from_pretrained(source, **wanted)
     except Exception as error:  # the library raises many kinds; the reason is in the text
         raise ModelError(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from nulltext import ledger
 from nulltext.errors import DataError, NulltextError, OptionError
-from nulltext.execution.jobs import read_jobs
+from nulltext.execution.jobs import EXAMPLE, read_jobs
 from nulltext.execution.request import Opened
 from nulltext.execution.units import Unit, grouped, unit_of
 from nulltext.execution.worker import INVERSIONS, PICTURES, Identity, Setup, failed
@@ -108,10 +108,7 @@ def read_batch(path: Path, *, limit: int | None = None, within: Path | None = No
         if count == limit:
             break
     if not units:
-        raise DataError(
-            f"'{path}' holds no jobs; write lines such as "
-            '{"image": "a.jpg", "source": "a photo of …", "target": "a photo of …"}.'
-        )
+        raise DataError(f"'{path}' holds no jobs; {EXAMPLE}.")
     return Batch(list(units.values()), count - len(units))
 
 
@@ -138,7 +135,7 @@ def _mistake(unit: Unit) -> str | None:
             order.request.plan()
         Opened.of(order.request)
     except NulltextError as error:
-        return f"Line {unit.line}: {error}"
+        return f"{unit.place}: {error}"
     return None
 
 

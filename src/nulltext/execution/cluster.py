@@ -248,7 +248,7 @@ class Cluster:
             if self._deaths[unit.id] < MOST_DEATHS:
                 rest.appendleft(unit)
             else:
-                said = f"Line {unit.line}: {MOST_DEATHS} workers died over it, perhaps of memory."
+                said = f"{unit.place}: {MOST_DEATHS} workers died over it, perhaps of memory."
                 row = failed(unit, said, theirs=False)
         if rest:
             self._open.appendleft(rest)

@@ -1,68 +1,72 @@
-"""Job files: one edit per line, as JSON, read strictly.
+"""Job files: JSON with one edit per line, a JSON array of them, or a table; read strictly.
 
     {"image": "a.jpg", "source": "a photo of a rose", "target": "a photo of a tulip", "steps": 20}
 
-A line holds any option of `nulltext edit` by its long name, with underscores; what is the whole
+    image,source,target,steps
+    a.jpg,a photo of a rose,a photo of a tulip,20
+
+A job holds any option of `nulltext edit` by its long name, with underscores; what is the whole
 batch's (model, device, …) is an option of `nulltext batch`, and outputs get names of ours. Nothing
 is opened here but the job file, and whatever stands in a line leads to a job or to one sentence.
+Which of the three a file is, its first lines say; one that is none of them is one error.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import IO, Any
 
-from nulltext.errors import DataError, reason_of
-from nulltext.execution.order import Order
-from nulltext.models.choice import ModelChoice
-from nulltext.names import (
-    Align,
-    Budget,
-    Detail,
-    EditorName,
-    Method,
-    NullStart,
-    Solver,
-    SourceBranch,
+from nulltext.errors import DataError, meant, reason_of
+from nulltext.execution.job_options import (
+    OPTIONS,
+    OTHER_NAMES,
+    OURS,
+    PATHS,
+    Mistake,
+    check_keys,
+    checked,
+    of_cells,
 )
-from nulltext.untrusted import repeated_key
+from nulltext.execution.order import Order
+from nulltext.untrusted import MEGABYTE, decoded, open_text, read_lines, read_text, repeated_key
 
 LONGEST_LINE = 1 << 16
 """Bytes of a line."""
 
-LONGEST_TEXT = 4096
-"""Characters of a text: above every prompt and path, below what a tokenizer would chew on."""
+LARGEST = 64 * MEGABYTE
+"""Bytes of a JSON text of several lines, which is read whole."""
 
-MOST_TEXTS = 64
-"""Texts in a list: above every use, below what fills a device with targets."""
+HEAD = 100
+"""Lines by which a file is told."""
 
-LARGEST_COUNT = 10_000
-LARGEST_SEED = 2**63
+DELIMITERS = ",;\t"
+"""Of a table's cells; Excel writes what the country's numbers leave free."""
 
-OURS = {
-    "output": "a batch names its pictures itself",
-    "save_inversion": "a batch keeps every inversion itself",
-    "fresh": "it is the whole batch's: nulltext batch --fresh",
-    "as_json": "it is the whole batch's: nulltext batch --json",
-    "quiet": "it is the whole batch's: nulltext batch --quiet",
-    **{
-        one.name: f"it is the whole batch's: nulltext batch --{one.name.replace('_', '-')}"
-        for one in fields(ModelChoice)
-    },
-}
-"""Options of `edit` that a job has not, and why."""
+MOST_COLUMNS = 100
+
+BLANKS = re.compile(r"\s*")
+
+EXAMPLE = (
+    'write lines such as {"image": "a.jpg", "source": "a photo of …", "target": "a photo of …"}, a '
+    "JSON array of these, or CSV below a line such as image,source,target"
+)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A line that can be understood."""
+    """A line or row that can be understood."""
 
     line: int
     """Its number, from 1."""
+    place: str
+    """What it is called: "Line 3" of JSON Lines, "Row 3" of an array or a table."""
     options: Mapping[str, Any]
     """As `Order.of` takes them, but with paths as they are written."""
     base: Path
@@ -81,9 +85,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Refused:
-    """A line that cannot."""
+    """A line or row that cannot."""
 
     line: int
+    place: str
     text: bytes
     """Its beginning."""
     reason: str
@@ -91,170 +96,161 @@ class Refused:
 
 
 def read_jobs(path: Path) -> Iterator[Job | Refused]:
-    """All lines that are not blank, one after the other; nothing is kept.
+    """All jobs of a file, one after the other; of lines and tables, nothing is kept.
 
     Raises:
-        DataError: the file cannot be read, or is no regular file.
+        DataError: the file cannot be read, is no regular file, or holds something else.
     """
     if path.exists() and not path.is_file():
         raise DataError(f"'{path}' is no regular file; give a file with one job per line.")
     try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(_lines(stream.readline), start=1):
-                if line.strip():
-                    yield parse_job(line, number, path.parent)
+        yield from _layout_of(path)(path)
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({reason_of(error)}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"'{path}' is no job file ({reason_of(error)}); {EXAMPLE}.") from error
 
 
-def _lines(readline: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Lines, the too long ones cut to one byte over the limit; never more than that in memory."""
-    while line := readline(LONGEST_LINE + 1):
-        rest = line
-        while rest and not rest.endswith(b"\n") and len(rest) > LONGEST_LINE:
-            rest = readline(LONGEST_LINE + 1)
-        yield line
+def _layout_of(path: Path) -> Callable[[Path], Iterator[Job | Refused]]:
+    """How to read a file, by its first lines."""
+    lines = (line.strip() for _, line in islice(read_lines(path, LONGEST_LINE), HEAD))
+    head = [line for line in lines if line]
+    objects = [line for line in head if line.startswith(b"{") and line.endswith(b"}")]
+    if not head or head[0] in objects:
+        return _of_lines
+    if head[0][:1] not in (b"{", b"["):
+        return _of_lines if objects else _of_table
+    try:
+        values = _values(read_text(path, LARGEST))
+    except (ValueError, RecursionError):
+        if objects and (head[0].startswith(b"{") or head[0].endswith(b"]")):
+            return _of_lines  # of which the first is malformed
+        raise
+    return lambda path: _of_values(values, path)
+
+
+def _of_lines(path: Path) -> Iterator[Job | Refused]:
+    for number, line in read_lines(path, LONGEST_LINE):
+        if line.strip():
+            yield parse_job(line, number, path.parent)
 
 
 def parse_job(line: bytes, number: int, base: Path) -> Job | Refused:
-    """One line as a job, or why not."""
-    try:
-        return Job(number, _checked(_object(line)), base)
-    except ValueError as error:
-        return Refused(number, line[:LONGEST_LINE], f"Line {number} {error}")
+    """One line of JSON as a job, or why not."""
+    return _job(lambda: _value(line), number, f"Line {number}", line, base)
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _value(line: bytes) -> Any:
     if len(line.rstrip(b"\r\n")) > LONGEST_LINE:
         raise ValueError(f"has more than {LONGEST_LINE} bytes; write one job per line.")
     try:
-        value = json.loads(line, object_pairs_hook=_once, parse_constant=_no_number)
-    except _SaidError:
-        raise
+        return DECODER.decode(decoded(line))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON ({reason_of(error)}).") from error
-    if not isinstance(value, dict):
-        raise ValueError('is no JSON object; write {"image": …, "source": …, "target": …}.')
-    return value
 
 
-class _SaidError(ValueError):
-    """A sentence of ours from within the parser."""
+def _values(text: str) -> list[Any]:
+    """The entries of arrays, and the objects between them.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
+    values, at = [], 0
+    while (at := BLANKS.match(text, at).end()) < len(text):  # type: ignore[union-attr]
+        value, at = DECODER.raw_decode(text, at)
+        values += value if isinstance(value, list) else [value]
+    return values
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = repeated_key(pairs)
-    if twice is not None:
-        raise _SaidError(f'has "{twice}" twice; leave one of them out.')
-    return dict(pairs)
+def _of_values(values: Sequence[Any], path: Path) -> Iterator[Job | Refused]:
+    for number, value in enumerate(values, start=1):
+        text = repr(value).encode("utf-8", "replace")
+        read = partial(values.__getitem__, number - 1)
+        yield _job(read, number, f"Row {number}", text, path.parent)
 
 
-def _no_number(text: str) -> NoReturn:
-    raise _SaidError(f"holds {text}, which is no number in JSON.")
-
-
-def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
-    for name in value:
-        if name in OURS:
-            raise ValueError(f'has "{name}", which a job has not: {OURS[name]}.')
-        if name not in OPTIONS:
-            raise ValueError(
-                f'has "{name[:40]}", which is no option of `nulltext edit`; see its --help.'
-            )
-    options = {}
-    for name, given in value.items():
-        if given is None:
-            continue
+def _of_table(path: Path) -> Iterator[Job | Refused]:
+    """The rows below a header, which is row 1 as spreadsheets count."""
+    with open_text(path, newline="") as text:
+        lines = _table_lines(text)
+        head = next(line for line in lines if line.strip())
+        names, delimiter = _header(head)
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
-            options[name] = OPTIONS[name](given)
-        except ValueError as error:
-            raise ValueError(f'has a "{name}" that is {error}.') from error
-    if "target" not in options:
-        raise ValueError('has no "target"; say what the photo shall show.')
-    return options
+            for number, cells in enumerate(rows, start=2):
+                if any(cell.strip() for cell in cells):
+                    whole = delimiter.join(cells).encode()[:LONGEST_LINE]
+                    read = partial(_of_row, names, cells)
+                    yield _job(read, number, f"Row {number}", whole, path.parent)
+        except csv.Error as error:
+            raise ValueError(f"line {rows.line_num + 1}: {error}") from error
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("no text")
-    if len(value) > LONGEST_TEXT:
-        raise ValueError(f"longer than {LONGEST_TEXT} characters")
-    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError("no text that can be written")
-    return value
+def _table_lines(text: IO[str]) -> Iterator[str]:
+    while line := text.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"a line has more than {LONGEST_LINE} characters")
+        decoded(line.encode("utf-8", "surrogateescape"))
+        yield line
 
 
-def _path(value: object) -> str:
-    text = _text(value)
-    if not text.strip():
-        raise ValueError("empty")
-    return text
+def _header(line: str) -> tuple[list[str], str]:
+    """The keys of a table's columns, and what stands between its cells.
 
-
-def _texts(value: object) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    if not 1 <= len(values) <= MOST_TEXTS:
-        raise ValueError(f"a list of {len(values)}; give 1 to {MOST_TEXTS}")
-    return [_text(one) for one in values]
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("no number")
+    Raises:
+        ValueError: it is no header of jobs, or has a key that a job has not.
+    """
+    split = {sign: next(csv.reader([line], delimiter=sign)) for sign in DELIMITERS}
+    names, sign = max(
+        ((split[sign], sign) for sign in DELIMITERS), key=lambda it: len(_known(it[0]))
+    )
+    names = [name.strip() for name in names]
+    if not 1 < len(names) <= MOST_COLUMNS or not _known(names):
+        raise ValueError(f"it begins with {line.strip()[:40]!r}")
+    twice = repeated_key([(name, None) for name in names if name])
+    if twice is not None:
+        raise ValueError(f'its header has "{twice}" twice')
     try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError("no finite number")
-    return number
+        check_keys([name for name in names if name])
+    except ValueError as error:
+        raise ValueError(f"its header {error}") from None
+    return names, sign
 
 
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("neither true nor false")
-    return value
+def _known(names: Sequence[str]) -> list[str]:
+    return [name for name in names[:MOST_COLUMNS] if meant(name, (*OPTIONS, *OURS), OTHER_NAMES)]
 
 
-def _whole(low: int, high: int) -> Callable[[object], int]:
-    def check(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
-            raise ValueError(f"no whole number from {low} to {high - 1}")
-        return value
-
-    return check
-
-
-def _choice(*names: str) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or value not in names:
-            raise ValueError(f"none of {', '.join(names)}")
-        return str(value)
-
-    return check
+def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    places = [*names, *[""] * (len(cells) - len(names))]
+    if any(cell.strip() for name, cell in zip(places, cells, strict=False) if not name):
+        raise ValueError(
+            "has a cell below no key of the header; put texts with commas into quotes."
+        )
+    return of_cells({name: cell for name, cell in zip(names, cells, strict=False) if name})
 
 
-OPTIONS: dict[str, Callable[[object], Any]] = {
-    **dict.fromkeys(("image", "mask", "inversion"), _path),
-    **dict.fromkeys(("source", "captioner", "crop", "size"), _text),
-    **dict.fromkeys(("target", "then", "weight", "over"), _texts),
-    **dict.fromkeys(("masa_word", "blend", "blend_except"), _texts),
-    **dict.fromkeys(("then_strength", "strength", "target_guidance", "guidance"), _number),
-    **dict.fromkeys(("cross_steps", "self_steps", "masa_start", "masa_layer"), _number),
-    "blend_threshold": _number,
-    **dict.fromkeys(("full", "keep_gps", "strip", "sweep"), _flag),
-    "steps": _whole(1, LARGEST_COUNT),
-    "inner_steps": _whole(0, LARGEST_COUNT),
-    "seed": _whole(-LARGEST_SEED, LARGEST_SEED),
-    "editor": _choice(*EditorName),
-    "method": _choice(*Method),
-    "budget": _choice(*Budget),
-    "solver": _choice(*Solver),
-    "null_start": _choice(*get_args(NullStart)),
-    "align": _choice(*get_args(Align)),
-    "detail": _choice(*get_args(Detail)),
-    "source_branch": _choice(*get_args(SourceBranch)),
-}
-"""What each option of a job must be; `strip` and `sweep` are wishes here, not names of files."""
+def _job(
+    read: Callable[[], Any], number: int, place: str, text: bytes, base: Path
+) -> Job | Refused:
+    """What was read as a job, or why not."""
+    try:
+        value = read()
+        if isinstance(value, Mistake):
+            raise ValueError(value.reason)
+        if not isinstance(value, dict):
+            raise ValueError('is no JSON object; write {"image": …, "source": …, "target": …}.')
+        return Job(number, place, checked(value), base)
+    except ValueError as error:
+        return Refused(number, place, text[:LONGEST_LINE], f"{place} {error}")
 
-PATHS = {"image", "mask", "inversion"}
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Mistake:
+    twice = repeated_key(pairs)
+    return dict(pairs) if twice is None else Mistake(f'has "{twice}" twice; leave one of them out.')
+
+
+DECODER = json.JSONDecoder(
+    object_pairs_hook=_object,
+    parse_constant=lambda text: Mistake(f"holds {text}, which is no number in JSON."),
+)

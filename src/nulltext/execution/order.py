@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nulltext import defaults
 from nulltext.execution.asked import FIELDS, Asked
 from nulltext.execution.request import Opened, Request
+from nulltext.invisible import clean
 from nulltext.names import EditorName, SourceBranch
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.placing import Canvas, Placed
     from nulltext.record import Inversion, StepInfo
+
+
+WORDS = {"source", "target", "then", "weight", "masa_word", "blend", "blend_except"}
+"""Options that are words of a person."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Order:
     def of(cls, options: Mapping[str, Any]) -> Order:
         """From options of `edit` by their long names; one that is None or left out is not given."""
         given = {name: value for name, value in options.items() if value is not None}
+        for name in WORDS & given.keys():
+            said = given[name]
+            given[name] = clean(said) if isinstance(said, str) else [clean(one) for one in said]
         own = {field.name for field in fields(Request)}
         return cls(
             request=Request(**{name: given[name] for name in given if name in own}),

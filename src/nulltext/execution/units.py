@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.errors import ImageError, UserError, reason_of
-from nulltext.execution.jobs import PATHS, Job, Refused
+from nulltext.execution.job_options import PATHS
+from nulltext.execution.jobs import Job, Refused
 from nulltext.picture_files import refuse_address
 
 ID_LENGTH = 24
@@ -37,6 +38,8 @@ class Unit:
     id: str
     group: str
     line: int
+    place: str
+    """What its line is called; see `Job`."""
     job: Job | None
     """None where the line cannot be understood."""
     reason: str = ""
@@ -58,14 +61,14 @@ def unit_of(found: Job | Refused, within: Path | None = None) -> Unit:
     """
     if isinstance(found, Refused):
         name = _digest(found.text.decode("utf-8", "replace"))
-        return Unit(name, name, found.line, None, found.reason)
+        return Unit(name, name, found.line, found.place, None, found.reason)
     contents: dict[str, str] = {}
     reason = ""
     for option in sorted(PATHS & found.options.keys()):
         try:
             contents[option] = _contents(found.base / found.options[option], within)
         except UserError as error:
-            reason = reason or f"Line {found.line}: {error}"
+            reason = reason or f"{found.place}: {error}"
             contents[option] = "none"
     options = dict(found.options)
     shared = {name: options.get(name) for name in INVERTING}
@@ -75,6 +78,7 @@ def unit_of(found: Job | Refused, within: Path | None = None) -> Unit:
         id=_digest([options, contents]),
         group=_digest([shared, contents.get("image"), contents.get("inversion")]),
         line=found.line,
+        place=found.place,
         job=found,
         reason=reason,
     )

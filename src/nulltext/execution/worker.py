@@ -88,7 +88,7 @@ class Worker:
             raise
         except Exception as error:  # one bad job is no reason to lose the others
             found = failure(error)
-            return failed(unit, f"Line {unit.line}: {found['reason']}", theirs=found["input"])
+            return failed(unit, f"{unit.place}: {found['reason']}", theirs=found["input"])
 
     def _done(self, unit: Unit, order: Order, on_step: Callable[[StepInfo], None] | None) -> Row:
         order.check()

@@ -12,6 +12,7 @@ from nulltext.framing import SizeChoice, box_for
 from nulltext.images import CropBox
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import Plan, planned
+from nulltext.invisible import clean
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.photos import Photo, PhotoLike, load_photo
 from nulltext.version import __version__
@@ -67,7 +68,7 @@ class InversionRequest:
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)
         own = (plan.method, plan.num_steps, scale, seed)
-        return cls(loaded, box, seen_at, prompt, *own)
+        return cls(loaded, box, seen_at, clean(prompt), *own)
 
     def identity(self, model: LatentDiffusion) -> dict[str, Any]:
         """All that the result depends on, as JSON: equal identities, equal inversions.

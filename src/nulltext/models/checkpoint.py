@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from logging import CRITICAL
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from nulltext.models.file_kinds import read_header
 from nulltext.models.variants import choose_weights
 from nulltext.models.weight_files import check_config, check_index, check_weights
 from nulltext.models.weights import MappedTensors, Unallocated, fill
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.untrusted import MEGABYTE, is_marked, parse_json, read_text
 
 MAX_JSON_BYTES = 4 * MEGABYTE
 """Of a JSON file of a checkpoint: configs have kilobytes, indices of shards a few hundred."""
@@ -106,9 +107,13 @@ class Checkpoint:
         with refused_as_unusable(part, self.name):
             build(self, part, class_name, files)
         try:
-            module, info = _library_class(class_name).from_pretrained(
+            kind = _library_class(class_name)
+            with plain_texts(self.folder / part) as texts:
+                config = kind.config_class.from_pretrained(str(texts))
+            module, info = kind.from_pretrained(
                 str(self.folder),
                 subfolder=part,
+                config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -136,8 +141,8 @@ class Checkpoint:
         from transformers import CLIPTokenizer
 
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(str(self.folder), subfolder=name)
-            return checked_tokenizer(tokenizer)
+            with plain_texts(self.folder / name) as texts:
+                return checked_tokenizer(CLIPTokenizer.from_pretrained(str(texts)))
         except Exception as error:  # the library raises many kinds; the reason is in the text
             raise ModelError(
                 f"The {name} of the model '{self.name}' cannot be loaded ({first_line(error)}); "
@@ -152,6 +157,26 @@ class Checkpoint:
                 "pass a complete folder written by save_pretrained()."
             )
         return path
+
+
+@contextmanager
+def plain_texts(folder: Path) -> Iterator[Path]:
+    """A folder whose configs and vocabularies the libraries can read, while the block runs.
+
+    It is the folder itself; where a text in it begins with a byte-order mark, at which they stop,
+    it has copies of its texts in plain UTF-8.
+
+    Raises:
+        ValueError: one of them is too large, or in another encoding.
+    """
+    texts = [*folder.glob("*.json"), *folder.glob("*.txt")]
+    if not any(map(is_marked, texts)):
+        yield folder
+        return
+    with TemporaryDirectory() as copies:
+        for path in texts:
+            Path(copies, path.name).write_bytes(read_text(path, MAX_JSON_BYTES).encode())
+        yield Path(copies)
 
 
 def checked_tokenizer(tokenizer: Any) -> Any:
@@ -193,8 +218,8 @@ def build(source: Configured, part: str, class_name: str, files: Sequence[Path])
 
     def make() -> torch.nn.Module:
         if hasattr(kind, "config_class"):  # transformers
-            place = {"pretrained_model_name_or_path": str(source.folder), "subfolder": part}
-            module: torch.nn.Module = kind(kind.config_class.from_pretrained(**place))
+            with plain_texts(source.folder / part) as texts:
+                module: torch.nn.Module = kind(kind.config_class.from_pretrained(str(texts)))
         else:
             module = kind.from_config(dict(config))
         return module

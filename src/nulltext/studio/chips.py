@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nulltext.errors import OptionError
+from nulltext.invisible import clean
 from nulltext.prompts import TokenizedPrompt, Word, word_key
 from nulltext.word_pairing import ARTICLES, align_words
 
@@ -131,4 +132,4 @@ def _read_chip(value: Any, words: int) -> Chip:
         raise OptionError(
             f"A word cannot be read; its weight goes from {LIGHTEST:g} to {HEAVIEST:g}."
         )
-    return Chip(source, text, float(weight))
+    return Chip(source, clean(text), float(weight))

@@ -14,6 +14,7 @@ from nulltext.edit_spec import EditSpec
 from nulltext.errors import OptionError, PromptError
 from nulltext.images import CropBox
 from nulltext.inversion.budgets import Plan, planned
+from nulltext.invisible import clean
 from nulltext.studio.chips import Chip, weights_of
 
 Asked = Mapping[str, Any]
@@ -128,7 +129,7 @@ def text(asked: Asked, name: str) -> str:
         return ""
     if not isinstance(value, str) or len(value) > LETTERS:
         raise PromptError(f"The {name} is no text of at most {LETTERS} letters; write less.")
-    return value.strip()
+    return clean(value).strip()
 
 
 def number(asked: Asked, name: str, low: float, high: float) -> float | None:

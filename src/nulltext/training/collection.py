@@ -3,7 +3,8 @@
 A folder holds one of
     labels.jsonl     {"file", "split", "kind", "colour", "background"}; the last three may be null
     captions.jsonl   {"file", "caption" or "captions", "split"}
-    NAME.txt         one caption a line, beside NAME.jpg (or .png, .webp, …)
+    NAME.txt         one caption a line, beside NAME.jpg (or .png, .webp, …); so do NAME.jpg.txt
+                     and NAME.caption
 "split" is "train" where it is missing. Photos are squared at their centre and shrunk.
 """
 
@@ -23,6 +24,7 @@ from nulltext.captioned import (
     captions_field,
     file_field,
     label_fields,
+    left_out,
     read_json_lines,
 )
 from nulltext.errors import DataError, shortened
@@ -60,9 +62,11 @@ def read_collection(folder: Path) -> list[Example]:
     else:
         examples = [Example(path, TRAIN, texts) for path, texts in captions_beside(folder)]
     if not examples:
+        found = left_out(folder)
+        has = f", but {found}" if found else ""
         raise DataError(
-            f"'{folder}' has no captioned photo: it needs labels.jsonl, captions.jsonl, or a .txt "
-            "with the caption beside each photo."
+            f"'{folder}' has no captioned photo{has}: it needs labels.jsonl, captions.jsonl, "
+            "or a .txt with the caption beside each photo."
         )
     return examples
 

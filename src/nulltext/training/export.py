@@ -34,6 +34,7 @@ from nulltext.training.spoken import known_words
 from nulltext.training.stages import denoiser_settings, recipe_text, views_place
 from nulltext.training.warm_start import load_weights
 from nulltext.training.workshop import Workshop, encoder_of, untrained
+from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 SHARD = "15MB"
 """Largest file of weights."""
@@ -95,7 +96,7 @@ def check_output(folder: Path, recipe: Recipe) -> None:
             raise OutputError(f"The folder '{folder.parent}' does not exist: create it first.")
         return
     try:
-        name = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))["name"]
+        name = parse_json(read_text(folder / RECIPE_FILE, MEGABYTE))["name"]
     except (OSError, ValueError, KeyError, TypeError):
         name = None
     if name != recipe.name:

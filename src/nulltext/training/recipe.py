@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import OptionError, reason_of, shortened
+from nulltext.errors import OptionError, meant, reason_of, shortened
 from nulltext.models.suggested_guidance import LEAST, MOST
 from nulltext.training.autoencoder import AutoencoderLoss
 from nulltext.training.captioner import LABELS, CaptionerRecipe
@@ -213,7 +213,8 @@ def load_recipe(source: str) -> Recipe:
         OptionError: there is none, it is no JSON, or a field is unknown or of a wrong type.
     """
     if source in recipes():
-        text = resources.files("nulltext.training").joinpath(f"configs/{source}.json").read_text()
+        own = resources.files("nulltext.training").joinpath(f"configs/{source}.json")
+        text = own.read_text(encoding="utf-8")
     else:
         try:
             text = read_text(Path(source), MEGABYTE)
@@ -255,9 +256,9 @@ def _dataclass(kind: Any, value: Any, place: str) -> Any:
     known = typing.get_type_hints(kind)
     for name in value:
         if name not in known:
-            raise OptionError(
-                f"{place} has no field {shortened(name)!r}; it has {', '.join(known)}."
-            )
+            likely = meant(name, known)
+            said = f"perhaps '{likely}' is meant." if likely else f"it has {', '.join(known)}."
+            raise OptionError(f"{place} has no field {shortened(name)!r}; {said}")
     required = [f.name for f in dataclasses.fields(kind) if _required(f)]
     for name in required:
         if name not in value:

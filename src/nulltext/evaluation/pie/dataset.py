@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from nulltext.errors import DataError, OptionError, reason_of, shortened
+from nulltext.invisible import clean
 from nulltext.untrusted import MEGABYTE, inside, parse_json, read_text
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
@@ -132,7 +133,7 @@ def _item(key: str, entry: Any, folder: Path, path: Path) -> PieItem:
         source=without_marks(_text(entry, "original_prompt", key, path)),
         target=without_marks(_text(entry, "editing_prompt", key, path)),
         category=category,
-        blend=tuple(blended.split()[:2]),
+        blend=tuple(clean(blended).split()[:2]),
         runs=entry["mask"],
     )
 
@@ -146,7 +147,7 @@ def _text(entry: Mapping[str, Any], name: str, key: str, path: Path) -> str:
 
 def without_marks(prompt: str) -> str:
     """A prompt without the brackets around what differs."""
-    return " ".join(prompt.replace("[", "").replace("]", "").split())
+    return " ".join(clean(prompt).replace("[", "").replace("]", "").split())
 
 
 def decode_mask(runs: Sequence[Any]) -> Tensor:

@@ -1,0 +1,38 @@
+"""Characters that no reader sees, in words that somebody wrote.
+
+Notepad's byte-order mark, a web page's soft hyphens, a chat's marks of direction: to a tokenizer
+each is a word of its own, or cuts one in two.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb]"
+)
+"""Soft hyphens, marks of order and direction, byte-order marks, and letters without a look."""
+
+JOINERS = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
+"""Joiners and non-joiners of letters and emoji, and the tags in flags of regions."""
+
+
+def clean(text: str) -> str:
+    """A text without invisible characters, every kind of space and end of line as " ".
+
+    A joiner stays where it forms a sign: behind an emoji (of a family, a profession, a flag), and
+    behind a letter of a script without capitals (Persian, Hindi, Malayalam).
+    """
+    text = INVISIBLE.sub("", "".join(" " if each.isspace() else each for each in text))
+    text = "".join(each for each in text if unicodedata.category(each) != "Cc")
+    return JOINERS.sub(lambda found: found[0] if _joins(text, found.start()) else "", text)
+
+
+def _joins(text: str, at: int) -> bool:
+    """Whether the joiner there stands behind a sign that it can belong to."""
+    while at and (JOINERS.match(text[at]) or unicodedata.category(text[at])[0] == "M"):
+        at -= 1
+    kind, has_case = unicodedata.category(text[at]), text[at].lower() != text[at].upper()
+    return kind in ("So", "Sk") or (kind[0] == "L" and not has_case)
