@@ -120,6 +120,7 @@ def study(
     from nulltext.evaluation.crew import Tools, check_workers, crew_steps
     from nulltext.evaluation.results import open_book
     from nulltext.evaluation.study import plan_study, study_steps
+    from nulltext.models.fingerprint import spellings
 
     check_workers(workers)
 
@@ -131,7 +132,8 @@ def study(
         schedule = plan_study(items, everybody, plan, None, judge.unet_evaluations)
         _estimate(reporter, schedule, plan, len(items))
         return
-    with open_book(output, settings, fresh=resume is False) as book:
+    older = spellings(settings, loaded.fingerprints)
+    with open_book(output, settings, fresh=resume is False, older=older) as book:
         if retry_failed:
             book.forget_failed()
         schedule = plan_study(items, everybody, plan, book, judge.unet_evaluations)
