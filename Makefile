@@ -3,23 +3,33 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PLAIN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+LOWEST := .venv-lowest
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow test-lowest lint bench clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## Create .venv with the pinned dependencies and nulltext in it.
+setup: $(DEV)  ## Create .venv with nulltext, all its extras, and what tests and linters need.
 
-$(STAMP): pyproject.toml constraints.txt
+$(PLAIN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "nulltext needs Python 3.11 or newer; found: $(PYTHON). Set PYTHON=..."; exit 2; }
+	@echo "1/2 Installing nulltext and what it needs into $(VENV); PyTorch is most of it …"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
 	@touch $@
 
-demo: setup  ## Edit the example photo four ways; pictures land in demo/.
+$(DEV): $(PLAIN)
+	@echo "Adding the extras, the tests' tools and the linters to $(VENV) …"
+	$(PIP) --quiet -e '.[dev]'
+	@touch $@
+
+demo: $(PLAIN)  ## Edit the example photo four ways; pictures land in demo/.
+	@echo "2/2 Inverting and editing examples/dahlia.jpg …"
 	$(BIN)/python examples/demo.py
 
 WORKERS ?= 2
@@ -30,15 +40,30 @@ test: setup  ## Run the test suite: make test WORKERS=2.
 test-slow: setup  ## Run the tests of checkpoints of real size: 3 GB of disk, 7 GB of memory.
 	$(BIN)/python -m pytest -m slow
 
+CORE := $(patsubst %,tests/test_%.py,floors fingerprint load interop)
+# Its own environment: 3 GB to download, since old releases of torch come with CUDA.
+test-lowest: $(LOWEST)/.installed  ## Run core tests on the lowest releases that pyproject.toml allows.
+	$(LOWEST)/bin/nulltext doctor
+	$(LOWEST)/bin/nulltext edit examples/dahlia.jpg --source "a photo of an orange flower" \
+	  --target "a photo of a red flower" --method ddim --steps 4 -o $(LOWEST)/red.png
+	NULLTEXT_TEST_LOWEST=1 $(LOWEST)/bin/python -m pytest $(CORE)
+
+$(LOWEST)/.installed: pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	@touch $@
+
 lint: setup  ## Run ruff and mypy.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 LIMIT ?= 32
-bench: setup  ## Measure reconstruction on photos: make bench DATA=folder LIMIT=32.
+bench: $(PLAIN)  ## Measure reconstruction on photos: make bench DATA=folder LIMIT=32.
 	@test -n "$(DATA)" || { echo "Which photos? make bench DATA=folder-with-labels.jsonl"; exit 2; }
 	$(BIN)/python benchmarks/reconstruction.py --data $(DATA) --limit $(LIMIT)
 
 clean:  ## Remove everything that the other targets made.
-	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) demo build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -106,8 +106,8 @@ def without_weights(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
         vae=parts["vae"],
         text=family.text(parts, index),
         schedule=Schedule.from_config(json.loads(scheduler.read_text(encoding="utf-8"))),
-        loaded_fingerprint="",
-        loaded_digest="",
+        loaded_fingerprints=(),
+        loaded_digests=(),
     )
 
 

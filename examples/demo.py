@@ -48,7 +48,7 @@ def main() -> None:
         *("edit", str(photo), "--inversion", str(inversion), *targets, "--full"),
         *("-o", str(folder / "dahlia.png"), "--strip", str(strip)),
     )
-    print(f"\nDone in {time.perf_counter() - started:.0f} s. Open {strip} to see it all.")
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Open {strip.resolve()} to see it all.")
 
 
 if __name__ == "__main__":

@@ -385,7 +385,6 @@ def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model
     ray = pytest.importorskip("ray")
     from nulltext.execution.cluster import Cluster
     from nulltext.execution.worker import Setup
-    from nulltext.ledger import open_book
 
     jobs = [{"image": f"{n}.png", "target": t} for n in "ab" for t in ("dog", "cow", "red cat")]
     path = write(here, *jobs, {"image": "none.png", "target": "a dog"})
@@ -394,8 +393,7 @@ def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model
     setup = Setup(ModelChoice(str(model)), folder)
     cluster = Cluster(setup, workers=2, threads=torch.get_num_threads())
     try:
-        settings = batches.settings_of(setup, cluster.identity)
-        with open_book(BATCH, folder, settings, fresh=False) as book:
+        with batches.open_batch(setup, cluster.identity) as book:
             found = batches.read_batch(path)
             killed = 0
             for info in batches.batch_steps(cluster, found, book):

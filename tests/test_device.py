@@ -40,7 +40,7 @@ def there(request, family, dtype):
     moved = copy.deepcopy(model)
     for name, module in moved.components.items():
         module.to(DEVICE, getattr(torch, dtype) if name == "unet" else torch.float32)
-    return model, replace(moved, loaded_fingerprint="", loaded_digest="")
+    return model, replace(moved, loaded_fingerprints=(), loaded_digests=())
 
 
 def distance(found, expected):

@@ -103,11 +103,11 @@ def test_the_note_is_one_sentence_and_what_is_known():
 
 
 def test_the_words_are_read_back_for_their_own_weights_only(tmp_path):
-    assert read_words(tmp_path, "f" * 32) is None
+    assert read_words(tmp_path, ("f" * 32,)) is None
     long = replace(KNOWN, others=(*KNOWN.others, "x" * (LONGEST_WORD + 1), "été"))
     write_words(long, "f" * 32, tmp_path)
-    assert read_words(tmp_path, "f" * 32) == replace(KNOWN, others=(*KNOWN.others, "été"))
-    assert read_words(tmp_path, "e" * 32) is None
+    assert read_words(tmp_path, ("f" * 32,)) == replace(KNOWN, others=(*KNOWN.others, "été"))
+    assert read_words(tmp_path, ("e" * 32,)) is None
 
 
 def test_no_words_are_no_list(tmp_path):
@@ -115,7 +115,7 @@ def test_no_words_are_no_list(tmp_path):
     assert write_words(KnownWords((), ("x" * (LONGEST_WORD + 1),)), "f", tmp_path) is None
     assert list(tmp_path.iterdir()) == []
     (tmp_path / FILE).write_text(json.dumps(WHOLE | {"named": []}))
-    assert read_words(tmp_path, "f") is None
+    assert read_words(tmp_path, ("f",)) is None
 
 
 WHOLE = {"version": 1, "fingerprint": "f", "named": ["rose"], "others": []}
@@ -140,7 +140,7 @@ WHOLE = {"version": 1, "fingerprint": "f", "named": ["rose"], "others": []}
 def test_a_damaged_list_is_said_and_the_model_loads_without(text, tmp_path, caplog):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ModelError, match=r"words\.json' cannot be read \(.+\); get it again"):
-        read_words(tmp_path, "f")
+        read_words(tmp_path, ("f",))
     assert _beside(Checkpoint.at(tmp_path), "f", read_words) is None
     (record,) = caplog.records
     assert "cannot be read" in record.getMessage()

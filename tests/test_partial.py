@@ -166,7 +166,7 @@ def test_writing_takes_no_more_than_its_share_of_the_time(tmp_path, monkeypatch)
     monkeypatch.setattr(partials.time, "perf_counter", lambda: float(next(clock)))
     written = []
     monkeypatch.setattr(partials, "replace_file", lambda path, data: written.append(path))
-    partial = partials.Partial(tmp_path / "x", [{}], started=0.0)
+    partial = partials.Partial(tmp_path / "x", ["f"], started=0.0)
     for _ in range(30):
         partial.write({"a": torch.zeros(1)})
     # Writing takes 2 ticks (its clock is read thrice), so nothing is written for 20 after it.

@@ -45,12 +45,12 @@ def test_a_suggested_scale_shows(tiny, photo):
 
 
 def test_it_is_read_back_for_its_own_weights_only(tmp_path):
-    assert read_guidance(tmp_path, "f") is None
+    assert read_guidance(tmp_path, ("f",)) is None
     assert write_guidance(0.0, "f", tmp_path) is None
     assert list(tmp_path.iterdir()) == []
     write_guidance(3.0, "f", tmp_path)
-    assert read_guidance(tmp_path, "f") == 3.0
-    assert read_guidance(tmp_path, "e") is None
+    assert read_guidance(tmp_path, ("f",)) == 3.0
+    assert read_guidance(tmp_path, ("e",)) is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_damaged_suggestion_is_said_and_the_model_loads_without(text, tmp_path
     tiny_pipeline("sd1").save_pretrained(tmp_path)
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ModelError, match=r"guidance\.json' cannot be read \(.+\); get it again"):
-        read_guidance(tmp_path, "f")
+        read_guidance(tmp_path, ("f",))
     assert nulltext.load(tmp_path).guidance_scale == GUIDANCE_SCALE
     assert "cannot be read" in caplog.text
 

@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -92,11 +92,17 @@ class Book:
 
 @contextlib.contextmanager
 def open_book(
-    kind: Kind, folder: Path, settings: Mapping[str, Any], *, fresh: bool
+    kind: Kind,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    fresh: bool,
+    older: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Book]:
     """Open or make a folder.
 
     Args:
+        older: what earlier releases wrote for the same settings.
         fresh: throw away what an earlier run left in it.
 
     Raises:
@@ -118,7 +124,7 @@ def open_book(
                 (folder / SETTINGS).unlink(missing_ok=True)
                 for name in kind.folders:
                     shutil.rmtree(folder / name, ignore_errors=True)
-            _agree_on_settings(kind, folder, settings)
+            _agree_on_settings(kind, folder, settings, older)
             for name in kind.folders:
                 (folder / name).mkdir(exist_ok=True)
             book = Book(kind, folder, settings, stream)
@@ -167,7 +173,9 @@ def read_book(kind: Kind, folder: Path) -> tuple[dict[str, Any], list[Row]]:
     return settings, _parse(kind, data[: data.rfind(b"\n") + 1], folder / ROWS)
 
 
-def _agree_on_settings(kind: Kind, folder: Path, settings: Mapping[str, Any]) -> None:
+def _agree_on_settings(
+    kind: Kind, folder: Path, settings: Mapping[str, Any], older: Sequence[Mapping[str, Any]]
+) -> None:
     path = folder / SETTINGS
     if not path.is_file():
         if (folder / ROWS).stat().st_size:
@@ -184,6 +192,8 @@ def _agree_on_settings(kind: Kind, folder: Path, settings: Mapping[str, Any]) ->
         raise OutputError(
             f"'{path}' is damaged ({reason_of(error)}); pass --fresh to start over."
         ) from error
+    if found in older:
+        return
     differing = [k for k in {**found, **settings} if found.get(k) != settings.get(k)]
     if differing:
         said = ", ".join(f"{k} {found.get(k)} (now {settings.get(k)})" for k in sorted(differing))

@@ -63,7 +63,7 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
     Raises:
         InversionFileError: the weights, the shapes or the schedule differ.
     """
-    if model.fingerprint != inversion.header.fingerprint:
+    if inversion.header.fingerprint not in model.fingerprints:
         raise InversionFileError(
             f"The inversion was made with the model '{inversion.header.model}' "
             f"({inversion.header.fingerprint[:8]}), and '{model.name}' "

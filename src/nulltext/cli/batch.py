@@ -138,13 +138,12 @@ def _run(
     on_step: Callable[[StepInfo], None],
 ) -> Outcome:
     """Open the folder, and do what is open."""
-    from nulltext.execution.batch import BATCH, batch_steps, settings_of
-    from nulltext.ledger import open_book
+    from nulltext.execution.batch import batch_steps, open_batch
 
     fresh, retry_failed = again
     with (
         _executor(reporter, setup, *cluster, on_step) as executor,
-        open_book(BATCH, setup.folder, settings_of(setup, executor.identity), fresh=fresh) as book,
+        open_batch(setup, executor.identity, fresh=fresh) as book,
     ):
         steps = batch_steps(executor, found, book, retry_failed=retry_failed)
         try:

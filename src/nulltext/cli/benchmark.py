@@ -117,6 +117,7 @@ def pie(
     from nulltext.cli.work import open_model
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
     from nulltext.evaluation.results import failed_among, open_book
+    from nulltext.models.fingerprint import spellings
 
     loaded = open_model(reporter, chosen)
     loaded.schedule.timesteps(protocol.num_steps)  # refuses a number of steps that there is not
@@ -126,7 +127,8 @@ def pie(
     with reporter.busy("Loading the networks of the metrics …"):
         networks = request.networks(loaded)
     settings = request.settings(everything, loaded, protocol, networks)
-    with open_book(output, settings, fresh=resume is False) as book:
+    older = spellings(settings, loaded.fingerprints)
+    with open_book(output, settings, fresh=resume is False, older=older) as book:
         if retry_failed:
             book.forget_failed()
         schedule = plan_pie(items, lines, protocol, book)

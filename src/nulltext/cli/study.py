@@ -124,6 +124,7 @@ def study(
     from nulltext.evaluation.crew import Tools, check_workers, crew_steps
     from nulltext.evaluation.results import failed_among, open_book
     from nulltext.evaluation.study import plan_study, study_steps
+    from nulltext.models.fingerprint import spellings
 
     check_workers(workers)
 
@@ -136,7 +137,8 @@ def study(
         _estimate(reporter, schedule, len(items))
         return
     _note_prompts(reporter, loaded, items)
-    with open_book(output, settings, fresh=resume is False) as book:
+    older = spellings(settings, loaded.fingerprints)
+    with open_book(output, settings, fresh=resume is False, older=older) as book:
         if retry_failed:
             book.forget_failed()
         schedule = plan_study(items, everybody, plan, book, judge.unet_evaluations)

@@ -11,7 +11,7 @@ How rows are kept is in `ledger`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,14 @@ STUDY = ledger.Kind("study or benchmark", key_of, (PICTURES,))
 
 
 def open_book(
-    folder: Path, settings: Mapping[str, Any], *, fresh: bool
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    fresh: bool,
+    older: Sequence[Mapping[str, Any]] = (),
 ) -> AbstractContextManager[Book]:
     """`ledger.open_book` of a study's or a benchmark's folder."""
-    return ledger.open_book(STUDY, folder, settings, fresh=fresh)
+    return ledger.open_book(STUDY, folder, settings, fresh=fresh, older=older)
 
 
 def read_book(folder: Path) -> tuple[dict[str, Any], list[Row]]:

@@ -12,9 +12,10 @@ same names and bytes. Jobs that share an inversion are handed out together.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nulltext import ledger
 from nulltext.errors import DataError, NulltextError, OptionError
@@ -139,13 +140,19 @@ def _mistake(unit: Unit) -> str | None:
     return None
 
 
-def settings_of(setup: Setup, identity: Identity) -> dict[str, Any]:
-    """What all rows of a folder have in common."""
-    return {
+def open_batch(
+    setup: Setup, identity: Identity, *, fresh: bool = False
+) -> AbstractContextManager[Book]:
+    """`ledger.open_book` of a batch's folder."""
+    from nulltext.models.fingerprint import spellings
+
+    settings = {
         "nulltext": __version__,
-        "model": f"{setup.chosen.model} ({identity.fingerprint[:8]})",
+        "model": f"{setup.chosen.model} ({identity.fingerprints[0][:8]})",
         "dtype": identity.dtype,
     }
+    older = spellings(settings, identity.fingerprints)
+    return ledger.open_book(BATCH, setup.folder, settings, fresh=fresh, older=older)
 
 
 def batch_steps(
@@ -154,7 +161,7 @@ def batch_steps(
     """Do every job that is still open, yielding first and after each row.
 
     Args:
-        book: opened as a `BATCH`.
+        book: from `open_batch`.
 
     Raises:
         OutputError: the folder cannot be written any more.

@@ -54,7 +54,7 @@ class Setup:
 class Identity:
     """What pictures depend on beside their jobs; equal for all workers of a batch."""
 
-    fingerprint: str
+    fingerprints: tuple[str, ...]
     """Of the model's weights."""
     dtype: Precision
     """Of its UNet."""
@@ -72,7 +72,7 @@ class Worker:
         self.setup = setup
         self.model = setup.chosen.load(on_bytes)
         dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")
-        self.identity = Identity(self.model.fingerprint, dtype)
+        self.identity = Identity(self.model.fingerprints, dtype)
 
     def do(self, unit: Unit, on_step: Callable[[StepInfo], None] | None = None) -> Row:
         """Make a unit's pictures, and the row that tells of them, or of why there are none.
@@ -160,11 +160,13 @@ class Worker:
         self, request: InversionRequest, on_step: Callable[[StepInfo], None] | None
     ) -> tuple[Inversion, str]:
         from nulltext.inversion.invert import request_steps
-        from nulltext.inversion.partial import digest_of, partial_of, remove_partial
+        from nulltext.inversion.partial import digests_of, partial_of, remove_partial
         from nulltext.record import Inversion, run
 
-        digest = digest_of(request.identity(self.model))
-        name = f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}"
+        digests = digests_of(request.identity(self.model), self.model.fingerprints)
+        names = [f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}" for digest in digests]
+        begun = (name for name in names if self._is_begun(self.setup.folder / name))
+        name = next(begun, names[0])
         path = self._target(name)
         try:
             found = Inversion.load(path)
@@ -174,6 +176,11 @@ class Worker:
             found = Inversion.load(path)
         remove_partial(path)
         return found, name
+
+    def _is_begun(self, path: Path) -> bool:
+        from nulltext.inversion.partial import partial_of
+
+        return path.exists() or partial_of(path).exists()
 
     def _saved(
         self, unit: Unit, pictures: Pictures, *, strip: bool, gps: bool

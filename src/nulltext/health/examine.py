@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -130,8 +130,8 @@ def _look_at_known(
     try:
         known = None if folder is None else read_known(folder)
         if folder is not None:
-            read_words(folder, loaded.fingerprint)
-            _compare_guidance(health, folder, loaded.fingerprint)
+            read_words(folder, loaded.fingerprints)
+            _compare_guidance(health, folder, loaded.fingerprints)
         found = {} if known is None else deviations(loaded, known)
     except NulltextError as error:
         health.problems.append(str(error))
@@ -139,7 +139,7 @@ def _look_at_known(
     if known is None:
         _miss_known(health, model)
         return
-    if known["fingerprint"] != loaded.fingerprint:
+    if known["fingerprint"] not in loaded.fingerprints:
         health.problems.append(
             f"The weights of the model '{model}' ({loaded.fingerprint[:8]}) are not those that its "
             f"{FILE} was written for ({known['fingerprint'][:8]}); get the model again."
@@ -155,8 +155,8 @@ def _look_at_known(
         )
 
 
-def _compare_guidance(health: Health, folder: Path, fingerprint: str) -> None:
-    if read_guidance(folder, fingerprint) is None and (folder / GUIDANCE_FILE).exists():
+def _compare_guidance(health: Health, folder: Path, fingerprints: Sequence[str]) -> None:
+    if read_guidance(folder, fingerprints) is None and (folder / GUIDANCE_FILE).exists():
         health.notes.append(
             f"'{folder / GUIDANCE_FILE}' is of other weights, so its guidance scale is not used."
         )

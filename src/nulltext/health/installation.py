@@ -20,7 +20,7 @@ from nulltext.models.memory import free_memory
 from nulltext.version import __version__
 
 PACKAGE = "nulltext"
-FOR_DEVELOPERS = ("dev", "benchmark")
+FOR_DEVELOPERS = ("dev", "test", "benchmark")
 """Extras that the doctor does not speak of."""
 
 

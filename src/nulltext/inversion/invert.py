@@ -19,7 +19,7 @@ from nulltext.framing import SizeChoice
 from nulltext.header import InversionHeader
 from nulltext.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
-from nulltext.inversion.partial import Partial, keeping
+from nulltext.inversion.partial import Partial, digests_of, keeping
 from nulltext.inversion.request import InversionRequest
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -190,7 +190,7 @@ def request_steps(
 ) -> Generator[StepInfo, None, Inversion]:
     """`invert_steps` of a request that was checked."""
     model = model.counted()
-    clock = Partial(partial, [request.identity(model)])
+    clock = Partial(partial, digests_of([request.identity(model)], model.fingerprints))
     start = _Start.of(model, request, clock.read(model.device))
     solution = yield from keeping(request.method.steps(model, start.problem), clock)
     inversion = yield from _finish_steps(model, start, solution, model.passes.total)

@@ -17,12 +17,13 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nulltext.files import replace_file, unwritable
+from nulltext.models.fingerprint import spellings
 from nulltext.record import StepInfo
 
 SUFFIX = ".partial"
@@ -54,19 +55,20 @@ def remove_partial(path: Path) -> None:
         raise unwritable(partial_of(path), error) from error
 
 
-def digest_of(identity: object) -> str:
-    """A name for it: SHA-256 of its JSON, in hexadecimal."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def digests_of(identity: object, fingerprints: Sequence[str]) -> list[str]:
+    """Names for it, one with each fingerprint of its model: SHA-256 of its JSON, in hexadecimal."""
+    texts = [json.dumps(same, sort_keys=True) for same in spellings(identity, fingerprints)]
+    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
 @dataclass
 class Partial:
-    """The partial file of one inversion, or of several that are made side by side."""
+    """The partial file of an inversion."""
 
     path: Path | None
     """None: nothing is kept."""
-    identities: Sequence[Mapping[str, Any]]
-    """Of what is being inverted; see `InversionRequest.identity`."""
+    digests: Sequence[str]
+    """Of what is being inverted, as `digests_of` has them; the first is written."""
     seconds_before: float = 0.0
     """That earlier runs took."""
     started: float = field(default_factory=time.perf_counter)
@@ -76,7 +78,7 @@ class Partial:
     """Seconds that this took."""
 
     def read(self, device: torch.device) -> dict[str, Tensor] | None:
-        """What an earlier run of the same inversions kept; None if there is nothing to go on from.
+        """What an earlier run of the same inversion kept; None if there is nothing to go on from.
 
         Each tensor gets memory of its own: kernels may round differently where alignment differs.
         """
@@ -87,7 +89,7 @@ class Partial:
         try:
             with safe_open(self.path, framework="pt") as stream:
                 said = json.loads((stream.metadata() or {})[METADATA_KEY])
-                if said["digest"] != digest_of(self.identities):
+                if said["digest"] not in self.digests:
                     return None
                 found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
                 self.seconds_before = float(said["seconds"])
@@ -115,7 +117,7 @@ class Partial:
             return
         content = {name: kept[name].detach().cpu().clone().contiguous() for name in kept}
         said = {
-            "digest": digest_of(self.identities),
+            "digest": self.digests[0],
             "content": _checksum(content),
             "seconds": self.seconds,
         }

@@ -6,19 +6,25 @@ the UNet predicts, the autoencoder's scale). Two copies of the same checkpoint a
 training run, an active or merged LoRA, FreeU, or a swapped autoencoder does not. Inactive LoRAs are
 ignored, and so are the copies that fused projections keep of their weights. The fingerprint
 identifies weights; it is no protection against forgery.
+
+Names are those of the newest libraries, whichever are installed. Until release 5.5 transformers had
+`text_model.` before every name of a text encoder, and fingerprints were taken of those: they still
+stand in files, so each checkpoint has two fingerprints, and whatever carries one of them fits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from nulltext.models.weights import TEXT_MODEL
 from nulltext.schedule import Schedule
 
 SAMPLES_PER_TENSOR = 64
@@ -33,9 +39,14 @@ FUSED = ("to_qkv", "to_kv")
 FREEU = ("s1", "s2", "b1", "b2")
 """What `enable_freeu` sets on a block of the UNet."""
 
+TEXT_ENCODER, PREFIXED_ENCODER = "text_encoder", "text_encoder_2"
+"""Of the text encoders, XL's second one has `text_model.` in its names in all releases."""
+
+Content = TypeVar("Content")
+
 
 class Digest:
-    """A fingerprint that is taken tensor by tensor, components and names in alphabetical order."""
+    """Fingerprints that are taken tensor by tensor, components and names in alphabetical order."""
 
     def __init__(self, vae: Any, schedule: Schedule, settings: str = "") -> None:
         """Begin with what gives the weights their meaning.
@@ -43,23 +54,35 @@ class Digest:
         Args:
             vae: its config is read. settings: whatever else decides what the weights mean.
         """
-        self._hash = hashlib.sha256((_settings(vae, schedule) + settings).encode())
+        begun = hashlib.sha256((_settings(vae, schedule) + settings).encode())
+        self._hashes = (begun, begun.copy())
 
     def add(self, component: str, *named: tuple[str, Tensor]) -> None:
         """Take in tensors by their names, whatever their precision and device."""
         for (name, tensor), values in zip(named, _samples([t for _, t in named]), strict=True):
-            self._hash.update(f"{component}.{name}{tuple(tensor.shape)}".encode())
-            self._hash.update(values.numpy().tobytes())
+            for digest, known in zip(self._hashes, known_names(component, name), strict=True):
+                digest.update(f"{component}.{known}{tuple(tensor.shape)}".encode())
+                digest.update(values.numpy().tobytes())
 
-    def hex(self) -> str:
-        """What has been taken in so far."""
-        return self._hash.hexdigest()[:DIGEST_CHARACTERS]
+    def hexes(self) -> tuple[str, ...]:
+        """Of what has been taken in so far: the fingerprint, then the older one."""
+        return tuple(digest.hexdigest()[:DIGEST_CHARACTERS] for digest in self._hashes)
 
 
-def fingerprint(
+def known_names(component: str, name: str) -> tuple[str, str]:
+    """A weight's name in the newest libraries, and in transformers before 5.6."""
+    if component not in (TEXT_ENCODER, PREFIXED_ENCODER):
+        return name, name
+    bare = name.removeprefix(TEXT_MODEL)
+    older = bare if bare.startswith("text_projection.") else TEXT_MODEL + bare
+    return (older if component == PREFIXED_ENCODER else bare), older
+
+
+def fingerprints(
     components: Mapping[str, torch.nn.Module], schedule: Schedule, settings: str = ""
-) -> str:
-    """Hex digest of named modules and their schedule, independent of the device they are on.
+) -> tuple[str, ...]:
+    """Hex digests of named modules and their schedule, independent of the device they are on: the
+    fingerprint, then the one that older libraries led to.
 
     Args:
         settings: whatever else decides what the weights mean.
@@ -67,7 +90,17 @@ def fingerprint(
     digest = Digest(components["vae"], schedule, settings)
     for component, module in sorted(components.items()):
         digest.add(component, *sorted(_acting(module), key=itemgetter(0)))
-    return digest.hex()
+    return digest.hexes()
+
+
+def spellings(content: Content, fingerprints: Sequence[str]) -> list[Content]:
+    """JSON that names the first of a model's fingerprints, once with each of them.
+
+    Named are whole ones, and their first eight characters, as messages and settings have them.
+    """
+    text, now = json.dumps(content), fingerprints[0]
+    texts = [text.replace(now, known).replace(now[:8], known[:8]) for known in fingerprints]
+    return [json.loads(text) for text in texts]
 
 
 def sample_positions(numel: int) -> Tensor:

@@ -111,9 +111,9 @@ def _fitting(words: Sequence[str]) -> list[str]:
     return [word for word in words if len(word) <= LONGEST_WORD][: MOST_WORDS // 2]
 
 
-def read_words(folder: Path, fingerprint: str) -> KnownWords | None:
-    """The words that weights of this fingerprint were taught; None where nobody kept any, or kept
-    them for other weights.
+def read_words(folder: Path, fingerprints: Sequence[str]) -> KnownWords | None:
+    """The words that weights of one of these fingerprints were taught; None where none were kept,
+    or for other weights.
 
     Raises:
         ModelError: the file is damaged, or of another version.
@@ -121,7 +121,7 @@ def read_words(folder: Path, fingerprint: str) -> KnownWords | None:
 
     def parse(content: Mapping[str, Any]) -> KnownWords | None:
         named, others = (_words(content[name]) for name in ("named", "others"))
-        fitting = content["fingerprint"] == fingerprint and (named or others)
+        fitting = content["fingerprint"] in fingerprints and (named or others)
         return KnownWords(named, others) if fitting else None
 
     return read_beside(folder / FILE, VERSION, parse)

@@ -26,7 +26,7 @@ from nulltext.errors import out_of_memory_named
 from nulltext.finite import check_finite
 from nulltext.framing import Sizes
 from nulltext.models.autoencoding import in_pieces, safe_dtype
-from nulltext.models.fingerprint import fingerprint
+from nulltext.models.fingerprint import fingerprints
 from nulltext.models.half import differentiable_in_half
 from nulltext.models.known_words import KnownWords
 from nulltext.models.memory import PLANS, MemoryPlan
@@ -56,9 +56,9 @@ class LatentDiffusion:
     text: TextConditioner
     """Tokenizers and text encoders, and how the family's UNet is conditioned on them."""
     schedule: Schedule
-    loaded_fingerprint: str
-    """Fingerprint of the weights as they were loaded, in their own precision."""
-    loaded_digest: str
+    loaded_fingerprints: tuple[str, ...]
+    """Fingerprints of the weights as they were loaded, in their own precision."""
+    loaded_digests: tuple[str, ...]
     """The same of the weights as they are used: another one after a cast to half precision."""
     buckets: tuple[tuple[int, int], ...] = ()
     """Long and short sides that its family was trained at, in sixteenths of its own side."""
@@ -86,8 +86,14 @@ class LatentDiffusion:
 
         It changes where a LoRA is loaded, put to sleep or merged, and comes back with the weights.
         """
-        now = fingerprint(self.components, self.schedule, self.text.settings)
-        return self.loaded_fingerprint if now == self.loaded_digest else now
+        return self.fingerprints[0]
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """The fingerprint, then the one that older libraries led to: what carries any of them was
+        made with these weights."""
+        now = fingerprints(self.components, self.schedule, self.text.settings)
+        return self.loaded_fingerprints if now == self.loaded_digests else now
 
     @property
     def components(self) -> dict[str, torch.nn.Module]:

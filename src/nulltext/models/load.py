@@ -29,7 +29,7 @@ from nulltext.models.families import (
     check_not_refiner,
     family_of,
 )
-from nulltext.models.fingerprint import Digest, fingerprint
+from nulltext.models.fingerprint import Digest, fingerprints
 from nulltext.models.known_words import read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.locate import Source, display_name, source_of
@@ -111,10 +111,10 @@ def load(
     with quiet_libraries():
         source = source_of(model, variant=variant, config=config, on_bytes=on_bytes)
         read = _read(source, adapters, str(model))
-        digest = _settled(read, precision, target, torch.device("cpu") if offload else target)
-    loaded = _assembled(read, display_name(model), digest)
+        digests = _settled(read, precision, target, torch.device("cpu") if offload else target)
+    loaded = _assembled(read, display_name(model), digests)
     said = [*read.notes, *filter(None, [note_on_precision(target, precision)])]
-    kept_for = read.original or digest
+    kept_for = read.original or digests
     guidance = _beside(source, kept_for, read_guidance)
     distilled = recognise(str(model), read.scheduler)
     if guidance is None and distilled is not None:
@@ -122,7 +122,7 @@ def load(
         said.append(distilled.note)
     logger.info(
         "load: %s (%s), %s, %s, %.2f s",
-        *(loaded.name, digest[:8], target, precision, time.perf_counter() - started),
+        *(loaded.name, digests[0][:8], target, precision, time.perf_counter() - started),
     )
     return replace(
         loaded,
@@ -148,14 +148,14 @@ class _Read:
     """The scheduler's config."""
     schedule: Schedule
     notes: Sequence[str] = ()
-    original: str | None = None
-    """Fingerprint of a folder's weights before adapters were put in; None without adapters."""
+    original: tuple[str, ...] | None = None
+    """Fingerprints of a folder's weights before adapters were put in; None without adapters."""
 
     @property
-    def digest(self) -> str:
-        """Fingerprint of the weights as they are now."""
+    def digests(self) -> tuple[str, ...]:
+        """Fingerprints of the weights as they are now."""
         modules = {name: self.parts[name] for name in self.family.modules}
-        return fingerprint(modules, self.schedule, self.text.settings)
+        return fingerprints(modules, self.schedule, self.text.settings)
 
 
 def _read(source: Source, adapters: Adapters, model: str) -> _Read:
@@ -176,7 +176,7 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
     scheduler = source.json("scheduler/scheduler_config.json")
     schedule, text = Schedule.from_config(scheduler), family.text(parts, index)
     read = _Read(model, family, parts, text, scheduler, schedule)
-    original = read.digest if adapters and not single else None
+    original = read.digests if adapters and not single else None
     if adapters.vae:
         parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
     notes = [source.note] if isinstance(source, SingleFile) else []
@@ -185,8 +185,10 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
     return replace(read, notes=notes, original=original)
 
 
-def _settled(read: _Read, dtype: torch.dtype, device: torch.device, home: torch.device) -> str:
-    """Cast and move all weights; returns their fingerprint, taken in the precision of the files.
+def _settled(
+    read: _Read, dtype: torch.dtype, device: torch.device, home: torch.device
+) -> tuple[str, ...]:
+    """Cast and move all weights; returns their fingerprints, taken in the precision of the files.
 
     Args:
         dtype: of the UNet and the text encoders; the autoencoder becomes float32.
@@ -209,7 +211,7 @@ def _settled(read: _Read, dtype: torch.dtype, device: torch.device, home: torch.
             )
     for name in ("unet", "vae"):
         use_channels_last(read.parts[name], read.parts[name].device)
-    return digest.hex()
+    return digest.hexes()
 
 
 def from_pipe(pipe: Any) -> LatentDiffusion:
@@ -250,7 +252,7 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     text = family.text(parts, config)
     check_architecture(family, parts, text, name)
     read = _Read(name, family, parts, text, pipe.scheduler.config, schedule)
-    return _assembled(read, name, read.digest)
+    return _assembled(read, name, read.digests)
 
 
 def _index(pipe: Any) -> dict[str, list[str]]:
@@ -261,7 +263,7 @@ def _index(pipe: Any) -> dict[str, list[str]]:
     return {n: ["", type(part).__name__] for n, part in parts.items() if part is not None}
 
 
-def _assembled(read: _Read, name: str, digest: str) -> LatentDiffusion:
+def _assembled(read: _Read, name: str, digests: tuple[str, ...]) -> LatentDiffusion:
     for component in read.family.modules:
         read.parts[component].eval()
     return LatentDiffusion(
@@ -270,21 +272,23 @@ def _assembled(read: _Read, name: str, digest: str) -> LatentDiffusion:
         vae=read.parts["vae"],
         text=read.text,
         schedule=read.schedule,
-        loaded_fingerprint=digest,
-        loaded_digest=read.digest,
+        loaded_fingerprints=digests,
+        loaded_digests=read.digests,
         buckets=read.family.buckets,
     )
 
 
 def _beside(
-    source: Source, digest: str, read: Callable[[Path, str], Content | None]
+    source: Source,
+    fingerprints: Sequence[str],
+    read: Callable[[Path, Sequence[str]], Content | None],
 ) -> Content | None:
     """Read a side file of a folder (words.json, guidance.json); a damaged one is logged and
     ignored."""
     if not isinstance(source, Checkpoint):
         return None
     try:
-        return read(source.folder, digest)
+        return read(source.folder, fingerprints)
     except ModelError as error:
         logger.warning("%s", error)
         return None

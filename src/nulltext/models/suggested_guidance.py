@@ -9,7 +9,7 @@ fingerprint of the weights that it was found for; it is the default of inversion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ def write_guidance(scale: float, fingerprint: str, folder: Path) -> Path | None:
     return write_beside(folder / FILE, VERSION, fingerprint, {"scale": scale})
 
 
-def read_guidance(folder: Path, fingerprint: str) -> float | None:
-    """What is suggested for weights of this fingerprint; None where nothing was, or for others.
+def read_guidance(folder: Path, fingerprints: Sequence[str]) -> float | None:
+    """What is suggested for weights of one of these fingerprints; None where nothing was, or for
+    others.
 
     Raises:
         ModelError: the file is damaged, or of another version.
@@ -46,6 +47,6 @@ def read_guidance(folder: Path, fingerprint: str) -> float | None:
             raise ValueError("its scale is no number")
         if not LEAST < scale <= MOST:
             raise ValueError(f"its scale is not above {LEAST:g} and at most {MOST:g}")
-        return float(scale) if content["fingerprint"] == fingerprint else None
+        return float(scale) if content["fingerprint"] in fingerprints else None
 
     return read_beside(folder / FILE, VERSION, parse)
