@@ -17,6 +17,7 @@ import nulltext
 from nulltext.defaults import BUDGET, NUM_STEPS
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.studio.server import running
+from proxies import Proxy
 from studios import studio_on
 from test_cli import pixels
 from test_studio import file
@@ -47,6 +48,12 @@ def address(studio):
 
 
 @pytest.fixture(scope="module")
+def proxy(address):
+    with Proxy(address).running() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -63,7 +70,7 @@ def visit(browser, address):
         if request.url.startswith("http"):
             hosts.add(urlsplit(request.url).hostname)
 
-    def come(width=1400, height=900):
+    def come(width=1400, height=900, at=address):
         context = browser.new_context(viewport={"width": width, "height": height})
         contexts.append(context)
         page = context.new_page()
@@ -71,7 +78,7 @@ def visit(browser, address):
         page.on("request", watch)
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+        page.goto(at)
         part(page, "example").wait_for()
         return page
 

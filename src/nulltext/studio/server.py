@@ -75,8 +75,11 @@ def check_port(host: str, port: int) -> int:
 
 
 @contextlib.contextmanager
-def running(studio: Studio, host: str, port: int) -> Iterator[str]:
+def running(studio: Studio, host: str, port: int, root_path: str = "") -> Iterator[str]:
     """Serve a studio while the block runs, at the address that it gets.
+
+    Args:
+        root_path: where a proxy shows it, "/editor" or "https://example.org/editor".
 
     Raises:
         OptionError: nothing can listen there.
@@ -89,6 +92,7 @@ def running(studio: Studio, host: str, port: int) -> Iterator[str]:
         page.launch(
             server_name=host,
             server_port=chosen,
+            root_path=root_path,
             prevent_thread_lock=True,
             quiet=True,
             share=False,
