@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -21,10 +21,10 @@ HOP_BY_HOP = {"connection", "content-length", "keep-alive", "transfer-encoding",
 
 
 class Proxy:
-    """Hands `prefix`/x on to `target`/x, and says in headers where it stands itself."""
+    """Hands `prefix`/x on to `target`/x; unless it is plain, it says in headers where it stands."""
 
-    def __init__(self, target: str, prefix: str = "") -> None:
-        self.prefix, self.latency = prefix, 0.0
+    def __init__(self, target: str, prefix: str = "", *, plain: bool = False) -> None:
+        self.prefix, self.plain, self.latency = prefix, plain, 0.0
         """Seconds by which every request is late."""
         self.address = ""
         self._client = httpx.AsyncClient(base_url=target, timeout=None)
@@ -33,9 +33,13 @@ class Proxy:
         """Answer as the target does, piece by piece."""
         await asyncio.sleep(self.latency)
         headers = {k: v for k, v in request.headers.items() if k not in HOP_BY_HOP | {"host"}}
-        headers |= {"x-forwarded-host": request.url.netloc, "x-forwarded-proto": "http"}
-        path = request.url.path.removeprefix(self.prefix) or "/"
-        body = await request.body()
+        if not self.plain:
+            headers |= {"x-forwarded-host": request.url.netloc, "x-forwarded-proto": "http"}
+        path = request.url.path.removeprefix(self.prefix)
+        try:
+            body = await request.body()
+        except ClientDisconnect:  # the page was closed while its request was late
+            return Response()
         ask = self._client.build_request(
             request.method,
             httpx.URL(path=path, query=request.url.query.encode()),
@@ -53,7 +57,7 @@ class Proxy:
         return StreamingResponse(pieces(), answer.status_code, kept)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Proxy]:
+    def running(self, port: int = 0) -> Iterator[Proxy]:
         """Listen while the block runs."""
 
         @contextlib.asynccontextmanager
@@ -64,7 +68,7 @@ class Proxy:
         route = Route(f"{self.prefix}/{{path:path}}", self.forward, methods=METHODS)
         settings = uvicorn.Config(
             Starlette(routes=[route], lifespan=life),
-            port=0,
+            port=port,
             log_level="error",
             timeout_graceful_shutdown=1,
         )

@@ -567,6 +567,13 @@ def test_a_port_that_is_taken_is_one_sentence(run):
     assert run("studio", "--port", 99999)[0] == 2
 
 
+@pytest.mark.parametrize("path", ["editor", "//host/editor", "ftp://a.org/x", "/a?b", "/a b"])
+def test_a_root_path_that_is_none_is_one_sentence(run, path):
+    code, _, err = run("studio", "--port", 0, "--no-browser", "--root-path", path)
+    assert code == 2
+    assert err.startswith(f"Error: --root-path is '{path}'; give a path such as /editor")
+
+
 def test_without_gradio_it_says_how_to_get_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, _, err = run("studio", "--port", 0, "--no-browser")

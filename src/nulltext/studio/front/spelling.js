@@ -46,7 +46,7 @@ function chipsOf(words, text, before) {
 // A word of the source that is more than a piece ("...", "<my-cat>") is found whole.
 function piecesOf(words, text) {
   const odd = words.filter((word) => (word.match(PIECE) || [])[0] !== word);
-  const whole = odd.sort((a, b) => b.length - a.length).map((word) => word.replace(/[^\p{L}\p{N}\s_]/gu, "\\$&"));
+  const whole = odd.sort((a, b) => b.length - a.length).map((word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
   const found = text.matchAll(new RegExp([...whole, PIECE.source].join("|"), "giu"));
   return [...found].map((match) => ({ text: match[0], start: match.index, end: match.index + match[0].length }));
 }
