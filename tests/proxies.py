@@ -66,8 +66,9 @@ class Proxy:
             await self._client.aclose()
 
         route = Route(f"{self.prefix}/{{path:path}}", self.forward, methods=METHODS)
+        icon = Route("/favicon.ico", lambda request: Response())  # of the site around the studio
         settings = uvicorn.Config(
-            Starlette(routes=[route], lifespan=life),
+            Starlette(routes=[icon, route], lifespan=life),
             port=port,
             log_level="error",
             timeout_graceful_shutdown=1,

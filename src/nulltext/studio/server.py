@@ -86,8 +86,8 @@ def check_root_path(root_path: str) -> str:
     path = root_path.startswith("/") and not parts.netloc
     if root_path and (not (whole or path) or parts.query or parts.fragment or " " in root_path):
         raise OptionError(
-            f"--root-path is '{root_path}'; give a path such as /editor, or a whole address such as "
-            "https://example.org/editor."
+            f"--root-path is '{root_path}'; give a path such as /editor, or a whole address such "
+            "as https://example.org/editor."
         )
     return root_path.rstrip("/")
 
