@@ -75,7 +75,7 @@ def visit(url: str, number: int, folder: Path, steps: int, together: threading.B
     assert view["result"]["target"] == target
     assert len(view["history"]) == 1
     file = local(view["result"]["download"])
-    outside = view["crop"][0]
+    outside = view["inversion"]["crop"][0]
     with Image.open(file) as made, Image.open(path) as photo:
         same = np.asarray(made)[:, :outside] == np.asarray(photo)[:, :outside]
     client.close()

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 import nulltext
@@ -28,7 +26,7 @@ from nulltext.models.known_words import KnownWords
 from nulltext.record import StepInfo
 from nulltext.studio import inverting
 from nulltext.studio import meter as meters
-from nulltext.studio.chips import Chip, chips_of, difference, target_of, weights_of, with_articles
+from nulltext.studio.chips import Chip, chips_of, difference, weights_of
 from nulltext.studio.handlers import OURS, VERBS, handle
 from nulltext.studio.intake import EXAMPLE
 from nulltext.studio.limits import Limits
@@ -79,11 +77,8 @@ def mask_of(size, box):
 
 def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     view = visitor.open(file)
-    assert (view["problem"], view["photo"]["name"], view["crop"]) == (
-        None,
-        file.name,
-        [15, 0, 60, 60],
-    )
+    assert (view["problem"], view["photo"]["name"]) == (None, file.name)
+    assert view["fields"]["crop"] == [15, 0, 60, 60]
     view = visitor.invert("a red cat")
     assert view["words"] == ["a", "red", "cat"]
     assert view["fields"]["target"] == "a red cat"
@@ -229,10 +224,10 @@ def test_history_is_restored_with_its_settings(visitor, file):
     assert view["result"] == first
     assert view["fields"]["chips"] == chips_json(chips)
     assert (view["fields"]["strength"], view["fields"]["source"]) == (0.7, "a red cat")
-    assert (view["inversion"]["prompt"], view["crop"]) == ("a red cat", [15, 0, 60, 60])
+    assert (view["inversion"]["prompt"], view["fields"]["crop"]) == ("a red cat", [15, 0, 60, 60])
     again = visitor.ask("edit", target="a red dog", chips=chips, strength=0.7)["result"]
     assert (pixels(local(again["download"])) == pixels(local(first["download"]))).all()
-    assert [one["number"] for one in visitor.ask("crop", crop=[0, 0, 9, 9])["history"]] == [
+    assert [one["number"] for one in visitor.views[-1]["history"]] == [
         again["number"],
         second["number"],
         first["number"],
@@ -241,7 +236,8 @@ def test_history_is_restored_with_its_settings(visitor, file):
 
 def chips_json(chips):
     return [
-        {"source": c["source"], "text": c["text"], "weight": c.get("weight", 1.0)} for c in chips
+        {"source": c["source"], "text": c["text"], "weight": c.get("weight", 1.0), "gap": " "}
+        for c in chips
     ]
 
 
@@ -270,13 +266,16 @@ def test_a_captioner_proposes_words(model, file):
     writer = captioner(seed=3)
     with studio_on(nulltext.load(model), model, captioner=writer) as studio:
         visitor = Visitor(studio)
-        fields = visitor.open(file)["fields"]
+        assert visitor.open(file)["fields"]["source"] == ""
         photo = nulltext.load_photo(file)
+        fields = visitor.ask("propose")["fields"]
         assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(15, 0, 60, 60)) != ""
         assert fields["proposed"]
-        visitor.ask("crop", crop=[0, 0, 30, 30])
-        fields = visitor.ask("propose")["fields"]
-        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(0, 0, 30, 30))
+        view = visitor.ask("propose", crop=[0, 0, 30, 30], ask=7)
+        wanted = writer.caption(photo, crop=nulltext.CropBox(0, 0, 30, 30))
+        assert view["fields"]["source"] == wanted
+        assert view["filled"]["source"][1] == 7
+        assert view["filled"]["source"][0] > view["filled"]["crop"][0]
 
 
 def test_nobody_sees_what_is_somebody_elses(studio, visitor, file):
@@ -284,7 +283,7 @@ def test_nobody_sees_what_is_somebody_elses(studio, visitor, file):
     visitor.invert("a cat", method="ddim")
     result = visitor.ask("edit", target="a dog")["result"]
     neighbour = Visitor(studio)
-    view = neighbour.ask("crop", crop=[0, 0, 10, 10])
+    view = neighbour.ask("propose", crop=[0, 0, 10, 10])
     assert view["problem"] == "There is no photo here any more; open one first."
     assert (view["photo"], view["history"], view["result"]) == (None, [], None)
     neighbour.open(file)
@@ -303,10 +302,10 @@ def test_who_was_away_longest_makes_room(model, file):
         first, second, third = (Visitor(studio) for _ in range(3))
         for somebody in (first, second):
             somebody.open(file)
-        assert first.ask("crop", crop=[0, 0, 50, 50])["photo"]
+        assert first.ask("cancel")["photo"]
         third.open(file)
-        assert first.ask("crop", crop=[0, 0, 50, 50])["photo"]
-        assert second.ask("crop", crop=[0, 0, 50, 50])["photo"] is None
+        assert first.ask("cancel")["photo"]
+        assert second.ask("cancel")["photo"] is None
 
 
 def test_photos_that_are_none(visitor, tmp_path, file):
@@ -351,6 +350,8 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         ("edit", {"target": "a dog", "mask": BLACK}, "black everywhere"),
         ("edit", {"target": "a dog", "chips": [{"source": 9, "text": "x"}]}, "word cannot be read"),
         ("edit", {"target": "a dog", "chips": [{"text": "x", "weight": "2"}]}, "its weight goes"),
+        ("edit", {"target": "a dog", "chips": [{"text": "x", "gap": 3}]}, "word cannot be read"),
+        ("edit", {"target": "a dog", "mask": "gradio_api/file=/etc/hostname"}, "painted mask"),
         ("look", {"word": 99}, "The word is 99"),
         ("choose", {"number": 12345}, "not kept any more"),
         ("bring", {"file": {"path": "/etc/hostname"}}, "No file has arrived"),
@@ -536,39 +537,13 @@ def test_the_shelf_stays_within_its_bytes():
     assert (shelf.get("huge"), shelf.get("b"), len(shelf), shelf.bytes) == (None, "B2", 2, 40)
 
 
-PROMPTS = st.lists(
-    st.sampled_from(["a", "an", "red", "orange", "cat", ",", "it's", "..."]), min_size=1, max_size=8
-)
-
-
-@given(words=PROMPTS, space=st.sampled_from([" ", "  "]), ends=st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_untouched_chips_are_the_source(words, space, ends):
-    prompt = read(space.join(words) + (" " if ends else ""), 77)
-    chips = chips_of(prompt)
-    assert target_of(prompt, chips) == prompt.text
-    assert with_articles(prompt, chips) == chips
+def test_a_chip_for_each_word_with_the_gap_before_it():
+    text = " an  orange cat, it's"
+    chips = chips_of(read(text, 77))
+    assert "".join(chip.gap + chip.text for chip in chips) == text
     assert weights_of(chips) == {}
-
-
-def test_chips_make_the_target():
-    prompt = read("a photo of an orange flower, on a sofa", 40)
-    chips = chips_of(prompt)
-
-    def target(*edits):
-        changed = list(chips)
-        for index, text in edits:
-            changed[index] = replace(changed[index], text=text)
-        return target_of(prompt, with_articles(prompt, changed))
-
-    assert target((4, "red")) == "a photo of a red flower, on a sofa"
-    assert target((4, "")) == "a photo of a flower, on a sofa"
-    assert target((9, "armchair")) == "a photo of an orange flower, on an armchair"
-    assert target((6, "")) == "a photo of an orange flower on a sofa"
-    added = [*chips[:6], Chip(None, "in snow"), *chips[6:]]
-    assert target_of(prompt, added) == "a photo of an orange flower in snow, on a sofa"
-    assert weights_of([Chip(0, "a", 2.0), Chip(None, " ", 3.0), Chip(1, "photo")]) == {"a": 2.0}
-    assert target_of(prompt, []) == ""
+    words = [Chip(0, "a", 2.0), Chip(None, " ", 3.0), Chip(1, "photo"), Chip(2, "a")]
+    assert weights_of(words) == {"a": 2.0}
 
 
 def test_an_edit_is_named_by_what_it_changes():
@@ -593,6 +568,13 @@ def test_a_port_that_is_taken_is_one_sentence(run):
     assert err.startswith(f"Error: Nothing can listen at 127.0.0.1:{port}")
     assert err.count("\n") == 1
     assert run("studio", "--port", 99999)[0] == 2
+
+
+@pytest.mark.parametrize("path", ["editor", "//host/editor", "ftp://a.org/x", "/a?b", "/a b"])
+def test_a_root_path_that_is_none_is_one_sentence(run, path):
+    code, _, err = run("studio", "--port", 0, "--no-browser", "--root-path", path)
+    assert code == 2
+    assert err.startswith(f"Error: --root-path is '{path}'; give a path such as /editor")
 
 
 def test_without_gradio_it_says_how_to_get_it(run, monkeypatch):

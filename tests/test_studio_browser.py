@@ -16,7 +16,8 @@ from PIL import Image
 import nulltext
 from nulltext.defaults import BUDGET, NUM_STEPS
 from nulltext.inversion.budgets import BUDGETS
-from nulltext.studio.server import running
+from nulltext.studio.server import check_port, running
+from proxies import Proxy
 from studios import studio_on
 from test_cli import pixels
 from test_studio import file
@@ -47,6 +48,12 @@ def address(studio):
 
 
 @pytest.fixture(scope="module")
+def proxy(address):
+    with Proxy(address).running() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -63,7 +70,7 @@ def visit(browser, address):
         if request.url.startswith("http"):
             hosts.add(urlsplit(request.url).hostname)
 
-    def come(width=1400, height=900):
+    def come(width=1400, height=900, at=address):
         context = browser.new_context(viewport={"width": width, "height": height})
         contexts.append(context)
         page = context.new_page()
@@ -71,7 +78,7 @@ def visit(browser, address):
         page.on("request", watch)
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
+        page.goto(at)
         part(page, "example").wait_for()
         return page
 
@@ -167,6 +174,35 @@ def test_the_whole_path(visit, file, tmp_path):
     part(page, "again").click()
     part(page, "bring").set_input_files(tmp_path / "kept.safetensors")
     sync_api.expect(part(page, "done-figures")).to_contain_text("at hand")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_below_a_path_of_a_proxy(visit, model, file, tmp_path, plain):
+    port = check_port("127.0.0.1", 0)
+    root_path = f"http://127.0.0.1:{port}/editor" if plain else "/editor"
+    with (
+        studio_on(nulltext.load(model), model) as house,
+        running(house, "127.0.0.1", 0, root_path) as url,
+        Proxy(url, "/editor", plain=plain).running(port) as proxy,
+    ):
+        page = visit(at=f"{proxy.address}/")
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        assert part(page, "example-picture").evaluate("i => i.decode().then(() => i.naturalWidth)")
+        opened_and_inverted(page, file)
+        look_at(page, "cat")
+        part(page, "word").fill("dog")
+        part(page, "edit").click()
+        part(page, "outcome").wait_for()
+        assert part(page, "over").evaluate("i => i.decode().then(() => i.naturalWidth)") == 90
+        with page.expect_download() as arriving:
+            part(page, "download").click()
+        arriving.value.save_as(tmp_path / "edited.png")
+        assert pixels(tmp_path / "edited.png").shape == (60, 90, 3)
+        page.context.close()
+    sent = [url for url in asked if url.startswith("http")]
+    assert sent
+    assert all(url.startswith(f"{proxy.address}/gradio_api/") for url in sent)
 
 
 def test_words_crop_mask_and_strip(visit, file):

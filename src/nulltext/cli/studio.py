@@ -27,6 +27,7 @@ from nulltext.studio.server import (
     PORT,
     can_open_browser,
     check_port,
+    check_root_path,
     private_folder,
     running,
 )
@@ -52,6 +53,14 @@ def studio(
         bool,
         typer.Option("--open/--no-browser", help="Open the page, where this machine has a screen."),
     ] = True,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            "--root-path",
+            metavar="PATH",
+            help="Where a proxy shows the studio, such as /editor or https://example.org/editor.",
+        ),
+    ] = "",
     captioner: Annotated[
         str | None,
         typer.Option(
@@ -75,11 +84,12 @@ def studio(
 
     logging.basicConfig(level=logging.WARNING)
     check_port(host, port)
+    root_path = check_root_path(root_path)
     with private_folder() as folder, _stoppable() as stop:
         with reporter.busy("Starting …"):
             require("gradio", "studio", "The studio")
         house = _house(reporter, folder, captioner, chosen)
-        with running(house, host, port) as url:
+        with running(house, host, port, root_path) as url:
             reporter.result({"url": url}, [f"The studio is at {url} (Ctrl-C stops it)."])
             sys.stdout.flush()
             if open_browser and can_open_browser():

@@ -1,4 +1,4 @@
-"""Verbs around edits: words, one edit, a strip over strengths, and going back to an earlier one."""
+"""Verbs around edits: one edit, a strip over strengths, and going back to an earlier one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from nulltext.photos import Photo
 from nulltext.placing import Canvas, Placed, place
 from nulltext.prompts import TokenizedPrompt, has_word
 from nulltext.record import Inversion, StepInfo
-from nulltext.studio.chips import difference, read_chips, target_of, with_articles
+from nulltext.studio.chips import difference, read_chips
 from nulltext.studio.command import Place, edit_command
 from nulltext.studio.forms import Asked, EditForm, whole
 from nulltext.studio.meter import Meter
 from nulltext.studio.pictures import painted, shown
 from nulltext.studio.session import Entry, Inverted, Session
+from nulltext.studio.view import url
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Of the strip to choose from."""
@@ -39,30 +40,24 @@ class Made:
     psnr_reconstruction: float
 
 
-def spell(session: Session, asked: Asked) -> Iterator[None]:
-    """Let the chips make the target prompt."""
-    inverted, _ = session.inversion()
-    chips = read_chips(asked.get("chips"), len(inverted.prompt.words))
-    chips = with_articles(inverted.prompt, chips)
-    session.revise(target=target_of(inverted.prompt, chips), chips=chips)
-    yield
-
-
 def edit(session: Session, asked: Asked) -> Iterator[None]:
     """Make one edit and show it."""
-    form, mask = _read(session, asked)
+    table, (form, mask) = session.table(), _read(session, asked)
     entry, *_ = yield from _make(session, [form], mask)
-    _remember(session, entry)
-    session.strip = []
+    with session.unless_replaced(lambda: session.photo is table):
+        _remember(session, entry)
+        session.strip = []
     yield
 
 
 def strip(session: Session, asked: Asked) -> Iterator[None]:
     """Make the same edit at several strengths, to choose from."""
-    form, mask = _read(session, asked)
+    table, (form, mask) = session.table(), _read(session, asked)
     steered = replace(form, cross_steps=None, self_steps=None)
     forms = [replace(steered, strength=strength) for strength in STRENGTHS]
-    session.strip = yield from _make(session, forms, mask)
+    entries = yield from _make(session, forms, mask)
+    with session.unless_replaced(lambda: session.photo is table):
+        session.strip = entries
     yield
 
 
@@ -70,16 +65,15 @@ def choose(session: Session, asked: Asked) -> Iterator[None]:
     """Take one of the strip."""
     wanted = _entry(session.strip, asked)
     _remember(session, wanted)
-    _show_fields(session, wanted)
+    _show_fields(session, asked, wanted)
     yield
 
 
 def restore(session: Session, asked: Asked) -> Iterator[None]:
     """Go back to an edit of the history, with everything that made it."""
     wanted = _entry(session.history, asked)
-    session.inverted, session.crop = wanted.inverted, wanted.inverted.form.crop
-    session.result, session.look = wanted, None
-    _show_fields(session, wanted)
+    session.inverted, session.result, session.look = wanted.inverted, wanted, None
+    _show_fields(session, asked, wanted)
     yield
 
 
@@ -91,10 +85,13 @@ def _entry(entries: Sequence[Entry], asked: Asked) -> Entry:
     return found[0]
 
 
-def _show_fields(session: Session, entry: Entry) -> None:
+def _show_fields(session: Session, asked: Asked, entry: Entry) -> None:
     form = entry.form
     session.revise(
+        asked,
         source=entry.inverted.form.source,
+        proposed=False,
+        crop=entry.inverted.form.crop.as_list(),
         target=form.target,
         chips=list(form.chips),
         strength=form.strength,
@@ -112,7 +109,15 @@ def _read(session: Session, asked: Asked) -> tuple[EditForm, Image.Image | None]
     """The form, and what was painted."""
     inverted, _ = session.inversion()
     chips = read_chips(asked.get("chips") or [], len(inverted.prompt.words))
-    return EditForm.read(asked, chips), painted(asked.get("mask"), session.studio.limits)
+    return EditForm.read(asked, chips), _mask(session, asked.get("mask"))
+
+
+def _mask(session: Session, value: object) -> Image.Image | None:
+    """What the page shows as its mask: just painted, or of an edit that was gone back to."""
+    for entry in session.history:
+        if entry.mask is not None and value == url(entry.mask):
+            return load_mask(entry.mask)
+    return painted(value, session.studio.limits)
 
 
 def _make(

@@ -12,7 +12,7 @@ from nulltext.studio.forms import Asked
 from nulltext.studio.house import Studio
 from nulltext.studio.session import Session
 from nulltext.studio.view import View, view_of
-from nulltext.studio.worker import CancelledError
+from nulltext.studio.worker import CancelledError, ReplacedError
 
 LOG = logging.getLogger(__name__)
 
@@ -28,12 +28,10 @@ def cancel(session: Session, asked: Asked) -> Iterator[None]:  # noqa: ARG001
 VERBS: dict[str, Callable[[Session, Asked], Iterator[None]]] = {
     "open": intake.open_photo,
     "example": intake.open_example,
-    "crop": intake.move_crop,
     "propose": intake.propose,
     "bring": intake.open_inversion,
     "invert": inverting.invert,
     "look": inverting.look,
-    "spell": edits.spell,
     "edit": edits.edit,
     "strip": edits.strip,
     "choose": edits.choose,
@@ -57,6 +55,8 @@ def handle(studio: Studio, key: str, verb: str, asked: Any) -> Iterator[View]:
         with session.working():
             for _ in VERBS[verb](session, fields):
                 yield view_of(session)
+    except ReplacedError:
+        pass
     except CancelledError:
         session.notice = "Cancelled."
     except NulltextError as error:

@@ -14,15 +14,14 @@ from pathlib import Path, PurePath
 from nulltext.errors import ImageError, InversionFileError, OptionError, UserError
 from nulltext.images import CropBox, largest_centred_square
 from nulltext.inversion_file import SUFFIX
-from nulltext.photos import Photo
 from nulltext.placing import check_same_photo
 from nulltext.record import Inversion, StepInfo
 from nulltext.sampling import check_model
-from nulltext.studio.chips import chips_of
 from nulltext.studio.forms import Asked, InvertForm
 from nulltext.studio.meter import Meter
 from nulltext.studio.pictures import shown
 from nulltext.studio.session import Inverted, OpenPhoto, Session
+from nulltext.studio.worker import CancelledError
 
 EXAMPLE = Path(__file__).parent / "front" / "dahlia.jpg"
 EXAMPLE_SOURCE = "a photo of an orange flower with a dark background"
@@ -32,45 +31,42 @@ MEGABYTE = 1 << 20
 def open_photo(session: Session, asked: Asked) -> Iterator[None]:
     """A file that was uploaded becomes the photo on the table."""
     path, name = _uploaded(session, asked)
-    _begin(session, path, name, "")
+    _begin(session, asked, (path, name), "")
     yield
-    yield from propose(session, asked)
 
 
-def open_example(session: Session, asked: Asked) -> Iterator[None]:  # noqa: ARG001
+def open_example(session: Session, asked: Asked) -> Iterator[None]:
     """The photo that comes with nulltext, and what it shows."""
-    _begin(session, EXAMPLE, EXAMPLE.name, EXAMPLE_SOURCE)
+    _begin(session, asked, (EXAMPLE, EXAMPLE.name), EXAMPLE_SOURCE)
     yield
 
 
-def move_crop(session: Session, asked: Asked) -> Iterator[None]:
-    """Remember another crop."""
-    box = CropBox.from_list(asked.get("crop") or [])
-    box.check_inside(session.table().size)
-    session.crop = box
-    yield
-
-
-def propose(session: Session, asked: Asked) -> Iterator[None]:  # noqa: ARG001
-    """Ask the captioner, where there is one, what the crop shows."""
-    captioner, box = session.studio.captioner, session.crop
+def propose(session: Session, asked: Asked) -> Iterator[None]:
+    """Ask the captioner, where there is one, what the crop shows; anything else comes first."""
+    captioner, table = session.studio.captioner, session.table()
     if captioner is None:
         return
+    box = CropBox.from_list(asked.get("crop") or table.crop.as_list())
+    box.check_inside(table.size)
     photo = session.opened()
 
     def steps() -> Generator[StepInfo, None, str]:
         yield from ()
         return captioner.caption(photo, crop=box)
 
-    said = yield from session.do(Meter("Looking at the photo"), steps)
-    if said:
-        session.revise(source=said, proposed=True)
+    try:
+        said = yield from session.do(Meter("Looking at the photo"), steps, gives_way=True)
+    except CancelledError:  # for something that matters more
+        return
+    with session.unless_replaced(lambda: session.photo is table):
+        if said:
+            session.revise(asked, source=said, proposed=True)
 
 
 def open_inversion(session: Session, asked: Asked) -> Iterator[None]:
     """A saved inversion of the photo on the table: no need to invert again."""
     path, name = _uploaded(session, asked)
-    photo = session.opened()
+    table, photo = session.table(), session.opened()
     kept = session.place(name if name.endswith(SUFFIX) else f"{name}{SUFFIX}")
     shutil.copyfile(path, kept)
     try:
@@ -83,33 +79,32 @@ def open_inversion(session: Session, asked: Asked) -> Iterator[None]:
         prompt = session.studio.model.tokenize(header.prompt)
     except UserError as error:
         raise InversionFileError(_named(error, kept, name)) from error
-    session.crop = box
     form = InvertForm(header.prompt, box, header.method)
     key = f"{session.folder.name}-{kept.parent.name}"  # nobody else's
-    session.inverted = Inverted(key, kept, form, header, prompt, brought=name, cached=True)
-    session.look, session.result, session.strip = None, None, []
-    session.revise(source=header.prompt, target=header.prompt, chips=chips_of(prompt))
+    inverted = Inverted(key, kept, form, header, prompt, brought=name, cached=True)
+    with session.unless_replaced(lambda: session.photo is table):
+        session.begin_edits(asked, inverted)
     yield
 
 
-def _begin(session: Session, path: Path, name: str, source: str) -> None:
-    """Put a photo on a cleared table."""
+def _begin(session: Session, asked: Asked, file: tuple[Path, str], source: str) -> None:
+    """Put a photo on a cleared table, unless another one was asked for meanwhile."""
+    path, name = file
+    ticket = session.opening = session.number()
     kept = session.place(name)
     shutil.copyfile(path, kept)
     try:
         photo = session.studio.photo(kept)
     except ImageError as error:
         raise ImageError(_named(error, kept, name)) from error
-    _clear(session)
-    picture = session.place("shown.jpg")
+    picture, crop = session.place("shown.jpg"), largest_centred_square(*photo.size)
     shown(photo.image, photo.icc_profile, picture)
-    session.photo = OpenPhoto(kept, name, photo.size, photo.sha256, picture)
-    session.crop = _first_crop(photo)
-    session.revise(source=source, target="", chips=[])
-
-
-def _first_crop(photo: Photo) -> CropBox:
-    return largest_centred_square(*photo.size)
+    with session.unless_replaced(lambda: session.opening == ticket):
+        _clear(session)
+        session.photo = OpenPhoto(kept, name, photo.size, photo.sha256, picture, crop)
+        session.revise(
+            asked, source=source, proposed=False, target="", chips=[], crop=crop.as_list()
+        )
 
 
 def _clear(session: Session) -> None:

@@ -16,7 +16,6 @@ from nulltext.inversion_file import SUFFIX
 from nulltext.photos import Photo
 from nulltext.previews import Previews
 from nulltext.record import Inversion, StepInfo
-from nulltext.studio.chips import chips_of
 from nulltext.studio.forms import Asked, InvertForm, whole
 from nulltext.studio.meter import Meter
 from nulltext.studio.session import Inverted, Session
@@ -33,8 +32,7 @@ SHOWN_LOOK = 1000
 def invert(session: Session, asked: Asked) -> Iterator[None]:
     """Invert the crop of the photo, unless that has been done before."""
     table = session.table()
-    at_hand = session.crop.as_list() if session.crop else None
-    form = InvertForm.read({**asked, "crop": asked.get("crop") or at_hand})
+    form = InvertForm.read({**asked, "crop": asked.get("crop") or table.crop.as_list()})
     form.crop.check_inside(table.size)
     studio = session.studio
     prompt = studio.model.tokenize(form.source)
@@ -48,10 +46,8 @@ def invert(session: Session, asked: Asked) -> Iterator[None]:
         studio.keep_inversion(key, kept)
     file = session.place(f"{PurePath(table.name).stem}{SUFFIX}")
     kept.save(file)
-    session.crop = form.crop
-    session.inverted = Inverted(key, file, form, kept.header, prompt, None, cached)
-    session.look, session.result, session.strip = None, None, []
-    session.revise(source=form.source, target=form.source, chips=chips_of(prompt))
+    with session.unless_replaced(lambda: session.photo is table):
+        session.begin_edits(asked, Inverted(key, file, form, kept.header, prompt, None, cached))
     yield
 
 
@@ -98,7 +94,8 @@ def look(session: Session, asked: Asked) -> Iterator[None]:
     crop.thumbnail((SHOWN_LOOK, SHOWN_LOOK))
     file = session.place("look.jpg")
     save_image(heat_over(crop, maps[index]), file)
-    session.look = (index, file)
+    with session.unless_replaced(lambda: session.inverted is inverted):
+        session.look = (index, file)
 
 
 def _map_steps(session: Session, inversion: Inversion) -> Generator[StepInfo, None, list[Tensor]]:

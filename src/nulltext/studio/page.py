@@ -17,11 +17,8 @@ from nulltext.studio.house import Studio
 from nulltext.studio.view import View, rules_of, url
 
 FRONT = Path(__file__).parent / "front"
-SCRIPTS = ("dom", "stage", "crop", "brush", "words", "panel", "page")
+SCRIPTS = ("dom", "stage", "crop", "brush", "spelling", "words", "panel", "page")
 """Files of the page's script, in the order in which they build on each other."""
-
-REPEATED = {"crop": "always_last", "spell": "always_last", "look": "multiple", "cancel": "multiple"}
-"""Verbs that may be asked again before they are answered; of the others the first counts."""
 
 STALE_SECONDS = 15 * 60
 """Age at which Gradio's own copies of uploads go; sessions have theirs."""
@@ -45,16 +42,18 @@ def build(studio: Studio) -> gr.Blocks:
         )
         asked = gr.JSON(visible=False)
         for verb in VERBS:
-            getattr(front, verb)(
+            asking = getattr(front, verb)(
                 _listener(studio, verb),
                 inputs=[asked],
                 outputs=[front],
-                js=f"() => [window.nulltextAsks['{verb}']]",
+                js=f"() => [window.nulltextAsks['{verb}'].shift()]",
                 api_name=verb,
                 show_progress="hidden",
                 concurrency_limit=None,  # the studio's own worker has the line
-                trigger_mode=REPEATED.get(verb, "once"),
+                trigger_mode="multiple",  # what is pressed is sent; the page knows what is pending
             )
+            for ended in (asking.then, asking.failure):
+                ended(None, js=f"() => window.nulltextEnded('{verb}')", api_visibility="private")
 
         def leave(request: gr.Request) -> None:
             studio.leave(str(request.session_hash))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from nulltext.errors import OptionError, reason_of
 
@@ -74,9 +75,29 @@ def check_port(host: str, port: int) -> int:
         ) from error
 
 
+def check_root_path(root_path: str) -> str:
+    """Where a proxy shows the studio, without a slash at the end; empty: at its root.
+
+    Raises:
+        OptionError: it is neither a path nor a whole address.
+    """
+    parts = urlsplit(root_path)
+    whole = parts.scheme in ("http", "https") and parts.netloc
+    path = root_path.startswith("/") and not parts.netloc
+    if root_path and (not (whole or path) or parts.query or parts.fragment or " " in root_path):
+        raise OptionError(
+            f"--root-path is '{root_path}'; give a path such as /editor, or a whole address such "
+            "as https://example.org/editor."
+        )
+    return root_path.rstrip("/")
+
+
 @contextlib.contextmanager
-def running(studio: Studio, host: str, port: int) -> Iterator[str]:
+def running(studio: Studio, host: str, port: int, root_path: str = "") -> Iterator[str]:
     """Serve a studio while the block runs, at the address that it gets.
+
+    Args:
+        root_path: where a proxy shows it, "/editor" or "https://example.org/editor".
 
     Raises:
         OptionError: nothing can listen there.
@@ -89,6 +110,7 @@ def running(studio: Studio, host: str, port: int) -> Iterator[str]:
         page.launch(
             server_name=host,
             server_port=chosen,
+            root_path=root_path,
             prevent_thread_lock=True,
             quiet=True,
             share=False,

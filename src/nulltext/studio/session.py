@@ -22,9 +22,10 @@ from nulltext.images import CropBox
 from nulltext.photos import Photo
 from nulltext.prompts import TokenizedPrompt
 from nulltext.record import Inversion, StepInfo
-from nulltext.studio.forms import EditForm, InvertForm
+from nulltext.studio.chips import chips_of
+from nulltext.studio.forms import Asked, EditForm, InvertForm
 from nulltext.studio.meter import Meter, Progress
-from nulltext.studio.worker import Job
+from nulltext.studio.worker import Job, ReplacedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,8 @@ class OpenPhoto:
     sha256: str
     shown: Path
     """JPEG for the page."""
+    crop: CropBox
+    """What the page proposes at first."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,17 @@ class Entry:
     """What is odd about it."""
 
 
+@dataclass(frozen=True)
+class Field:
+    """What a field of the page shall say."""
+
+    value: Any
+    revision: int
+    """Higher than of all before."""
+    ask: int
+    """The page's number of what it asked for; it knows what was changed after that."""
+
+
 class Session:
     """One person's."""
 
@@ -98,15 +112,16 @@ class Session:
         self.studio, self.folder = studio, folder
         self.seen = time.monotonic()
         self.photo: OpenPhoto | None = None
-        self.crop: CropBox | None = None
         self.inverted: Inverted | None = None
         self.look: tuple[int, Path] | None = None
         """The word whose attention is shown, and the picture."""
         self.history: list[Entry] = []
         self.strip: list[Entry] = []
         self.result: Entry | None = None
-        self.fields: dict[str, Any] = {}
+        self.fields: dict[str, Field] = {}
         """What the page's fields shall say; see `revise`."""
+        self.opening = 0
+        """Number of the photo that was asked for last."""
         self.revision = 0
         self.progress: Progress | None = None
         self.problem: str | None = None
@@ -115,7 +130,7 @@ class Session:
         """Whether what is being made may be called off by the next thing."""
         self._job: Job[Any] | None = None
         self._verbs = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._serials = itertools.count(1)
 
@@ -138,9 +153,42 @@ class Session:
         """A number above all before, so that a page can tell which of two views is newer."""
         return next(self._serials)
 
-    def revise(self, **fields: Any) -> None:
-        """Let the page's fields say this."""
-        self.fields, self.revision = fields, self.revision + 1
+    def revise(self, asked: Asked, **fields: Any) -> None:
+        """Let the page's fields say this, but those that somebody changed after asking for it."""
+        ask = asked.get("ask")
+        number = ask if type(ask) is int else 0
+        with self._lock:
+            self.revision += 1
+            new = {name: Field(value, self.revision, number) for name, value in fields.items()}
+            self.fields = {**self.fields, **new}
+
+    def begin_edits(self, asked: Asked, inverted: Inverted) -> None:
+        """Start from an inversion, with nothing changed."""
+        self.inverted, self.look, self.result, self.strip = inverted, None, None, []
+        form = inverted.form
+        self.revise(
+            asked,
+            source=form.source,
+            proposed=False,
+            crop=form.crop.as_list(),
+            target=form.source,
+            chips=chips_of(inverted.prompt),
+        )
+
+    @contextlib.contextmanager
+    def unless_replaced(self, still: Callable[[], bool]) -> Iterator[None]:
+        """Put something in its place, with the session held.
+
+        Args:
+            still: whether what it was made for is still here.
+
+        Raises:
+            ReplacedError: it is not.
+        """
+        with self._lock:
+            if not still():
+                raise ReplacedError
+            yield
 
     def table(self) -> OpenPhoto:
         """The photo.

@@ -24,8 +24,8 @@ def view_of(session: Session) -> View:
     return {
         "serial": session.serial(),
         "photo": _photo(session.photo) if session.photo else None,
-        "crop": session.crop.as_list() if session.crop else None,
-        "fields": {"revision": session.revision, **_plain(session.fields)},
+        "fields": {name: _plain(name, field.value) for name, field in session.fields.items()},
+        "filled": {name: [field.revision, field.ask] for name, field in session.fields.items()},
         "inversion": _inversion(inverted) if inverted else None,
         "words": [word.text for word in inverted.prompt.words] if inverted else [],
         "look": {"word": session.look[0], "url": url(session.look[1])} if session.look else None,
@@ -75,6 +75,7 @@ def _inversion(inverted: Inverted) -> View:
     return {
         "key": inverted.key,
         "prompt": header.prompt,
+        "crop": inverted.form.crop.as_list(),
         "method": header.method,
         "steps": len(header.timesteps),
         "psnr": decibels(header.psnr_reconstruction),
@@ -103,11 +104,8 @@ def _entry(entry: Entry) -> View:
     }
 
 
-def _plain(fields: dict[str, Any]) -> View:
-    """Fields as JSON."""
-    plain = dict(fields)
-    if "chips" in plain:
-        plain["chips"] = [asdict(chip) for chip in plain["chips"]]
-    if plain.get("mask"):
-        plain["mask"] = url(plain["mask"])
-    return plain
+def _plain(name: str, value: Any) -> Any:
+    """A field as JSON."""
+    if name == "chips":
+        return [asdict(chip) for chip in value]
+    return url(value) if name == "mask" and value else value

@@ -21,6 +21,10 @@ class CancelledError(Exception):
     """The job was cancelled before it ended."""
 
 
+class ReplacedError(CancelledError):
+    """Something else took its place meanwhile, so there is nothing to say about it."""
+
+
 class Job(Generic[Result]):
     """Work in the line, or at the model, or done."""
 
@@ -57,6 +61,7 @@ class Job(Generic[Result]):
             steps = self._steps()
             try:
                 self._result = run(steps, self._check)
+                self._check(None)  # cancelled during the last step
             finally:
                 steps.close()  # now, not when somebody collects it
         except BaseException as error:  # handed to whoever waits

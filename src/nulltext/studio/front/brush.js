@@ -7,8 +7,10 @@ const pen = canvas.getContext("2d");
 const cursor = { x: 0.5, y: 0.5 };
 let erasing = false;
 let painted = false;
+let loading = null; // address of an earlier mask that is on its way to the canvas
 
 function clearMask() {
+  loading = null;
   const photo = state.view.photo;
   if (!photo) return;
   const scale = Math.min(1, MASK_SIDE / Math.max(photo.width, photo.height));
@@ -28,6 +30,8 @@ function radius() {
 }
 
 function dab(x, y, from = { x, y }) {
+  if (loading) return;
+  touch("mask");
   pen.globalCompositeOperation = erasing ? "destination-out" : "source-over";
   pen.strokeStyle = `rgb(${PAINT})`;
   pen.lineCap = "round";
@@ -86,7 +90,10 @@ canvas.addEventListener("keydown", (event) => {
 });
 
 on("brush", "input", drawRing);
-on("clear", "click", clearMask);
+on("clear", "click", () => {
+  touch("mask");
+  clearMask();
+});
 on("erase", "click", () => {
   erasing = !erasing;
   $("erase").setAttribute("aria-pressed", String(erasing));
@@ -100,6 +107,7 @@ on("paint-it", "click", () => {
 
 // White on black, as a data URL; nothing where nothing is painted.
 function maskUrl() {
+  if (loading) return loading;
   if (!painted) return null;
   const sheet = make("canvas", { width: canvas.width, height: canvas.height });
   const ink = sheet.getContext("2d");
@@ -118,7 +126,12 @@ function loadMask(url) {
   clearMask();
   if (!url) return;
   const image = make("img");
+  loading = url;
+  painted = true;
+  sayMask();
   image.onload = () => {
+    if (loading !== url) return; // cleared, or yet another one
+    loading = null;
     pen.globalCompositeOperation = "copy";
     pen.drawImage(image, 0, 0, canvas.width, canvas.height);
     const sheet = pen.getImageData(0, 0, canvas.width, canvas.height);
@@ -127,8 +140,9 @@ function loadMask(url) {
       sheet.data.set([...PAINT, white], i);
     }
     pen.putImageData(sheet, 0, 0);
-    painted = true;
-    sayMask();
+  };
+  image.onerror = () => {
+    if (loading === url) clearMask();
   };
   image.src = url;
 }

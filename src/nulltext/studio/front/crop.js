@@ -2,7 +2,6 @@
 
 const SMALLEST = 64; // pixels of the photo
 const LONGEST = 4; // proportions beyond which no model has seen a picture
-let cropTimer = null;
 
 function setCrop([x, y, w, h]) {
   const { width, height } = state.view.photo;
@@ -12,9 +11,8 @@ function setCrop([x, y, w, h]) {
   x = clamp(Math.round(x), 0, width - w);
   y = clamp(Math.round(y), 0, height - h);
   state.crop = [x, y, w, h];
+  touch("crop");
   placeCrop();
-  clearTimeout(cropTimer);
-  cropTimer = setTimeout(() => ask("crop", { crop: state.crop }), 300);
 }
 
 function resized(by) {

@@ -1,7 +1,8 @@
 // Small helpers, the state of this page, and the one way to ask the server.
 
-const VERBS = ["open", "example", "crop", "propose", "bring", "invert", "look", "spell", "edit",
-  "strip", "choose", "restore", "cancel"];
+const VERBS = ["open", "example", "propose", "bring", "invert", "look", "edit", "strip", "choose",
+  "restore", "cancel"];
+const YIELDING = ["propose", "look", "cancel"]; // while the others are on, nothing else is made
 const rules = props.rules;
 const $ = (id) => element.querySelector(`[data-id="${id}"]`);
 const state = {
@@ -11,17 +12,39 @@ const state = {
   chips: [],
   picked: null, // index of the chip that is being worked on
   reopened: false, // whether step 1 is open again after an inversion
-  revision: -1,
   serial: 0,
+  asks: 0, // how many things were asked for; each has its number
+  touched: {}, // by field: what `asks` was when a person changed it last
+  filled: {}, // by field: the server's revision of it that was taken last
+  waiting: Object.fromEntries(VERBS.map((verb) => [verb, 0])), // asked for and not over
+  sent: null, // the crop that is being inverted
 };
 
-window.nulltextAsks = {};
+// What is asked for goes out as it is on screen now, whatever Gradio does in between.
+window.nulltextAsks = Object.fromEntries(VERBS.map((verb) => [verb, []]));
+window.nulltextEnded = (verb) => {
+  state.waiting[verb] = Math.max(0, state.waiting[verb] - 1);
+  drawBusy();
+};
 
-function ask(verb, data = {}) {
-  if (!VERBS.includes(verb)) throw new Error(`no verb ${verb}`);
-  window.nulltextAsks[verb] = data;
+function ask(verb, data = {}, number = (state.asks += 1)) {
+  window.nulltextAsks[verb].push({ ...structuredClone(data), ask: number });
+  state.waiting[verb] += 1;
   trigger(verb);
+  drawBusy();
+  return number;
 }
+
+// What a person wrote stays, when the answer to something that was asked for before arrives.
+function touch(field) {
+  state.touched[field] = state.asks;
+}
+
+function untouched(field, number) {
+  return !(state.touched[field] >= number);
+}
+
+element.addEventListener("input", (event) => touch(event.target.dataset.id));
 
 function on(id, event, call) {
   $(id).addEventListener(event, call);
@@ -66,10 +89,13 @@ function clamp(value, low, high) {
   return Math.min(Math.max(value, low), high);
 }
 
-// An empty number field says nothing.
+// An empty number field says nothing; one with something else than a number is not empty.
 function numberIn(id) {
+  if ($(id).validity.badInput) return "no number";
   return $(id).value === "" ? null : Number($(id).value);
 }
+
+let sending = 0; // number of the file that was chosen last
 
 async function send(file, verb) {
   complain("");
@@ -79,12 +105,14 @@ async function send(file, verb) {
     return;
   }
   $("root").classList.add("sending");
+  const number = sending = state.asks += 1;
   try {
     const { path } = await upload(file);
-    ask(verb, { file: { path, orig_name: file.name, meta: { _type: "gradio.FileData" } } });
+    if (number !== sending) return; // another one was chosen meanwhile
+    ask(verb, { file: { path, orig_name: file.name, meta: { _type: "gradio.FileData" } } }, number);
   } catch (error) {
     complain(`'${file.name}' did not arrive; is the studio still running?`);
   } finally {
-    $("root").classList.remove("sending");
+    if (number === sending) $("root").classList.remove("sending");
   }
 }

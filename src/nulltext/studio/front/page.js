@@ -14,25 +14,25 @@ function receive(view) {
   setHidden("new", !view.photo);
   complain(view.problem);
   if (view.notice) say(view.notice);
-  if (fresh || inverted || (edited && !state.reopened)) state.crop = view.crop;
-  if (view.fields.revision !== state.revision) {
-    state.revision = view.fields.revision;
-    fill(view.fields);
+  if (fresh) {
+    state.touched.crop = state.touched.mask = 0; // they were the photo's before
+    clearMask();
   }
-  if (fresh) clearMask();
+  fill(view, inverted);
   if (fresh || inverted) {
-    state.reopened = state.typing = false;
+    state.reopened = false;
     state.picked = null;
   }
   if (!VIEWS[state.mode](view) || fresh || inverted) state.mode = "photo";
-  if (looked) state.mode = "look";
-  if (edited) state.mode = "compare";
+  if (looked && untouched("mode", state.looked)) state.mode = "look";
+  if (edited && !(state.mode === "paint" && !untouched("mode", state.edited))) state.mode = "compare";
   drawPanel();
   drawDock();
   drawStage();
   if (view.photo) drawShelves();
   if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
   if (view.strip.length && !before.strip.length) $("strip-shelf").scrollIntoView({ block: "nearest" });
+  if (fresh && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
 }
 
 watch("value", () => receive(props.value));
@@ -48,15 +48,18 @@ on("bring", "change", () => {
 });
 on("new", "click", () => $("choose").click());
 on("example", "click", () => ask("example"));
-on("invert", "click", () => ask("invert", invertForm()));
-on("propose", "click", () => ask("propose"));
+on("invert", "click", () => {
+  state.sent = state.crop;
+  ask("invert", invertForm());
+});
+on("propose", "click", () => ask("propose", { crop: state.crop }));
 on("again", "click", () => {
   state.reopened = true;
   show("photo");
   drawPanel();
   $("source").focus();
 });
-on("edit", "click", () => ask("edit", editForm()));
+on("edit", "click", () => (state.edited = ask("edit", editForm())));
 on("try", "click", () => ask("strip", editForm()));
 on("cancel", "click", () => ask("cancel"));
 on("strength", "input", tell);

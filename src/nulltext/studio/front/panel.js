@@ -44,25 +44,40 @@ function editForm() {
   };
 }
 
-// What the server wants the fields to say; it says so once per revision.
-function fill(fields) {
-  const texts = { source: "source", target: "target", blend: "blend", detail: "detail" };
-  for (const [name, id] of Object.entries(texts)) if (name in fields) $(id).value = fields[name];
-  const numbers = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
-  for (const [name, id] of Object.entries(numbers)) {
+const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail" };
+const NUMBERS = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
+const IDS = { ...TEXTS, ...NUMBERS, chips: "target" };
+const HINT = $("source-hint").textContent;
+
+// What the server wants the fields to say: once per revision, and not where a person has written
+// since that was asked for.
+function fill(view, otherWords) {
+  const fields = {};
+  for (const [name, [revision, number]] of Object.entries(view.filled)) {
+    if (revision <= (state.filled[name] || 0)) continue;
+    state.filled[name] = revision;
+    if (untouched(IDS[name] || name, number)) fields[name] = view.fields[name];
+    if (name === "source") setText("source-hint", hintOf(view.fields, name in fields));
+  }
+  for (const [name, id] of Object.entries(TEXTS)) if (name in fields) $(id).value = fields[name];
+  for (const [name, id] of Object.entries(NUMBERS)) {
     if (name in fields && fields[name] !== null) $(id).value = fields[name];
     else if (name in fields && name !== "strength") $(id).value = "";
   }
-  if ("strength" in fields) setByHand(fields.strength === null);
+  if ("strength" in fields && untouched("by-hand", view.filled.strength[1])) setByHand(fields.strength === null);
+  if ("crop" in fields) state.crop = fields.crop;
   if ("mask" in fields) loadMask(fields.mask);
-  if ("chips" in fields && !state.typing) {
-    if (state.chips.length !== fields.chips.length) state.picked = null;
+  if ("chips" in fields) {
+    state.picked = null;
     state.chips = fields.chips.map((chip) => ({ ...chip }));
     drawChips();
-  }
-  setHidden("source-hint", false);
-  if (fields.proposed) setText("source-hint", "Proposed by the captioner; correct what is wrong.");
+  } else if (otherWords) readTarget();
   tell();
+}
+
+function hintOf({ source, proposed }, taken) {
+  if (!proposed) return HINT;
+  return taken ? "Proposed by the captioner; correct what is wrong." : `The captioner proposes “${source}”.`;
 }
 
 function setByHand(byHand) {
@@ -94,9 +109,17 @@ function drawPanel() {
     $("keep").href = url;
     $("keep").download = name;
   }
-  const busy = Boolean(view.progress) && !view.gives_way;
-  for (const id of ["invert", "edit", "try", "bring", "example"]) $(id).disabled = busy;
   $("invert").textContent = view.inversion ? "Invert again" : "Invert the photo";
+  drawBusy();
+}
+
+// What would be refused cannot be pressed, from the very click that something else began with.
+function drawBusy() {
+  const { view, waiting } = state;
+  const asked = VERBS.some((verb) => waiting[verb] && !YIELDING.includes(verb));
+  const busy = asked || (Boolean(view.progress) && !view.gives_way);
+  for (const id of ["invert", "edit", "try", "bring", "example"]) $(id).disabled = busy;
+  $("propose").disabled = busy || waiting.propose > 0;
 }
 
 function drawDock() {

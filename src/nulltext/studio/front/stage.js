@@ -25,6 +25,7 @@ function outcomeOf(result) {
 }
 
 function show(mode) {
+  touch("mode");
   state.mode = VIEWS[mode](state.view) ? mode : "photo";
   drawStage();
 }
@@ -55,9 +56,11 @@ function drawStage() {
 }
 
 function placeCrop() {
-  const { width, height } = state.view.photo;
-  const [x, y, w, h] = state.crop || [0, 0, width, height];
-  for (const id of ["crop", "heat", "live"]) {
+  const { photo, inversion } = state.view;
+  const { width, height } = photo;
+  const crops = { crop: state.crop, heat: inversion && inversion.crop, live: state.sent };
+  for (const [id, crop] of Object.entries(crops)) {
+    const [x, y, w, h] = crop || state.crop;
     const box = $(id).style;
     box.left = `${(100 * x) / width}%`;
     box.top = `${(100 * y) / height}%`;

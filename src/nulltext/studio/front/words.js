@@ -36,44 +36,52 @@ function drawChipEditor() {
   setText("weight-now", `×${chip.weight}`);
 }
 
-function pick(index, { looking = true } = {}) {
+function pick(index) {
   state.picked = index;
   drawChips();
   const chip = state.chips[index];
-  if (!chip || chip.source === null || !looking) return;
-  ask("look", { word: chip.source });
+  if (!chip || chip.source === null) return;
+  state.looked = ask("look", { word: chip.source });
 }
 
 function addAfter(index) {
-  state.chips.splice(index + 1, 0, { source: null, text: "", weight: 1 });
+  touch("target");
+  state.chips.splice(index + 1, 0, { source: null, text: "", weight: 1, gap: " " });
   pick(index + 1);
   $("word").focus();
 }
 
-function respell() {
-  state.typing = false;
+// A chip was changed by hand, so the target says it, too.
+function spell(index) {
+  touch("target");
+  fitArticle(state.view.words, state.chips, index);
+  $("target").value = targetOf(state.chips);
   drawChips();
-  ask("spell", { chips: state.chips });
 }
 
-on("word", "input", () => {
-  state.typing = true; // what the server says of the words is older
-  state.chips[state.picked].text = $("word").value;
+// The target was written by hand, so the chips say it, too.
+function readTarget() {
+  state.picked = null;
+  state.chips = chipsOf(state.view.words, $("target").value, state.chips);
   drawChips();
-});
-on("word", "change", respell);
-on("word", "keydown", (event) => {
-  if (event.key === "Enter") respell();
+}
+
+on("target", "input", readTarget);
+on("word", "input", () => {
+  state.chips[state.picked].text = $("word").value;
+  spell(state.picked);
 });
 on("weight", "input", () => {
-  state.chips[state.picked].weight = Number($("weight").value);
+  touch("target");
+  const { text } = state.chips[state.picked];
+  for (const chip of state.chips) if (chip.text === text) chip.weight = Number($("weight").value);
   drawChips();
 });
 on("after", "click", () => addAfter(state.picked));
 on("remove", "click", () => {
-  const chip = state.chips[state.picked];
-  if (chip.source === null) state.chips.splice(state.picked, 1);
-  else chip.text = "";
+  const index = state.picked;
+  if (state.chips[index].source === null) state.chips.splice(index, 1);
+  else state.chips[index].text = "";
   state.picked = null;
-  respell();
+  spell(index);
 });

@@ -1,0 +1,71 @@
+// The words and the target prompt are one text in two forms: chips c_1 … c_n, each with the gap that
+// stands before it, make the target c_1 g_2 c_2 … g_n c_n, without those that are blank. Either form
+// is made of the other in the page, so that no click can come between them.
+
+const PIECE = /[\p{L}\p{N}\p{M}]+(?:['’][\p{L}\p{N}\p{M}]*)*|[^\s]/u; // a word, or a mark
+const INDEFINITE = ["a", "an"];
+
+function targetOf(chips) {
+  const said = chips.filter((chip) => chip.text.trim());
+  return said.map((chip, k) => (k === 0 ? "" : chip.gap) + chip.text.trim()).join("");
+}
+
+// "a" or "an" before chips[index], as the word behind it wants; the source's own where that stays.
+function fitArticle(words, chips, index) {
+  const says = (chip) => chip.text.trim();
+  const article = chips.slice(0, index).findLast(says);
+  const next = chips.slice(index).find(says);
+  if (!article || !next || article.source === null) return;
+  if (!INDEFINITE.includes(article.text.toLowerCase())) return;
+  const own = words[article.source];
+  const kept = next.source === article.source + 1 && next.text === words[next.source];
+  article.text = kept ? own : own[0] + ("aeiou".includes(says(next)[0].toLowerCase()) ? "n" : "");
+}
+
+// A text that was written by hand as chips: words of the source where it has them, in order; weights
+// stay with their words.
+function chipsOf(words, text, before) {
+  const pieces = piecesOf(words, text);
+  const chips = [];
+  const put = (source, from, to) => {
+    const said = from === to ? "" : text.slice(pieces[from].start, pieces[to - 1].end);
+    const gap = from === to ? " " : text.slice(from ? pieces[from - 1].end : 0, pieces[from].start);
+    const same = before.find((chip) => chip.source === source && chip.text === said);
+    chips.push({ source, text: said, weight: same ? same.weight : 1, gap });
+  };
+  let [i, j] = [0, 0];
+  for (const [to, at] of [...anchorsOf(words, pieces.map((piece) => piece.text)), [words.length, pieces.length]]) {
+    while (to - i > at - j) put(i++, j, j); // left out
+    if (at - j > to - i) put(null, j, at - (to - i)); // put in
+    for (j = at - (to - i); i < to; i += 1, j += 1) put(i, j, j + 1);
+    if (to < words.length) put(i++, j++, at + 1);
+  }
+  return chips;
+}
+
+// A word of the source that is more than a piece ("...", "<my-cat>") is found whole.
+function piecesOf(words, text) {
+  const odd = words.filter((word) => (word.match(PIECE) || [])[0] !== word);
+  const whole = odd.sort((a, b) => b.length - a.length).map((word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
+  const found = text.matchAll(new RegExp([...whole, PIECE.source].join("|"), "giu"));
+  return [...found].map((match) => ({ text: match[0], start: match.index, end: match.index + match[0].length }));
+}
+
+// Pairs of equal words, the heaviest common subsequence; a short word ("of", ",") weighs less.
+function anchorsOf(words, pieces) {
+  const same = (i, j) => words[i].toLowerCase() === pieces[j].toLowerCase();
+  const best = [...words, ""].map(() => Array(pieces.length + 1).fill(0));
+  for (let i = words.length - 1; i >= 0; i -= 1) {
+    for (let j = pieces.length - 1; j >= 0; j -= 1) {
+      const both = same(i, j) ? best[i + 1][j + 1] + Math.min(words[i].length, 3) : 0;
+      best[i][j] = Math.max(best[i + 1][j], best[i][j + 1], both);
+    }
+  }
+  const anchors = [];
+  for (let i = 0, j = 0; i < words.length && j < pieces.length; ) {
+    if (best[i][j] === best[i + 1][j]) i += 1;
+    else if (best[i][j] === best[i][j + 1]) j += 1;
+    else anchors.push([i++, j++]);
+  }
+  return anchors;
+}
