@@ -91,4 +91,4 @@ def _read_chip(value: Any, words: int) -> Chip:
         raise OptionError(
             f"A word cannot be read; its weight goes from {LIGHTEST:g} to {HEAVIEST:g}."
         )
-    return Chip(source, clean(text), float(weight), str(gap))
+    return Chip(source, clean(str(text)), float(weight), str(gap))
