@@ -21,6 +21,7 @@ ROWS = [
     ["version", "defaults", "errors", "names", "logs", "learnt_tokens", "invisible"],
     ["files", "untrusted", "prompts", "prompt_syntax", "schedule", "guidance", "finite"],
     ["arrays", "picture_files", "carried", "sixteen_bits"],
+    ["open_images"],
     ["photos"],
     ["images", "enlarging", "word_pairing", "inversion_file", "header"],
     ["captioned", "templates", "ledger"],

@@ -49,7 +49,7 @@ def saved(photo: Photo, path: Path, inversion: Inversion, **options: bool) -> Pl
     model_sees = to_tensor(photo, BOX, (32, 32))[0]
     painted = model_sees.clone()
     painted[:, 8:20, 8:20] += 0.7
-    edit = Edit(painted[None], model_sees[None], 0.0, 0, torch.ones(1, 8, 8))
+    edit = Edit(painted[None], model_sees[None], 0.0, 0, torch.ones(1, 8, 8), (None,))
     mask = torch.zeros(64, 64)
     mask[16:40, 16:40] = 1
     canvas = Canvas(photo, BOX, full=True)

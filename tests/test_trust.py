@@ -18,7 +18,8 @@ from nulltext import inversion_file
 from nulltext.errors import ImageError, InversionFileError, ModelError, PromptError
 from nulltext.models import checkpoint
 from nulltext.models.load import load
-from nulltext.photos import BOMB_PIXELS, load_photo
+from nulltext.open_images import BOMB_PIXELS
+from nulltext.photos import load_photo
 from nulltext.record import Inversion
 from tiny import tiny_pipeline
 

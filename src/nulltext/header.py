@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from nulltext.photos import MAX_PIXELS
+from nulltext.open_images import MAX_PIXELS
 
 CROP_NUMBERS = 4
 SIZE_NUMBERS = 2

@@ -22,7 +22,8 @@ from PIL import Image, PngImagePlugin
 
 from nulltext.errors import ImageError, OptionError
 from nulltext.files import check_target, replace_file, unwritable
-from nulltext.photos import Photo, large_pictures, over_white
+from nulltext.open_images import large_pictures
+from nulltext.photos import Photo, over_white
 from nulltext.sixteen_bits import PER_LEVEL, Deep, png_of, tiff_of
 
 if TYPE_CHECKING:

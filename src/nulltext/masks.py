@@ -23,7 +23,7 @@ from torch import Tensor
 from nulltext.arrays import Array, ImageLike, mask_of
 from nulltext.errors import ImageError, OptionError
 from nulltext.images import CropBox, largest_centred
-from nulltext.photos import MAX_PIXELS, decoded, opened
+from nulltext.open_images import MAX_PIXELS, decoded, opened
 
 if TYPE_CHECKING:
     from nulltext.record import Inversion
