@@ -231,7 +231,9 @@ def test_planes_are_read_right_or_refused(
     path.write_bytes(planar_tiff(raw, packed))
     if dtype is np.uint16 and not packed:
         words = "a TIFF of uncompressed planes of 16 bits"
-        refuses(path, words, "save it with interleaved channels, or compressed")
+        with Image.open(path) as image:
+            for source in (path, image):
+                refuses(source, words, "save it with interleaved channels, or compressed")
         with pytest.raises(ImageError, match=words):
             read_mask(path)
         return

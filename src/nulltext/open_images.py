@@ -89,6 +89,7 @@ def opened(
     """
     if isinstance(source, Image.Image):
         with _decoder_errors("The given image"):
+            refuse_tiff(source, "The given image")
             yield OpenImage(source, "The given image")
         return
     if isinstance(source, np.ndarray) or is_tensor(source):

@@ -125,7 +125,8 @@ def refuse_tiff(image: Image.Image, name: str) -> None:
     if _DNG_VERSION in tags:
         raise _not_read(name, "a camera's RAW (DNG)", _RAW)
     deepest = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    if in_planes(image) and deepest > 8 and any(tile[0] == "raw" for tile in image.tile):
+    packed = tags.get(TiffImagePlugin.COMPRESSION, 1) != 1
+    if in_planes(image) and deepest > 8 and not packed:
         kind = f"a TIFF of uncompressed planes of {deepest} bits"
         raise _not_read(name, kind, "save it with interleaved channels, or compressed")
 
