@@ -76,6 +76,8 @@ UNCERTAIN = [
     ("a cat", "make it red"),
     ('a "red" sign', "make it blue"),
     ("", "make it red"),
+    ("", "make the flower red"),
+    ("a red dog\u2019s ball", "make it blue"),
 ]  # fmt: skip
 
 

@@ -127,7 +127,8 @@ coffee BREAK at work
 A (small) dog
 the (Great) Wall of China
 an (empty) street
-the [REDACTED] file
+the [REDACTED] file by an [unknown] hand
+a path {user}/{0}
 ♥ playing card
 ace of ♥
 """.strip().splitlines()

@@ -161,14 +161,9 @@ def _is_order(verb: str, rest: list[str], known: Collection[str]) -> bool:
 
 def _names(rest: list[str], known: Collection[str]) -> bool:
     """Whether words begin with "the" and a noun of the source, perhaps with adjectives."""
-    if rest[0] not in DEFINITE:
-        return False
-    for word in rest[1:4]:
-        if word in OPENERS:
-            return False
-        if word in known or word.removesuffix("s") in known:
-            return True
-    return False
+    opener = next((at for at, word in enumerate(rest) if word in OPENERS), 4)
+    thing = {word.removesuffix("s") for word in rest[1 : min(opener, 4)]}
+    return rest[0] in DEFINITE and not thing.isdisjoint(word.removesuffix("s") for word in known)
 
 
 # --- what is meant --------------------------------------------------------------------------------
@@ -178,44 +173,43 @@ def _meant(source: str, text: str) -> str | None:
     words = source.split()
     keys = [word.lower().rstrip(",;:.") for word in words]
     colours = [at for at, key in enumerate(keys) if key in COLOURS]
-    only = colours[0] if len(colours) == 1 else None
-    noun = None
+    only, noun = colours[0] if len(colours) == 1 else -1, 0
     if (read := STYLED.fullmatch(text)) and (photo := OF_PHOTO.match(source)):
         new = read["new"] if photo[0].islower() else read["new"].capitalize()
         return None if new.split()[-1] in keys else f"{new} of {source[photo.end() :]}"
     if read := EXCHANGED.fullmatch(text):
-        noun = only + 1 if only is not None and keys[only] == read["old"] else None
+        noun = only + 1 if read["old"] in keys else 0
     elif read := COLOURED.fullmatch(text):
-        first = only is not None and BEFORE.fullmatch(" ".join([*keys[:only], ""]))
-        noun = only + 1 if only is not None and first and not read["noun"] else None
-        noun = _head(words, keys, read["noun"]) if read["noun"] else noun
+        if read["noun"]:
+            noun = _head(words, keys, read["noun"])
+        elif BEFORE.fullmatch(" ".join([*keys[: max(only, 0)], ""])):
+            noun = only + 1
     elif read := SWAPPED.fullmatch(text):
         return _with_noun(words, keys, read)
-    span = None if noun is None else _colour_before(words, keys, noun)
-    return _put(words, *span, read["new"]) if read and span else None
+    start = _colour_before(words, keys, noun)
+    return _put(words, start, noun, read["new"]) if read and start is not None else None
 
 
-def _head(words: list[str], keys: list[str], noun: str) -> int | None:
-    """Index of a noun that is there once and does not describe another, as in "flower pot"."""
+def _head(words: list[str], keys: list[str], noun: str) -> int:
+    """Index of a noun that is there once, and is none of "flower pot"; 0 where that is not sure."""
     if keys.count(noun) != 1:
-        return None
+        return 0
     at = keys.index(noun)
-    ends = at + 1 == len(keys) or words[at].lower() != noun
-    return at if ends or keys[at + 1] in OPENERS | ACTIONS else None
+    ends = words[at].lower() != noun or not keys[at + 1 :] or keys[at + 1] in OPENERS | ACTIONS
+    return at if ends else 0
 
 
-def _colour_before(words: list[str], keys: list[str], noun: int) -> tuple[int, int] | None:
-    """Start and end of the one colour, with its tones, directly before a noun."""
-    start = noun - 1
-    toned = noun < len(keys) and keys[noun] == "background" and keys[start] in TONES
-    if start < 0 or noun == len(keys) or keys[noun] in OPENERS | COLOURS:
+def _colour_before(words: list[str], keys: list[str], noun: int) -> int | None:
+    """Start of the one colour, with its tones, directly before a noun."""
+    if not 0 < noun < len(keys) or keys[noun] in OPENERS | COLOURS:
         return None
-    if not (keys[start] in COLOURS or toned) or words[start].lower() != keys[start]:
-        return None
+    start, plain = noun - 1, COLOURS | TONES if keys[noun] == "background" else COLOURS
+    if words[start].lower() not in plain or not keys[noun].replace("-", "").isalpha():
+        return None  # "a red dog's ball"
     while start and keys[start - 1] in TONES:
         start -= 1
     before = words[start - 1].lower() if start else "a"
-    return None if before in COLOURS | {"and", "or"} or before[-1] in ",;" else (start, noun)
+    return None if before in COLOURS | {"and", "or"} or before[-1] in ",;" else start
 
 
 def _with_noun(words: list[str], keys: list[str], read: re.Match[str]) -> str | None:
@@ -223,7 +217,7 @@ def _with_noun(words: list[str], keys: list[str], read: re.Match[str]) -> str | 
     noun, new = read["noun"], read["new"]
     at, plain = _head(words, keys, noun), COLOURS | TONES
     plural = any(re.search("(?<![sui])s$", word) for word in (noun, new))
-    if at is None or plural or noun in plain | GENERAL or new in plain | {"one", *keys}:
+    if not at or plural or noun in plain | GENERAL or new in plain | {"one", *keys}:
         return None
     first = at
     while first and keys[first - 1] in plain:

@@ -28,10 +28,10 @@ LONGEST = 4000
 
 # fmt: off
 HEDGES = frozenset((
-    "almost", "former", "late", "more", "most", "new", "not", "now", "old", "once", "quite",
-    "rather", "so", "then", "very",
+    "almost", "blank", "former", "illegible", "late", "more", "most", "new", "not", "now", "old",
+    "once", "quite", "rather", "so", "then", "unknown", "very",
 ))
-"""Words that captions put in parentheses behind an article, beside those in "-ly"."""
+"""Words that captions put in parentheses or brackets behind an article, beside those in "-ly"."""
 MEASURES = frozenset((
     "age", "chapter", "day", "height", "length", "line", "month", "months", "no", "page", "part",
     "ratio", "room", "rooms", "scale", "size", "version", "vol", "volume", "width", "zoom",
@@ -46,7 +46,8 @@ TAGS = frozenset((
 """Names in angle brackets that are no learnt tokens, beside single letters and "h1"."""
 PLACES = frozenset((
     "all", "call", "caption", "dict", "doc", "file", "future", "init", "main", "name",
-    "placeholder", "prompt", "repr", "str", "template", "text", "title", "variable",
+    "placeholder", "prompt", "pycache", "repr", "str", "template", "text", "title", "user",
+    "variable",
 ))
 """Names in braces or underscores that stand for text in programs."""
 # fmt: on
@@ -137,7 +138,9 @@ def _marked(match: re.Match[str]) -> _Read | None:
     inner, figure = match["inner"], match["figure"]
     if figure is None:
         marked = depth > 1 or (mark == BRACE and " " not in inner)
-        is_place = mark == BRACE and (inner in PLACES or inner.count(" ") > 1)
+        is_place = mark == BRACE and (
+            inner in PLACES or inner.count(" ") > 1 or not re.search(r"[^\W\d_]{2}", inner)
+        )
         return (inner, inner, mark**depth) if marked and not is_place else None
     letters = sum(character.isalpha() for character in inner)
     spaced = match["space"] and "." not in figure  # "(figure: 3)"
