@@ -163,7 +163,7 @@ def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
     assert run(unlisted, "-o", "unlisted")[0] == 0
     ((syntax, instruction, said),) = (row["remarks"] for row in rows_in(here / "unlisted"))
     assert "pass --weight red=1.21." in syntax
-    assert 'write --target "a red cat".' in instruction
+    assert '"make it red" is an instruction' in instruction
     assert "no word for qzj and reads letter by letter" in said  # as `edit` says it
     known = KnownWords(("dog", "red"), ("a",))
     path = write_words(known, nulltext.load(model).fingerprint, Path(model))

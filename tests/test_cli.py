@@ -168,7 +168,6 @@ def test_words_that_the_model_reads_letter_by_letter_are_pointed_out(here, model
     assert 'Note: "((red))": another tool\'s emphasis' in err
     assert "pass --weight red=1.21." in err
     assert 'Note: "make it red" is an instruction' in err
-    assert 'write --target "a red cat".' in err
     assert "has not learnt" not in err  # nobody knows what it was taught
 
 

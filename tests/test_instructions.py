@@ -1,4 +1,4 @@
-"""Instructions in place of captions: told from captions, and turned into them where it is safe."""
+"""Instructions in place of captions: told from them, and turned into them where it is certain."""
 
 from __future__ import annotations
 
@@ -9,71 +9,106 @@ from nulltext.instructions import Instruction, read_instruction
 WHITE = "a photo of a white flower"
 DARK = "a photo of an orange flower with a dark background"
 PAIR = "a white cat on a red sofa"
+MIXED = "a black and white cat with a red collar"
+
+CAPTIONS = [
+    (WHITE, "make it red", "a photo of a red flower"),
+    (WHITE, "Please make it orange!", "a photo of an orange flower"),
+    (WHITE, "make it dark red", "a photo of a dark red flower"),
+    (WHITE, "turn the flower to red", "a photo of a red flower"),
+    (WHITE, "change the colour of the flower to red", "a photo of a red flower"),
+    (WHITE, "change white to orange", "a photo of an orange flower"),
+    (WHITE, "replace the flower with a tulip", "a photo of a white tulip"),
+    (WHITE, "replace the flower with an orange tulip", "a photo of an orange tulip"),
+    (WHITE, "make it a painting", "a painting of a white flower"),
+    (WHITE, "turn it into an oil painting", "an oil painting of a white flower"),
+    ("A photo of a cat.", "make it an etching", "An etching of a cat."),
+    (DARK, "make it red", "a photo of a red flower with a dark background"),
+    (DARK, "change orange to red", "a photo of a red flower with a dark background"),
+    (DARK, "make the background green", "a photo of an orange flower with a green background"),
+    (DARK, "change the background color to red",
+     "a photo of an orange flower with a red background"),
+    (PAIR, "make the cat black", "a black cat on a red sofa"),
+    (PAIR, "turn the sofa light blue", "a white cat on a light blue sofa"),
+    ("a dark red cup of tea", "paint it blue", "a blue cup of tea"),
+    ("A cat, asleep.", "turn the cat into an otter", "An otter, asleep."),
+    ("a red apple on a table", "swap the apple for a pear", "a red pear on a table"),
+    ("a big red apple on a table", "make the apple green", "a big green apple on a table"),
+    ("a horse in a field", "turn the horse into a unicorn", "a unicorn in a field"),
+    ("Red flowers in a vase", "make the flowers blue", "Blue flowers in a vase"),
+]  # fmt: skip
+
+UNCERTAIN = [
+    *((WHITE, target) for target in (
+        "make it happy", "make it bigger", "make it white", "make it red and add a bee",
+        "make it a red rose with thorns", "make it black and white",
+        "make the flower a little red",
+        "make the flower a bunch of roses", "make the flower a red one", "brighten it",
+        "make the white flower red", "turn the flower into tulips",
+        "turn the flower into a red one",
+        "recolour the petals pink", "make the petals pink", "the flower should be red",
+        "add a bee to the flower", "give the flower a face", "give it a face", "fix it",
+    )),
+    *((DARK, target) for target in (
+        "put it in a vase", "add clouds to the sky", "add a red background", "put a bee on it",
+        "change the background to a beach", "replace the background with a beach",
+    )),
+    (PAIR, "make it black and red"),
+    (PAIR, "make it black"),
+    (PAIR, "change white to black"),
+    (PAIR, "replace the cat with a sofa"),
+    (MIXED, "make the cat orange"),
+    (MIXED, "make it orange"),
+    (MIXED, "replace the cat with a dog"),
+    ("a dog with a red collar", "make it white"),
+    ("a photo of an orange on a table", "make it red"),
+    ("a photo of an orange on a table", "change orange to red"),
+    ("a bowl of red apples", "turn it into a cat"),
+    ("a bowl of red apples", "replace the bowl with a plate"),
+    ("a white dog", "make the dog a big cat"),
+    ("a white flower pot", "make the flower red"),
+    ("a hot dog on a plate", "turn the dog into a cat"),
+    ("Two cats on a mat", "replace cats with a dog"),
+    ("the cats on a mat", "replace the cats with a dog"),
+    ("a dog and a cat", "make them red"),
+    ("a dog and a cat", "turn the dog into a cat"),
+    ("a cat and a cat", "turn the cat into a dog"),
+    ("a cat", "make it red"),
+    ('a "red" sign', "make it blue"),
+    ("", "make it red"),
+    ("", "make the flower red"),
+    ("a red dog\u2019s ball", "make it blue"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "caption"),
-    [
-        (WHITE, "make it red", "a photo of a red flower"),
-        (WHITE, "Please make it orange!", "a photo of an orange flower"),
-        (WHITE, "make the white flower dark red", "a photo of a dark red flower"),
-        (WHITE, "the flower should be red", "a photo of a red flower"),
-        (WHITE, "change the colour of the flower to red", "a photo of a red flower"),
-        (WHITE, "turn red", "a photo of a red flower"),
-        (WHITE, "replace the flower with a tulip", "a photo of a white tulip"),
-        (WHITE, "replace the flower with an orange tulip", "a photo of an orange tulip"),
-        (WHITE, "replace the white flower with a tulip", "a photo of a tulip"),
-        (WHITE, "turn the flower into tulips", "a photo of white tulips"),
-        (WHITE, "change flower to tulip", "a photo of a white tulip"),
-        (WHITE, "make it look like a tulip", "a photo of a white tulip"),
-        (WHITE, "turn it into an oil painting", "an oil painting of a white flower"),
-        (WHITE, "make this a painting of a dog", "a painting of a dog"),
-        (WHITE, "add a bee to the flower", "a photo of a white flower with a bee"),
-        (WHITE, "give the flower a face", "a photo of a white flower with a face"),
-        (DARK, "put a bee on it", f"{DARK} and a bee"),
-        (DARK, "make it red", "a photo of a red flower with a dark background"),
-        (DARK, "make the background green", "a photo of an orange flower with a green background"),
-        (PAIR, "make the cat black", "a black cat on a red sofa"),
-        (PAIR, "turn the sofa blue", "a white cat on a blue sofa"),
-        ("A cat, asleep.", "turn the cat into an otter", "An otter, asleep"),
-        ("flowers in a vase", "make the flowers blue", "blue flowers in a vase"),
-        # Not sure:
-        (PAIR, "make it black", None),
-        (WHITE, "make it happy", None),
-        (WHITE, "make it bigger", None),
-        (WHITE, "make it white", None),
-        (WHITE, "change the background to a beach", None),
-        (WHITE, "make it red and add a bee", None),
-        (WHITE, "brighten it", None),
-        (WHITE, "recolour the petals pink", None),
-        ("a cat sits on a sofa", "make it black", None),
-        ("a cat and a cat", "turn the cat into a dog", None),
-        ('a "red" sign', "make it blue", None),
-        ("", "make it red", None),
-    ],
+    ("source", "target", "caption"), [*CAPTIONS, *((*pair, None) for pair in UNCERTAIN)]
 )
 def test_what_an_instruction_means(source, target, caption):
     assert read_instruction(source, target) == Instruction(caption)
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "caption"),
-    [
-        ("a cat with a red hat", "remove the hat", "a cat"),
-        ("a man with a dog and a hat", "remove the hat", None),
-        (DARK, "get rid of the flower", None),
-        (DARK, "remove the background", None),
-        (DARK, "remove people", None),
-    ],
-)
-def test_a_removal_is_called_so(source, target, caption):
-    assert read_instruction(source, target) == Instruction(caption, removes=True)
+    "target",
+    ["remove the flower", "get rid of it", "remove background", "remove the sign",
+     "take away the flower"],
+)  # fmt: skip
+def test_a_removal_is_called_so(target):
+    assert read_instruction(DARK, target) == Instruction(None, removes=True)
 
 
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (WHITE, "a photo of a red flower"),
+        *((DARK, target) for target in (
+            "a photo of a red flower", "Insert coin sign", "Cut out paper flower",
+            "Cut out cookies",
+            "Take away coffee", "Delete button", "Erase board", "Remove shoes sign",
+            "Please remove your shoes sign", "Let it snow sign", "Fix It Felix on a bench",
+            "paint it black album cover", "Turn right at the flower shop", "make black coffee",
+            "The sign says the flower should be red", "paint the town", "turn red",
+        )),
+        ("a red record", "turn table with red record"),
         (WHITE, "this is a red flower"),
         (WHITE, "color photo of a red flower"),
         (WHITE, "color photo in red"),
@@ -98,7 +133,11 @@ def test_a_removal_is_called_so(source, target, caption):
         ("a field", "crop circles in a field"),
         ("a soldier", "replacement part"),
         ("make love not war poster", "make peace not war poster"),
+        (WHITE, "make " + 2000 * "it "),
+        (600 * "flower ", "replace the " + 1000 * "with "),
+        ("", ""),
+        ("", "make"),
     ],
-)
+)  # fmt: skip
 def test_captions_are_none(source, target):
     assert read_instruction(source, target) is None

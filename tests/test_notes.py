@@ -28,10 +28,10 @@ def test_what_another_tool_asks_for_is_no_unknown_word(tiny_sd1):
 
 def test_an_instruction_has_no_unknown_words(tiny_sd1):
     model = replace(tiny_sd1, known_words=KnownWords(("red", "cat"), ("a",)))
-    (note,) = said_of(model, "a cat", "make it red")
+    (note,) = said_of(model, "a red cat", "make it white")
     assert note == (
-        'Note: "make it red" is an instruction, and a target is a caption of the edited picture; '
-        'write --target "a red cat".'
+        'Note: "make it white" is an instruction, and a target is a caption of the edited picture; '
+        'write --target "a white cat".'
     )
     (note,) = said_of(model, "a cat", "make it happy")
     assert 'repeat "a cat" with other words' in note

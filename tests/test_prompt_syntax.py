@@ -12,13 +12,12 @@ WRITTEN = [
     ("a ((red)) flower", "weight", "red", 1.21, "a red flower"),
     ("a (red:1.3) flower", "weight", "red", 1.3, "a red flower"),
     ("a (dark red: 0.7) flower", "weight", "dark red", 0.7, "a dark red flower"),
-    ("a (red) flower", "weight", "red", 1.1, "a red flower"),
     ("a [red] flower", "weight", "red", 1 / 1.1, "a red flower"),
     ("[[red]] flower", "weight", "red", 1 / 1.21, "red flower"),
     ("((red:1.2)) flower", "weight", "red", 1.32, "red flower"),
     ("a (<my>:1.2) flower", "weight", "<my>", 1.2, "a <my> flower"),
     ("red++ flower", "weight", "red", 1.21, "red flower"),
-    ("red-- flower", "weight", "red", 0.81, "red flower"),
+    ("flower, red--", "weight", "red", 0.81, "flower, red"),
     ("(dark red)1.2 flower", "weight", "dark red", 1.2, "dark red flower"),
     ("(dark red)++ flower", "weight", "dark red", 1.21, "dark red flower"),
     ("a {red} flower", "weight", "red", 1.05, "a red flower"),
@@ -31,8 +30,7 @@ WRITTEN = [
     ("a __colour__ flower", "wildcard", "colour", 1.0, "a flower"),
     ("a [red:blue:0.5] flower", "steps", "blue", 1.0, "a blue flower"),
     ("a [blue:0.5] flower", "steps", "blue", 1.0, "a blue flower"),
-    ("a flower BREAK dark", "join", "BREAK", 1.0, "a flower , dark"),
-    ("a cat AND a dog", "join", "AND", 1.0, "a cat and a dog"),
+    ("a flower, BREAK dark", "join", "BREAK", 1.0, "a flower,, dark"),
     ('a cat.swap("dog")', "join", '.swap("dog")', 1.0, "a cat"),
     ("a cat <lora:fur-v2:0.8>", "lora", "fur-v2", 0.8, "a cat"),
     ("a cat <hypernet:fur:1>", "hypernet", "<hypernet:fur:1>", 1.0, "a cat"),
@@ -105,6 +103,34 @@ a jug (c. 1650)
 a cat | a dog
 no smoking sign, and no leaf
 日本の花（赤い）
+a photo of <PERSON> in a red dress
+<unknown> artist
+a keyboard with <Enter> and <br>, <h1> on a screen
+Panels (a), (b), (c) of a comic
+people (left), (right)
+shoes (size:7) and (UK size:9)
+a house (rooms:4) and (rooms:2)
+a file (line:10)
+a place (lat:45.3, lon:7.2) or (lat:1.3, lon:2.2)
+a baby (months: 3.5)
+a figure (see 1, 2:1.5)
+The house-- old and abandoned
+Google++ conference
+__init__.py on a screen
+__name__ == "__main__"
+a page with {{template}}
+a man {model released}
+a man {{editorial use of this}}
+War AND Peace book cover
+Salt AND pepper
+coffee BREAK at work
+A (small) dog
+the (Great) Wall of China
+an (empty) street
+the [REDACTED] file by an [unknown] hand
+a path {user}/{0}
+♥ playing card
+ace of ♥
 """.strip().splitlines()
 
 
@@ -130,6 +156,26 @@ def test_marks_within_marks_are_all_found():
         *(("weight", "a red rose"), ("weight", "masterpiece"), ("weight", "fine")),
     ]
     assert plain == "masterpiece, fine, a red rose (close)"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("a (small) ((red)) rose", "a small red rose"),
+        ("a ((red)) rose, (soft), (fine)", "a red rose, soft, fine"),
+        ("a ((red)) rose AND a dog", "a red rose and a dog"),
+        ("a ((red)) rose BREAK a dog", "a red rose , a dog"),
+    ],
+)
+def test_marks_that_captions_have_count_beside_another(text, plain):
+    assert find_syntax(text)[1] == plain
+
+
+@pytest.mark.parametrize(
+    "text", ["aaa-" * 4000 + "+", "aaa-" * 990 + "+", "(a" * 1900, "[ " * 1900]
+)
+def test_long_texts_of_marks_are_read(text):
+    assert find_syntax(text) == ([], text.strip())
 
 
 def test_a_learnt_token_is_a_word():

@@ -286,7 +286,7 @@ def test_captions_and_edits_for_other_tools_are_told_of(study, photos):
     code, _, err = study(photos, "-o", "out", *ONE)
     assert code == 0, err
     assert 'Note: "(grey:2)", "red++": another tool\'s emphasis' in err
-    assert 'write --target "a red cat".' in err
+    assert '"make it red" is an instruction' in err
 
 
 def test_photos_without_edits_are_told_of(study, photos, tmp_path):
