@@ -140,16 +140,19 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
     for picture, text in names.items():
         (tmp_path / picture).touch()
         (tmp_path / text).write_text(picture)
-    for name in ("e.jpg", "f.heic", "below/g.png", "below/h.webp", "below/i.bmp"):
+    for name in ("e.jpg", "f.jxl", "below/g.png", "below/h.webp", "below/i.bmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "c.txt").write_text("first of all")
+    for hidden in ("._a.txt", "._b.jpg.txt", ".kept/a.jpg", ".kept/a.txt"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"\0\5\x16\7\xff")
     expected = {"a.JPG": "a.JPG", "b.jpg": "b.jpg", "c.png": "first of all"}
     for reader in (read_items, read_collection):
         assert {one.path.name: one.captions[0] for one in reader(tmp_path)} == expected
     assert note_on_left_out(tmp_path) == (
         f"Note: left out of '{tmp_path}': 5 pictures without a caption (below/g.png, below/h.webp, "
-        "below/i.bmp, …), 1 file of a format that is not read (f.heic)."
+        "below/i.bmp, …), 1 file of a format that is not read (f.jxl)."
     )
     line = '{"file": "a.JPG", "caption": "a cat", "mask": "e.jpg"}'
     (tmp_path / "captions.jsonl").write_text(line)
