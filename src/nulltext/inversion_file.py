@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nulltext.errors import InversionFileError, reason_of, shortened
 from nulltext.files import replace_file
+from nulltext.picture_files import refuse_address
 from nulltext.untrusted import MEGABYTE, parse_json
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def _check_size(path: Path) -> None:
     """Refuse what is no file, and files and headers larger than any of ours."""
     try:
         if not path.is_file():
+            refuse_address(path, InversionFileError)
             what = "is no regular file" if path.exists() else "does not exist"
             raise InversionFileError(
                 f"The inversion file '{path}' {what}; make one with `nulltext invert`."
