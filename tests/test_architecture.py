@@ -20,7 +20,8 @@ PACKAGE = Path(nulltext.__path__[0])
 ROWS = [
     ["version", "defaults", "errors", "names", "logs", "learnt_tokens", "invisible"],
     ["files", "untrusted", "prompts", "prompt_syntax", "schedule", "guidance", "finite"],
-    ["arrays", "picture_files", "carried", "sixteen_bits"],
+    ["arrays", "carried", "sixteen_bits"],
+    ["picture_files"],
     ["open_images"],
     ["photos"],
     ["images", "enlarging", "word_pairing", "inversion_file", "header"],

@@ -53,6 +53,20 @@ def test_opacity_and_damage(tmp_path):
         refuses(tmp_path / "cut.heic", "truncated or damaged")
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_bits_that_are_lost_are_known(tmp_path, bits):
+    from nulltext.photos import load_photo
+
+    heif = pytest.importorskip("pillow_heif")
+    values = picture() if bits == 8 else picture() * np.uint16(257)
+    mode = "RGB" if bits == 8 else "RGB;16"
+    made = heif.from_bytes(mode=mode, size=(128, 64), data=values.tobytes())
+    made.save(tmp_path / "photo.heic", quality=-1, bit_depth=bits)
+    photo = load_photo(tmp_path / "photo.heic")
+    assert (photo.bits, photo.deep) == (bits, None)
+    assert np.abs(pixels(photo.image) - picture()).mean() < 3  # levels; lossless, but for chroma
+
+
 @pytest.mark.parametrize("brand", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic"])
 def test_without_the_extra_the_message_names_it(tmp_path, monkeypatch, brand):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

@@ -23,7 +23,7 @@ from nulltext.invisible import clean
 from nulltext.models.known_words import KnownWords
 from nulltext.models.notes import notes_on_prompts
 from nulltext.prompts import find_words, spelled_out, tokenize, without_learnt
-from nulltext.studio.chips import Chip, chips_of, target_of, weights_of
+from nulltext.studio.chips import Chip, chips_of, weights_of
 from studios import Visitor, studio_on
 from test_cli import pixels
 from tiny import own_tokenizer, tiny_pipeline
@@ -384,13 +384,11 @@ def test_chips_in_the_studio(sd1, tmp_path, photo):
         assert view["problem"].endswith("the words are a, mystyle, on, <cat>, mytok.")
 
 
-def test_chips_make_the_target():
+def test_learnt_tokens_are_one_chip():
     prompt = read("a <cat>, a mystyle mystyle_1")
     chips = chips_of(prompt)
     assert [chip.text for chip in chips] == ["a", "<cat>", ",", "a", "mystyle mystyle_1"]
-    assert target_of(prompt, chips) == prompt.text
     chips[1:3] = [Chip(1, "MyTok", 2.0), Chip(None, "mystyle"), Chip(2, ",")]
-    assert target_of(prompt, chips) == "a MyTok mystyle, a mystyle mystyle_1"
     assert weights_of(chips) == {"MyTok": 2.0}
 
 

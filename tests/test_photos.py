@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from nulltext.errors import ImageError
+from nulltext.masks import read_mask
 from nulltext.photos import load_photo
 from pictures import SRGB, noise, pixels, png, refuses
 
@@ -112,6 +114,28 @@ def test_palette_with_its_own_alpha_band() -> None:
     assert (pixels(photo.straight) == np.array([[200, 100, 50], [0, 10, 20]])[index]).all()
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_colour_key_of_sixteen_bits(tmp_path: Path, in_memory: bool) -> None:
+    """Every bit counts, but in an image that is given decoded: there, the high byte of each."""
+    raw = noise(9, 9, 3, dtype=np.uint16)
+    raw[2, 3], raw[4, 5] = (0x1234, 0x5678, 0x9ABC), (0x1234, 0x5678, 0x9ABD)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in raw)
+    chunks = ((b"tRNS", struct.pack(">3H", *raw[2, 3])), (b"IDAT", zlib.compress(rows)))
+    (tmp_path / "photo.png").write_bytes(png(9, 9, 16, 2, *chunks))
+    with Image.open(tmp_path / "photo.png") as image:
+        photo = load_photo(image if in_memory else tmp_path / "photo.png")
+        assert image.info["transparency"] == (0x1234, 0x5678, 0x9ABC)
+    expected = np.full((9, 9), 255)
+    expected[2, 3] = 0
+    expected[4, 5] = 0 if in_memory else 255
+    assert (pixels(photo.alpha) == expected).all()
+    assert (pixels(photo.straight) == raw >> 8).all()
+    assert (pixels(photo.image)[2, 3] == 255).all()
+    if not in_memory:
+        assert photo.deep is not None
+        assert (photo.deep == np.dstack([raw, expected * 257])).all()
+
+
 def test_colour_key_transparency(tmp_path: Path) -> None:
     raw = noise(9, 9, 3)
     raw[2, 3] = (1, 2, 3)
@@ -175,6 +199,51 @@ def big_endian_tiff(grey: np.ndarray) -> bytes:
     entries = b"".join(struct.pack(">HHII", tag, 4, 1, fields[tag]) for tag in sorted(fields))
     head = b"MM\0*" + struct.pack(">IH", 8, len(fields)) + entries + b"\0" * 4
     return head.ljust(200, b"\0") + grey.astype(">u2").tobytes()
+
+
+def planar_tiff(values: np.ndarray, packed: bool) -> bytes:
+    """TIFF 6.0, little-endian, one strip for each channel of [H, W, bands]."""
+    height, width, bands = values.shape
+    planes = [np.ascontiguousarray(values[..., band]).tobytes() for band in range(bands)]
+    planes = [zlib.compress(plane) if packed else plane for plane in planes]
+    sizes = [len(plane) for plane in planes]
+    starts = [400 + sum(sizes[:band]) for band in range(bands)]
+    fields = {256: [width], 257: [height], 258: [8 * values.itemsize] * bands}
+    fields |= {259: [8 if packed else 1], 262: [2 if bands == 3 else 1], 273: starts, 277: [bands]}
+    fields |= {278: [height], 279: sizes, 284: [2]}
+    entries, further = b"", b""
+    for tag, numbers in fields.items():
+        data = struct.pack(f"<{len(numbers)}I", *numbers)
+        if len(data) > 4:
+            data, further = struct.pack("<I", 200 + len(further)), further + data
+        entries += struct.pack("<HHI", tag, 4, len(numbers)) + data
+    head = b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + b"\0" * 4
+    return (head.ljust(200, b"\0") + further).ljust(400, b"\0") + b"".join(planes)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_planes_are_read_right_or_refused(
+    tmp_path: Path, bands: int, dtype: type, packed: bool
+) -> None:
+    raw, path = noise(9, 16, bands, dtype=dtype), tmp_path / "photo.tif"
+    path.write_bytes(planar_tiff(raw, packed))
+    if dtype is np.uint16 and not packed:
+        words = "a TIFF of uncompressed planes of 16 bits"
+        with Image.open(path) as image:
+            for source in (path, image):
+                refuses(source, words, "save it with interleaved channels, or compressed")
+        with pytest.raises(ImageError, match=words):
+            read_mask(path)
+        return
+    photo = load_photo(path)
+    assert photo.bits == 8 * raw.itemsize
+    eight = raw
+    if dtype is np.uint16:
+        eight = raw >> 8 if bands == 3 else np.rint(raw / 257)
+        assert photo.deep is None if bands == 3 else (photo.deep == raw).all()
+    assert (pixels(photo.image) == eight).all()
 
 
 def test_sixteen_bit_transparent_value(tmp_path: Path) -> None:

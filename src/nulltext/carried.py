@@ -1,9 +1,10 @@
 """What is carried from a photo's file into what is made from it, beside pixels and ICC profile.
 
-Of EXIF, who took it, when and with what is kept. The orientation is not, since pixels are upright;
-nor are the thumbnail, which shows the old picture, and the maker's note, whose offsets and previews
-hold in the old file alone. The position is kept beside, and written only where that is asked for.
-XMP and IPTC are not read.
+Of EXIF, those tags alone are kept that are listed here: when and how the picture was taken, with
+which kinds of camera and lens, author and copyright. So comments, titles, serial numbers, owners
+and tags of unknown meaning are not; nor is what holds of the old pixels alone (orientation,
+thumbnail, maker's note, places in the picture). The position is kept beside, and written only where
+that is asked for. XMP and IPTC are not read.
 
 Of JPEG, its quantisation tables: where nothing was changed, a picture loses little if it is
 compressed as it was before.
@@ -25,15 +26,25 @@ MOST_BYTES = 4096
 """Longest value that is carried; JPEG has room for 64 KiB in all."""
 MOST_IN_ALL = 60_000
 
-_ABOUT = (
-    *(Base.ImageDescription, Base.Make, Base.Model, Base.DateTime, Base.Artist, Base.Copyright),
-    *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject, Base.Rating),
+_ABOUT = (Base.Make, Base.Model, Base.DateTime, Base.Artist, Base.Copyright)
+"""Of the main block."""
+_TAKEN = (
+    *(Base.ExifVersion, Base.ColorSpace, Base.Gamma, Base.FileSource, Base.SceneType),
+    *(Base.DateTimeOriginal, Base.DateTimeDigitized),
+    *(Base.OffsetTime, Base.OffsetTimeOriginal, Base.OffsetTimeDigitized),
+    *(Base.SubsecTime, Base.SubsecTimeOriginal, Base.SubsecTimeDigitized),
+    *(Base.ExposureTime, Base.ShutterSpeedValue, Base.FNumber, Base.ApertureValue),
+    *(Base.MaxApertureValue, Base.BrightnessValue, Base.ExposureBiasValue, Base.ExposureIndex),
+    *(Base.ExposureProgram, Base.ExposureMode, Base.MeteringMode, Base.SceneCaptureType),
+    *(Base.ISOSpeedRatings, Base.SensitivityType, Base.StandardOutputSensitivity),
+    *(Base.RecommendedExposureIndex, Base.ISOSpeed, Base.ISOSpeedLatitudeyyy),
+    *(Base.ISOSpeedLatitudezzz, Base.SensingMethod, Base.GainControl),
+    *(Base.FocalLength, Base.FocalLengthIn35mmFilm, Base.DigitalZoomRatio),
+    *(Base.SubjectDistance, Base.SubjectDistanceRange, Base.Flash, Base.FlashEnergy),
+    *(Base.LightSource, Base.WhiteBalance, Base.Contrast, Base.Saturation, Base.Sharpness),
+    *(Base.CustomRendered, Base.LensSpecification, Base.LensMake, Base.LensModel),
 )
-"""Of the main block, whose other tags say how the old file is laid out."""
-_STALE = (
-    *(Base.MakerNote, Base.ExifInteroperabilityOffset),
-    *(Base.ExifImageWidth, Base.ExifImageHeight),
-)
+"""Of the Exif block."""
 
 
 def kept_exif(image: Image.Image) -> bytes | None:
@@ -46,10 +57,10 @@ def kept_exif(image: Image.Image) -> bytes | None:
     with contextlib.suppress(Exception):  # whichever way the parser fails, the pixels are good
         found = image.getexif()
         _fill(result, {tag: found[tag] for tag in _ABOUT if tag in found})
-        for block in (Block.Exif, Block.GPSInfo):
+        for block, wanted in ((Block.Exif, _TAKEN), (Block.GPSInfo, ExifTags.GPS)):
             with contextlib.suppress(Exception):
                 inner = found.get_ifd(block)
-                _fill(result.get_ifd(block), {t: inner[t] for t in inner if t not in _STALE})
+                _fill(result.get_ifd(block), {tag: inner[tag] for tag in wanted if tag in inner})
     written = _bytes_of(result)
     anything = len(result) > 0 or any(result.get_ifd(b) for b in (Block.Exif, Block.GPSInfo))
     return written if anything and len(written) <= MOST_IN_ALL else None
@@ -95,6 +106,15 @@ def exif_of_result(kept: bytes | None, size: tuple[int, int], *, gps: bool) -> b
     return result.tobytes()
 
 
+def has_position(kept: bytes | None) -> bool:
+    """Whether a block of `kept_exif` says where the photo was taken."""
+    if kept is None:
+        return False
+    exif = Image.Exif()
+    exif.load(kept)
+    return ExifTags.GPS.GPSLatitude in exif.get_ifd(Block.GPSInfo)
+
+
 def jpeg_coding(image: Image.Image) -> Mapping[str, Any] | None:
     """Options of Pillow's encoder that compress as a JPEG file was; None for other files.
 
@@ -102,6 +122,15 @@ def jpeg_coding(image: Image.Image) -> Mapping[str, Any] | None:
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != "RGB":
         return None
-    if JpegImagePlugin.get_sampling(image) != 0 or not image.quantization:
+    tables = [image.quantization.get(layer[3]) for layer in image.layer]  # one for each component
+    if JpegImagePlugin.get_sampling(image) != 0 or None in tables:
         return None
-    return {"qtables": image.quantization, "subsampling": 0}
+    return {"qtables": tables, "subsampling": 0, "keep_rgb": _is_coded_as_rgb(image)}
+
+
+def _is_coded_as_rgb(image: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether a JPEG of three components holds red, green and blue, by libjpeg's rules."""
+    if "jfif" in image.info:
+        return False
+    names = bytes(layer[0] for layer in image.layer)
+    return bool(image.info.get("adobe_transform", 0 if names == b"RGB" else 1) == 0)

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from nulltext.arrays import NPY, Array, ImageLike, image_of, is_tensor, read_npy
 from nulltext.errors import ImageError, reason_of
-from nulltext.picture_files import HEIC, check_regular_file, refuse_foreign, refuse_raw_tags
+from nulltext.picture_files import HEIC, check_regular_file, refuse_foreign, refuse_tiff
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +89,7 @@ def opened(
     """
     if isinstance(source, Image.Image):
         with _decoder_errors("The given image"):
+            refuse_tiff(source, "The given image")
             yield OpenImage(source, "The given image")
         return
     if isinstance(source, np.ndarray) or is_tensor(source):
@@ -117,7 +118,7 @@ def opened(
                 return _open_heic(file, name) if HEIC.match(head) else _open(file)
 
             with reopen() as image:
-                refuse_raw_tags(getattr(image, "tag_v2", None), name)
+                refuse_tiff(image, name)
                 yield OpenImage(image, name, path, reopen)
 
 

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,15 @@ from nulltext.arrays import ImageLike
 from nulltext.carried import jpeg_coding, kept_exif
 from nulltext.errors import ImageError
 from nulltext.open_images import MAX_PIXELS, OpenImage, decoded, opened
-from nulltext.sixteen_bits import Deep, deep_of, is_deep, packing_of, to_eight_bits
+from nulltext.sixteen_bits import (
+    Deep,
+    deep_of,
+    is_deep,
+    opaque_but,
+    packing_of,
+    to_eight_bits,
+    with_opacity,
+)
 
 _STRIP = 256
 """Rows that are hashed at a time."""
@@ -49,12 +57,12 @@ class Photo:
     straight: Image.Image | None = None
     """Mode RGB: colours before compositing, so that an edit keeps them; None without alpha."""
     bits: int = 8
-    """Of a channel of the file: 8 or 16."""
+    """Of a channel of the file: 8, 16, or what HEIC says."""
     deep: Deep | None = None
     """The colours at 16 bits, before compositing, and the opacity if there is any; None where the
     file has 8, or cannot be decoded at 16."""
     exif: bytes | None = None
-    """What EXIF says of the photo, as `exif.kept_exif` returns it."""
+    """What EXIF says of the photo, as `carried.kept_exif` returns it."""
     coding: Mapping[str, Any] | None = None
     """How a JPEG was compressed, see `carried.jpeg_coding`; None if its pixels were turned."""
 
@@ -102,22 +110,28 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
     packing = packing_of(source.image)
     upright = decoded(source, max_pixels)
     profile = source.image.info.get("icc_profile") or b""
-    colours, alpha = _to_rgb(upright, profile, source.name)
+    deep = deep_of(upright, packing, source.turned, source.reopen)
+    colours, alpha = _to_rgb(upright, profile, source.name, deep)
     colours.info.clear()  # stale EXIF or transparency must not reach an output
-    photo = Photo(
+    return Photo(
         colours if alpha is None else over_white(colours, alpha),
         alpha,
         # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
         profile if profile[16:20] == b"RGB " else None,
         source.path,
         straight=None if alpha is None else colours,
+        bits=_bits_of(source.image, packing),
+        deep=with_opacity(deep, alpha),
         exif=kept_exif(source.image),
         coding=jpeg_coding(source.image) if upright is source.image else None,
     )
-    if not is_deep(packing or source.image.mode):
-        return photo
-    deep = deep_of(upright, alpha, packing, source.turned, source.reopen)
-    return replace(photo, bits=16, deep=deep)
+
+
+def _bits_of(image: Image.Image, packing: str) -> int:
+    """Of a channel of an image's file."""
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", 8))
+    return 16 if is_deep(packing or image.mode) else 8
 
 
 def over_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -128,9 +142,13 @@ def over_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def _to_rgb(
-    image: Image.Image, profile: bytes, name: str
+    image: Image.Image, profile: bytes, name: str, deep: Deep | None
 ) -> tuple[Image.Image, Image.Image | None]:
-    """(RGB, L or None): the colours and the opacity of an image of any mode."""
+    """(RGB, L or None): the colours and the opacity of an image of any mode.
+
+    Args:
+        deep: its colours at 16 bits, if they could be decoded.
+    """
     if image.mode == "F":
         raise ImageError(
             f"{name} has floating-point pixels (mode F), whose white level is unknown: convert it"
@@ -144,6 +162,13 @@ def _to_rgb(
         image = image.convert("LA")
     if not image.has_transparency_data:
         return image.convert("RGB"), None
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple):
+        image = image.copy()
+        if deep is not None:
+            return image, opaque_but(deep, key)
+        if max(key) > 255:  # of 16 bits, whose low bytes are gone
+            image.info["transparency"] = tuple(value >> 8 for value in key)
     rgba = image.convert("RGBA")
     return rgba.convert("RGB"), rgba.getchannel("A")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import re
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
+from PIL import Image, TiffImagePlugin
+
 from nulltext.errors import ImageError, UserError, shortened
+from nulltext.sixteen_bits import in_planes
 
 HEIC = re.compile(rb"....ftyp(?:he[iv][cmsx]|(?:mif1|msf1)(?!.*avif))", re.DOTALL)
 """How a HEIC file begins; AVIF has the same container."""
@@ -121,14 +123,22 @@ def refuse_foreign(head: bytes, suffix: str, name: str) -> None:
         raise _not_read(name, f"{maker} RAW ({suffix[1:].upper()})", _RAW)
 
 
-def refuse_raw_tags(tags: object, name: str) -> None:
-    """Refuse a DNG under another name, by its TIFF tags.
+def refuse_tiff(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF that Pillow decodes wrongly, by its tags: DNG, and planes of 16 bits.
 
     Raises:
         ImageError: it is one.
     """
-    if isinstance(tags, Mapping) and _DNG_VERSION in tags:
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    tags = image.tag_v2
+    if _DNG_VERSION in tags:
         raise _not_read(name, "a camera's RAW (DNG)", _RAW)
+    deepest = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    packed = tags.get(TiffImagePlugin.COMPRESSION, 1) != 1
+    if in_planes(image) and deepest > 8 and not packed:
+        kind = f"a TIFF of uncompressed planes of {deepest} bits"
+        raise _not_read(name, kind, "save it with interleaved channels, or compressed")
 
 
 def _not_read(name: str, kind: str, advice: str) -> ImageError:

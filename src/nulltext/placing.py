@@ -47,8 +47,8 @@ class Canvas:
     box: CropBox
     full: bool
     """Whether it is the photo at its own size."""
-    flattened: bool = False
-    """Whether the photo's transparency is lost in it."""
+    shown: Photo | None = None
+    """The photo itself, where only its crop is the canvas; None if it was not given."""
 
     @classmethod
     def of(cls, inversion: Inversion, photo: Photo | None, *, full: bool) -> Canvas:
@@ -59,8 +59,7 @@ class Canvas:
         crop = to_pil(from_uint8(inversion.photo))
         told = Photo(crop) if photo is None else photo
         own = Photo(crop, icc_profile=told.icc_profile, exif=told.exif)
-        flattened = told.alpha is not None
-        return cls(own, CropBox(0, 0, *crop.size), full=False, flattened=flattened)
+        return cls(own, CropBox(0, 0, *crop.size), full=False, shown=photo)
 
 
 @dataclass(frozen=True)

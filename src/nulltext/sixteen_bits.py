@@ -37,6 +37,7 @@ _READ = [f"{mode};{order}" for mode in ("RGB", "RGBA") for order in _OTHER_END]
 """Packings that are read at 16 bits; grey needs no help."""
 _TIFF_SHORT, _TIFF_ENTRY = 3, 12
 _IMAGE_WIDTH, _BITS_PER_SAMPLE = 256, 258
+_PLANAR_CONFIGURATION, _PLANES = 284, 2
 
 
 def packing_of(image: Image.Image) -> str:
@@ -51,6 +52,11 @@ def packing_of(image: Image.Image) -> str:
     return str(first)
 
 
+def in_planes(image: Image.Image) -> bool:
+    """Whether a file is a TIFF of one plane for each channel (TIFF 6.0, sec. 8)."""
+    return bool(getattr(image, "tag_v2", {}).get(_PLANAR_CONFIGURATION) == _PLANES)
+
+
 def is_deep(packing: str) -> bool:
     """Whether a channel takes more than 8 bits."""
     return ";16" in packing or packing.startswith("I") or packing.startswith("F")
@@ -58,7 +64,6 @@ def is_deep(packing: str) -> bool:
 
 def deep_of(
     upright: Image.Image,
-    alpha: Image.Image | None,
     packing: str,
     turned: Callable[[Image.Image], Image.Image],
     reopen: Callable[[], Image.Image] | None,
@@ -66,21 +71,32 @@ def deep_of(
     """The 16 bits of a photo; None where it has 8, or cannot be decoded at 16.
 
     Args:
-        upright: decoded, grey still of mode I or I;16*, and turned. alpha: its opacity at 8 bits.
+        upright: decoded, grey still of mode I or I;16*, and turned.
         packing: see `packing_of`. turned: turns a decoded image. reopen: opens the file once more;
             None for an image in memory.
     """
     if upright.mode.startswith("I"):
         grey = np.asarray(upright).astype(np.uint16)
-        values = np.repeat(grey[..., None], 3, axis=2)
-    elif packing in _READ and reopen is not None:
-        with reopen() as again:
-            values = np.asarray(upright).astype(np.uint16)
-            values <<= 8
-            values |= np.asarray(turned(_low_bytes(again, packing)))
-    else:
+        return np.repeat(grey[..., None], 3, axis=2)
+    if packing not in _READ or reopen is None:
         return None
-    if alpha is None or values.shape[2] > 3:
+    with reopen() as again:
+        if in_planes(again):  # whose unpackers cannot be chosen
+            return None
+        values = np.asarray(upright).astype(np.uint16)
+        values <<= 8
+        values |= np.asarray(turned(_low_bytes(again, packing)))
+    return values
+
+
+def opaque_but(values: Deep, colour: tuple[int, ...]) -> Image.Image:
+    """The opacity, mode L, of colours [H, W, 3] one of which is transparent."""
+    return Image.fromarray(np.where((values == colour).all(axis=2), 0, 255).astype(np.uint8))
+
+
+def with_opacity(values: Deep | None, alpha: Image.Image | None) -> Deep | None:
+    """Add the opacity at 8 bits to colours that have none of their own."""
+    if values is None or alpha is None or values.shape[2] > 3:
         return values
     opacity = np.asarray(alpha).astype(np.uint16) * np.uint16(PER_LEVEL)
     return np.concatenate([values, opacity[..., None]], axis=2)

@@ -62,8 +62,8 @@ KeepGpsOption = Annotated[
     bool,
     typer.Option(
         "--keep-gps",
-        help="Write where the photo was taken into the result, too; date, camera, author and "
-        "copyright are always kept.",
+        help="Write where the photo was taken into the result, too; date, exposure, kind of camera "
+        "and lens, author and copyright are always kept, comments and serial numbers never.",
     ),
 ]
 EditorOption = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nulltext.carried import exif_of_result
+from nulltext.carried import exif_of_result, has_position
 from nulltext.compositing import Difference, difference, original
 from nulltext.editing import Edit
 from nulltext.execution.figures import decibels
@@ -70,17 +70,26 @@ def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps
     there = read_back(picture, path, data)
     found = None
     if there is not picture:
-        found = difference(original(photo), there, one.kept, canvas.box)
+        before = original(photo)
+        if there.bands < before.bands:
+            before = Picture(photo.image)  # over white, as the file is
+        found = difference(before, there, one.kept, canvas.box)
         one = replace(one, changed_fraction=found.changed_fraction, psnr_outside=found.psnr_outside)
-    return replace(one, lost=tuple(_lost(path, one, canvas, there, found)))
+    lost = [*_lost(path, one, canvas, there, found)]
+    if gps and not has_position(photo.exif):
+        why = "the photo's file has none"
+        if not canvas.full and canvas.shown is None:
+            why = "it is in the photo's file, so pass that beside --inversion"
+        lost.append(f"Note: --keep-gps wrote no position: {why}.")
+    return replace(one, lost=tuple(lost))
 
 
 def _lost(
     path: Path, one: Placed, canvas: Canvas, there: Picture, found: Difference | None
 ) -> Iterator[str]:
     """What a file does not hold of the photo, and what would."""
-    photo, kind = canvas.photo, path.suffix.removeprefix(".").upper()
-    if canvas.flattened:
+    photo, kind = canvas.shown or canvas.photo, path.suffix.removeprefix(".").upper()
+    if photo.alpha is not None and not canvas.full:
         yield "Note: the model sees the photo over white; add --full to keep its transparency."
     if there.bands < one.picture.bands:
         yield (
@@ -88,9 +97,11 @@ def _lost(
             ".tif or .webp to keep it."
         )
     if photo.bits > 8 and there.deep is None:
-        means = "could be read at 8 alone"
-        if photo.deep is not None:
-            means = f"{kind} holds 8: name the file .png or .tif to keep them"
+        means = f"{kind} holds 8: name the file .png or .tif to keep them"
+        if photo.deep is None:
+            means = "could be read at 8 alone"
+        elif not canvas.full:
+            means = "the model sees 8: add --full to keep them"
         yield f"Note: the photo has {photo.bits} bits a channel, and {means}."
     if found is not None and keeps_pixels(canvas, one.spec) and there.image is not one.image:
         yield (

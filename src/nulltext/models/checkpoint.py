@@ -106,6 +106,8 @@ class Checkpoint:
         (files,) = self._weights({part: class_name}).values()
         with refused_as_unusable(part, self.name):
             build(self, part, class_name, files)
+        from transformers import GenerationConfig
+
         try:
             kind = _library_class(class_name)
             with plain_texts(self.folder / part) as texts:
@@ -117,6 +119,7 @@ class Checkpoint:
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                generation_config=GenerationConfig(),  # unused, and else read from the folder
             )
         except Exception as error:  # the libraries raise many kinds; the reason is in the text
             raise ModelError(
