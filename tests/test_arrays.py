@@ -46,7 +46,9 @@ def test_grey_and_opacity(bands):
         else:
             assert (pixels(photo.image) == raw.reshape(9, 11, 1)).all()
     deep = noise(9, 11, dtype=np.uint16)
-    assert (pixels(load_photo(deep).image) == np.rint(deep / 257)[..., None]).all()
+    for order in "<>":
+        values = deep.astype(deep.dtype.newbyteorder(order))
+        assert (pixels(load_photo(values).image) == np.rint(deep / 257)[..., None]).all()
 
 
 def test_a_saved_array_is_read_as_the_array(tmp_path):

@@ -223,7 +223,7 @@ def test_a_bad_job_is_told_and_the_others_are_done(here, run):
     )
     dry, looked, _ = run(jobs, "-o", "out", "--dry-run")
     assert (dry, looked["jobs"], looked["inversions"], looked["done"]) == (2, 8, 3, 0)
-    assert [reason["line"] for reason in looked["reasons"]] == [2, 3, 4, 7]  # no model looked
+    assert [reason["line"] for reason in looked["reasons"]] == [2, 3, 4, 6, 7]  # no model looked
     assert not (here / "out").exists()
     code, said, _ = run(jobs, "-o", "out")
     assert (code, said["done"], said["failed"]) == (2, 2, 6)

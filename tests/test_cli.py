@@ -340,6 +340,7 @@ def test_a_saved_inversion_goes_with_its_own_photo_prompt_and_model(saved, here,
     assert run(*edit, "other.png")[0] == 2
     assert "another photo" in run(*edit, "other.png")[2]
     assert "was made for" in run(*edit, "--source", "a dog")[2]
+    assert run(*edit, "--source", " a\u00a0cat\u200b ", "-o", "spaced.png")[0] == 0
     assert "other weights" in run(*edit[:-2])[2]
     assert "pass IMAGE" in run(*edit, "--full")[2]
     cat.save("same.jpg", quality=97)

@@ -65,9 +65,11 @@ def test_a_mask_of_zeros_and_ones_is_a_mask_and_a_dim_one_is_pointed_out(here, m
         assert result["changed_fraction"] > 0.2
         assert result["unchanged"] == [None]
         assert (pixels(f"{name}-out.png") == pixels("white.png-out.png")).all()
-    code, _, err = run(*edit, "--mask", "dim.png", "-o", "dim-out.png")
+    code, out, err = run(*edit, "--mask", "dim.png", "-o", "dim-out.png", "--json")
     assert code == 0
-    assert "brightest value of the mask 'dim.png' is 89 of 255" in " ".join(err.split())
+    note = "brightest value of the mask 'dim.png' is 89 of 255"
+    assert note in " ".join(err.split())
+    assert note in json.loads(out)["remarks"][0]
 
 
 def test_an_edit_that_changed_nothing_says_so_and_why(here, model, run, saved):
@@ -75,23 +77,28 @@ def test_an_edit_that_changed_nothing_says_so_and_why(here, model, run, saved):
     edge = np.zeros((48, 64), np.uint8)
     edge[20:24, 8] = 255  # column 0 of the crop, where the edit has faded out
     Image.fromarray(edge).save("edge.png")
+    Image.fromarray(np.where(np.arange(64) > 30, 255, 0 * edge).astype(np.uint8)).save("white.png")
     edit = ("edit", "cat.png", "--inversion", saved, "--model", model, "--target", "a dog")
+    half = ("--mask", "white.png")
     everywhere = ("--blend", "dog", "--blend-except", "dog", "--blend-threshold", 0)
     cases = [
-        (("--strength", 0), "at strength 0"),
-        (("--strength", 0, "--full"), "at strength 0"),
-        (everywhere, "the blend of dog is empty (0 % of the picture)"),
-        (("--mask", "edge.png", "--full"), "fades out towards the crop's border"),
+        (("--strength", 0), "at strength 0", False),
+        (("--strength", 0, "--full"), "at strength 0", True),
+        (("--strength", 0, "--full", *half, "--detail", "model"), "at strength 0", False),
+        (everywhere, "the blend of dog is empty (0 % of the picture)", True),
+        (("--mask", "edge.png", "--full"), "fades out towards the crop's border", True),
     ]
-    for options, why in cases:
+    for options, why, same in cases:
         code, out, err = run(*edit, *options, "-o", "out.png", "--json")
         assert code == 0, err
         (said,) = json.loads(out)["unchanged"]
         assert why in said
-        assert f'"a dog" changed nothing: {said}.' in " ".join(err.split())
-    code, out, _ = run(*edit, "--strength", 0, "-o", "out.png")
-    assert "Changed nothing." in out
-    assert "%" not in out
+        assert (json.loads(out)["changed_fraction"] == 0) == same
+        what = "changed nothing" if same else "is the reconstruction of the photo"
+        assert f'"a dog" {what}: {said}.' in " ".join(err.split())
+    for options, same in ((("--full",), True), ((), False)):
+        code, out, _ = run(*edit, "--strength", 0, *options, "-o", "out.png")
+        assert ("Changed nothing." in out, "of the pixels" in out) == (same, not same)
 
 
 def test_a_blend_says_how_much_it_covers(here, model, run, saved):

@@ -22,8 +22,11 @@ from nulltext.compositing import (
     original,
     region_of_change,
 )
+from nulltext.edit_spec import EditSpec
+from nulltext.editing import Edit
 from nulltext.images import CropBox, Picture
 from nulltext.photos import Photo
+from nulltext.placing import Canvas, place
 from pictures import noise, pixels
 
 
@@ -40,6 +43,29 @@ def pair():
     edit = reconstruction.clone()
     edit[:, 10:20, 12:22] += 0.7
     return edit, reconstruction
+
+
+@pytest.mark.parametrize(
+    ("columns", "level", "why"),
+    [
+        (slice(0, 2), 1.0, "fades out towards the crop's border"),
+        (slice(200, 220), 1.0, "draws the same pixels"),
+        (slice(200, 220), 0.05, "draws the same pixels"),
+    ],
+)
+def test_why_an_edit_does_not_show_is_told_by_where_it_may(columns, level, why):
+    box = CropBox(40, 12, 416, 416)
+    canvas = Canvas(Photo(Image.fromarray(noise(440, 500, 3))), box, full=True)
+    mask = torch.zeros(416, 416)
+    mask[100:300, columns] = level
+    reconstruction = torch.zeros(1, 3, 416, 416)
+    images = reconstruction.clone()
+    images[..., :100] += 8 / 255  # four levels, of which a 26th shows in the second column
+    edit = Edit(images, reconstruction, 30.0, 1, torch.ones(1, 52, 52), (None,))
+    placed = place(canvas, edit, 0, EditSpec("a dog", mask=mask), "photo")
+    assert placed.changed_fraction == 0
+    assert why in placed.unchanged
+    assert placed.nothing == f"changed nothing: {placed.unchanged}."
 
 
 @pytest.mark.parametrize("detail", ["auto", "photo", "model"])

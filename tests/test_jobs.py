@@ -13,9 +13,11 @@ from dataclasses import fields
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from nulltext.cli.edit import edit
 from nulltext.errors import DataError, UserError
+from nulltext.execution.batch import check_steps, read_batch
 from nulltext.execution.job_options import LONGEST_TEXT, OPTIONS, OURS
 from nulltext.execution.jobs import (
     LONGEST_LINE,
@@ -86,7 +88,7 @@ REFUSED = {
     '{"target": "x", "steps": true}': "no whole number",
     '{"target": "x", "steps": ' + "9" * 400 + "}": "no whole number",
     '{"target": "x", "seed": 9223372036854775808}': "no whole number",
-    '{"target": "x", "full": 1}': "neither true nor false",
+    '{"target": "x", "full": 1}': "neither true nor false; write one of these.",
     '{"target": "x", "strip": "../../etc/x.png"}': "neither true nor false",
     '{"target": "x", "output": "../x.png"}': 'has "output", which a job has not',
     '{"target": "x", "save_inversion": "/x"}': "a batch keeps every inversion itself",
@@ -184,6 +186,8 @@ LAYOUTS = {
     "lines of an old Macintosh": ("Line", LINES.replace("\n", "\r").encode()),
     "CSV": ("Row", table(",").encode()),
     "CSV UTF-8 of Excel": ("Row", table(";", ",").encode("utf-8-sig")),
+    "CSV of pandas": ("Row", table(",").replace(",20,", ",20.0,").encode()),
+    "CSV that says its separator": ("Row", ("sep=;\r\n" + table(";")).encode("utf-8-sig")),
     "Unicode text of Excel": ("Row", table("\t", ",").encode("utf-16")),
 }
 
@@ -197,7 +201,7 @@ def test_every_layout_of_a_job_file_gives_the_same_jobs(tmp_path, word, data):
     assert all(isinstance(job, Job) for job in found), found
     assert [job.options for job in found] == [job.options for job in expected]
     assert [unit_of(job).id for job in found] == [unit_of(job).id for job in expected]
-    first = 1 + decoded(data).startswith("image")  # a header is row 1
+    first = 1 + (decoded(data)[0] not in "[{")  # a header is row 1
     assert [job.place for job in found] == [
         f"{word} {number}" for number in range(first, first + 3)
     ]
@@ -233,7 +237,10 @@ def test_bad_rows_are_told_one_by_one(tmp_path, text, said):
         (b"image,target,image\na,b,c\n", 'its header has "image" twice'),
         ("image,target\na,caf\u00e9\n".encode("cp1252"), "no UTF-8: it may be in Windows-1252"),
         ('{"image": "a"}\n'.encode("utf-16-le"), "UTF-16 without a byte-order mark"),
-        (b"PK\3\4" + bytes(80), r"no text at all; save it as UTF-8 \(in Excel as"),
+        (b"\1\2" + bytes(80), r"no text at all; save it as UTF-8 \(in Excel as"),
+        (b"PK\3\4\x14\0\6\0\x08\0\0\0\xff\n", r'a workbook \(.*; save it as "CSV UTF-8"'),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", r"a workbook \(.*xls"),
+        (b'image,target\na,b\nc,"d\ne,f\n', "the quote that opens in row 3 is not closed"),
         (b'image,target\na,"b\n' * 3, "line 4: ',' expected after"),
     ],
 )
@@ -251,6 +258,28 @@ def test_invisible_characters_make_no_other_job(tmp_path):
     clean = {"source": "a cat", "target": ["a dog"], "weight": "dog=2"}
     assert unit_of(parsed(tmp_path, **dirty)).id == unit_of(parsed(tmp_path, **clean)).id
     assert parsed(tmp_path, **dirty).order() == parsed(tmp_path, **clean).order()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target": ["a cat\u200b"]}, 'The target "a cat" says the same as the source "a cat"'),
+        ({"target": ["a dog"], "then": ["a\u00a0dog "]}, 'same as the source "a dog"'),
+        ({"target": ["a cat"], "weight": ["cat=1"]}, "says the same"),
+        ({"target": ["\u200b"]}, "A prompt is empty"),
+        ({"target": ["a dog", "   "]}, "A prompt is empty"),
+        ({"source": "\ufeff", "target": ["a dog"]}, "A prompt is empty"),
+        ({"target": ["a cat"], "weight": ["cat=2"]}, None),
+        ({"source": "auto", "target": ["auto"]}, None),
+    ],
+)
+def test_words_that_ask_for_nothing_are_seen_before_any_work(tmp_path, options, said):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    line = {"image": "a.png", "source": "a cat", **options}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(line))
+    (info,) = check_steps(read_batch(tmp_path / "jobs.jsonl"))
+    assert (info.row["status"] == "ok") == (said is None)
+    assert said is None or said in str(info.row)
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +113,120 @@ def test_a_red_jpeg_is_soft_at_its_edges_and_red_all_the_same(tmp_path):
     grey = np.asarray(load_mask(tmp_path / "m.jpg"))
     assert grey[100:220, 140:220].min() > 240  # the luminance of red would be 76
     assert grey[:60].max() < 15
+
+
+AREAS = np.kron(np.arange(64).reshape(8, 8), np.ones((8, 8), int))
+"""Sixty-four squares of 8 px, numbered."""
+
+
+def areas(*values):
+    """The values in turn, each over squares; with 255 last, that is a line 2 px wide only."""
+    if values[-1] != 255 or len(values) < 3:
+        return np.array(values)[AREAS % len(values)]
+    inner = np.array(values[:-1])[AREAS % (len(values) - 1)]
+    inner[:, 30:32] = 255
+    return inner
+
+
+@pytest.mark.parametrize("kind", ["L", "P", np.uint8, np.uint16, np.int64])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0, 15, 255),  # VOC: a cat, and its border
+        (0, 17, 63, 182),  # COCO
+        (0, 17, 63, 182, 255),
+        (0, 12, 150),  # ADE
+        (*range(19), 255),  # Cityscapes
+        tuple(range(60)),
+    ],
+    ids=lambda values: str(len(values)) if isinstance(values, tuple) else str(values),
+)
+def test_label_maps_are_no_shades(values, kind):
+    source = areas(*values)
+    if isinstance(kind, str):
+        source = Image.fromarray(source.astype(np.uint8), mode="L")
+        if kind == "P":
+            source.putpalette([level for level in range(256) for _ in range(3)])
+    else:
+        source = source.astype(kind)
+    label = max(value for value in values if value < 255)
+    with pytest.raises(ImageError, match=rf"as images of labels do: .*mask == {label}\."):
+        read_mask(source)
+
+
+def disc(side, over):
+    """A disc drawn at `over` times the size and shrunk: shades along its edge."""
+    far = np.hypot(*(np.mgrid[: side * over, : side * over] + 0.5 - side * over / 2))
+    large = Image.fromarray((far < side * over / 3).astype(np.uint8) * np.uint8(255))
+    return np.asarray(large.resize((side, side), Image.Resampling.BOX))
+
+
+def jpeg(values, quality):
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "JPEG", quality=quality)
+    return np.asarray(Image.open(stream))
+
+
+def edge(deviation):
+    """White on the left, fading to black in the shape of a Gaussian's integral."""
+    at = (np.arange(96) - 30) / (deviation * 2**0.5)
+    row = np.array([127.5 * (1 - math.erf(x)) for x in at])
+    return np.tile(np.rint(row).astype(np.uint8), (64, 1))
+
+
+@pytest.mark.parametrize(
+    "shades",
+    [
+        areas(0, 128, 255),
+        areas(0, 128, 255)[:, :28] // 128 * 127,  # a trimap without its white
+        np.array([0, 128, 255])[AREAS % 3],
+        np.array([0, 51, 255])[AREAS % 3],
+        np.array([0, 90, 255])[AREAS % 3],
+        np.array([0, 64, 128, 191])[AREAS % 4],
+        np.array([16, 128, 235])[AREAS % 3],
+        np.rint(np.arange(11) * 25.5).astype(int)[AREAS % 11],
+        *(disc(side, over) for side in (12, 64, 200) for over in (2, 3, 4, 16)),
+        *(jpeg(disc(200, 1), quality) for quality in (30, 60, 75, 95)),
+        *(edge(deviation) for deviation in (0.5, 1, 2, 4, 8)),
+    ],
+    ids=lambda shades: f"{len(np.unique(shades))}",
+)
+def test_soft_masks_are_no_labels(shades):
+    shades = shades.astype(np.uint8)
+    mask = np.asarray(load_mask(shades))
+    two = len(np.unique(shades)) == 2
+    assert (mask == ((shades != 0) * 255 if two else shades)).all()
+
+
+def test_floats_keep_their_shades(tmp_path):
+    """In memory and from a file, of any width and order of bytes, as shades and not as labels."""
+    wanted = np.where(HALF, 0.5, 0.2 * (np.arange(24) > 18))
+    np.save(tmp_path / "m.npy", wanted)
+    Image.fromarray(wanted.astype(np.float32)).save(tmp_path / "m.tif")
+    kinds = (np.float16, np.float32, ">f4", np.float64, np.longdouble)
+    sources = [tmp_path / "m.npy", tmp_path / "m.tif", *(wanted.astype(kind) for kind in kinds)]
+    for source in [*sources, torch.from_numpy(wanted), wanted[..., None]]:
+        mask, note = read_mask(source)
+        assert (np.asarray(mask) == np.rint(wanted * 255)).all()
+        assert "is 0.5 of 1, so no pixel may change by more than 50 %" in note
+        held = mask_tensor(source)
+        assert torch.allclose(held, torch.from_numpy(wanted).float(), atol=1 / 500)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (np.zeros((16, 16), [("a", "u1")]), "numbers are expected"),
+        (np.zeros((16, 16), complex), "numbers are expected"),
+        (np.full((16, 16), "a"), "numbers are expected"),
+        (np.stack([HALF] * 3, axis=-1), r"holds 3 masks, .*masks\[\.\.\., 0\]"),
+    ],
+    ids=lambda value: str(getattr(value, "dtype", value)),
+)
+def test_arrays_of_no_mask_are_refused_as_such(source, words):
+    for read in (read_mask, mask_tensor):
+        with pytest.raises(ImageError, match=words):
+            read(source)
 
 
 @pytest.mark.parametrize(

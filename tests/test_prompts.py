@@ -95,6 +95,10 @@ def test_words_are_cut_where_a_reader_would(text: str, words: list[str]) -> None
         ("a \u3164 cat\x00\x08", "a  cat"),
         ("a cat\u200d \u200cand", "a cat and"),  # joiners of nothing
         ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0646", None),  # Persian: one word
+        ("\u06f2\u06f0\u200c\u0633\u0627\u0644\u0647", None),  # behind a number
+        ("A4\u200c\u0647\u0627", None),  # behind a foreign name
+        ("\u0633 \u200c\u0633 A4\u200c", "\u0633 \u0633 A4"),
+        ("a \U000e0001cat\ufffc", "a cat"),  # a mark of language, the place of a picture
         ("\u0d28\u0d4d\u200d \u0d05", None),  # Malayalam: a final consonant, and another word
         ("\U0001f469\U0001f3fd\u200d\U0001f680 \u2764\ufe0f\u200d\U0001f525", None),  # emoji
         ("\U0001f3f4\U000e0067\U000e0062\U000e007f", None),  # a flag, of an emoji and of tags

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from nulltext import photos
-from nulltext.errors import ImageError
+from nulltext.errors import ImageError, InversionFileError
 from nulltext.photos import load_photo
+from nulltext.record import Inversion
 from pictures import noise, pixels, png, refuses
 
 
@@ -88,6 +89,7 @@ def test_foreign_formats_are_named(tmp_path: Path, kind: str, head: bytes) -> No
         ("a.mp4", b"\0\0\0\x20ftypisom\0\0\2\0", ("is a video", "frames")),
         ("a.jpg", b"<!DOCTYPE html><html>", ("is a web page", "save the image")),
         ("a.npz", b"PK\3\4", ("is an archive", "unpack it")),
+        ("a.png", b"version https://git-lfs.github.com/spec/v1\noid", ("LFS pointer", "lfs pull")),
     ],
 )
 def test_raw_videos_and_pages_are_named_with_what_to_do(
@@ -111,6 +113,16 @@ def test_an_address_is_told_from_a_path(source: str | Path) -> None:
     address = str(source).removeprefix("jobs/").replace("http:/x", "http://x")
     with pytest.raises(ImageError, match=rf"^'{address}' is an address.*: download the file"):
         load_photo(source)
+    with pytest.raises(InversionFileError, match=rf"^'{address}' is an address"):
+        Inversion.load(Path(source))
+
+
+def test_a_file_address_is_told_by_its_path_and_a_long_name_as_such() -> None:
+    for source in ("file:///a/b%20c.jpg", Path("file:///a/b%20c.jpg")):
+        with pytest.raises(ImageError, match=r"^'file:///a/b%20c\.jpg' is .* path, '/a/b c\.jpg'"):
+            load_photo(source)
+    with pytest.raises(ImageError, match=r"x… is too long a name: check the path\."):
+        load_photo("x" * 300 + ".png")
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")

@@ -144,6 +144,9 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "c.txt").write_text("first of all")
+    for hidden in ("._a.txt", "._b.jpg.txt", ".kept/a.jpg", ".kept/a.txt"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"\0\5\x16\7\xff")
     expected = {"a.JPG": "a.JPG", "b.jpg": "b.jpg", "c.png": "first of all"}
     for reader in (read_items, read_collection):
         assert {one.path.name: one.captions[0] for one in reader(tmp_path)} == expected

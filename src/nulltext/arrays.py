@@ -52,22 +52,27 @@ def image_of(source: Array | Tensor, name: str) -> Image.Image:
 
 
 def mask_of(source: Array | Tensor, name: str) -> Image.Image:
-    """A mask's array or tensor, as `image_of`, but of any integer type: mode L, I;16, I, RGB, RGBA.
+    """A mask's array or tensor, as `image_of`, but of any integer type, and floats as they are.
+
+    Returns: mode L, I;16, I, F, RGB or RGBA.
 
     Raises:
         ImageError: it is several masks, or its shape, type or values are no mask's.
     """
-    plain = _numpy(source)
+    plain = _numpy(source, name)
     while plain.ndim > 2 and plain.shape[0] == 1:
         plain = plain[0]
     if plain.ndim == 3 and plain.shape[-1] == 1:
         plain = plain[..., 0]
     if plain.ndim == 3 and plain.dtype == bool:
-        raise _no_image(
-            source, name, f"it holds {plain.shape[0]} masks, so give one of them, such as masks[0]"
-        )
-    if plain.ndim != 2 or plain.dtype.kind not in "iu" or plain.size == 0:
+        last = plain.shape[-1] < plain.shape[0]
+        held, one = (plain.shape[-1], "masks[..., 0]") if last else (plain.shape[0], "masks[0]")
+        raise _no_image(source, name, f"it holds {held} masks, so give one of them, such as {one}")
+    if plain.ndim != 2 or plain.dtype == bool or plain.size == 0:
         return image_of(plain if plain.ndim == 2 else source, name)
+    if plain.dtype.kind == "f":
+        _check_floats(plain, source, name)
+        return Image.fromarray(np.ascontiguousarray(plain, dtype=np.float32))
     low, high = int(plain.min()), int(plain.max())
     if low < 0 or high > np.iinfo(np.int32).max:
         raise _no_image(source, name, "expected bool, uint8, or float from 0 to 1")
@@ -104,16 +109,27 @@ def read_npy(file: IO[bytes], size: int, name: str, most: int) -> Array:
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _numpy(source: Array | Tensor) -> Array:
+def _numpy(source: Array | Tensor, name: str) -> Array:
+    """Numbers in this machine's byte order.
+
+    Raises:
+        ImageError: it holds something else.
+    """
     if isinstance(source, np.ndarray):
-        return source
-    plain = source.detach().cpu()
-    return (plain.float() if plain.is_floating_point() else plain).numpy()
+        values = source
+    else:
+        plain = source.detach().cpu()
+        values = (plain.float() if plain.is_floating_point() else plain).numpy()
+    if values.dtype.kind not in "buif":
+        raise ImageError(
+            f"{name} holds {values.dtype} where numbers are expected: give numbers alone."
+        )
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _channels_last(source: Array | Tensor, name: str) -> Array:
     """[H, W] or [H, W, C]."""
-    values, expected = _numpy(source), "[H, W], [H, W, 3] or [H, W, 4]"
+    values, expected = _numpy(source, name), "[H, W], [H, W, 3] or [H, W, 4]"
     if is_tensor(source):
         expected = "[H, W], [3, H, W] or [1, 3, H, W]"
         if values.ndim == 4 and values.shape[0] == 1:
@@ -139,12 +155,18 @@ def _eight_bits(values: Array, source: Array | Tensor, name: str) -> Array:
         return values
     if values.dtype == bool and values.ndim == 2:
         return values.astype(np.uint8) * np.uint8(255)
+    _check_floats(values, source, name)
+    return (values * values.dtype.type(255) + values.dtype.type(0.5)).astype(np.uint8)
+
+
+def _check_floats(values: Array, source: Array | Tensor, name: str) -> None:
+    """Refuse what are no floats from 0 to 1."""
     expected = "expected uint8, or float from 0 to 1"
     if values.dtype.kind != "f":
         raise _no_image(source, name, f"{expected}, so convert it with its own scale in mind")
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1:
-        return (values * values.dtype.type(255) + values.dtype.type(0.5)).astype(np.uint8)
+        return
     if low >= -1 and high <= 1:
         raise _no_image(source, name, f"{expected}, so map it by (x + 1) / 2")
     if low >= 0 and high <= 255:
@@ -153,7 +175,7 @@ def _eight_bits(values: Array, source: Array | Tensor, name: str) -> Array:
 
 
 def _no_image(source: Array | Tensor, name: str, what: str) -> ImageError:
-    values = _numpy(source)
+    values = _numpy(source, name)
     kind = str(source.dtype).removeprefix("torch.")
     span = f" and values from {values.min():g} to {values.max():g}" if values.size else ""
     return ImageError(f"{name} has shape {list(values.shape)}, type {kind}{span}; {what}.")

@@ -211,4 +211,10 @@ def left_out(folder: Path, named: Collection[Path] = ()) -> str:
 
 
 def _files(folder: Path, endings: Collection[str]) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.suffix.lower() in endings}
+    """Files below a folder; hidden ones (macOS's ._a.txt, .ipynb_checkpoints) are left alone."""
+    return {
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }

@@ -122,6 +122,9 @@ def _check_size(path: Path) -> None:
     """Refuse what is no file, and files and headers larger than any of ours."""
     try:
         if not path.is_file():
+            from nulltext.picture_files import refuse_address  # which imports Pillow
+
+            refuse_address(path, InversionFileError)
             what = "is no regular file" if path.exists() else "does not exist"
             raise InversionFileError(
                 f"The inversion file '{path}' {what}; make one with `nulltext invert`."

@@ -6,9 +6,10 @@
     shades of one colour on black        the same, with that colour for white
     float                                v, in [0, 1]
 
-Opacity counts as a factor, so a drawing on a transparent sheet works as well. What has labels or
-several colours is refused, since which of them may change is not in it. A mask is laid on the
-photo, or on the crop, whichever has its proportions.
+Opacity counts as a factor, so a drawing on a transparent sheet works as well. What has labels (few
+values, spread unevenly over even areas) or several colours is refused, since which of them may
+change is not in it; a grey photo cannot be told from shades. A mask is laid on the photo, or on the
+crop, whichever has its proportions.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
 
 CONTEXT = 2.0
 """Sides of an automatic crop in sides of what is masked: the model needs the surroundings, too."""
-MOST_LABELS = 32
-"""Values up to which a mask without white holds labels rather than shades; also the least shade
-that stands for no label beside white."""
+MOST_LABELS = 64
+"""Values up to which a mask may hold labels."""
+LEAST_SHADE = 32
+"""The least shade that stands for no label beside white, which marks what has no label."""
+EVEN = 1.25
+"""Ratio of the steps between values up to which they are a scale of shades (0, 128, 255)."""
 ONE_COLOUR = 1 / 4
 """How far from shades of one colour a channel may be, in parts of its brightest pixel: JPEG errs by
 less, other colours by more."""
@@ -74,11 +78,13 @@ def mask_tensor(mask: ImageLike) -> Tensor:
         ImageError: see `read_mask`.
     """
     if isinstance(mask, np.ndarray) and mask.dtype.kind == "f":
-        mask = torch.from_numpy(np.ascontiguousarray(mask))
+        mask = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return torch.from_numpy(np.array(load_mask(mask))).float() / 255
     while mask.ndim > 2 and mask.shape[0] == 1:
         mask = mask[0]
+    if mask.ndim == 3 and mask.shape[-1] == 1:
+        mask = mask[..., 0]
     if mask.ndim != 2 or mask.numel() == 0:
         raise OptionError(f"The mask has shape {list(mask.shape)}; expected [H, W].")
     low, high = float(mask.min()), float(mask.max())
@@ -132,7 +138,7 @@ def _scaled(values: Array, name: str) -> tuple[Array, str | None]:
         if not (low >= 0 and high <= 1):
             raise ImageError(f"{name} goes from {low:g} to {high:g}: expected floats from 0 to 1.")
         values = np.rint(values * 255).astype(np.uint8)
-        return _not_even(values, 255, name), None
+        return _not_even(values, 255, name), _note_on_dim(high, 1, name)
     if low < 0:
         raise ImageError(f"{name} goes from {low} to {high}: expected nothing below 0.")
     full = 1 if values.dtype == bool else 255 if high <= 255 else 65535
@@ -142,19 +148,44 @@ def _scaled(values: Array, name: str) -> tuple[Array, str | None]:
         return (values != 0) * np.uint8(255), None if high in (1, full) else note
     if high > full:
         raise ImageError(f"{name} goes from {low} to {high}: expected at most 65535.")
-    levels, counts = np.unique(values, return_counts=True)
-    rest = (levels != 0) & (levels != full)
-    dim = high < full / 2 and len(levels) <= MOST_LABELS
-    beside = rest.sum() > 1 and levels[rest].max() < MOST_LABELS
-    if dim or (beside and counts[rest].sum() > counts[-1]):
+    labels = _labels(values, full)
+    if labels:
+        last = max(label for label in labels if label < DIM * full)
         raise ImageError(
-            f"{name} has the values {_some(levels.tolist())}, as images of labels do: make what "
-            f"may change white ({full}) and all else black, in numpy by mask == {levels[rest][-1]}."
+            f"{name} has the values {_some(labels)}, as images of labels do: make what "
+            f"may change white ({full}) and all else black, in numpy by mask == {last}."
         )
-    note = f"The brightest value of {name[0].lower()}{name[1:]} is {high} of {full}, so no pixel "
-    note += f"may change by more than {100 * int(high) / full:.0f} %."
     table = np.rint(np.arange(full + 1) * (255 / full)).astype(np.uint8)
-    return table[values], note if high < DIM * full else None
+    return table[values], _note_on_dim(high, full, name)
+
+
+def _note_on_dim(high: float, full: int, name: str) -> str | None:
+    if high >= DIM * full:
+        return None
+    note = f"The brightest value of {name[0].lower()}{name[1:]} is {high:g} of {full}, so no pixel "
+    return note + f"may change by more than {100 * float(high) / full:.0f} %."
+
+
+def _labels(values: Array, full: int) -> list[int]:
+    """The values of an image of labels; none where they can be shades.
+
+    Labels are few, fill areas, and make no scale. Where some pixels are white, those have no label
+    (VOC's borders, 255), and labels have low numbers and are not the thin edge of the white.
+    """
+    levels, counts = np.unique(values, return_counts=True)
+    white, rest = levels >= DIM * full, (levels > 0) & (levels < DIM * full)
+    if len(levels) > MOST_LABELS or not rest.any():
+        return []
+    if levels[-1] >= full / 2:
+        steps = np.diff(levels.astype(np.int64))
+        faint = levels[rest][0] < LEAST_SHADE and 4 * counts[rest].sum() > counts[white].sum()
+        if steps.max() <= EVEN * steps.min() or (white.any() and not faint):
+            return []
+    corner = values[:-1, :-1]
+    shaded = (corner > 0) & (corner < DIM * full)
+    filled = (corner == values[:-1, 1:]) & (corner == values[1:, :-1]) & shaded
+    found: list[int] = levels.tolist()
+    return found if 2 * filled.sum() >= shaded.sum() else []
 
 
 def _not_even(values: Array, white: int, name: str) -> Array:

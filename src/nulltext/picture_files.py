@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 from PIL import Image, TiffImagePlugin
 
-from nulltext.errors import ImageError
+from nulltext.errors import ImageError, UserError, shortened
 from nulltext.sixteen_bits import in_planes
 
 HEIC = re.compile(rb"....ftyp(?:he[iv][cmsx]|(?:mif1|msf1)(?!.*avif))", re.DOTALL)
@@ -27,6 +29,7 @@ _FOREIGN = {
     "JPEG 2000": (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", _CONVERT),
     "OpenEXR": (rb"\x76\x2f\x31\x01", _CONVERT),
     "Radiance HDR": (rb"#\?R", _CONVERT),
+    "a Git LFS pointer": (rb"version https://git-lfs", "fetch the file itself: git lfs pull"),
     "an archive": (rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf", "unpack it and give one image of it"),
     "Canon RAW (CR2)": (rb"II\*\0....CR", _RAW),
     "Canon RAW (CR3)": (rb"....ftypcrx ", _RAW),
@@ -59,20 +62,24 @@ _RAW_SUFFIXES = {  # TIFF inside: Pillow would take the small preview for the ph
 _TIFF = (b"II*\0", b"MM\0*")
 _DNG_VERSION = 50706
 """The tag that every DNG has (DNG 1.7, ch. 4), whatever the file is called."""
-_ADDRESS = re.compile(r"(?:^|[/\\])((?:https?|ftp|s3|gs):)/{1,2}(?=[^/])", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:^|[/\\])((?:https?|ftp|s3|gs|file):)/{1,2}(?=[^/])", re.IGNORECASE)
 
 
 def check_regular_file(path: Path, name: str) -> None:
     """Refuse what opening would hang on or misread: addresses, folders, pipes, empty files.
 
     Raises:
-        ImageError: it is one of these. OSError: it is not there.
+        ImageError: it is one of these, or no name of a file. OSError: it is not there.
     """
     try:
         status = path.stat()
     except FileNotFoundError:
         refuse_address(path)
         raise
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ImageError(f"{shortened(name)} is too long a name: check the path.") from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(f"{name} is a folder: give the path of one image file.")
     if not stat.S_ISREG(status.st_mode):
@@ -81,19 +88,22 @@ def check_regular_file(path: Path, name: str) -> None:
         raise ImageError(f"{name} is empty (0 bytes): fetch or export it again.")
 
 
-def refuse_address(path: Path) -> None:
+def refuse_address(path: Path, kind: type[UserError] = ImageError) -> None:
     """Tell an address from a file that is not there.
 
     Raises:
-        ImageError: it is one.
+        UserError: it is one; of the given kind.
     """
     address = _ADDRESS.search(str(path))
-    if address is not None:
-        rest = str(path)[address.end() :]  # a path has lost one of the slashes
-        raise ImageError(
-            f"'{address[1]}//{rest}' is an address, and nothing is fetched from the web: download "
-            "the file and give its path."
-        )
+    if address is None:
+        return
+    rest = str(path)[address.end() :]  # a path has lost some of the slashes
+    if address[1].lower() == "file:":
+        raise kind(f"'file:///{rest}' is an address: give the path, '/{unquote(rest)}'.")
+    raise kind(
+        f"'{address[1]}//{rest}' is an address, and nothing is fetched from the web: download "
+        "the file and give its path."
+    )
 
 
 def refuse_foreign(head: bytes, suffix: str, name: str) -> None:

@@ -35,6 +35,8 @@ from nulltext.record import Inversion
 SAME_PHOTO = 2.0
 """Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
 and resizers differ by less, other photos by far more."""
+UNSEEN = 0.1
+"""Weight, in parts of the mask's own, below which an edit hardly shows."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Placed:
     """Why nothing was edited, in one sentence; None where something was."""
     kept: Tensor
     """[box.height, box.width], bool: where nothing was to change."""
+    is_reconstruction: bool
+    """Whether, unedited, it differs from the photo all the same, as the reconstruction does."""
     lost: tuple[str, ...] = ()
     """What the file does not hold of the picture, in sentences."""
 
@@ -83,6 +87,14 @@ class Placed:
     def image(self) -> Image.Image:
         """At 8 bits."""
         return self.picture.image
+
+    @property
+    def nothing(self) -> str | None:
+        """What an edit that edited nothing did instead, and why; None of any other."""
+        if not self.unchanged:
+            return None
+        what = "is the reconstruction of the photo" if self.is_reconstruction else "changed nothing"
+        return f"{what}: {self.unchanged}."
 
 
 def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) -> Placed:
@@ -99,7 +111,7 @@ def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) 
         result = Picture(to_pil(picture))
     kept = weight == 0
     found = difference(original(canvas.photo), result, kept, canvas.box)
-    unseen = None if found.changed_fraction else _why_unseen(weight)
+    unseen = None if found.changed_fraction else _why_unseen(weight, spec)
     return Placed(
         result,
         spec,
@@ -108,12 +120,14 @@ def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) 
         mask_fraction=float(edit.masks[row].mean()),
         unchanged=edit.unchanged[row] or unseen,
         kept=kept,
+        is_reconstruction=found.changed_fraction > 0,
     )
 
 
-def _why_unseen(weight: Tensor) -> str:
+def _why_unseen(weight: Tensor, spec: EditSpec) -> str:
     """Why an edit that differs from the reconstruction does not show in its canvas."""
-    if not weight.any():
+    most = 1.0 if spec.mask is None else float(spec.mask.max())
+    if float(weight.max()) < UNSEEN * most:
         return (
             "what may change lies where an edit fades out towards the crop's border: move the crop"
         )

@@ -33,6 +33,8 @@ MARKS = {
 }
 """Byte-order marks that a text begins with, and what the text is then written in."""
 SAVE_AS_UTF8 = 'save it as UTF-8 (in Excel as "CSV UTF-8")'
+WORKBOOKS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
+"""How spreadsheets' own files begin."""
 DAMAGED = f"it is damaged UTF-16; {SAVE_AS_UTF8}"
 
 
@@ -56,6 +58,10 @@ def decoded(data: bytes) -> str:
     Raises:
         ValueError: they are in another encoding; says in which, and what to do.
     """
+    if data.startswith(WORKBOOKS):
+        raise ValueError(
+            'it is a workbook (.xlsx, .ods, .xls) or an archive; save it as "CSV UTF-8"'
+        )
     encoding = _encoding(data)
     try:
         text = data.decode(encoding)

@@ -153,7 +153,8 @@ def _edit(
         check_readable(loaded, "--source", opened.prompt)
     else:
         loaded.tokenize(opened.prompt)  # it may be empty, which only a saved one's may
-    for said in [*filter(None, [opened.mask_note]), *notes_of(loaded, order, opened)]:
+    notes = [*filter(None, [opened.mask_note]), *notes_of(loaded, order, opened)]
+    for said in notes:
         reporter.note(said)
     specs, sweep = asked.specs(loaded, opened.mask, axes)
     everything = [*specs, *(sweep.specs if sweep else [])]
@@ -165,13 +166,14 @@ def _edit(
     pictures = pictures.save(loaded, **files, gps=request.keep_gps)
     for remark in pictures.remarks:
         reporter.note(remark)
-    _report(reporter, files, pictures, seconds, evaluations)
+    _report(reporter, files, pictures, [*notes, *pictures.remarks], seconds, evaluations)
 
 
 def _report(
     reporter: Reporter,
     files: dict[str, Any],
     pictures: Pictures,
+    remarks: list[str],
     seconds: tuple[float, float],
     evaluations: int,
 ) -> None:
@@ -185,7 +187,7 @@ def _report(
             "strip": str(files["strip"]) if files["strip"] else None,
             "sweep": str(files["sweep"]) if files["sweep"] else None,
             **figures,
-            "remarks": pictures.remarks,
+            "remarks": remarks,
             "seconds_invert": seconds[0],
             "seconds_edit": seconds[1],
             "unet_evaluations": evaluations + pictures.edit.unet_evaluations,
@@ -203,7 +205,7 @@ def _report(
 
 def _changed(figures: dict[str, Any]) -> str:
     """How much of the photo the edits changed, for a person."""
-    if all(figures["unchanged"]):
+    if not figures["changed_fraction"]:
         return "Changed nothing."
     share, outside = percent(figures["changed_fraction"]), decibels(figures["psnr_outside"])
     return f"Changed {share} of the pixels; elsewhere {outside}."

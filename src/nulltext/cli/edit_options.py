@@ -85,7 +85,8 @@ StrengthOption = Annotated[
     typer.Option(
         "--strength",
         metavar="S",
-        help="How far the edit may go: 0 the photo, 0.5 the default, 1 the words alone.",
+        help="How far the edit may go: 0 the reconstruction (with --full, the "
+        "photo), 0.5 the default, 1 the words alone.",
     ),
 ]
 TargetGuidanceOption = Annotated[

@@ -134,7 +134,7 @@ def _mistake(unit: Unit) -> str | None:
         order.asked.axes()
         if order.request.inversion is None:
             order.request.plan()
-        Opened.of(order.request)
+        order.check_targets(Opened.of(order.request).prompt)
     except NulltextError as error:
         return f"{unit.place}: {error}"
     return None

@@ -178,12 +178,14 @@ def _number(value: object) -> float:
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("neither true nor false")
+        raise ValueError("neither true nor false; write one of these")
     return value
 
 
 def _whole(low: int, high: int) -> Callable[[object], int]:
     def check(value: object) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 3.0, as spreadsheets and pandas write a 3
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
             raise ValueError(f"no whole number from {low} to {high - 1}")
         return value

@@ -49,6 +49,9 @@ HEAD = 100
 DELIMITERS = ",;\t"
 """Of a table's cells; Excel writes what the country's numbers leave free."""
 
+SEPARATOR = re.compile("sep=.", re.IGNORECASE)
+"""The line before a table's header by which Excel is told the delimiter, and which it hides."""
+
 MOST_COLUMNS = 100
 
 BLANKS = re.compile(r"\s*")
@@ -173,9 +176,10 @@ def _of_table(path: Path) -> Iterator[Job | Refused]:
     """The rows below a header, which is row 1 as spreadsheets count."""
     with open_text(path, newline="") as text:
         lines = _table_lines(text)
-        head = next(line for line in lines if line.strip())
-        names, delimiter = _header(head)
+        heads = (line for line in lines if line.strip() and not SEPARATOR.fullmatch(line.strip()))
+        names, delimiter = _header(next(heads, ""))
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        number = 1
         try:
             for number, cells in enumerate(rows, start=2):
                 if any(cell.strip() for cell in cells):
@@ -183,6 +187,8 @@ def _of_table(path: Path) -> Iterator[Job | Refused]:
                     read = partial(_of_row, names, cells)
                     yield _job(read, number, f"Row {number}", whole, path.parent)
         except csv.Error as error:
+            if str(error) == "unexpected end of data":
+                error = csv.Error(f"the quote that opens in row {number + 1} is not closed")
             raise ValueError(f"line {rows.line_num + 1}: {error}") from error
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nulltext import defaults
-from nulltext.execution.asked import FIELDS, Asked
+from nulltext.errors import OptionError
+from nulltext.execution.asked import FIELDS, Asked, parse_weights
 from nulltext.execution.request import Opened, Request
 from nulltext.invisible import clean
-from nulltext.names import EditorName, SourceBranch
+from nulltext.names import AUTO, EditorName, SourceBranch
 
 if TYPE_CHECKING:
     from nulltext.edit_spec import EditSpec
@@ -72,6 +73,26 @@ class Order:
         """
         self.request.check(self.asked.targets, blends=bool(self.asked.blend))
         self.asked.check()
+        own = [str(self.request.source)] if self.request.inversion is None else []
+        if not all(prompt.strip() for prompt in [*own, *self.asked.prompts]):
+            raise OptionError("A prompt is empty; say in a few words what the photo shall show.")
+        self.check_targets(*own)
+
+    def check_targets(self, source: str = AUTO) -> None:
+        """Refuse targets that say what they start from.
+
+        Raises:
+            OptionError: so it is.
+        """
+        from nulltext.prompts import quoted
+
+        weights = parse_weights(self.asked.own.get("weight", [])).values()
+        for before, after in self.asked.changes("" if source == AUTO else source):
+            if before.split() == after.split() and all(factor == 1 for factor in weights):
+                raise OptionError(
+                    f"The target {quoted(after)} says the same as the source {quoted(before)}; "
+                    "change a word, or pass --weight WORD=FACTOR with another factor than 1."
+                )
 
 
 def notes_of(model: LatentDiffusion, order: Order, opened: Opened) -> list[str]:

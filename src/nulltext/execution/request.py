@@ -149,9 +149,10 @@ class Opened:
             photo, box, size, saved = *_cropped(request, drawn), None
         else:
             saved = Inversion.load(request.inversion)
-            if request.source is not None and request.source != saved.header.prompt:
+            said, own = request.source, saved.header.prompt
+            if said is not None and said.split() != own.split():
                 raise OptionError(
-                    f'The inversion was made for "{saved.header.prompt}"; leave --source out, '
+                    f'The inversion was made for "{own}"; leave --source out, '
                     "or leave out --inversion to invert again."
                 )
             photo = None if request.image is None else load_photo(request.image)

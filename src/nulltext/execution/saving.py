@@ -22,8 +22,8 @@ from nulltext.strip import Block, Tile, comparison_strip, labelled_grid
 
 def remark(placed: Placed) -> str | None:
     """What is odd about an edit or its local blend, for a person."""
-    if placed.unchanged:
-        return f'Note: "{placed.spec.target}" changed nothing: {placed.unchanged}.'
+    if placed.nothing:
+        return f'Note: "{placed.spec.target}" {placed.nothing}'
     if placed.spec.blend is None:
         return None
     words = ", ".join(placed.spec.blend.words)

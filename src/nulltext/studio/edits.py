@@ -231,7 +231,7 @@ def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
 def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     target = placed.spec.target
     notes = notes_on_prompts(model, [source, target], [(source, target)])
-    nothing = f"Nothing changed: {placed.unchanged}." if placed.unchanged else None
+    nothing = f"The edit {placed.nothing}" if placed.nothing else None
     said = [*notes, nothing or _remark_on_blend(placed), *placed.lost]
     return " ".join(filter(None, said)) or None
 
