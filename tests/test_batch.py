@@ -160,9 +160,12 @@ def test_a_table_asks_for_the_jobs_of_its_lines_and_repeats_none(here, run):
 
 def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
     unlisted = write(here, {"image": "a.png", "target": ["a qzj", "((red)) cat", "make it red"]})
-    assert run(unlisted, "-o", "unlisted")[0] == 0
+    code, _, err = run(unlisted, "-o", "unlisted")
+    assert code == 0
     ((syntax, instruction, said),) = (row["remarks"] for row in rows_in(here / "unlisted"))
     assert "pass --weight red=1.21." in syntax
+    results = Path("unlisted") / "results.jsonl"
+    assert f"1 row has remarks; see {results}. The first, of line 1: {syntax}\n" in err
     assert '"make it red" is an instruction' in instruction
     assert "no word for qzj and reads letter by letter" in said  # as `edit` says it
     known = KnownWords(("dog", "red"), ("a",))
@@ -224,6 +227,10 @@ def test_a_bad_job_is_told_and_the_others_are_done(here, run):
     dry, looked, _ = run(jobs, "-o", "out", "--dry-run")
     assert (dry, looked["jobs"], looked["inversions"], looked["done"]) == (2, 8, 3, 0)
     assert [reason["line"] for reason in looked["reasons"]] == [2, 3, 4, 6, 7]  # no model looked
+    assert (
+        "Error: 5 jobs cannot be done; the first: Line 2"
+        in run(jobs, "-o", "o", "--dry-run", "-q")[2]
+    )
     assert not (here / "out").exists()
     code, said, _ = run(jobs, "-o", "out")
     assert (code, said["done"], said["failed"]) == (2, 2, 6)

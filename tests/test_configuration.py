@@ -37,7 +37,22 @@ def test_a_wrong_prediction_type_shows_in_the_noise_that_an_inversion_ends_in(
     else:
         found = float(re.search(r"a deviation of ([\d.]+)", said)[1])
         assert found == pytest.approx(deviation, abs=0.02)
-        assert f"its prediction_type may not be {prediction}" in said
+        assert "': Its configuration looks wrong: the noise" in said
+        assert f"so its prediction_type may not be {prediction}" in said
+
+
+@pytest.mark.parametrize("steps", [10, 30])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_weights_without_training_are_the_first_thing_said(tiny, steps, prediction):
+    model = replace(tiny, schedule=replace(tiny.schedule, prediction=prediction))
+    inversion = nulltext.invert(
+        model, EXAMPLE, "a cat", method=DDIM(), guidance_scale=1.0, num_steps=steps
+    )
+    said = note_on_configuration(model, inversion)
+    assert said.startswith(
+        f"Note on the model '{tiny.name}': Its weights look untrained: the noise"
+    )
+    assert f"if they are trained, its prediction_type may not be {prediction}." in said
 
 
 def test_nothing_is_said_of_few_steps_and_guided_inversions(flowers, inversion, tiny):
@@ -54,7 +69,7 @@ def test_inversions_and_edits_say_it_and_go_on(run, tmp_path, monkeypatch):
     )
     assert code == 0, err
     assert json.loads(out)["file"] == "kept.safetensors"
-    said = "Note: the configuration of the model 'wrong' looks wrong"
+    said = "Note on the model 'wrong': Its configuration looks wrong"
     assert err.count(said) == 1
     line = ("edit", "--inversion", "kept.safetensors", "--target", "a photo of a daisy")
     code, out, err = run(*line, "--model", "wrong", "-o", "daisy.png")
@@ -90,5 +105,6 @@ def test_the_betas_of_a_published_family_are_known(inversion, config, wrong):
     said = note_on_configuration(of_published_width(**config), inversion)
     assert (said is not None) == wrong
     if wrong:
-        assert "the noise schedule is not the one of Stable Diffusion 1.x" in said
-        assert "; compare scheduler/scheduler_config.json" in said
+        assert said.startswith("Note on the model 'm': The noise schedule is not the one of Stable")
+        assert "; fine-tunes with rescaled betas have another one, a wrong" in said
+        assert "looks wrong" not in said

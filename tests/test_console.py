@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,13 +99,71 @@ def test_a_closed_stream_takes_every_line(monkeypatch):
         stream.write("猫")
 
 
-def test_a_pipe_that_is_closed_ends_a_command_without_a_traceback(inversion_file):
+ENTRY = [sys.executable, "-m", "nulltext.cli.entry"]
+FULL = Path("/dev/full")
+"""A file of a disk that has no room."""
+NO_ROOM = (
+    b"Error: Standard output does not take what is written to it (No space left on device); files "
+    b"that were finished are whole.\n"
+)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "--help", "--version"])
+def test_a_reader_that_has_gone_is_no_failure(inversion_file, verb):
     reading, writing = os.pipe()
     os.close(reading)
-    line = [sys.executable, "-m", "nulltext.cli.entry", "inspect", inversion_file]
+    line = [*ENTRY, verb, *([inversion_file] if verb == "inspect" else [])]
     done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no full device here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("line", "code"), [("--help", 1), ("--version", 1), ("inspect gone.safetensors", 2)]
+)
+def test_a_full_disk_behind_the_streams_is_one_line_and_keeps_the_code(line, code, unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with FULL.open("wb") as full:
+        given = {"env": environment, "check": False}
+        lost = subprocess.run([*ENTRY, *line.split()], stdout=full, stderr=subprocess.PIPE, **given)
+        mute = subprocess.run([*ENTRY, *line.split()], stdout=full, stderr=full, **given)
+    assert (lost.returncode, mute.returncode) == (code, code)
+    if code == 1:
+        assert lost.stderr == NO_ROOM
+    else:
+        assert b"gone.safetensors" in lost.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no full device here")
+def test_a_picture_is_written_with_a_full_disk_behind_the_streams(here, model, photo):
+    photo.save("cat.png")
+    line = [*ENTRY, "edit", "cat.png", "--source", "a cat", "--target", "a dog", "--steps", "1"]
+    line += ["--model", str(model), "-o", "dog.png", "--json"]
+    with FULL.open("wb") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 1
+        assert done.stderr.endswith(NO_ROOM)
+        made = Path("dog.png").read_bytes()
+        Path("dog.png").unlink()
+        done = subprocess.run(line, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["outputs"] == ["dog.png"]
+    assert Path("dog.png").read_bytes() == made
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="arguments are no bytes there")
+def test_an_argument_in_another_encoding_than_the_consoles_says_how_to_set_it(here, model, photo):
+    photo.save("cat.png")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    line = ["edit", "cat.png", "--source", "a cat", "--target", "a 🐶", "--steps", "1"]
+    done = subprocess.run(
+        [*ENTRY, *line, "--model", str(model)], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert b"Character 3 of the prompt was typed in UTF-8, which the system's enc" in done.stderr
+    assert b"set LC_ALL=C.UTF-8 or PYTHONUTF8=1." in done.stderr
 
 
 def test_a_real_process_in_a_western_windows_encoding():

@@ -56,7 +56,7 @@ def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
     judge = DiffusionJudge(tiny_sd1)
 
     def planned(book):
-        return plan_study(items, items, PLAN, book, judge.unet_evaluations)
+        return plan_study(items, items, PLAN, book.keys, judge.unet_evaluations)
 
     with open_book(tmp_path / "alone", {"a": 1}, fresh=False) as book:
         infos = list(study_steps(tiny_sd1, planned(book), PLAN, book, judge))
@@ -87,7 +87,7 @@ def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
 
 
 def test_whatever_a_study_does_can_be_handed_out(items):
-    everything = plan_study(items, items, Plan(), None, 20)
+    everything = plan_study(items, items, Plan(), (), 20)
     for photo in everything.photos:
         item, tasks = pickle.loads(pickle.dumps(photo))
         assert (item, [task.key for task in tasks]) == (photo[0], [t.key for t in photo[1]])

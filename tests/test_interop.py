@@ -34,6 +34,21 @@ def pipe(request):
     return tiny_pipeline(request.param)
 
 
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+def test_wrapped_parts_are_used_without_the_wrapper(pipe, wrap):
+    expected = nulltext.from_pipe(pipe)
+    pipe.unet = wrap(pipe.unet)
+    model = nulltext.from_pipe(pipe)
+    assert model.unet is expected.unet
+    assert model.fingerprint == expected.fingerprint
+
+
+def test_what_is_wrapped_in_something_unknown_is_refused(pipe):
+    pipe.unet = torch.nn.Sequential(pipe.unet)
+    with pytest.raises(ModelError, match=r"The unet of the Stable.* is of class Sequential, which"):
+        nulltext.from_pipe(pipe)
+
+
 class WandaPipeline(StableDiffusionPipeline):
     """Somebody's own, whose name begins as that of a video model."""
 

@@ -453,12 +453,19 @@ def test_a_run_on_the_bundled_model(run, tmp_path, networks):
     check_failures(rows)
     check_rows(tmp_path / "out", [row for row in rows if row["status"] == "ok"], networks)
     result = json.loads(out)
-    assert result["failed"] == 4
+    assert (result["asked"], result["failed"]) == (12, 4)
     check_table(result, rows)
     check_page(tmp_path / "out")
     again = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert run(*options)[0] == 2
-    assert run(*options, "--limit", 1)[0] == 0  # all rows that are asked for
+    code, out, _ = run(*options, "--limit", 1)
+    result = json.loads(out)
+    assert (code, result["rows"], result["asked"], result["failed"]) == (0, 12, 2, 0)
+    code, out, _ = run(*options, "--estimate")
+    assert json.loads(out) == {"edits": 6, "rows": 12, "unet_evaluations": 0}
+    code, out, _ = run(*options, "--estimate", "--retry-failed")
+    each = 3 * 2 + 4 * 2  # 3 T + 4 T, as below; of `direct` no less
+    assert json.loads(out)["unet_evaluations"] >= 2 * 2 * each
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == again
     code, _, err = run(*options[:-6], "--dino", "none")
     assert code == 2

@@ -51,7 +51,7 @@ def test_every_other_pipeline_is_refused_in_one_sentence(name):
     with pytest.raises(ModelError) as caught:
         family_of(name, "some/model", {})
     said = str(caught.value)
-    assert said.startswith(f"The model 'some/model' is a {name} (")
+    assert said.startswith(f"The model 'some/model' is of class {name} (")
     assert said.endswith("pass a Stable Diffusion 1.x, 2.x or XL base text-to-image checkpoint.")
     assert "\n" not in said
 
@@ -87,6 +87,7 @@ def test_known_ones_are_named(name, words):
     assert words in explain_pipeline(name, "m")
 
 
+OWN = ["pipeline", "MyOwnPipeline"]
 FOUR, NINE = {"in_channels": 4}, {"in_channels": 9}
 
 
@@ -97,7 +98,7 @@ FOUR, NINE = {"in_channels": 4}, {"in_channels": 9}
         ("StableDiffusionXLPAGPipeline", XL, {}, "StableDiffusionXLPipeline"),
         ("LEditsPPPipelineStableDiffusion", SD, {}, "StableDiffusionPipeline"),
         ("StableDiffusionLongPromptWeightingPipeline", SD, {}, "StableDiffusionPipeline"),
-        (["pipeline", "MyOwnPipeline"], SD, {}, "StableDiffusionPipeline"),
+        (OWN, SD | {"_class_name": OWN}, {}, "StableDiffusionPipeline"),
         ("WandaPipeline", SD, FOUR, "StableDiffusionPipeline"),
         ("StableDiffusionInpaintPipeline", SD, FOUR, "StableDiffusionPipeline"),
         ("StableDiffusionXLInpaintPipeline", XL, FOUR, "StableDiffusionXLPipeline"),

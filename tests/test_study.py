@@ -168,7 +168,7 @@ def test_the_estimate_equals_what_the_unet_is_asked_for(tiny_sd1, photos, tmp_pa
         lines=("bound", "ddim", "null-text", "textual-pivot", "sdedit"),
     )
     judge = DiffusionJudge(tiny_sd1)
-    schedule = plan_study([item], [item], plan, None, judge.unet_evaluations)
+    schedule = plan_study([item], [item], plan, (), judge.unet_evaluations)
     with unet_passes() as seen, open_book(tmp_path / "out", {}, fresh=False) as book:
         *_, last = study_steps(tiny_sd1, schedule, plan, book, judge)
     assert seen.total == last.evaluations == last.all_evaluations == schedule.evaluations
@@ -206,6 +206,28 @@ def test_a_torn_last_line_is_made_again(study, photos, tmp_path):
     assert path.read_bytes().count(b"\n") == 6
 
 
+def test_an_estimate_counts_what_is_there_and_changes_nothing(study, photos, tmp_path):
+    def estimated(*options):
+        code, out, err = study(photos, "-o", "out", *ONE, "--estimate", *options)
+        assert code == 0, err
+        return out.strip()
+
+    alone = estimated()
+    assert re.fullmatch(r"2 photos, 6 rows; about [\d]+ UNet evaluations\.", alone)
+    study(photos, "-o", "out", *ONE, "--limit", 1)
+    results = tmp_path / "out" / "results.jsonl"
+    before, rest = results.read_bytes(), int(re.search(r"about (\d+)", alone)[1]) // 2
+    with results.open("ab") as file:
+        file.write(b"torn")
+    said = f"2 photos, 6 rows, 3 of them done; about {rest} UNet evaluations to go."
+    assert estimated() == said
+    with open_book(tmp_path / "out", read_book(tmp_path / "out")[0], fresh=False):
+        assert estimated() == said  # whoever writes there
+    assert results.read_bytes() == before
+    assert estimated("--fresh") == alone
+    assert estimated("--guidance", 3) == alone  # the run will refuse the folder
+
+
 def test_other_settings_are_refused_and_fresh_starts_over(study, photos, tmp_path):
     study(photos, "-o", "out", *ONE)
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
@@ -232,6 +254,13 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(study, photos, tmp_path, mo
     code, out, err = study(photos, "-o", "out", *ONE, "--json")
     assert code == 1, err  # numbers ended, which outweighs a bad photo
     assert json.loads(out)["failed"] == 4
+    code, out, _ = study(photos, "-o", "out", *ONE[:2], "--methods", "negative-prompt", "--json")
+    result = json.loads(out)
+    assert (code, result["rows"], result["asked"], result["failed"]) == (1, 6, 2, 2)
+    code, out, _ = study(photos, "-o", "out", *ONE, "--estimate")
+    assert "6 rows, 6 of them done; about 0 UNet evaluations to go." in out
+    code, out, _ = study(photos, "-o", "out", *ONE, "--estimate", "--retry-failed")
+    assert "6 rows, 2 of them done; about " in out
     rows = rows_in(tmp_path / "out")
     reasons = {(r["image"], r["variant"]): r["reason"] for r in rows if r["status"] == "failed"}
     assert reasons["b.png", "negative-prompt"] == "the numbers ended"
@@ -332,7 +361,7 @@ def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(study, photos, tmp_path, mo
     monkeypatch.setattr(workbench, "invert", interrupted)
     code, _, err = study(photos, "-o", "out", *ONE)
     assert code == 130
-    assert "2 of 6 rows are kept in out; the same command continues" in err
+    assert "2 of 6 rows kept in out; the same command continues" in err
     assert len(rows_in(tmp_path / "out")) == 2
 
 

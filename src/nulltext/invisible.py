@@ -19,6 +19,9 @@ letters without a look."""
 JOINERS = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
 """Joiners and non-joiners of letters and emoji, and the tags in flags of regions."""
 
+UNDECODED = range(0xDC80, 0xDD00)
+"""Surrogates that stand for bytes of names and arguments that are no text (PEP 383)."""
+
 
 def clean(text: str) -> str:
     """A text without invisible characters, every kind of space and end of line as " ".

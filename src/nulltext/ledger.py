@@ -173,6 +173,23 @@ def read_book(kind: Kind, folder: Path) -> tuple[dict[str, Any], list[Row]]:
     return settings, _parse(kind, data[: data.rfind(b"\n") + 1], folder / ROWS)
 
 
+def rows_alike(
+    kind: Kind, folder: Path, settings: Mapping[str, Any], older: Sequence[Mapping[str, Any]]
+) -> list[Row]:
+    """The rows that `open_book` would go on from: none where it would refuse the folder, or make
+    it. Changes nothing, and takes no lock."""
+    try:
+        found, rows = read_book(kind, folder)
+    except OutputError:
+        return []
+    alike = isinstance(found, dict) and (found in older or not _differing(found, settings))
+    return rows if alike else []
+
+
+def _differing(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    return [k for k in {**found, **settings} if found.get(k) != settings.get(k)]
+
+
 def _agree_on_settings(
     kind: Kind, folder: Path, settings: Mapping[str, Any], older: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -194,7 +211,7 @@ def _agree_on_settings(
         ) from error
     if found in older:
         return
-    differing = [k for k in {**found, **settings} if found.get(k) != settings.get(k)]
+    differing = _differing(found, settings)
     if differing:
         said = ", ".join(f"{k} {found.get(k)} (now {settings.get(k)})" for k in sorted(differing))
         raise OptionError(

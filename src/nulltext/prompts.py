@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from nulltext.errors import PromptError
-from nulltext.invisible import JOINERS, clean
+from nulltext.invisible import JOINERS, UNDECODED, clean
 from nulltext.learnt_tokens import Span, Tokens, with_all_vectors
 
 if TYPE_CHECKING:
@@ -191,6 +191,11 @@ def _encode(tokenizer: CLIPTokenizer, text: str) -> Tokens:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        if ord(text[error.start]) in UNDECODED:
+            raise PromptError(
+                f"Character {error.start + 1} of the prompt was typed in UTF-8, which the system's "
+                "encoding is not; set LC_ALL=C.UTF-8 or PYTHONUTF8=1."
+            ) from None
         raise PromptError(
             f"Character {error.start + 1} of the prompt is half a character, {text[error.start]!r} "
             "(a lone surrogate); leave it out."

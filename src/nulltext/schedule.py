@@ -86,8 +86,9 @@ class Schedule:
         kind = str(config.get("_class_name", ""))
         if kind.startswith(NOT_DISCRETE) or config.get("use_flow_sigmas", False):
             raise ModelError(
-                f"The scheduler is a {shortened(kind)}, whose noise levels are no DDIM schedule "
-                "(flow matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base checkpoint."
+                f"The scheduler is of class {shortened(kind)}, whose noise levels are no DDIM "
+                "schedule (flow matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base "
+                "checkpoint."
             )
         alphas_cumprod = _alphas_cumprod(config)
         spacing = config.get("timestep_spacing", "leading")

@@ -17,7 +17,7 @@ from nulltext.cli.options import (
     JsonOption,
     QuietOption,
 )
-from nulltext.cli.report import Reporter
+from nulltext.cli.report import Reporter, counted
 from nulltext.errors import OptionError
 from nulltext.models.choice import ModelChoice
 
@@ -154,8 +154,8 @@ def _run(
             return outcome
         except KeyboardInterrupt:
             reporter.note(
-                f"Stopped. {len(book.rows)} jobs are kept in {setup.folder}; the same command "
-                "continues there."
+                f"Stopped. {counted(len(book.rows), 'job')} kept in {setup.folder}; the same "
+                "command continues there."
             )
             raise
 
@@ -184,7 +184,7 @@ def _executor(
 
     with reporter.busy("Starting the workers …"):
         cluster = Cluster(setup, address=address, workers=workers, threads=torch.get_num_threads())
-    reporter.note(f"{cluster.workers} worker{'' if cluster.workers == 1 else 's'} on Ray.")
+    reporter.note(f"{counted(cluster.workers, 'worker')} on Ray.")
     try:
         yield cluster
     finally:
@@ -247,10 +247,12 @@ def _dry_run(reporter: Reporter, found: Batch) -> None:
             show(info)
             outcome.count(info.row)
     groups = len(grouped([unit for unit in found.units if not unit.reason]))
-    lines = [f"{len(found.units)} jobs on {groups} inversions; {outcome.done} can be done."]
+    jobs, inversions = counted(len(found.units), "job"), counted(groups, "inversion")
+    lines = [f"{jobs} on {inversions}; {outcome.done} can be done."]
     values = {"jobs": len(found.units), "inversions": groups, **_failures(outcome)}
     reporter.answer({"done": 0, **values}, [*lines, *_reasons(outcome)])
-    end_of_rows(reporter, outcome.failures)
+    _note_remarks(reporter, outcome)
+    end_of_rows(reporter, outcome.failures, "job", "cannot be done")
 
 
 def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
@@ -263,11 +265,12 @@ def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
     from nulltext.ledger import ROWS
 
     values = {"done": outcome.done, **_failures(outcome), "results": str(output / ROWS)}
-    lines = [f"{outcome.done} jobs done: {output / PICTURES}, {output / ROWS}"]
+    lines = [f"{counted(outcome.done, 'job')} done: {output / PICTURES}, {output / ROWS}"]
     if outcome.failures:
         lines += [f"{len(outcome.failures)} failed; --retry-failed tries them again."]
     reporter.result(values, [*lines, *_reasons(outcome)])
-    end_of_rows(reporter, outcome.failures)
+    _note_remarks(reporter, outcome, f"; see {output / ROWS}")
+    end_of_rows(reporter, outcome.failures, "job")
 
 
 def _failures(outcome: Outcome) -> dict[str, Any]:
@@ -279,3 +282,15 @@ def _failures(outcome: Outcome) -> dict[str, Any]:
 def _reasons(outcome: Outcome) -> list[str]:
     """The first failures, for a person."""
     return [f"  {row['reason']}" for row in outcome.failures[:MOST_REASONS]]
+
+
+def _note_remarks(reporter: Reporter, outcome: Outcome, where: str = "") -> None:
+    """Say how many jobs have remarks, and the first of them."""
+    if not outcome.remarked:
+        return
+    count, first = len(outcome.remarked), outcome.remarked[0]
+    have = "has" if count == 1 else "have"
+    reporter.note(
+        f"{counted(count, 'row')} {have} remarks{where}. The first, of line {first['line']}: "
+        f"{first['remarks'][0]}"
+    )

@@ -20,7 +20,7 @@ from nulltext.cli.options import (
     StudySeedOption,
 )
 from nulltext.cli.pie_request import PieRequest
-from nulltext.cli.report import Reporter
+from nulltext.cli.report import Reporter, ahead, counted
 from nulltext.cli.row_bars import make_rows
 from nulltext.models.choice import ModelChoice
 
@@ -116,27 +116,32 @@ def pie(
     protocol, lines = request.protocol(), request.lines()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
-    from nulltext.evaluation.results import failed_among, open_book
+    from nulltext.evaluation.results import done_already, failed_among, open_book
     from nulltext.models.fingerprint import spellings
 
     loaded = open_model(reporter, chosen)
+    fresh = resume is False
     loaded.schedule.timesteps(protocol.num_steps)  # refuses a number of steps that there is not
-    if estimate:
-        _estimate(reporter, plan_pie(items, lines, protocol, None), len(items))
+    if estimate and (fresh or not output.is_dir()):  # needs no networks
+        _estimate(reporter, plan_pie(items, lines, protocol, ()), len(items))
         return
     with reporter.busy("Loading the networks of the metrics …"):
         networks = request.networks(loaded)
     settings = request.settings(everything, loaded, protocol, networks)
     older = spellings(settings, loaded.fingerprints)
-    with open_book(output, settings, fresh=resume is False, older=older) as book:
+    if estimate:
+        done = done_already(output, settings, older, fresh=fresh, retry_failed=retry_failed)
+        _estimate(reporter, plan_pie(items, lines, protocol, done), len(items))
+        return
+    with open_book(output, settings, fresh=fresh, older=older) as book:
         if retry_failed:
             book.forget_failed()
-        schedule = plan_pie(items, lines, protocol, book)
+        schedule = plan_pie(items, lines, protocol, book.keys)
         reporter.note(_said(schedule, len(items)))
         _remarks(reporter, networks, protocol.deviations)
         steps_of = pie_steps(loaded, schedule, book, networks)
         make_rows(reporter, steps_of, book, schedule.all_rows)
-        _hand_over(reporter, book, settings, protocol.deviations)
+        _hand_over(reporter, book, settings, schedule)
     end_of_rows(reporter, failed_among(book.rows, schedule.keys))
 
 
@@ -149,11 +154,7 @@ def _estimate(reporter: Reporter, schedule: Schedule, edits: int) -> None:
 def _said(schedule: Schedule, edits: int) -> str:
     """What is ahead, in one line."""
     done = schedule.all_rows - len(schedule.open_rows)
-    there = f", {done} of them done" if done else ""
-    return (
-        f"{edits} edit{'' if edits == 1 else 's'}, {schedule.all_rows} rows{there}; about "
-        f"{schedule.evaluations:,} UNet evaluations to go."
-    )
+    return ahead(counted(edits, "edit"), schedule.all_rows, done, schedule.evaluations)
 
 
 def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> None:
@@ -165,7 +166,7 @@ def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> N
 
 
 def _hand_over(
-    reporter: Reporter, book: Book, settings: Mapping[str, Any], deviations: list[str]
+    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: Schedule
 ) -> None:
     """Write summary and page, and print the table."""
     from nulltext.evaluation.pie.report import publish
@@ -176,23 +177,24 @@ def _hand_over(
         by_category,
         overall,
     )
-    from nulltext.evaluation.results import ROWS
+    from nulltext.evaluation.results import ROWS, failed_among
 
     with reporter.busy("Writing the report …"):
         files = publish(book.folder, settings, book.rows)
     lines = overall(book.rows)
-    failed = sum(row["status"] == "failed" for row in book.rows)
+    failed = len(failed_among(book.rows, schedule.keys))
     result = {
         "rows": len(book.rows),
+        "asked": schedule.all_rows,
         "failed": failed,
         "table": as_json(lines),
         "by_category": as_json(by_category(book.rows)),
         "published_source": PUBLISHED_SOURCE,
-        "deviations": deviations,
+        "deviations": schedule.protocol.deviations,
         "results": str(book.folder / ROWS),
         "report": str(files[0]),
         "files": [str(file) for file in files[1:]],
     }
-    said = [*as_text(lines), f"{len(book.rows)} rows in {book.folder / ROWS}."]
-    said += [f"{failed} rows failed; --retry-failed tries again."] if failed else []
+    said = [*as_text(lines), f"{counted(len(book.rows), 'row')} in {book.folder / ROWS}."]
+    said += [f"{counted(failed, 'row')} failed; --retry-failed tries again."] if failed else []
     reporter.result(result, [*said, f"Report: {files[0]}"])

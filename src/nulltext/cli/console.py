@@ -3,15 +3,22 @@
 A redirected stream has the system's encoding (cp1252 on a Western Windows), which lacks most of
 Unicode. What it lacks is written in ASCII: signs of ours by `SIGNS`, all others, such as letters of
 a file's name, as Python escapes them (`\\u4e2d`); a byte of a name that is no text as `\\xff`.
+
+What cannot be written any more, as the disk of a redirected stream is full or the reader of a pipe
+has gone, stops no work: files are results, too. The end of a command asks for it (`unwritten`).
 """
 
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from nulltext.invisible import UNDECODED
 
 ESCAPED = "nulltext-escaped"
 """Name of the error handler, for streams."""
@@ -35,8 +42,19 @@ SIGNS = {
 }
 """What stands for the signs of our messages, tables and bars."""
 
-UNDECODED = range(0xDC80, 0xDD00)
-"""Surrogates that stand for bytes of names that are no text (PEP 383)."""
+
+class _Sink(io.FileIO):
+    """A descriptor that keeps the first error of writing rather than raise it."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or count as written what cannot be."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = self.failed or error
+            return memoryview(data).nbytes
 
 
 def open_streams() -> None:
@@ -47,7 +65,32 @@ def open_streams() -> None:
         if stream is None:  # closed, or a Windows program without a console
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=ESCAPED)
+            if stream is getattr(sys, f"__{name}__"):
+                setattr(sys, name, _sunk(stream))
+            getattr(sys, name).reconfigure(errors=ESCAPED)
+
+
+def unwritten() -> OSError | None:
+    """Why standard output did not take all lines; None where it did, or where its reader wanted no
+    more of them, as `head` does."""
+    sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    failed: OSError | None = getattr(getattr(buffer, "raw", buffer), "failed", None)
+    gone = failed is not None and failed.errno in (errno.EPIPE, errno.EINVAL)  # EINVAL: Windows
+    return None if gone else failed
+
+
+def _sunk(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The stream on a `_Sink`; itself where it is no file, as a Windows console."""
+    if type(getattr(stream.buffer, "raw", stream.buffer)) is not io.FileIO:
+        return stream
+    sink = _Sink(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        sink if stream.write_through else io.BufferedWriter(sink),
+        encoding=stream.encoding,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

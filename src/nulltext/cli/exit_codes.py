@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nulltext.cli.report import Reporter
+from nulltext.cli.report import Reporter, counted
 
 if TYPE_CHECKING:
     from nulltext.ledger import Row
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 EXIT_OURS, EXIT_USER = 1, 2
 
 
-def end_of_rows(reporter: Reporter, failed: Sequence[Row]) -> None:
+def end_of_rows(
+    reporter: Reporter, failed: Sequence[Row], what: str = "row", matter: str = "failed"
+) -> None:
     """End a command that made rows, saying what has failed where its report is not wanted.
 
     Args:
-        failed: those of the rows that were asked for, earlier runs' included.
+        failed: those of the rows that were asked for, earlier runs' included. what: what they are.
+        matter: what is the matter with them.
 
     Raises:
         typer.Exit: there are some.
     """
     if not failed:
         return
-    count = f"{len(failed)} row{'' if len(failed) == 1 else 's'} failed"
-    reporter.errors([f"{count}; the first: {failed[0]['reason']}"])
+    reporter.errors([f"{counted(len(failed), what)} {matter}; the first: {failed[0]['reason']}"])
     raise typer.Exit(EXIT_USER if all(row.get("input") for row in failed) else EXIT_OURS)

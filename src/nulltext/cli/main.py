@@ -16,7 +16,7 @@ from nulltext.cli.attention import attention
 from nulltext.cli.batch import OptionalAddress, batch
 from nulltext.cli.benchmark import benchmark
 from nulltext.cli.caption import caption
-from nulltext.cli.console import open_streams
+from nulltext.cli.console import open_streams, unwritten
 from nulltext.cli.convert_captioner import convert_captioner
 from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
@@ -30,7 +30,7 @@ from nulltext.cli.report import visible
 from nulltext.cli.studio import studio
 from nulltext.cli.study import study
 from nulltext.cli.train import train
-from nulltext.errors import NulltextError, UserError
+from nulltext.errors import NulltextError, UserError, reason_of
 from nulltext.version import __version__
 
 app = typer.Typer(
@@ -93,24 +93,29 @@ def main() -> None:
     """
     open_streams()
     gc.disable()
+    code: str | int | None = None
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        _complain(error)
-        sys.exit(EXIT_USER)
     except NulltextError as error:
-        _complain(error)
-        sys.exit(EXIT_OURS)
+        _complain(str(error))
+        code = EXIT_USER if isinstance(error, UserError) else EXIT_OURS
     except SystemExit as stop:  # the framework turns Ctrl-C into this
-        if stop.code == EXIT_INTERRUPTED:
+        code = stop.code
+        if code == EXIT_INTERRUPTED:
             sys.stderr.write("Interrupted; files that were finished before are whole.\n")
-        raise
     finally:
         gc.enable()
+    lost = unwritten()
+    if lost is not None:
+        _complain(
+            f"Standard output does not take what is written to it ({reason_of(lost)}); files that "
+            "were finished are whole."
+        )
+    sys.exit(code or (None if lost is None else EXIT_OURS))
 
 
-def _complain(error: NulltextError) -> None:
-    sys.stderr.write(f"Error: {visible(str(error))}\n")
+def _complain(problem: str) -> None:
+    sys.stderr.write(f"Error: {visible(problem)}\n")
 
 
 if __name__ == "__main__":

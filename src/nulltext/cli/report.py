@@ -158,6 +158,18 @@ def _write(line: str) -> None:
     sys.stdout.flush()
 
 
+def counted(count: int, thing: str) -> str:
+    """So many of a thing."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def ahead(what: str, rows: int, done: int, evaluations: int) -> str:
+    """What a run of rows is about to do, in one line."""
+    there, left = (f", {done:,} of them done", " to go") if done else ("", "")
+    cost = counted(evaluations, "UNet evaluation")
+    return f"{what}, {counted(rows, 'row')}{there}; about {cost}{left}."
+
+
 def visible(text: str) -> str:
     """A text that may be a stranger's, such as the prompt in a file, without what steers a
     terminal: control characters but the end of line are written out."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nulltext.cli.report import Reporter
+from nulltext.cli.report import Reporter, counted
 
 if TYPE_CHECKING:
     from nulltext.evaluation.results import Book
@@ -38,7 +38,7 @@ def make_rows(reporter: Reporter, steps: Iterable[StudyInfo], book: Book, all_ro
                 )
     except KeyboardInterrupt:
         reporter.note(
-            f"Stopped. {len(book.rows)} of {all_rows} rows are kept in {book.folder}; "
+            f"Stopped. {len(book.rows)} of {counted(all_rows, 'row')} kept in {book.folder}; "
             "the same command continues there."
         )
         raise

@@ -20,7 +20,7 @@ from nulltext.cli.options import (
     RetryFailedOption,
     StudySeedOption,
 )
-from nulltext.cli.report import Reporter
+from nulltext.cli.report import Reporter, ahead, counted
 from nulltext.cli.row_bars import make_rows
 from nulltext.cli.study_request import StudyRequest
 from nulltext.models.choice import ModelChoice
@@ -122,7 +122,7 @@ def study(
     from nulltext.cli.work import open_model
     from nulltext.evaluation.agreement import open_judge
     from nulltext.evaluation.crew import Tools, check_workers, crew_steps
-    from nulltext.evaluation.results import failed_among, open_book
+    from nulltext.evaluation.results import done_already, failed_among, open_book
     from nulltext.evaluation.study import plan_study, study_steps
     from nulltext.models.fingerprint import spellings
 
@@ -132,16 +132,17 @@ def study(
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
     judge = open_judge(clip, loaded, plan.seed)
     settings = request.settings(plan, everybody, loaded, judge)
+    older, fresh = spellings(settings, loaded.fingerprints), resume is False
     if estimate:
-        schedule = plan_study(items, everybody, plan, None, judge.unet_evaluations)
+        done = done_already(output, settings, older, fresh=fresh, retry_failed=retry_failed)
+        schedule = plan_study(items, everybody, plan, done, judge.unet_evaluations)
         _estimate(reporter, schedule, len(items))
         return
     _note_prompts(reporter, loaded, items)
-    older = spellings(settings, loaded.fingerprints)
-    with open_book(output, settings, fresh=resume is False, older=older) as book:
+    with open_book(output, settings, fresh=fresh, older=older) as book:
         if retry_failed:
             book.forget_failed()
-        schedule = plan_study(items, everybody, plan, book, judge.unet_evaluations)
+        schedule = plan_study(items, everybody, plan, book.keys, judge.unet_evaluations)
         reporter.note(_said(schedule, len(items)))
         if request.without_edits(items):
             reporter.note("Note: " + request.without_edits(items))
@@ -179,11 +180,8 @@ def _estimate(reporter: Reporter, schedule: Schedule, photos: int) -> None:
 def _said(schedule: Schedule, photos: int) -> str:
     """What is ahead, in one line."""
     still = sum(len(tasks) for _, tasks in schedule.photos)
-    there = f", {schedule.all_rows - still} of them done" if still < schedule.all_rows else ""
-    return (
-        f"{photos} photo{'' if photos == 1 else 's'}, {schedule.all_rows} rows{there}; about "
-        f"{schedule.evaluations:,} UNet evaluations to go."
-    )
+    done = schedule.all_rows - still
+    return ahead(counted(photos, "photo"), schedule.all_rows, done, schedule.evaluations)
 
 
 def _hand_over(
@@ -194,21 +192,24 @@ def _hand_over(
     Rows stand in the plan's order, in whichever they were made; those of earlier plans come last.
     """
     from nulltext.evaluation.publish import publish
-    from nulltext.evaluation.results import ROWS, key_of
+    from nulltext.evaluation.results import ROWS, failed_among, key_of
 
     places = {key: place for place, key in enumerate(schedule.keys)}
     rows = sorted(book.rows, key=lambda row: places.get(key_of(row), len(places)))
     with reporter.busy("Writing the report …"):
         files = publish(book.folder, settings, rows)
-    failed = sum(row["status"] == "failed" for row in book.rows)
+    failed = len(failed_among(book.rows, schedule.keys))
     result = {
         "rows": len(book.rows),
+        "asked": schedule.all_rows,
         "failed": failed,
         "results": str(book.folder / ROWS),
         "report": str(files[0]),
         "files": [str(file) for file in files[1:]],
     }
-    lines = [f"{len(book.rows)} rows in {book.folder / ROWS}.", f"Report: {files[0]}"]
+    lines = [f"{counted(len(book.rows), 'row')} in {book.folder / ROWS}.", f"Report: {files[0]}"]
     if failed:
-        lines.insert(1, f"{failed} rows failed; the report says why, --retry-failed tries again.")
+        lines.insert(
+            1, f"{counted(failed, 'row')} failed; the report says why, --retry-failed tries again."
+        )
     reporter.result(result, lines)

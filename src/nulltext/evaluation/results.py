@@ -51,6 +51,19 @@ def open_book(
     return ledger.open_book(STUDY, folder, settings, fresh=fresh, older=older)
 
 
+def done_already(
+    folder: Path,
+    settings: Mapping[str, Any],
+    older: Sequence[Mapping[str, Any]],
+    *,
+    fresh: bool,
+    retry_failed: bool,
+) -> set[Key]:
+    """The rows that a run would find there and not make again; changes nothing."""
+    rows = [] if fresh else ledger.rows_alike(STUDY, folder, settings, older)
+    return {key_of(row) for row in rows if not (retry_failed and row["status"] == "failed")}
+
+
 def read_book(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """`ledger.read_book` of such a folder."""
     return ledger.read_book(STUDY, folder)

@@ -6,7 +6,7 @@ stop being finite) fails its own rows, with the reason, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Collection, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,16 +61,15 @@ def plan_study(
     items: Sequence[Item],
     everybody: Sequence[Item],
     plan: Plan,
-    book: Book | None,
+    done: Collection[Hashable],
     judge_evaluations: int,
 ) -> Schedule:
     """What is still open.
 
     Args:
         items: the photos that are studied. everybody: all that there are, whose captions serve as
-            strangers'. book: what is there already; None for nothing.
+            strangers'. done: keys of rows that there are.
     """
-    done = set() if book is None else book.keys
     others = strangers(everybody, plan.seed)
     photos, keys = [], list[Key]()
     for item in items:

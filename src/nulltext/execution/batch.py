@@ -80,11 +80,14 @@ class Outcome:
 
     done: int = 0
     failures: list[Row] = field(default_factory=list)
+    remarked: list[Row] = field(default_factory=list)
+    """Done ones that have something to say."""
 
     def count(self, row: Row | None) -> None:
         """Add a job's row."""
         if row is not None and row["status"] == "ok":
             self.done += 1
+            self.remarked += [row] if row.get("remarks") else []
         elif row is not None:
             self.failures.append(row)
 
@@ -117,27 +120,29 @@ def check_steps(batch: Batch) -> Iterator[BatchInfo]:
     """Look at every job as far as that goes without a model: options, photos, masks, inversions."""
     bad = 0
     for index, unit in enumerate(batch.units, start=1):
-        reason = _mistake(unit)
+        reason, remarks = _looked_at(unit)
         bad += reason is not None
-        row = {**unit.names, "status": "ok"}
+        row = {**unit.names, "status": "ok", "remarks": remarks}
         if reason is not None:
             row = failed(unit, reason, theirs=True)
         yield BatchInfo(index - bad, bad, len(batch.units), row)
 
 
-def _mistake(unit: Unit) -> str | None:
+def _looked_at(unit: Unit) -> tuple[str | None, list[str]]:
+    """(why it cannot be done, remarks on it)"""
     if unit.job is None or unit.reason:
-        return unit.reason
+        return unit.reason, []
     try:
         order = unit.job.order()
         order.check()
         order.asked.axes()
         if order.request.inversion is None:
             order.request.plan()
-        order.check_targets(Opened.of(order.request).prompt)
+        opened = Opened.of(order.request)
+        order.check_targets(opened.prompt)
     except NulltextError as error:
-        return f"{unit.place}: {error}"
-    return None
+        return f"{unit.place}: {error}", []
+    return None, [*filter(None, [opened.mask_note])]
 
 
 def open_batch(

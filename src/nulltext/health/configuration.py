@@ -25,30 +25,33 @@ DEVIATION = (0.8, 1.25)
 """Of eps and z*_T. The bundled model has 0.96 to 1.11 on photos, flat colours, noise and stripes;
 read as v_prediction 1.63 to 3.0, as sample 1.4 to 5.4 (but on flat grey 1.04 and 1.23)."""
 
+UNTRAINED = 0.5
+"""With both deviations below, the weights are hardly trained: random ones of every family have 0.28
+to 0.40."""
+
 LEAST_COSINE = 0.97
 """Of the angle between eps and z*_T: the bundled model has 0.995 and more, a network that predicts
 v and is read as epsilon 0.95 and less."""
 
 
 def note_on_configuration(model: LatentDiffusion, inversion: Inversion) -> str | None:
-    """Say that a configuration looks wrong, by the betas of a published family and by the noise
-    that an inversion ends in; None where both are as they should be, or too little is known.
+    """Say what does not fit: the betas of a published family, which a fine-tune may have changed,
+    and the noise that an inversion ends in; None where both are as they should be, or too little is
+    known.
     """
-    said = _wrong_betas(model) or _wrong_noise(model, inversion)
-    if said is None:
+    said = " ".join(filter(None, [_wrong_noise(model, inversion), _other_betas(model)]))
+    if not said:
         return None
     return (
-        f"Note: the configuration of the model '{model.name}' looks wrong: {said}; compare "
+        f"Note on the model '{model.name}': {said} Compare "
         "scheduler/scheduler_config.json with the published file, or run nulltext doctor with this "
         "model and --report FILE, which tells what it should say."
     )
 
 
-def _wrong_betas(model: LatentDiffusion) -> str | None:
-    if model.schedule.alphas_cumprod[-1] <= SMALLEST_ALPHA_CUMPROD:  # rescaled on purpose
-        return None
-    said = schedule_note(model)
-    return None if said is None else said[0].lower() + said[1:].split(";")[0]
+def _other_betas(model: LatentDiffusion) -> str | None:
+    rescaled = model.schedule.alphas_cumprod[-1] <= SMALLEST_ALPHA_CUMPROD  # on purpose
+    return None if rescaled else schedule_note(model)
 
 
 def _wrong_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
@@ -66,9 +69,11 @@ def _wrong_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
     low, high = DEVIATION
     if all(low <= size <= high for size in sizes) and cosine >= LEAST_COSINE:
         return None
+    untrained = max(sizes) < UNTRAINED
     return (
-        f"the noise that it inverts the photo to has a deviation of {sizes[1]:.2f}, what its UNet "
-        f"takes for noise there one of {sizes[0]:.2f} and a likeness of {cosine:.2f}, and each "
-        f"should be 1, so its prediction_type may not be {schedule.prediction} (or its weights are "
-        "not trained)"
+        f"Its {'weights look untrained' if untrained else 'configuration looks wrong'}: the noise "
+        f"that it inverts the photo to has a deviation of {sizes[1]:.2f}, what its UNet takes for "
+        f"noise there one of {sizes[0]:.2f} and a likeness of {cosine:.2f}, and each should be 1"
+        f"{'; if they are trained,' if untrained else ', so'} its prediction_type may not be "
+        f"{schedule.prediction}."
     )

@@ -96,7 +96,7 @@ def recognise(name: str, scheduler: Mapping[str, Any]) -> Distilled | None:
     kind, reason = named, "its name says so"
     if scheduler.get("_class_name") in SCHEDULERS:
         kind = named or SCHEDULERS[str(scheduler["_class_name"])]
-        reason = f"its scheduler is a {scheduler['_class_name']}"
+        reason = f"its scheduler is of class {scheduler['_class_name']}"
     elif _is_trailing(scheduler):
         kind = named or "Turbo or Lightning"
         reason = "its scheduler takes the last timesteps, as SDXL Turbo's does"

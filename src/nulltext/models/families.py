@@ -136,10 +136,10 @@ def check_config(family: Family, config: Mapping[str, Any], model: str) -> None:
         entry = config.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in allowed:
-            what = f"The {name} of the model '{model}' is a {shortened(str(found))}"
+            what = f"The {name} of the model '{model}' is of class {shortened(str(found))}"
             if found is None:
                 what = f"The model '{model}' has no {name}"
-            raise ModelError(f"{what}, expected a {allowed[0]}; {WORKS}.")
+            raise ModelError(f"{what}, expected {allowed[0]}; {WORKS}.")
 
 
 def check_architecture(family: Family, parts: Parts, text: TextConditioner, model: str) -> None:

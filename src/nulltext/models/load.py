@@ -220,8 +220,8 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     Nothing is copied: a LoRA or a learnt token that is loaded into the pipeline works through the
     model, now and later. The modules are switched to evaluation mode. A pipeline that moves whole
     parts to a GPU for their work (`enable_model_cpu_offload`) goes on doing so. A part that
-    `torch.compile` wraps is used without the wrapper: its layers' names are others in there, and
-    attention control, which is put on and off at every step, would compile it anew each time.
+    `torch.compile` or `DataParallel` wraps is used without the wrapper: its layers' names are
+    others in there, and attention control, put on and off at every step, would compile it anew.
 
     Args:
         pipe: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, either's Img2Img one, or
@@ -234,16 +234,16 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     kind = type(pipe).__name__
     if not hasattr(pipe, "scheduler"):
         raise ModelError(
-            f"A {kind} is no diffusers pipeline; pass one, or to nulltext.load a name, a folder, a "
-            ".safetensors file or a hub id."
+            f"An object of class {kind} is no diffusers pipeline; pass one, or to nulltext.load a "
+            "name, a folder, a .safetensors file or a hub id."
         )
     config = getattr(pipe, "config", {})
     name = str(getattr(config, "_name_or_path", "") or kind)
-    family = family_of(kind, name, _index(pipe), lambda: pipe.unet.config)
+    family = family_of(kind, name, _index(pipe), lambda: _unwrapped(pipe.unet).config)
     check_not_refiner(config, name)
     names = (*family.modules, *family.tokenizers)
     wrapped = {name: getattr(pipe, name, None) for name in names}
-    parts: dict[str, Any] = {n: getattr(part, "_orig_mod", part) for n, part in wrapped.items()}
+    parts: dict[str, Any] = {n: _unwrapped(part) for n, part in wrapped.items()}
     absent = [part for part, value in parts.items() if value is None]
     if absent:
         raise ModelError(f"The {kind} has no {', '.join(absent)}; load it whole.")
@@ -259,8 +259,15 @@ def _index(pipe: Any) -> dict[str, list[str]]:
     """What model_index.json would say of its parts as they are now."""
     entries = getattr(pipe, "config", {}).items()
     names = [name for name, entry in entries if isinstance(entry, tuple | list)]
-    parts = {name: getattr(pipe, name, None) for name in names}
+    parts = {name: _unwrapped(getattr(pipe, name, None)) for name in names}
     return {n: ["", type(part).__name__] for n, part in parts.items() if part is not None}
+
+
+def _unwrapped(part: Any) -> Any:
+    """A part without what `torch.compile` and parallel training put around it."""
+    part = getattr(part, "_orig_mod", part)
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    return _unwrapped(part.module) if isinstance(part, parallel) else part
 
 
 def _assembled(read: _Read, name: str, digests: tuple[str, ...]) -> LatentDiffusion:

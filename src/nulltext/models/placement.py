@@ -83,9 +83,15 @@ def check_weights_present(parts: Mapping[str, Any], pipeline: str) -> None:
     """Refuse a pipeline whose weights cannot be read and differentiated through as they are.
 
     Raises:
-        ModelError: a part's weights are kept elsewhere between its layers' calls, or are quantised.
+        ModelError: a part's weights are kept elsewhere between its layers' calls, or are quantised,
+            or something unknown is wrapped around a part.
     """
     for name, module in parts.items():
+        if not hasattr(module, "config"):
+            raise ModelError(
+                f"The {name} of the {pipeline} is of class {type(module).__name__}, which has no "
+                "config as the parts of diffusers have; pass a pipeline of the part itself."
+            )
         if any(tensor.device.type == "meta" for tensor in module.parameters()):
             raise ModelError(
                 f"The {name} of the {pipeline} has no weights in memory, as sequential offload and "

@@ -175,8 +175,8 @@ def explain_pipeline(class_name: object, model: str) -> str:
     """
     name = _plain(class_name)
     return (
-        f"The model '{model}' is a {shortened(name)} ({_what(name)}), which nulltext cannot edit "
-        f"with; {WORKS}."
+        f"The model '{model}' is of class {shortened(name)} ({_what(name)}), which nulltext cannot "
+        f"edit with; {WORKS}."
     )
 
 
@@ -216,7 +216,8 @@ def _ordinary(index: Mapping[str, Any]) -> str | None:
     made = {
         name: entry[1]
         for name, entry in index.items()
-        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+        if not name.startswith("_")  # `_class_name` may be such a list, too
+        and (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str))
     }
     wanted, pipeline = dict(ORDINARY), "StableDiffusionPipeline"
     if "text_encoder_2" in made:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,14 +47,16 @@ class Schedule:
 
 
 def plan_pie(
-    items: Sequence[PieItem], methods: Sequence[str], protocol: Protocol, book: Book | None
+    items: Sequence[PieItem],
+    methods: Sequence[str],
+    protocol: Protocol,
+    done: Collection[Hashable],
 ) -> Schedule:
     """What is still open.
 
     Args:
-        book: what is there already; None for nothing.
+        done: keys of rows that there are.
     """
-    done = set() if book is None else book.keys
     wanted = {_key(item, method): (item, method) for item in items for method in methods}
     still = [row for key, row in wanted.items() if key not in done]
     return Schedule(still, list(wanted), protocol)
