@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from nulltext.inversion.textual import Textual
     from nulltext.inversion.textual_pivot import TextualPivot
     from nulltext.inversion.textual_pivot_shared import TextualPivotShared
-    from nulltext.masks import mask_for
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import from_pipe, load
     from nulltext.photos import Photo, load_photo
     from nulltext.record import Inversion, StepInfo, run
+    from nulltext.regions import mask_for
     from nulltext.sampling import Replay, exact_source_step, replay, replay_steps, source_step
     from nulltext.strength import Steering, at_strength
 
@@ -100,7 +100,7 @@ _HOMES = {
     "load": "models.load",
     "load_captioner": "captioning.folder",
     "load_photo": "photos",
-    "mask_for": "masks",
+    "mask_for": "regions",
     "psnr": "images",
     "region_of_change": "compositing",
     "replay": "sampling",

@@ -33,9 +33,9 @@ from nulltext.images import from_uint8, psnr, to_uint8
 from nulltext.lineage import Row, rows_of
 from nulltext.lineage import check_specs as check_specs
 from nulltext.logs import timed
-from nulltext.masks import check_lies_on
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.record import Inversion, StepInfo, run
+from nulltext.regions import check_lies_on
 from nulltext.sampling import (
     Conditions,
     SourceBranch,

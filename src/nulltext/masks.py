@@ -14,8 +14,6 @@ crop, whichever has its proportions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from PIL import Image
@@ -25,9 +23,6 @@ from nulltext.arrays import Array, ImageLike, mask_of
 from nulltext.errors import ImageError, OptionError
 from nulltext.images import CropBox, largest_centred
 from nulltext.open_images import MAX_PIXELS, decoded, opened
-
-if TYPE_CHECKING:
-    from nulltext.record import Inversion
 
 CONTEXT = 2.0
 """Sides of an automatic crop in sides of what is masked: the model needs the surroundings, too."""
@@ -98,37 +93,6 @@ def mask_tensor(mask: ImageLike) -> Tensor:
     if low == 1:
         raise OptionError("The mask is white everywhere, so it masks nothing; leave it out.")
     return mask.float()
-
-
-def mask_for(inversion: Inversion, mask: ImageLike) -> Tensor:
-    """A mask of the whole photo, or of its crop, as `EditSpec` takes it: over the crop.
-
-    Args: mask: see `read_mask`; of the photo's or the crop's proportions.
-
-    Returns: [H, W], float32, in [0, 1].
-
-    Raises:
-        ImageError: it cannot be read, has other proportions, or marks nothing inside the crop.
-    """
-    header = inversion.header
-    size = (header.image_size[0], header.image_size[1])
-    return mask_on_crop(load_mask(mask), size, CropBox.from_list(header.crop))
-
-
-def check_lies_on(mask: Tensor, inversion: Inversion) -> None:
-    """Refuse a mask of the photo's proportions where the crop has others.
-
-    Raises:
-        OptionError: so it is.
-    """
-    header, shape = inversion.header, (mask.shape[-1], mask.shape[-2])
-    crop = CropBox.from_list(header.crop)
-    photo_size = (header.image_size[0], header.image_size[1])
-    if not _similar(shape, (crop.width, crop.height)) and _similar(shape, photo_size):
-        raise OptionError(
-            f"The mask is {shape[0]} x {shape[1]} px, of the photo's proportions, but only the "
-            f"crop {crop} was inverted: pass mask_for(inversion, mask)."
-        )
 
 
 def _scaled(values: Array, name: str) -> tuple[Array, str | None]:
@@ -255,10 +219,10 @@ def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -
             white inside the crop, or all of the crop is.
     """
     crop_size = (box.width, box.height)
-    if _similar(mask.size, photo_size):
+    if similar(mask.size, photo_size):
         edges = (box.x, box.y, box.x + box.width, box.y + box.height)
         fitted = _resized(mask, photo_size).crop(edges)
-    elif _similar(mask.size, crop_size):
+    elif similar(mask.size, crop_size):
         fitted = _resized(mask, crop_size)
     else:
         raise ImageError(
@@ -279,7 +243,7 @@ def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -
     return torch.from_numpy(np.array(fitted)).float() / 255
 
 
-def _similar(a: tuple[int, int], b: tuple[int, int]) -> bool:
+def similar(a: tuple[int, int], b: tuple[int, int]) -> bool:
     """Whether two sizes have the same proportions, give or take a pixel of rounding."""
     return abs(a[0] * b[1] - b[0] * a[1]) <= max(*a, *b)
 
@@ -307,7 +271,7 @@ def crop_around(
     width, height = photo_size
     across, down = proportions
     largest = largest_centred(width, height, proportions)
-    if not _similar(mask.size, photo_size):
+    if not similar(mask.size, photo_size):
         return largest
     white = _resized(mask, photo_size).getbbox()
     assert white is not None, "an empty mask is refused when it is loaded"

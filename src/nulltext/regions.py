@@ -22,7 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate
 
+from nulltext.arrays import ImageLike
 from nulltext.attention.blend import PromptTokens, blend_mask
+from nulltext.errors import OptionError
+from nulltext.images import CropBox
+from nulltext.masks import load_mask, mask_on_crop, similar
+from nulltext.record import Inversion
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,37 @@ class Region:
             assert maps is not None
             share = share * blend_mask(maps, self.words.tokens, self.words.threshold, size)
         return share
+
+
+def mask_for(inversion: Inversion, mask: ImageLike) -> Tensor:
+    """A mask of the whole photo, or of its crop, as `EditSpec` takes it: over the crop.
+
+    Args: mask: see `read_mask`; of the photo's or the crop's proportions.
+
+    Returns: [H, W], float32, in [0, 1].
+
+    Raises:
+        ImageError: it cannot be read, has other proportions, or marks nothing inside the crop.
+    """
+    header = inversion.header
+    size = (header.image_size[0], header.image_size[1])
+    return mask_on_crop(load_mask(mask), size, CropBox.from_list(header.crop))
+
+
+def check_lies_on(mask: Tensor, inversion: Inversion) -> None:
+    """Refuse a mask of the photo's proportions where the crop has others.
+
+    Raises:
+        OptionError: so it is.
+    """
+    header, shape = inversion.header, (mask.shape[-1], mask.shape[-2])
+    crop = CropBox.from_list(header.crop)
+    photo_size = (header.image_size[0], header.image_size[1])
+    if not similar(shape, (crop.width, crop.height)) and similar(shape, photo_size):
+        raise OptionError(
+            f"The mask is {shape[0]} x {shape[1]} px, of the photo's proportions, but only the "
+            f"crop {crop} was inverted: pass mask_for(inversion, mask)."
+        )
 
 
 def on_latents(mask: Tensor, size: tuple[int, int]) -> Tensor:
