@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nulltext.errors import InversionFileError, reason_of, shortened
 from nulltext.files import replace_file
-from nulltext.untrusted import MEGABYTE, parse_json
+from nulltext.untrusted import MEGABYTE, parse_json, refuse_address
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,8 +122,6 @@ def _check_size(path: Path) -> None:
     """Refuse what is no file, and files and headers larger than any of ours."""
     try:
         if not path.is_file():
-            from nulltext.picture_files import refuse_address  # which imports Pillow
-
             refuse_address(path, InversionFileError)
             what = "is no regular file" if path.exists() else "does not exist"
             raise InversionFileError(

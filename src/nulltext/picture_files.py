@@ -6,12 +6,12 @@ import errno
 import re
 import stat
 from pathlib import Path
-from urllib.parse import unquote
 
 from PIL import Image, TiffImagePlugin
 
-from nulltext.errors import ImageError, UserError, shortened
+from nulltext.errors import ImageError, shortened
 from nulltext.sixteen_bits import in_planes
+from nulltext.untrusted import refuse_address
 
 HEIC = re.compile(rb"....ftyp(?:he[iv][cmsx]|(?:mif1|msf1)(?!.*avif))", re.DOTALL)
 """How a HEIC file begins; AVIF has the same container."""
@@ -62,7 +62,6 @@ _RAW_SUFFIXES = {  # TIFF inside: Pillow would take the small preview for the ph
 _TIFF = (b"II*\0", b"MM\0*")
 _DNG_VERSION = 50706
 """The tag that every DNG has (DNG 1.7, ch. 4), whatever the file is called."""
-_ADDRESS = re.compile(r"(?:^|[/\\])((?:https?|ftp|s3|gs|file):)/{1,2}(?=[^/])", re.IGNORECASE)
 
 
 def check_regular_file(path: Path, name: str) -> None:
@@ -74,7 +73,7 @@ def check_regular_file(path: Path, name: str) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        refuse_address(path)
+        refuse_address(path, ImageError)
         raise
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -86,24 +85,6 @@ def check_regular_file(path: Path, name: str) -> None:
         raise ImageError(f"{name} is not a regular file: save the image to disk first.")
     if status.st_size == 0:
         raise ImageError(f"{name} is empty (0 bytes): fetch or export it again.")
-
-
-def refuse_address(path: Path, kind: type[UserError] = ImageError) -> None:
-    """Tell an address from a file that is not there.
-
-    Raises:
-        UserError: it is one; of the given kind.
-    """
-    address = _ADDRESS.search(str(path))
-    if address is None:
-        return
-    rest = str(path)[address.end() :]  # a path has lost some of the slashes
-    if address[1].lower() == "file:":
-        raise kind(f"'file:///{rest}' is an address: give the path, '/{unquote(rest)}'.")
-    raise kind(
-        f"'{address[1]}//{rest}' is an address, and nothing is fetched from the web: download "
-        "the file and give its path."
-    )
 
 
 def refuse_foreign(head: bytes, suffix: str, name: str) -> None:

@@ -18,13 +18,16 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import IO, Any
+from urllib.parse import unquote
+
+from nulltext.errors import UserError
 
 MEGABYTE = 1 << 20
 DEPTH = 64
 """Most levels of lists and objects; files that nulltext reads have at most a handful."""
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
+ADDRESS = re.compile(r"(?:^|[/\\])((?:https?|ftp|s3|gs|file):)/{1,2}(?=[^/])", re.IGNORECASE)
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -168,6 +171,24 @@ def inside(folder: Path, name: str) -> Path:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         path.stat()
     return path
+
+
+def refuse_address(path: Path, kind: type[UserError]) -> None:
+    """Tell an address from a file that is not there.
+
+    Raises:
+        UserError: it is one; of the given kind.
+    """
+    address = ADDRESS.search(str(path))
+    if address is None:
+        return
+    rest = str(path)[address.end() :]  # a path has lost some of the slashes
+    if address[1].lower() == "file:":
+        raise kind(f"'file:///{rest}' is an address: give the path, '/{unquote(rest)}'.")
+    raise kind(
+        f"'{address[1]}//{rest}' is an address, and nothing is fetched from the web: download "
+        "the file and give its path."
+    )
 
 
 def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str | None:

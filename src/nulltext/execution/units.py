@@ -19,7 +19,7 @@ from typing import Any
 from nulltext.errors import ImageError, UserError, reason_of
 from nulltext.execution.job_options import PATHS
 from nulltext.execution.jobs import Job, Refused
-from nulltext.picture_files import refuse_address
+from nulltext.untrusted import refuse_address
 
 ID_LENGTH = 24
 """Hexadecimal digits of an id: 96 bits."""
@@ -109,7 +109,7 @@ def _contents(path: Path, within: Path | None) -> str:
                 f"'{path}' is not in '{within}', where --within keeps the files of jobs."
             )
         if not path.is_file():
-            refuse_address(path)
+            refuse_address(path, ImageError)
             what = "is no regular file" if path.exists() else "does not exist"
             raise ImageError(f"'{path}' {what}: check the path.")
         with path.open("rb") as stream:
