@@ -19,7 +19,7 @@ from rich.progress import track
 import nulltext
 from judge import Label, read_labels
 from nulltext.defaults import CAPTIONER
-from nulltext.photos import load_photo
+from nulltext.image.photos import load_photo
 
 NAMED = ("kind", "colour")
 

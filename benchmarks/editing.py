@@ -43,7 +43,7 @@ from torch import Tensor
 import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
-from nulltext.images import from_uint8
+from nulltext.image.images import from_uint8
 from nulltext.inversion.budgets import BUDGETS, Plan, planned
 from nulltext.training.petals import outline
 

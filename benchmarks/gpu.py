@@ -31,18 +31,18 @@ import torch
 
 import nulltext
 from nulltext.defaults import BUDGET, NUM_STEPS
-from nulltext.files import replace_file
 from nulltext.health.checkup import SOURCE, TARGET
 from nulltext.health.examine import examine
 from nulltext.health.measures import gradient_norm
 from nulltext.health.parts import Peak
 from nulltext.health.report import report_of
+from nulltext.image.photos import load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.inversion.null_text import NullText
+from nulltext.inversion.record import StepInfo, run
 from nulltext.models.choice import ModelChoice
-from nulltext.photos import load_photo
-from nulltext.record import StepInfo, run
+from nulltext.storage.files import replace_file
 from nulltext.version import __version__
 from random_checkpoint import random_model
 from reference_loop import ReferenceLoop, with_naive_attention

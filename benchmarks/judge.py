@@ -20,8 +20,8 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nulltext.images import largest_centred_square, to_tensor
-from nulltext.photos import load_photo
+from nulltext.image.images import largest_centred_square, to_tensor
+from nulltext.image.photos import load_photo
 
 ATTRIBUTES = {
     "colour": ("yellow", "white", "orange", "red", "pink", "purple"),

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nulltext.attention.prompt_to_prompt import largest_self_site
+from nulltext.diffusion.schedule import Schedule
 from nulltext.models.families import family_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import (
@@ -36,7 +37,6 @@ from nulltext.models.memory import (
     pass_need,
     weight_bytes,
 )
-from nulltext.schedule import Schedule
 
 GIGABYTE = 1e9
 STEPS = 50

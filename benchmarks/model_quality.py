@@ -43,14 +43,14 @@ from judge import Judge, load_judge
 from nulltext.attention.maps import Bystander, StepMaps, Watched, word_map
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
-from nulltext.images import psnr, save_image, to_pil
-from nulltext.prompts import find_words
-from nulltext.strip import Tile, tile_grid
+from nulltext.image.images import psnr, save_image, to_pil
+from nulltext.image.strip import Tile, tile_grid
 from nulltext.training.autoencoder import shrink
 from nulltext.training.captions import plain
 from nulltext.training.collection import Example, as_floats, load_pixels, read_collection
 from nulltext.training.petals import outline
 from nulltext.training.samples import sample, sample_latents, starting_noise
+from nulltext.words.prompts import find_words
 
 POINTING_TIMESTEPS = (200, 400, 600)
 NEAREST_QUANTILE = 0.01

@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nulltext.guidance import guide, guided_noise
+from nulltext.diffusion.guidance import guide, guided_noise
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 def with_naive_attention(model: LatentDiffusion) -> LatentDiffusion:

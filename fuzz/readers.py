@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fuzz.surroundings import captioner_folder, model_folder, nothing, two_photos
 
 if TYPE_CHECKING:
-    from nulltext.execution.jobs import Job
+    from nulltext.jobs.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Reader:
 def read_inversion(path: Path) -> None:
     """As `nulltext inspect` does."""
     from nulltext.cli.inspect import described
-    from nulltext.record import Inversion
+    from nulltext.inversion.record import Inversion
 
     described(Inversion.load(path))
 
 
 def read_image(path: Path) -> None:
     """Load, and show to a model."""
-    from nulltext.images import largest_centred_square, to_tensor
-    from nulltext.photos import load_photo
+    from nulltext.image.images import largest_centred_square, to_tensor
+    from nulltext.image.photos import load_photo
 
     photo = load_photo(path)
     to_tensor(photo, largest_centred_square(*photo.size), (16, 16))
@@ -49,8 +49,8 @@ def read_image(path: Path) -> None:
 
 def read_mask(path: Path) -> None:
     """Load, and lay on a crop of a photo of 24 x 16 pixels."""
-    from nulltext.images import CropBox
-    from nulltext.masks import crop_around, load_mask, mask_on_crop
+    from nulltext.image.images import CropBox
+    from nulltext.image.masks import crop_around, load_mask, mask_on_crop
 
     mask = load_mask(path)
     crop_around(mask, (24, 16), 8)
@@ -74,8 +74,8 @@ def read_collections(path: Path) -> None:
 def read_jobs(path: Path) -> None:
     """As `nulltext batch --dry-run` does; the first line that is refused is the file's refusal."""
     from nulltext.errors import DataError
-    from nulltext.execution.jobs import Refused
-    from nulltext.execution.jobs import read_jobs as lines
+    from nulltext.jobs.jobs import Refused
+    from nulltext.jobs.jobs import read_jobs as lines
 
     refused = [job.reason if isinstance(job, Refused) else _unmeant(job) for job in lines(path)]
     if reasons := [reason for reason in refused if reason]:
@@ -133,7 +133,7 @@ def read_adapter(path: Path) -> None:
 def read_prompt(path: Path) -> None:
     """A prompt, as the bundled model's tokenizer counts its words."""
     from fuzz.surroundings import bundled_tokenizer
-    from nulltext.prompts import find_words, tokenize
+    from nulltext.words.prompts import find_words, tokenize
 
     text = path.read_bytes().decode("utf-8", "replace")
     prompt = tokenize(bundled_tokenizer(), text, max_length=20)

@@ -51,7 +51,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         if name.split(".")[0] in ("grey", "bilevel", "deep", "tinted", "two"):
             yield "mask", name, data
     for name, tensors, header in _inversions():
-        from nulltext.inversion_file import write_inversion
+        from nulltext.storage.inversion_file import write_inversion
 
         with tempfile.TemporaryDirectory() as folder:
             write_inversion(Path(folder) / name, tensors, header)

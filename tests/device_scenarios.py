@@ -18,7 +18,7 @@ from PIL import Image
 
 import nulltext
 from nulltext.attention.blend import LocalBlend
-from nulltext.heatmaps import heat_map_steps
+from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.inversion.null_text import NullText
 from second_device import DEVICE, METER, NAME, PretendTensor
 from tiny import tiny_pipeline

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from nulltext.errors import ImageError
-from nulltext.photos import load_photo
+from nulltext.image.photos import load_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

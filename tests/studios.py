@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import nulltext
+from nulltext.inversion.record import StepInfo
 from nulltext.models.choice import ModelChoice
-from nulltext.record import StepInfo
 from nulltext.studio.handlers import handle
 from nulltext.studio.house import Studio
 from nulltext.studio.server import private_folder

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import nulltext
-from nulltext.arrays import read_npy
 from nulltext.errors import ImageError
-from nulltext.photos import load_photo
+from nulltext.image.arrays import read_npy
+from nulltext.image.photos import load_photo
 from pictures import noise, pixels, refuses
 
 RGB = noise(10, 12, 3)

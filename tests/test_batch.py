@@ -18,10 +18,10 @@ from conftest import small_disk
 from nulltext.cli import main as cli
 from nulltext.cli.batch import ADDRESS
 from nulltext.errors import NumericalError
-from nulltext.execution import batch as batches
-from nulltext.execution import worker as workers
-from nulltext.execution.batch import BATCH
-from nulltext.ledger import read_book
+from nulltext.jobs import batch as batches
+from nulltext.jobs import worker as workers
+from nulltext.jobs.batch import BATCH
+from nulltext.jobs.ledger import read_book
 from nulltext.models.choice import ModelChoice
 from nulltext.models.known_words import KnownWords, write_words
 from processes import killed_when
@@ -390,8 +390,8 @@ def test_kill_9_at_any_moment_loses_nothing(here, run, model):
 
 def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model):
     ray = pytest.importorskip("ray")
-    from nulltext.execution.cluster import Cluster
-    from nulltext.execution.worker import Setup
+    from nulltext.jobs.cluster import Cluster
+    from nulltext.jobs.worker import Setup
 
     jobs = [{"image": f"{n}.png", "target": t} for n in "ab" for t in ("dog", "cow", "red cat")]
     path = write(here, *jobs, {"image": "none.png", "target": "a dog"})

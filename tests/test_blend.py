@@ -10,9 +10,9 @@ from torch.nn.functional import interpolate, max_pool2d
 
 import nulltext
 from nulltext.attention.blend import LocalBlend, PromptTokens, blend_mask, blend_tokens
+from nulltext.editing.regions import Region, Words, on_latents
 from nulltext.errors import OptionError, PromptError
-from nulltext.regions import Region, Words, on_latents
-from nulltext.sampling import exact_source_step
+from nulltext.inversion.sampling import exact_source_step
 
 PROMPT = "a white cat"
 

@@ -18,8 +18,8 @@ from nulltext.captioning.decoding import beam_search, greedy
 from nulltext.captioning.folder import _pixels, load_captioner, read_eyes, save_captioner
 from nulltext.captioning.mapping import MlpMapper, MlpSettings, TransformerSettings
 from nulltext.errors import ImageError, ModelError, OptionError, OutputError
-from nulltext.images import CropBox
-from nulltext.photos import load_photo
+from nulltext.image.images import CropBox
+from nulltext.image.photos import load_photo
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, a handful of small layers
 

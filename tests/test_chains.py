@@ -9,14 +9,14 @@ import torch
 
 import nulltext
 from conftest import DAHLIA_PROMPT
-from nulltext.alignment import attention_map
 from nulltext.attention.blend import LocalBlend
 from nulltext.attention.controller import Heads, Site
 from nulltext.attention.lending import Loan, Turn
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector
-from nulltext.edit_spec import with_parents
+from nulltext.editing.lineage import passes_of, rows_of
+from nulltext.editing.spec import with_parents
 from nulltext.errors import OptionError, PromptError
-from nulltext.lineage import passes_of, rows_of
+from nulltext.words.alignment import attention_map
 from vocabularies import prompt
 
 PROMPT = "a white cat"

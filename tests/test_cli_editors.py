@@ -10,8 +10,8 @@ from PIL import Image
 
 import nulltext
 from nulltext.errors import OptionError
-from nulltext.execution.sweep import parse_axis
-from nulltext.images import to_pil
+from nulltext.image.images import to_pil
+from nulltext.jobs.sweep import parse_axis
 from test_cli import pixels
 
 
@@ -78,7 +78,7 @@ def test_masactrl_with_its_options(here, model, run, saved):
 
 
 def test_a_sweep_over_two_knobs_shows_each_pair(here, model, run, saved, monkeypatch):
-    from nulltext.execution import saving
+    from nulltext.jobs import saving
 
     drawn = []
     plain = saving.labelled_grid

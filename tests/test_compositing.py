@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d, pad
 
-from nulltext.compositing import (
+from nulltext.editing.loop import Edit
+from nulltext.editing.placing import Canvas, place
+from nulltext.editing.spec import EditSpec
+from nulltext.image.compositing import (
     _box,
     _otsu,
     carried,
@@ -22,11 +25,8 @@ from nulltext.compositing import (
     original,
     region_of_change,
 )
-from nulltext.edit_spec import EditSpec
-from nulltext.editing import Edit
-from nulltext.images import CropBox, Picture
-from nulltext.photos import Photo
-from nulltext.placing import Canvas, place
+from nulltext.image.images import CropBox, Picture
+from nulltext.image.photos import Photo
 from pictures import noise, pixels
 
 

@@ -11,9 +11,9 @@ import pytest
 
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
+from nulltext.diffusion.schedule import Schedule
 from nulltext.health.configuration import note_on_configuration
 from nulltext.inversion.ddim import DDIM
-from nulltext.schedule import Schedule
 from test_doctor import SCHEDULER, configured
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nulltext.diffusion.schedule import Schedule
 from nulltext.models.distilled import KINDS, recognise
 from nulltext.models.suggested_guidance import LEAST
-from nulltext.schedule import Schedule
 
 BETAS = {
     "beta_start": 0.00085,

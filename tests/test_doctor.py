@@ -466,7 +466,7 @@ def test_captions_and_replays_are_logged_too(caplog, tiny_sd1, photo):
 
 def test_the_library_installs_no_handler():
     script = (
-        "import logging, nulltext, nulltext.editing, nulltext.captioning.captioner; "
+        "import logging, nulltext, nulltext.editing.loop, nulltext.captioning.captioner; "
         "names = [n for n in logging.root.manager.loggerDict if n.split('.')[0] == 'nulltext']; "
         "loggers = [logging.getLogger(n) for n in names]; assert len(loggers) > 4, names; "
         "print(sum(len(l.handlers) for l in loggers), {l.level for l in loggers})"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nulltext.errors import OutOfMemoryError, UserError, is_out_of_memory, out_of_memory_named
-from nulltext.record import run
+from nulltext.inversion.record import run
 
 ABSURD = 2**50
 """Numbers that no machine has the memory for."""

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import nulltext
+from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import ModelError, OptionError, PromptError
-from nulltext.heatmaps import heat_map_steps
 from nulltext.inversion.null_text import NullText
+from nulltext.inversion.sampling import replay_steps
 from nulltext.models.load import load
-from nulltext.sampling import replay_steps
 from tiny import tiny_pipeline
 
 PROMPT = "a photo of a white cat"
@@ -212,7 +212,7 @@ def test_unets_that_take_something_else_are_refused(family, changes, words):
     ],
 )
 def test_schedulers_of_other_kinds_of_model_are_refused(config):
-    from nulltext.schedule import Schedule
+    from nulltext.diffusion.schedule import Schedule
 
     with pytest.raises(ModelError, match=config["_class_name"]):
         Schedule.from_config(config)

@@ -24,8 +24,8 @@ from safetensors.torch import save_file as save_torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
 
 from nulltext.errors import ModelError
-from nulltext.inversion_file import write_inversion
 from nulltext.models.file_kinds import MAX_HEADER_BYTES, explain_kind, kind_of_file
+from nulltext.storage.inversion_file import write_inversion
 from tiny import tiny_pipeline
 
 UNET = {"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)}

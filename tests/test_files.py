@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from nulltext.errors import OutputError
-from nulltext.files import LOCK, check_target, locked, replace_file, replacing_folder
-from nulltext.images import check_writable, save_image
-from nulltext.inversion_file import write_inversion
+from nulltext.image.images import check_writable, save_image
+from nulltext.storage.files import LOCK, check_target, locked, replace_file, replacing_folder
+from nulltext.storage.inversion_file import write_inversion
 from pictures import noise
 
 Writer = Callable[[Path, np.ndarray], None]
@@ -161,7 +161,7 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
 
 HOLD = """
 import sys
-from nulltext.files import locked
+from nulltext.storage.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

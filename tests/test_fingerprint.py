@@ -16,15 +16,15 @@ from nulltext.health.examine import examine
 from nulltext.inversion import partial as partials
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.partial import digests_of
-from nulltext.ledger import Kind, open_book
+from nulltext.inversion.record import run as run_steps
+from nulltext.inversion.sampling import check_model
+from nulltext.jobs.ledger import Kind, open_book
 from nulltext.models.choice import ModelChoice
 from nulltext.models.fingerprint import fingerprints, known_names, spellings
 from nulltext.models.known_figure import FILE as CHECK
 from nulltext.models.known_figure import write_known
 from nulltext.models.known_words import KnownWords, write_words
 from nulltext.models.suggested_guidance import write_guidance
-from nulltext.record import run as run_steps
-from nulltext.sampling import check_model
 from tiny import tiny_pipeline
 
 FLOWERS = (

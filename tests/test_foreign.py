@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from nulltext.inversion_file import write_inversion
 from nulltext.models.foreign import explain
+from nulltext.storage.inversion_file import write_inversion
 from test_file_kinds import SD1, UNET, VAE
 from tiny import tiny_pipeline
 

@@ -13,10 +13,10 @@ import nulltext
 from nulltext.attention.blend import LocalBlend
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
+from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import InversionFileError, OptionError
-from nulltext.framing import SDXL_BUCKETS, Sizes, box_for, parse_size
-from nulltext.heatmaps import heat_map_steps
-from nulltext.images import CropBox, largest_centred
+from nulltext.image.framing import SDXL_BUCKETS, Sizes, box_for, parse_size
+from nulltext.image.images import CropBox, largest_centred
 
 SD15 = Sizes((512, 512), 8)
 SDXL = Sizes(

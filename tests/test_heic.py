@@ -29,7 +29,7 @@ def write(path: Path, raw: np.ndarray, orientation: int = 1) -> Path:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_a_photo_is_upright_and_in_its_colours(tmp_path, orientation):
-    from nulltext.photos import load_photo
+    from nulltext.image.photos import load_photo
     from test_photos import STORED
 
     upright = picture()
@@ -42,7 +42,7 @@ def test_a_photo_is_upright_and_in_its_colours(tmp_path, orientation):
 
 
 def test_opacity_and_damage(tmp_path):
-    from nulltext.photos import load_photo
+    from nulltext.image.photos import load_photo
 
     raw = np.dstack([picture(), np.full((64, 128), 255, np.uint8)])
     raw[:, :20, 3] = 0
@@ -55,7 +55,7 @@ def test_opacity_and_damage(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 10, 12])
 def test_bits_that_are_lost_are_known(tmp_path, bits):
-    from nulltext.photos import load_photo
+    from nulltext.image.photos import load_photo
 
     heif = pytest.importorskip("pillow_heif")
     values = picture() if bits == 8 else picture() * np.uint16(257)

@@ -1,6 +1,6 @@
 """Steps that are the identity: every grid, method, solver and editor passes through them.
 
-They come with the schedulers that people have: see `nulltext.schedule`.
+They come with the schedulers that people have: see `nulltext.diffusion.schedule`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from PIL import Image
 
 import nulltext
 from counting import unet_passes
-from nulltext.editors import EDITORS
+from nulltext.diffusion.schedule import Schedule
+from nulltext.editing.editors import EDITORS
 from nulltext.inversion.base import Problem
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import METHODS, method_named
+from nulltext.inversion.sampling import Conditions, exact_source_step, model_of, source_step
 from nulltext.inversion.solvers.registry import SOLVERS
-from nulltext.sampling import Conditions, exact_source_step, model_of, source_step
-from nulltext.schedule import Schedule
 
 PROMPT = "a photo of a white daisy"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nulltext import images
 from nulltext.errors import ImageError, OptionError, OutputError
-from nulltext.images import CropBox, save_image
-from nulltext.photos import load_photo
+from nulltext.image import images
+from nulltext.image.images import CropBox, save_image
+from nulltext.image.photos import load_photo
 from pictures import SRGB, noise, pixels
 
 # --- the crop box ---------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_picture_the_format_cannot_hold(tmp_path: Path) -> None:
 
 def test_importing_does_not_load_torch() -> None:
     code = (
-        "import sys, nulltext.images, nulltext.photos, nulltext.files;"
+        "import sys, nulltext.image.images, nulltext.image.photos, nulltext.storage.files;"
         " sys.exit('torch' in sys.modules)"
     )
     source = str(Path(images.__file__).parents[1])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import nulltext
 from nulltext.errors import InversionFileError, OutputError
-from nulltext.inversion_file import FORMAT_VERSION
+from nulltext.storage.inversion_file import FORMAT_VERSION
 
 
 @pytest.fixture(scope="module")

@@ -17,18 +17,18 @@ from PIL import Image
 
 from nulltext.cli.edit import edit
 from nulltext.errors import DataError, UserError
-from nulltext.execution.batch import check_steps, read_batch
-from nulltext.execution.job_options import LONGEST_TEXT, OPTIONS, OURS
-from nulltext.execution.jobs import (
+from nulltext.jobs.batch import check_steps, read_batch
+from nulltext.jobs.job_options import LONGEST_TEXT, OPTIONS, OURS
+from nulltext.jobs.jobs import (
     LONGEST_LINE,
     Job,
     Refused,
     parse_job,
     read_jobs,
 )
-from nulltext.execution.request import Request
-from nulltext.execution.units import grouped, unit_of
-from nulltext.untrusted import decoded
+from nulltext.jobs.request import Request
+from nulltext.jobs.units import grouped, unit_of
+from nulltext.storage.untrusted import decoded
 
 GOOD = {"image": "a.png", "source": "a cat", "target": "a dog"}
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import nulltext
-from nulltext.alignment import attention_map, check_edit, token_weights
 from nulltext.attention.maps import word_map
+from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import PromptError
-from nulltext.heatmaps import heat_map_steps
-from nulltext.invisible import clean
 from nulltext.models.known_words import KnownWords
 from nulltext.models.notes import notes_on_prompts
-from nulltext.prompts import find_words, spelled_out, tokenize, without_learnt
 from nulltext.studio.chips import Chip, chips_of, weights_of
+from nulltext.words.alignment import attention_map, check_edit, token_weights
+from nulltext.words.invisible import clean
+from nulltext.words.prompts import find_words, spelled_out, tokenize, without_learnt
 from studios import Visitor, studio_on
 from test_cli import pixels
 from tiny import own_tokenizer, tiny_pipeline

@@ -11,8 +11,8 @@ import nulltext
 from nulltext.attention.controller import Heads, Site
 from nulltext.attention.maps import Bystander, RunningMean, StepMaps, Watched, word_map
 from nulltext.attention.processor import attach
-from nulltext.editing import edit_steps
-from nulltext.heatmaps import heat_map_steps
+from nulltext.editing.heatmaps import heat_map_steps
+from nulltext.editing.loop import edit_steps
 
 
 @pytest.fixture

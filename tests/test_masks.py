@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from nulltext.errors import ImageError
-from nulltext.images import CropBox
-from nulltext.masks import crop_around, load_mask, mask_on_crop, mask_tensor, read_mask
+from nulltext.image.images import CropBox
+from nulltext.image.masks import crop_around, load_mask, mask_on_crop, mask_tensor, read_mask
 
 
 def drawn(size, *boxes, level=255):

@@ -14,7 +14,7 @@ import nulltext
 from nulltext.attention.lending import Loan, Recorder
 from nulltext.attention.processor import attach
 from nulltext.cli import main as cli
-from nulltext.editors import PromptToPrompt
+from nulltext.editing.editors import PromptToPrompt
 from nulltext.errors import OptionError
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.solvers.registry import SOLVERS

@@ -15,9 +15,9 @@ from nulltext.attention.controller import Site
 from nulltext.attention.lending import Loan, Recorder, Turn
 from nulltext.attention.mutual import FOREGROUND, Mutual, MutualAttention
 from nulltext.attention.processor import attach, self_depths
+from nulltext.diffusion.guidance import guided_noise
+from nulltext.editing.lineage import rows_of
 from nulltext.errors import OptionError, PromptError
-from nulltext.guidance import guided_noise
-from nulltext.lineage import rows_of
 
 SOURCE, TARGET = "a white cat", "a white cat on a sofa"
 

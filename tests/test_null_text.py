@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
 from nulltext.errors import NumericalError, OptionError
-from nulltext.images import largest_centred_square, to_tensor
+from nulltext.image.images import largest_centred_square, to_tensor
 from nulltext.inversion.null_text import NullText
 
 PROMPT = "a photo of a white daisy"

@@ -13,16 +13,16 @@ import torch
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from conftest import EXAMPLE
-from nulltext import enlarging
-from nulltext.carried import exif_of_result
-from nulltext.compositing import composite_picture, difference, faded_inside, fitted, original
-from nulltext.edit_spec import EditSpec
-from nulltext.editing import Edit
-from nulltext.execution.saving import save_placed
-from nulltext.images import CropBox, Picture, encoded, to_tensor
-from nulltext.photos import Photo, load_photo
-from nulltext.placing import Canvas, Placed, place
-from nulltext.record import Inversion
+from nulltext.editing.loop import Edit
+from nulltext.editing.placing import Canvas, Placed, place
+from nulltext.editing.spec import EditSpec
+from nulltext.image import enlarging
+from nulltext.image.carried import exif_of_result
+from nulltext.image.compositing import composite_picture, difference, faded_inside, fitted, original
+from nulltext.image.images import CropBox, Picture, encoded, to_tensor
+from nulltext.image.photos import Photo, load_photo
+from nulltext.inversion.record import Inversion
+from nulltext.jobs.saving import save_placed
 from pictures import noise, png, png_chunk
 
 Base, Block = ExifTags.Base, ExifTags.IFD

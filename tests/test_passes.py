@@ -9,12 +9,12 @@ import torch
 
 import nulltext
 from counting import unet_passes
-from nulltext.editors import EDITORS
+from nulltext.editing.editors import EDITORS
 from nulltext.evaluation.variants import VARIANTS
 from nulltext.inversion.registry import METHODS
+from nulltext.inversion.sampling import exact_source_step, source_step
 from nulltext.inversion.solvers.registry import SOLVERS
 from nulltext.models import half
-from nulltext.sampling import exact_source_step, source_step
 from tiny import tiny_pipeline
 
 PROMPT = "a photo of a white cat"

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, features
 
 from nulltext.errors import ImageError
-from nulltext.masks import read_mask
-from nulltext.photos import load_photo
+from nulltext.image.masks import read_mask
+from nulltext.image.photos import load_photo
 from pictures import SRGB, noise, pixels, png, refuses
 
 

@@ -33,7 +33,7 @@ from nulltext.evaluation.pie.metrics import open_networks, pie_figures
 from nulltext.evaluation.pie.protocol import Protocol, spec_of
 from nulltext.evaluation.pie.structure import StructureDistance
 from nulltext.evaluation.results import read_book
-from nulltext.images import from_uint8
+from nulltext.image.images import from_uint8
 from processes import killed_when
 from test_doctor import change, copy_of_the_model, shard_with
 

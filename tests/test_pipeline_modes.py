@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nulltext
-from nulltext.editors import EDITORS
+from nulltext.editing.editors import EDITORS
 from nulltext.errors import InversionFileError
 from tiny import tiny_pipeline
 

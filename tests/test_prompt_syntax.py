@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nulltext.models.syntax_notes import KINDS, notes_on_syntax
-from nulltext.prompt_syntax import RULES, find_syntax
+from nulltext.words.prompt_syntax import RULES, find_syntax
 
 # Text, kind, what it is about, its weight, and the text without marks.
 WRITTEN = [

@@ -14,13 +14,13 @@ from transformers import CLIPTokenizer
 
 import nulltext
 from nulltext.errors import PromptError
-from nulltext.execution.order import Order
 from nulltext.inversion.request import InversionRequest
-from nulltext.invisible import clean
+from nulltext.jobs.order import Order
 from nulltext.models.text import StableDiffusionText
-from nulltext.prompts import find_words, spelled_out, tokenize
 from nulltext.studio.chips import read_chips
 from nulltext.studio.forms import EditForm
+from nulltext.words.invisible import clean
+from nulltext.words.prompts import find_words, spelled_out, tokenize
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
 
 LIMITED = [narrow, *([bundled] if BUNDLED.is_dir() else [])]

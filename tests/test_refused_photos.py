@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from nulltext import photos
 from nulltext.errors import ImageError, InversionFileError
-from nulltext.photos import load_photo
-from nulltext.record import Inversion
+from nulltext.image import photos
+from nulltext.image.photos import load_photo
+from nulltext.inversion.record import Inversion
 from pictures import noise, pixels, png, refuses
 
 

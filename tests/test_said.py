@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import nulltext
-from nulltext import strip
 from nulltext.cli.train import commit_of
 from nulltext.errors import OptionError
+from nulltext.image import strip
 from nulltext.inversion.registry import METHODS, method_named, with_options
 
 EDIT = ("edit", "cat.png", "--source", "a cat", "--target", "a dog")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
+from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError
-from nulltext.schedule import Schedule
 
 SD1 = {
     "beta_start": 0.00085,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from nulltext.strip import LABEL, MARGIN, TILE, Block, Tile, comparison_strip, labelled_grid
+from nulltext.image.strip import LABEL, MARGIN, TILE, Block, Tile, comparison_strip, labelled_grid
 
 
 def solid(width, height, colour):

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from nulltext.cli.main import app
 from nulltext.errors import DataError, OptionError, OutputError
-from nulltext.files import locked
 from nulltext.models.known_figure import TOLERANCE, deviations, read_known
 from nulltext.models.load import load
+from nulltext.storage.files import locked
 from nulltext.training.collection import read_collection
 from nulltext.training.loop import (
     LoopSettings,

@@ -14,7 +14,6 @@ from torch import nn
 
 from nulltext.attention.controller import Heads, Site
 from nulltext.attention.maps import StepMaps
-from nulltext.templates import article
 from nulltext.training.captions import Caption, CaptionSettings, compose, plain
 from nulltext.training.collection import Example
 from nulltext.training.denoiser import grounding_loss, named
@@ -22,6 +21,7 @@ from nulltext.training.latents import HUES, ViewSettings, recoloured, rgb, views
 from nulltext.training.petals import ground, hsv
 from nulltext.training.vocabulary import TokenizerSettings, common_words, train_tokenizer
 from nulltext.training.warm_start import warm_start
+from nulltext.words.templates import article
 
 ALWAYS = CaptionSettings(
     empty=0.0, without_colour=0.0, general=0.0, plural=0.0, without_background=0.0, filler=0.0

@@ -14,13 +14,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from nulltext import inversion_file
 from nulltext.errors import ImageError, InversionFileError, ModelError, PromptError
+from nulltext.image.open_images import BOMB_PIXELS
+from nulltext.image.photos import load_photo
+from nulltext.inversion.record import Inversion
 from nulltext.models import checkpoint
 from nulltext.models.load import load
-from nulltext.open_images import BOMB_PIXELS
-from nulltext.photos import load_photo
-from nulltext.record import Inversion
+from nulltext.storage import inversion_file
 from tiny import tiny_pipeline
 
 CODE = "from pathlib import Path\nPath({mark!r}).touch()\nclass Evil: pass\n"

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nulltext.captioned import note_on_left_out, read_json_lines
+from nulltext.captioning.captioned import note_on_left_out, read_json_lines
 from nulltext.errors import DataError
 from nulltext.evaluation.datasets import read_items
 from nulltext.evaluation.pie.dataset import read_pie
+from nulltext.storage.untrusted import DEPTH, decoded, inside, parse_json, read_lines, read_text
 from nulltext.training.collection import read_collection
 from nulltext.training.recipe import load_recipe
-from nulltext.untrusted import DEPTH, decoded, inside, parse_json, read_lines, read_text
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

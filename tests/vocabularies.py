@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 import nulltext
-from nulltext.prompts import TokenizedPrompt, tokenize
+from nulltext.words.prompts import TokenizedPrompt, tokenize
 
 BUNDLED = Path(nulltext.__path__[0]) / "models" / "bundled" / "flowers" / "tokenizer"
 SENTENCES = [

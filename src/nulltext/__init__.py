@@ -21,24 +21,35 @@ if TYPE_CHECKING:
     from nulltext.attention.blend import LocalBlend
     from nulltext.captioning.captioner import Captioner
     from nulltext.captioning.folder import load_captioner
-    from nulltext.compositing import composite, region_of_change
-    from nulltext.edit_spec import EditSpec, chain
-    from nulltext.editing import Edit, edit, edit_steps
-    from nulltext.editors import Editor, MasaCtrl, PromptToPrompt
+    from nulltext.editing.editors import Editor, MasaCtrl, PromptToPrompt
+    from nulltext.editing.heatmaps import PromptMaps, WordMap, heat_map_steps
+    from nulltext.editing.loop import Edit, edit, edit_steps
+    from nulltext.editing.regions import mask_for
+    from nulltext.editing.spec import EditSpec, chain
+    from nulltext.editing.strength import Steering, at_strength
     from nulltext.errors import NulltextError, UserError
-    from nulltext.header import InversionHeader
-    from nulltext.heatmaps import PromptMaps, WordMap, heat_map_steps
-    from nulltext.images import CropBox, psnr, to_pil
+    from nulltext.image.compositing import composite, region_of_change
+    from nulltext.image.images import CropBox, psnr, to_pil
+    from nulltext.image.photos import Photo, load_photo
     from nulltext.inversion.budgets import Budget, budget_named
     from nulltext.inversion.ddim import DDIM
     from nulltext.inversion.direct import Direct
     from nulltext.inversion.global_null import GlobalNull
+    from nulltext.inversion.header import InversionHeader
     from nulltext.inversion.invert import invert, invert_steps
     from nulltext.inversion.model_tuning import ModelTuning
     from nulltext.inversion.negative_prompt import NegativePrompt
     from nulltext.inversion.null_text import NullText
     from nulltext.inversion.null_text_no_pivot import NullTextNoPivot
     from nulltext.inversion.random_pivot import RandomPivot
+    from nulltext.inversion.record import Inversion, StepInfo, run
+    from nulltext.inversion.sampling import (
+        Replay,
+        exact_source_step,
+        replay,
+        replay_steps,
+        source_step,
+    )
     from nulltext.inversion.solvers.gauss_newton import GaussNewton
     from nulltext.inversion.solvers.secant import Secant
     from nulltext.inversion.textual import Textual
@@ -46,68 +57,63 @@ if TYPE_CHECKING:
     from nulltext.inversion.textual_pivot_shared import TextualPivotShared
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import from_pipe, load
-    from nulltext.photos import Photo, load_photo
-    from nulltext.record import Inversion, StepInfo, run
-    from nulltext.regions import mask_for
-    from nulltext.sampling import Replay, exact_source_step, replay, replay_steps, source_step
-    from nulltext.strength import Steering, at_strength
 
 _HOMES = {
     "Budget": "inversion.budgets",
     "Captioner": "captioning.captioner",
-    "CropBox": "images",
+    "CropBox": "image.images",
     "DDIM": "inversion.ddim",
     "Direct": "inversion.direct",
-    "Edit": "editing",
-    "EditSpec": "edit_spec",
-    "Editor": "editors",
+    "Edit": "editing.loop",
+    "EditSpec": "editing.spec",
+    "Editor": "editing.editors",
     "GaussNewton": "inversion.solvers.gauss_newton",
     "GlobalNull": "inversion.global_null",
-    "Inversion": "record",
-    "InversionHeader": "header",
+    "Inversion": "inversion.record",
+    "InversionHeader": "inversion.header",
     "LatentDiffusion": "models.latent_diffusion",
     "LocalBlend": "attention.blend",
-    "MasaCtrl": "editors",
+    "MasaCtrl": "editing.editors",
     "ModelTuning": "inversion.model_tuning",
     "NegativePrompt": "inversion.negative_prompt",
     "NullText": "inversion.null_text",
     "NullTextNoPivot": "inversion.null_text_no_pivot",
     "NulltextError": "errors",
-    "Photo": "photos",
-    "PromptMaps": "heatmaps",
-    "PromptToPrompt": "editors",
+    "Photo": "image.photos",
+    "PromptMaps": "editing.heatmaps",
+    "PromptToPrompt": "editing.editors",
     "RandomPivot": "inversion.random_pivot",
-    "Replay": "sampling",
+    "Replay": "inversion.sampling",
     "Secant": "inversion.solvers.secant",
-    "Steering": "strength",
-    "StepInfo": "record",
+    "Steering": "editing.strength",
+    "StepInfo": "inversion.record",
     "Textual": "inversion.textual",
     "TextualPivot": "inversion.textual_pivot",
     "TextualPivotShared": "inversion.textual_pivot_shared",
     "UserError": "errors",
-    "WordMap": "heatmaps",
-    "at_strength": "strength",
+    "WordMap": "editing.heatmaps",
+    "at_strength": "editing.strength",
     "budget_named": "inversion.budgets",
-    "chain": "edit_spec",
-    "composite": "compositing",
-    "edit": "editing",
-    "edit_steps": "editing",
-    "exact_source_step": "sampling",
+    "chain": "editing.spec",
+    "composite": "image.compositing",
+    "edit": "editing.loop",
+    "edit_steps": "editing.loop",
+    "exact_source_step": "inversion.sampling",
     "from_pipe": "models.load",
-    "heat_map_steps": "heatmaps",
+    "heat_map_steps": "editing.heatmaps",
     "invert": "inversion.invert",
     "invert_steps": "inversion.invert",
     "load": "models.load",
     "load_captioner": "captioning.folder",
-    "load_photo": "photos",
-    "mask_for": "regions",
-    "psnr": "images",
-    "region_of_change": "compositing",
-    "replay": "sampling",
-    "replay_steps": "sampling",
-    "run": "record",
-    "source_step": "sampling",
-    "to_pil": "images",
+    "load_photo": "image.photos",
+    "mask_for": "editing.regions",
+    "psnr": "image.images",
+    "region_of_change": "image.compositing",
+    "replay": "inversion.sampling",
+    "replay_steps": "inversion.sampling",
+    "run": "inversion.record",
+    "source_step": "inversion.sampling",
+    "to_pil": "image.images",
 }
 
 __all__ = [

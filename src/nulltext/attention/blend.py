@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate, max_pool2d
 from nulltext.attention.maps import word_map
 from nulltext.defaults import BLEND_THRESHOLD
 from nulltext.errors import OptionError, PromptError
-from nulltext.prompts import TokenizedPrompt, find_words, has_word, quoted
+from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
 
 POOL = 3
 """Side of the window in which a map takes its maximum, so that masks reach over their borders."""

@@ -23,7 +23,7 @@ from nulltext.attention.controller import Action, AttentionController, Heads, La
 
 
 class Plan(Protocol):
-    """What one target takes from its parent, as data; made by an `editors.Editor`."""
+    """What one target takes from its parent, as data; made by an `editing.editors.Editor`."""
 
     @property
     def foreground(self) -> object | None:

@@ -24,9 +24,9 @@ from nulltext.captioning.decoding import BEAMS, LONGEST, beam_search, greedy
 from nulltext.captioning.mapping import Mapper
 from nulltext.captioning.vision import embed, width_of
 from nulltext.errors import ModelError, OptionError
-from nulltext.images import CropBox, largest_centred_square
+from nulltext.image.images import CropBox, largest_centred_square
+from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.logs import timed
-from nulltext.photos import Photo, PhotoLike, load_photo
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

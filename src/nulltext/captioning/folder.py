@@ -26,7 +26,6 @@ from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
 from nulltext.captioning.vision import CLIP, VISIONS, about, side_of
 from nulltext.defaults import CAPTIONER
 from nulltext.errors import ModelError, OutputError, shortened
-from nulltext.files import replace_file, replacing_folder
 from nulltext.models.checkpoint import (
     MAX_JSON_BYTES,
     Checkpoint,
@@ -36,7 +35,8 @@ from nulltext.models.checkpoint import (
 )
 from nulltext.models.load import find_device
 from nulltext.models.weight_files import check_weights
-from nulltext.untrusted import parse_json, read_text
+from nulltext.storage.files import replace_file, replacing_folder
+from nulltext.storage.untrusted import parse_json, read_text
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 FORMAT = "nulltext-captioner"

@@ -24,9 +24,9 @@ from nulltext.models.choice import ModelChoice
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nulltext.execution.batch import Batch, BatchInfo, Executor, Outcome
-    from nulltext.execution.worker import Setup
-    from nulltext.record import StepInfo
+    from nulltext.inversion.record import StepInfo
+    from nulltext.jobs.batch import Batch, BatchInfo, Executor, Outcome
+    from nulltext.jobs.worker import Setup
 
 MOST_REASONS = 10
 """Failures that are told one by one; the others are in results.jsonl."""
@@ -109,8 +109,8 @@ def batch(
     input, which results.jsonl explains line by line; 1 some failed for another reason.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    from nulltext.execution.batch import read_batch
-    from nulltext.execution.worker import Setup
+    from nulltext.jobs.batch import read_batch
+    from nulltext.jobs.worker import Setup
 
     if workers is not None and ray is None:
         raise OptionError("--workers is for --ray; add that, or leave it out.")
@@ -138,7 +138,7 @@ def _run(
     on_step: Callable[[StepInfo], None],
 ) -> Outcome:
     """Open the folder, and do what is open."""
-    from nulltext.execution.batch import batch_steps, open_batch
+    from nulltext.jobs.batch import batch_steps, open_batch
 
     fresh, retry_failed = again
     with (
@@ -170,7 +170,7 @@ def _executor(
 ) -> Iterator[Executor]:
     """Who does the work."""
     if address is None:
-        from nulltext.execution.local import Local
+        from nulltext.jobs.local import Local
 
         with reporter.loading(setup.chosen.model) as on_bytes:
             local = Local(setup, on_step, on_bytes)
@@ -180,7 +180,7 @@ def _executor(
         return
     import torch
 
-    from nulltext.execution.cluster import Cluster
+    from nulltext.jobs.cluster import Cluster
 
     with reporter.busy("Starting the workers …"):
         cluster = Cluster(setup, address=address, workers=workers, threads=torch.get_num_threads())
@@ -238,8 +238,8 @@ def _dry_run(reporter: Reporter, found: Batch) -> None:
     Raises:
         typer.Exit: some are bad, with code 2.
     """
-    from nulltext.execution.batch import Outcome, check_steps
-    from nulltext.execution.units import grouped
+    from nulltext.jobs.batch import Outcome, check_steps
+    from nulltext.jobs.units import grouped
 
     outcome = Outcome()
     with _shown(reporter, len(found.units)) as (show, _):
@@ -261,8 +261,8 @@ def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
     Raises:
         typer.Exit: some failed.
     """
-    from nulltext.execution.worker import PICTURES
-    from nulltext.ledger import ROWS
+    from nulltext.jobs.ledger import ROWS
+    from nulltext.jobs.worker import PICTURES
 
     values = {"done": outcome.done, **_failures(outcome), "results": str(output / ROWS)}
     lines = [f"{counted(outcome.done, 'job')} done: {output / PICTURES}, {output / ROWS}"]

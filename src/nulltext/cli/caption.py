@@ -37,8 +37,8 @@ def caption(
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.captioning.folder import load_captioner
     from nulltext.errors import OptionError
-    from nulltext.images import CropBox
-    from nulltext.photos import load_photo
+    from nulltext.image.images import CropBox
+    from nulltext.image.photos import load_photo
 
     if beams < 1:
         raise OptionError(f"--beams is {beams}; expected 1 or more.")

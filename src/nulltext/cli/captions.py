@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nulltext.cli.report import Reporter
-from nulltext.execution.captions import caption_of
+from nulltext.jobs.captions import caption_of
 
 if TYPE_CHECKING:
-    from nulltext.images import CropBox
-    from nulltext.photos import Photo
+    from nulltext.image.images import CropBox
+    from nulltext.image.photos import Photo
 
 
 def written_prompt(

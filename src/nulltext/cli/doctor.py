@@ -16,7 +16,7 @@ from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.health.installation import Health
-    from nulltext.record import StepInfo
+    from nulltext.inversion.record import StepInfo
 
 GIB = 1024**3
 MIB = 1024**2
@@ -93,7 +93,7 @@ def doctor(
 
 def _check(report: Path | None, steps: int | None) -> None:
     """Refuse early what cannot be written or makes no sense."""
-    from nulltext.files import check_target
+    from nulltext.storage.files import check_target
 
     if report is not None:
         check_target(report)

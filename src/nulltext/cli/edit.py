@@ -25,9 +25,9 @@ from nulltext.cli.options import (
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import obtain_inversion, output_paths, with_words
-from nulltext.execution.figures import percent
-from nulltext.execution.order import Order, Pictures, notes_of, pictures_of
-from nulltext.execution.request import Opened
+from nulltext.jobs.figures import percent
+from nulltext.jobs.order import Order, Pictures, notes_of, pictures_of
+from nulltext.jobs.request import Opened
 from nulltext.models.choice import ModelChoice
 from nulltext.names import Align, Detail, EditorName, Method, SourceBranch
 
@@ -140,8 +140,8 @@ def _edit(
 ) -> None:
     """Do it; everything was checked that can be without opening a file."""
     from nulltext.cli.work import open_model
-    from nulltext.execution.captions import check_readable
-    from nulltext.sampling import check_model
+    from nulltext.inversion.sampling import check_model
+    from nulltext.jobs.captions import check_readable
 
     request, asked = order.request, order.asked
     axes = asked.axes()

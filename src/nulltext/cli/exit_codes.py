@@ -15,7 +15,7 @@ import typer
 from nulltext.cli.report import Reporter, counted
 
 if TYPE_CHECKING:
-    from nulltext.ledger import Row
+    from nulltext.jobs.ledger import Row
 
 EXIT_OURS, EXIT_USER = 1, 2
 

@@ -9,7 +9,7 @@ from nulltext.cli.options import FileArgument, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
 
 if TYPE_CHECKING:
-    from nulltext.record import Inversion
+    from nulltext.inversion.record import Inversion
 
 LABELS = {
     "prompt": "Prompt",
@@ -44,7 +44,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False, quiet: QuietOption 
     Example: [bold]nulltext inspect dahlia.safetensors[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    from nulltext.record import Inversion
+    from nulltext.inversion.record import Inversion
 
     values, lines = described(Inversion.load(file))
     reporter.answer({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])

@@ -27,12 +27,12 @@ from nulltext.cli.options import (
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.errors import OptionError
-from nulltext.inversion_file import SUFFIX
 from nulltext.models.choice import ModelChoice
 from nulltext.names import AUTO, Method
+from nulltext.storage.inversion_file import SUFFIX
 
 if TYPE_CHECKING:
-    from nulltext.record import Inversion
+    from nulltext.inversion.record import Inversion
 
 
 @takes_model
@@ -105,10 +105,10 @@ def invert(
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli import work
     from nulltext.cli.captions import written_prompt
-    from nulltext.execution.captions import check_captioner_use, check_readable
-    from nulltext.execution.opening import open_photos
-    from nulltext.framing import parse_size
+    from nulltext.image.framing import parse_size
     from nulltext.inversion.budgets import planned
+    from nulltext.jobs.captions import check_captioner_use, check_readable
+    from nulltext.jobs.opening import open_photos
 
     check_captioner_use("--prompt", AUTO if AUTO in prompt else None, captioner)
     effort = {"num_steps": steps, "inner_steps": inner_steps}

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nulltext.files import replace_file
-from nulltext.heat_colours import heat_over
-from nulltext.heatmaps import PromptMaps
-from nulltext.images import from_uint8, to_pil
-from nulltext.record import Inversion
-from nulltext.strip import Tile, tile_grid
+from nulltext.editing.heat_colours import heat_over
+from nulltext.editing.heatmaps import PromptMaps
+from nulltext.image.images import from_uint8, to_pil
+from nulltext.image.strip import Tile, tile_grid
+from nulltext.inversion.record import Inversion
+from nulltext.storage.files import replace_file
 
 
 def heat_grid(

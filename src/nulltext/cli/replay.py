@@ -34,10 +34,10 @@ def replay(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli.work import open_model
-    from nulltext.images import check_writable, from_uint8, save_image, to_pil
-    from nulltext.record import Inversion
-    from nulltext.sampling import check_model
-    from nulltext.sampling import replay as replay_inversion
+    from nulltext.image.images import check_writable, from_uint8, save_image, to_pil
+    from nulltext.inversion.record import Inversion
+    from nulltext.inversion.sampling import check_model
+    from nulltext.inversion.sampling import replay as replay_inversion
 
     target = output or Path(f"{file.stem}-replay.png")
     check_writable(target)

@@ -24,14 +24,14 @@ from rich.progress import (
 from rich.text import Text
 
 from nulltext.cli.console import escaped
-from nulltext.execution.figures import decibels as decibels
+from nulltext.jobs.figures import decibels as decibels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nulltext.inversion.previews import Previews
+    from nulltext.inversion.record import StepInfo
     from nulltext.models.latent_diffusion import LatentDiffusion
-    from nulltext.previews import Previews
-    from nulltext.record import StepInfo
 
 STAGES = {
     "pivot": "DDIM inversion",
@@ -126,7 +126,7 @@ class Reporter:
         """
         previews = None
         if photo is not None and not self.quiet:
-            from nulltext.previews import Previews
+            from nulltext.inversion.previews import Previews
 
             previews = Previews(model, photo)
         with self.bars() as progress:

@@ -10,12 +10,12 @@ from nulltext.cli.arguments import numbered
 from nulltext.cli.captions import written_prompt
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.execution.request import Opened, Request
+from nulltext.jobs.request import Opened, Request
 
 if TYPE_CHECKING:
-    from nulltext.editing import EditSpec
+    from nulltext.editing.loop import EditSpec
+    from nulltext.inversion.record import Inversion
     from nulltext.models.latent_diffusion import LatentDiffusion
-    from nulltext.record import Inversion
 
 
 def output_paths(
@@ -27,7 +27,7 @@ def output_paths(
         further: other pictures that will be written.
     """
     from nulltext.cli.work import check_inversion_target
-    from nulltext.images import check_writable
+    from nulltext.image.images import check_writable
 
     origin = request.image or request.inversion
     assert origin is not None
@@ -61,8 +61,8 @@ def obtain_inversion(
 ) -> tuple[Inversion, float, int]:
     """(inversion, seconds, UNet evaluations): the saved one, or a new one."""
     from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
-    from nulltext.editing import check_specs
-    from nulltext.sampling import check_model
+    from nulltext.editing.loop import check_specs
+    from nulltext.inversion.sampling import check_model
 
     if opened.saved is not None:
         check_model(model, opened.saved)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nulltext import defaults
-from nulltext.captioned import note_on_left_out
+from nulltext.captioning.captioned import note_on_left_out
 from nulltext.cli.exit_codes import end_of_rows
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
@@ -159,7 +159,7 @@ def study(
 def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[Item]) -> None:
     """Say what is odd about the first captions and the edits of photos, a few times at most."""
     from nulltext.models.notes import notes_on_writing
-    from nulltext.prompts import SHOWN_WORDS
+    from nulltext.words.prompts import SHOWN_WORDS
 
     changes = [(item.captions[0], item.target) for item in items if item.target is not None]
     prompts = [*(item.captions[0] for item in items), *(target for _, target in changes)]

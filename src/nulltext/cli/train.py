@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nulltext.captioned import note_on_left_out
+from nulltext.captioning.captioned import note_on_left_out
 from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.files import LOCK, locked, unwritable
+from nulltext.storage.files import LOCK, locked, unwritable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

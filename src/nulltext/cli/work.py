@@ -9,26 +9,26 @@ from pathlib import Path
 
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.files import check_target, clear_temporaries
-from nulltext.framing import SizeChoice
 from nulltext.health.configuration import note_on_configuration
-from nulltext.images import (
+from nulltext.image.framing import SizeChoice
+from nulltext.image.images import (
     CropBox,
     from_uint8,
     to_tensor,
     to_uint8,
 )
+from nulltext.image.photos import Photo
 from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Plan
 from nulltext.inversion.invert import invert, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
-from nulltext.inversion_file import SUFFIX
+from nulltext.inversion.record import Inversion, StepInfo, run
 from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import PLANS, free_memory, memory_need
 from nulltext.models.notes import notes_on_prompts
-from nulltext.photos import Photo
-from nulltext.record import Inversion, StepInfo, run
+from nulltext.storage.files import check_target, clear_temporaries
+from nulltext.storage.inversion_file import SUFFIX
 
 GIGABYTE = 1e9
 

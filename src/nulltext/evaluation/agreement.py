@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nulltext.errors import ModelError
 from nulltext.evaluation.pretrained import pretrained
-from nulltext.images import to_pil
+from nulltext.image.images import to_pil
 from nulltext.models.checkpoint import first_line, plain_texts, quiet_libraries
 from nulltext.models.latent_diffusion import LatentDiffusion
 

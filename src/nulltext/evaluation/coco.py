@@ -17,8 +17,8 @@ from typing import Any
 from nulltext.errors import DataError, reason_of, shortened
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.extras import require
-from nulltext.invisible import clean
-from nulltext.untrusted import MEGABYTE, inside, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, inside, parse_json, read_text
+from nulltext.words.invisible import clean
 
 LARGEST = 512 * MEGABYTE
 """Bytes of an annotation file; COCO's own have up to 92 MB."""

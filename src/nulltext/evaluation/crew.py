@@ -32,8 +32,8 @@ from nulltext.evaluation.rows import made_row
 from nulltext.evaluation.study import Schedule, StudyInfo, costs_of
 from nulltext.evaluation.tasks import Task
 from nulltext.evaluation.workbench import Workbench
-from nulltext.files import clear_temporaries
 from nulltext.models.choice import ModelChoice
+from nulltext.storage.files import clear_temporaries
 
 PATIENCE = 1.0
 """Seconds without a row after which the study looks whether its processes are alive."""

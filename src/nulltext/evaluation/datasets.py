@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nulltext.captioned import (
+from nulltext.captioning.captioned import (
     captions_beside,
     captions_field,
     file_field,
@@ -28,8 +28,8 @@ from nulltext.captioned import (
     text_field,
 )
 from nulltext.errors import DataError, shortened
-from nulltext.invisible import clean
-from nulltext.templates import caption, recoloured
+from nulltext.words.invisible import clean
+from nulltext.words.templates import caption, recoloured
 
 EDITS = "edits.jsonl"
 

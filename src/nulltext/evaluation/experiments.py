@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from nulltext.diffusion.guidance import guided_evaluations
+from nulltext.editing.strength import PUBLISHED
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.measured import (
     measure_attention,
@@ -29,8 +31,6 @@ from nulltext.evaluation.plan import Plan
 from nulltext.evaluation.tasks import Task
 from nulltext.evaluation.variants import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS
 from nulltext.evaluation.workbench import InversionKey
-from nulltext.guidance import guided_evaluations
-from nulltext.strength import PUBLISHED
 
 ATTENTIVE = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
 """Whose word maps are compared."""

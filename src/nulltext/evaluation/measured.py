@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nulltext.editing.heatmaps import PromptMaps, heat_map_steps
+from nulltext.editing.strength import PUBLISHED
 from nulltext.evaluation.measures import (
     Figure,
     Undefined,
@@ -17,9 +19,7 @@ from nulltext.evaluation.measures import (
 )
 from nulltext.evaluation.tasks import Measurement
 from nulltext.evaluation.workbench import InversionKey, Workbench
-from nulltext.heatmaps import PromptMaps, heat_map_steps
-from nulltext.record import run
-from nulltext.strength import PUBLISHED
+from nulltext.inversion.record import run
 
 FUNCTION_WORDS = frozenset("a an the of on in with and at to is are photo".split())  # noqa: SIM905
 """Words that have no place in a picture."""

@@ -10,7 +10,7 @@ from nulltext.evaluation.plots import figures_of, png_and_svg
 from nulltext.evaluation.report import report
 from nulltext.evaluation.results import Row
 from nulltext.evaluation.summary import csv_of, lines_of
-from nulltext.files import replace_file
+from nulltext.storage.files import replace_file
 
 SUMMARY, REPORT = "summary.csv", "report.html"
 

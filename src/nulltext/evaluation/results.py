@@ -16,12 +16,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from nulltext import ledger
 from nulltext.evaluation.tasks import Key, row_key
-from nulltext.ledger import ROWS as ROWS
-from nulltext.ledger import SETTINGS as SETTINGS
-from nulltext.ledger import Book as Book
-from nulltext.ledger import Row as Row
+from nulltext.jobs import ledger
+from nulltext.jobs.ledger import ROWS as ROWS
+from nulltext.jobs.ledger import SETTINGS as SETTINGS
+from nulltext.jobs.ledger import Book as Book
+from nulltext.jobs.ledger import Row as Row
 
 PICTURES = "pictures"
 

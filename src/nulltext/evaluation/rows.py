@@ -20,8 +20,8 @@ from nulltext.errors import OutOfMemoryError, OutputError
 from nulltext.evaluation.measures import Undefined
 from nulltext.evaluation.results import PICTURES, Row, finite
 from nulltext.evaluation.tasks import Key, Measurement
-from nulltext.images import save_image, to_pil
-from nulltext.ledger import failure
+from nulltext.image.images import save_image, to_pil
+from nulltext.jobs.ledger import failure
 
 
 def made_row(key: Key, measure: Callable[[], Measurement], folder: Path) -> Row:

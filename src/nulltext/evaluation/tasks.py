@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nulltext.evaluation.measures import Figure
 from nulltext.evaluation.workbench import Workbench
-from nulltext.record import Inversion
+from nulltext.inversion.record import Inversion
 
 SettingValue: TypeAlias = str | int | float
 

@@ -13,22 +13,22 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nulltext.editing import Edit, EditSpec, edit
+from nulltext.diffusion.guidance import guided_evaluations, guided_noise
+from nulltext.editing.loop import Edit, EditSpec, edit
+from nulltext.editing.strength import at_strength
 from nulltext.errors import NulltextError
 from nulltext.evaluation.agreement import Judge
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.measures import Figure
 from nulltext.evaluation.variants import DDIM, VARIANTS
-from nulltext.guidance import guided_evaluations, guided_noise
-from nulltext.images import from_uint8, largest_centred_square, to_tensor, to_uint8
+from nulltext.image.images import from_uint8, largest_centred_square, to_tensor, to_uint8
+from nulltext.image.masks import load_mask, mask_on_crop
+from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion import ddim
 from nulltext.inversion.invert import invert
-from nulltext.masks import load_mask, mask_on_crop
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.sampling import replay
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import Photo, load_photo
-from nulltext.record import Inversion
-from nulltext.sampling import replay
-from nulltext.strength import at_strength
 
 
 @dataclass(frozen=True)

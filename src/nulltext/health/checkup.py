@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.editing import edit
-from nulltext.finite import check_finite
-from nulltext.framing import box_for
+from nulltext.diffusion.finite import check_finite
+from nulltext.editing.loop import edit
 from nulltext.health.expectations import (
     EDIT_CHANGE,
     GUESS,
@@ -33,13 +32,14 @@ from nulltext.health.expectations import (
 from nulltext.health.measures import distance, gradient_norm, noise_errors, timestep_at
 from nulltext.health.noise_findings import noise_figures, noise_findings, over_guess
 from nulltext.health.parts import Part, Parts, rounded
-from nulltext.images import from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.framing import box_for
+from nulltext.image.images import from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.invert import invert
+from nulltext.inversion.record import Inversion, StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import Photo, load_photo
-from nulltext.record import Inversion, StepInfo
 
 PACKAGE, EXAMPLE = "nulltext", "studio/front/dahlia.jpg"
 SOURCE = "a photo of an orange flower with a dark background"

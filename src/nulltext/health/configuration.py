@@ -10,10 +10,10 @@ another `prediction_type` than the network was trained for, one of the two fails
 
 from __future__ import annotations
 
+from nulltext.diffusion.schedule import SMALLEST_ALPHA_CUMPROD
 from nulltext.health.expectations import schedule_note
+from nulltext.inversion.record import Inversion
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import Inversion
-from nulltext.schedule import SMALLEST_ALPHA_CUMPROD
 
 FEWEST_STEPS = 10
 """With fewer, the discretisation alone moves both: at 3 steps deviations are 0.66 to 1.25."""

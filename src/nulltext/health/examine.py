@@ -15,6 +15,7 @@ from nulltext.health.checkup import Patient, failure
 from nulltext.health.expectations import family_name
 from nulltext.health.installation import Health, look_around
 from nulltext.health.parts import Parts
+from nulltext.inversion.record import StepInfo
 from nulltext.models.choice import ModelChoice
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
 from nulltext.models.known_words import read_words
@@ -23,7 +24,6 @@ from nulltext.models.load import find_device
 from nulltext.models.locate import bundled_models, folder_of
 from nulltext.models.suggested_guidance import FILE as GUIDANCE_FILE
 from nulltext.models.suggested_guidance import read_guidance
-from nulltext.record import StepInfo
 
 HALF_TOLERANCE = 8
 """Units of a precision's last place that its rounding may add up to in a known figure: the bundled

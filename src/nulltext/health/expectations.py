@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from nulltext.diffusion.schedule import Schedule
 from nulltext.health.measures import SCHEDULES, same_levels
 from nulltext.health.parts import rounded
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.schedule import Schedule
 
 EARLIER_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
 """Families of one text encoder, by its width (CLIP ViT-L, OpenCLIP ViT-H)."""

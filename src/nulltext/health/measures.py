@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nulltext.diffusion.finite import check_finite
+from nulltext.diffusion.schedule import Prediction, Schedule
 from nulltext.errors import NumericalError
-from nulltext.finite import check_finite
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.schedule import Prediction, Schedule
 
 LEVELS = (0.8, 0.5, 0.2, 0.05)
 """alpha-bar of the noise levels: from little to much noise."""

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nulltext.files import replace_file
 from nulltext.health.installation import Health
 from nulltext.health.parts import mapped
 from nulltext.models.hub import parse_hub_model
 from nulltext.models.locate import display_name
+from nulltext.storage.files import replace_file
 
 VERSION = 1
 MEBIBYTE = 2**20

@@ -9,8 +9,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nulltext.inversion.record import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
 
 
 @dataclass(frozen=True)

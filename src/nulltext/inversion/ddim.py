@@ -13,11 +13,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nulltext.guidance import CONDITIONAL_ONLY
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivots_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivots_steps
 
 
 @dataclass(frozen=True)

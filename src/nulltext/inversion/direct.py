@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import torch
 
-from nulltext.finite import check_finite
-from nulltext.guidance import guided_noise
+from nulltext.diffusion.finite import check_finite
+from nulltext.diffusion.guidance import guided_noise
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 @dataclass(frozen=True)

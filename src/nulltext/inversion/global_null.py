@@ -17,9 +17,9 @@ from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.null_text import check_null_branch
 from nulltext.inversion.per_step import Batch, null_moves
+from nulltext.inversion.record import StepInfo
 from nulltext.inversion.rollout import shared_embedding_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
 
 
 @dataclass(frozen=True)

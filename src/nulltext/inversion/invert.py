@@ -15,17 +15,17 @@ from torch import Tensor
 
 from nulltext.defaults import METHOD
 from nulltext.errors import OptionError
-from nulltext.framing import SizeChoice
-from nulltext.header import InversionHeader
-from nulltext.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.framing import SizeChoice
+from nulltext.image.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.photos import PhotoLike
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
+from nulltext.inversion.header import InversionHeader
 from nulltext.inversion.partial import Partial, digests_of, keeping
+from nulltext.inversion.record import Inversion, StepInfo, run
 from nulltext.inversion.request import InversionRequest
+from nulltext.inversion.sampling import replay_steps
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import PhotoLike
-from nulltext.record import Inversion, StepInfo, run
-from nulltext.sampling import replay_steps
 
 logger = logging.getLogger(__name__)
 

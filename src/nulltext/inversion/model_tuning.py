@@ -17,16 +17,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nulltext.diffusion.guidance import guided_noise
 from nulltext.errors import OptionError
-from nulltext.guidance import guided_noise
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
+from nulltext.inversion.record import StepInfo
 from nulltext.inversion.rollout import rollout_steps
+from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import PLANS
 from nulltext.models.weight_delta import layers_of, new_delta
-from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 @dataclass(frozen=True)

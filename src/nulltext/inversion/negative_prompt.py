@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nulltext.guidance import guide
+from nulltext.diffusion.guidance import guide
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.null_text import check_null_branch
 from nulltext.inversion.per_step import tokens_alone
 from nulltext.inversion.random_noise import random_noise_steps
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nulltext.files import replace_file, unwritable
+from nulltext.inversion.record import StepInfo
 from nulltext.models.fingerprint import spellings
-from nulltext.record import StepInfo
+from nulltext.storage.files import replace_file, unwritable
 
 SUFFIX = ".partial"
 """Added to the name of the inversion that it will be."""

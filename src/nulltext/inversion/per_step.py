@@ -22,12 +22,12 @@ from torch import Tensor
 
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivots_steps
 from nulltext.inversion.solvers.base import Fit, InnerLoop, Solver
 from nulltext.inversion.solvers.registry import solver_named
 from nulltext.inversion.solvers.task import StepTask
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivots_steps
 
 FITTED, SOLVER = "fitted.", "solver."
 """Begin the names of a state's tensors that are many."""

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nulltext.inversion.base import Problem
 from nulltext.inversion.descent import descend
+from nulltext.inversion.record import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
 
 Predict: TypeAlias = Callable[[Tensor, int], Tensor]
 """eps_E [1, C, h, w] of latents [1, C, h, w] at a timestep, under the present embedding."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.null_text import check_null_branch
 from nulltext.inversion.per_step import Batch, PerStepOptions, fit_steps, null_moves
+from nulltext.inversion.record import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
 
 
 def random_trajectory(model: LatentDiffusion, problem: Problem) -> Tensor:

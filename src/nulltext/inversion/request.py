@@ -8,14 +8,14 @@ from typing import Any
 
 from nulltext.defaults import NUM_STEPS
 from nulltext.errors import OptionError
-from nulltext.framing import SizeChoice, box_for
-from nulltext.images import CropBox
+from nulltext.image.framing import SizeChoice, box_for
+from nulltext.image.images import CropBox
+from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import Plan, planned
-from nulltext.invisible import clean
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import Photo, PhotoLike, load_photo
 from nulltext.version import __version__
+from nulltext.words.invisible import clean
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nulltext.guidance import guide
+from nulltext.diffusion.guidance import guide
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import descend
 from nulltext.inversion.per_step import Roles, tokens_alone
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivot_steps
 from nulltext.inversion.solvers.task import is_fittable
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 class Fitted(Protocol):

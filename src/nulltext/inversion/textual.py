@@ -17,10 +17,10 @@ from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.per_step import tokens_alone
 from nulltext.inversion.random_noise import random_noise_steps
+from nulltext.inversion.record import StepInfo
+from nulltext.inversion.sampling import pivot_steps
 from nulltext.inversion.textual_pivot import check_prompt_branch
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
-from nulltext.sampling import pivot_steps
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from nulltext.inversion.per_step import (
     pivot_of_steps,
     prompt_moves,
 )
+from nulltext.inversion.record import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
 
 
 def check_prompt_branch(what: str, guidance_scale: float) -> None:

@@ -15,10 +15,10 @@ from typing import ClassVar
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.descent import check_effort
 from nulltext.inversion.per_step import Batch, prompt_moves
+from nulltext.inversion.record import StepInfo
 from nulltext.inversion.rollout import shared_embedding_steps
 from nulltext.inversion.textual_pivot import check_prompt_branch
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.record import StepInfo
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.errors import ModelError, reason_of
-from nulltext.files import exists, named_path
 from nulltext.models.file_kinds import Option, explain_kind, kind_of_file
-from nulltext.untrusted import MEGABYTE, parse_json
+from nulltext.storage.files import exists, named_path
+from nulltext.storage.untrusted import MEGABYTE, parse_json
 
 UNSAFE = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of files that could run code when opened, and never are."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.errors import ModelError, OptionError, reason_of, shortened
-from nulltext.files import named_path
 from nulltext.models.adapter_files import check_kind, opened
 from nulltext.models.autoencoder_files import autoencoder_files, load_vae
 from nulltext.models.embeddings import (
@@ -23,6 +22,7 @@ from nulltext.models.embeddings import (
 from nulltext.models.file_kinds import Option
 from nulltext.models.lora import Lora, lora_file, merge_loras, parse_lora
 from nulltext.models.weights import Unallocated, fill
+from nulltext.storage.files import named_path
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""

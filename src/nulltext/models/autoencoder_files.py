@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from nulltext.errors import ModelError, reason_of, shortened
-from nulltext.files import exists, named_path
 from nulltext.models.adapter_files import AdapterFile, check_kind, opened, shown
 from nulltext.models.weight_files import check_config, check_weights
 from nulltext.models.weights import modern_attention_name
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.files import exists, named_path
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 CONFIG = "config.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nulltext.errors import ModelError, reason_of
-from nulltext.files import replace_file
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.files import replace_file
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 MAX_BYTES = 4 * MEGABYTE
 

@@ -22,7 +22,7 @@ from nulltext.models.file_kinds import read_header
 from nulltext.models.variants import choose_weights
 from nulltext.models.weight_files import check_config, check_index, check_weights
 from nulltext.models.weights import MappedTensors, Unallocated, fill
-from nulltext.untrusted import MEGABYTE, is_marked, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, is_marked, parse_json, read_text
 
 MAX_JSON_BYTES = 4 * MEGABYTE
 """Of a JSON file of a checkpoint: configs have kilobytes, indices of shards a few hundred."""

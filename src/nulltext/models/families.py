@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nulltext.errors import ModelError, shortened
-from nulltext.framing import SDXL_BUCKETS
+from nulltext.image.framing import SDXL_BUCKETS
 from nulltext.models.sdxl import StableDiffusionXLText
 from nulltext.models.strangers import WORKS, explain_pipeline, ordinary_pipeline
 from nulltext.models.text import ClipText, StableDiffusionText, TextConditioner

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nulltext.errors import ModelError, reason_of
-from nulltext.inversion_file import LENGTH_BYTES, METADATA_KEY
 from nulltext.models.foreign_files import PASS, check_readable, explain_bytes, shown
 from nulltext.models.strangers import TASKS, WORKS
-from nulltext.untrusted import MEGABYTE, parse_json
+from nulltext.storage.inversion_file import LENGTH_BYTES, METADATA_KEY
+from nulltext.storage.untrusted import MEGABYTE, parse_json
 
 MAX_HEADER_BYTES = 8 * MEGABYTE
 """SDXL's checkpoint has a header of 0.4 MiB."""

@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from nulltext.diffusion.schedule import Schedule
 from nulltext.models.weights import TEXT_MODEL
-from nulltext.schedule import Schedule
 
 SAMPLES_PER_TENSOR = 64
 DIGEST_CHARACTERS = 32

@@ -24,7 +24,7 @@ from nulltext.models.foreign_files import (
     shown,
 )
 from nulltext.models.strangers import WORKS, explain_pipeline
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 INDEX, MODULAR_INDEX, CONFIG = "model_index.json", "modular_model_index.json", "config.json"
 

@@ -32,7 +32,7 @@ from nulltext.models.hub_client import (
     unwarned,
 )
 from nulltext.models.variants import INDEX, choose_weights, files_of, needed_files
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 logger = logging.getLogger(__name__)
 

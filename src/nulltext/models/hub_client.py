@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.errors import ModelError, OutputError
-from nulltext.files import replace_file
+from nulltext.storage.files import replace_file
 
 logger = logging.getLogger(__name__)
 

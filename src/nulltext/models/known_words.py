@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.models.beside import read_beside, write_beside
-from nulltext.prompts import listed, quoted, spoken
-from nulltext.word_pairing import ARTICLES, OPENERS
+from nulltext.words.prompts import listed, quoted, spoken
+from nulltext.words.word_pairing import ARTICLES, OPENERS
 
 FILE, VERSION = "words.json", 1
 

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from nulltext.defaults import GUIDANCE_SCALE
+from nulltext.diffusion.finite import check_finite
+from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import out_of_memory_named
-from nulltext.finite import check_finite
-from nulltext.framing import Sizes
+from nulltext.image.framing import Sizes
 from nulltext.models.autoencoding import in_pieces, safe_dtype
 from nulltext.models.fingerprint import fingerprints
 from nulltext.models.half import differentiable_in_half
@@ -34,8 +35,7 @@ from nulltext.models.passes import Passes
 from nulltext.models.placement import at_work, execution_device, is_hooked
 from nulltext.models.text import TextConditioner
 from nulltext.models.weight_delta import applied
-from nulltext.prompts import TokenizedPrompt
-from nulltext.schedule import Schedule
+from nulltext.words.prompts import TokenizedPrompt
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from nulltext.defaults import GUIDANCE_SCALE, MODEL
+from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError, out_of_memory_named
 from nulltext.models.adapters import Adapters
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
@@ -45,7 +46,6 @@ from nulltext.models.single_file import SingleFile
 from nulltext.models.suggested_guidance import read_guidance
 from nulltext.models.text import TextConditioner
 from nulltext.models.weights import cast_and_move
-from nulltext.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 

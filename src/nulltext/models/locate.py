@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from nulltext.errors import ModelError, OptionError
-from nulltext.files import exists, named_path
 from nulltext.models.checkpoint import Checkpoint
 from nulltext.models.file_kinds import explain_kind
 from nulltext.models.foreign import explain
 from nulltext.models.hub import fetch, fetch_file, parse_hub_model
 from nulltext.models.hub_client import HubModel, OnBytes
 from nulltext.models.single_file import SingleFile
+from nulltext.storage.files import exists, named_path
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from nulltext.errors import ModelError, OptionError, reason_of
-from nulltext.files import exists
 from nulltext.models.adapter_files import (
     AdapterFile,
     check_kind,
@@ -35,7 +34,8 @@ from nulltext.models.adapter_files import (
 )
 from nulltext.models.lora_kinds import check_method, meant_for, model_is, notes_on
 from nulltext.models.lora_names import by_component, split_key, split_stem
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.files import exists
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """What diffusers and PEFT call a LoRA in a folder."""

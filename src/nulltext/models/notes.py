@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from nulltext.instructions import read_instruction
 from nulltext.models.known_words import note_on_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.syntax_notes import notes_on_syntax
-from nulltext.prompt_syntax import find_syntax
-from nulltext.prompts import TokenizedPrompt, quoted, spelled_out, without_learnt, word_key
+from nulltext.words.instructions import read_instruction
+from nulltext.words.prompt_syntax import find_syntax
+from nulltext.words.prompts import TokenizedPrompt, quoted, spelled_out, without_learnt, word_key
 
 Changes = Sequence[tuple[str, str]]
 

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from nulltext.errors import PromptError
 from nulltext.models.text import ClipText
-from nulltext.prompts import TokenizedPrompt
+from nulltext.words.prompts import TokenizedPrompt
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.errors import ModelError, OptionError
-from nulltext.files import named_path
 from nulltext.models.checkpoint import (
     Checkpoint,
     build,
@@ -26,6 +25,7 @@ from nulltext.models.checkpoint import (
     first_line,
 )
 from nulltext.models.weights import MappedTensors, Renamed, fill
+from nulltext.storage.files import named_path
 
 PUBLISHED = Path(__file__).parent / "published"
 VOCABULARY = PUBLISHED / "clip"

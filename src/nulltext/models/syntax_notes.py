@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from nulltext.prompt_syntax import Found, find_syntax
-from nulltext.prompts import SHOWN_WORDS, listed, quoted
+from nulltext.words.prompt_syntax import Found, find_syntax
+from nulltext.words.prompts import SHOWN_WORDS, listed, quoted
 
 MARKS = "whose marks are read here as text"
 

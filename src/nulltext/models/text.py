@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nulltext.models.placement import execution_device
-from nulltext.prompts import TokenizedPrompt, tokenize
+from nulltext.words.prompts import TokenizedPrompt, tokenize
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

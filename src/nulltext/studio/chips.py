@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nulltext.errors import OptionError
-from nulltext.invisible import clean
-from nulltext.prompts import TokenizedPrompt, word_key
-from nulltext.word_pairing import ARTICLES, align_words
+from nulltext.words.invisible import clean
+from nulltext.words.prompts import TokenizedPrompt, word_key
+from nulltext.words.word_pairing import ARTICLES, align_words
 
 LIGHTEST, HEAVIEST = -2.0, 4.0
 """Weights that a chip can have."""

@@ -9,17 +9,16 @@ from pathlib import Path, PurePath
 from PIL import Image
 from torch import Tensor
 
-from nulltext.editing import check_specs, edit_steps
+from nulltext.editing.loop import check_specs, edit_steps
+from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.errors import OptionError, PromptError
-from nulltext.execution.saving import save_placed
-from nulltext.images import save_image
-from nulltext.masks import load_mask, mask_on_crop
+from nulltext.image.images import save_image
+from nulltext.image.masks import load_mask, mask_on_crop
+from nulltext.image.photos import Photo
+from nulltext.inversion.record import Inversion, StepInfo
+from nulltext.jobs.saving import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.notes import notes_on_prompts
-from nulltext.photos import Photo
-from nulltext.placing import Canvas, Placed, place
-from nulltext.prompts import TokenizedPrompt, has_word
-from nulltext.record import Inversion, StepInfo
 from nulltext.studio.chips import difference, read_chips
 from nulltext.studio.command import Place, edit_command
 from nulltext.studio.forms import Asked, EditForm, whole
@@ -27,6 +26,7 @@ from nulltext.studio.meter import Meter
 from nulltext.studio.pictures import painted, shown
 from nulltext.studio.session import Entry, Inverted, Session
 from nulltext.studio.view import url
+from nulltext.words.prompts import TokenizedPrompt, has_word
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Of the strip to choose from."""

@@ -9,13 +9,13 @@ from typing import Any, get_args
 
 from nulltext import defaults
 from nulltext.attention.blend import LocalBlend
-from nulltext.compositing import Detail
-from nulltext.edit_spec import EditSpec
+from nulltext.editing.spec import EditSpec
 from nulltext.errors import OptionError, PromptError
-from nulltext.images import CropBox
+from nulltext.image.compositing import Detail
+from nulltext.image.images import CropBox
 from nulltext.inversion.budgets import Plan, planned
-from nulltext.invisible import clean
 from nulltext.studio.chips import Chip, weights_of
+from nulltext.words.invisible import clean
 
 Asked = Mapping[str, Any]
 """JSON from a page."""

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from nulltext.image.photos import Photo, load_photo
+from nulltext.inversion.record import Inversion
 from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.photos import Photo, load_photo
-from nulltext.record import Inversion
 from nulltext.studio.limits import Limits
 from nulltext.studio.session import Session
 from nulltext.studio.shelf import Shelf

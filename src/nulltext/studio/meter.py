@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from nulltext.images import to_pil
-from nulltext.previews import Previews
-from nulltext.record import StepInfo
+from nulltext.image.images import to_pil
+from nulltext.inversion.previews import Previews
+from nulltext.inversion.record import StepInfo
 
 STAGES = {
     "pivot": "Following the photo into noise",

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nulltext.errors import OptionError
-from nulltext.header import InversionHeader
-from nulltext.images import CropBox
-from nulltext.photos import Photo
-from nulltext.prompts import TokenizedPrompt
-from nulltext.record import Inversion, StepInfo
+from nulltext.image.images import CropBox
+from nulltext.image.photos import Photo
+from nulltext.inversion.header import InversionHeader
+from nulltext.inversion.record import Inversion, StepInfo
 from nulltext.studio.chips import chips_of
 from nulltext.studio.forms import Asked, EditForm, InvertForm
 from nulltext.studio.meter import Meter, Progress
 from nulltext.studio.worker import Job, ReplacedError
+from nulltext.words.prompts import TokenizedPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

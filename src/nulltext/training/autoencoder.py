@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nulltext.images import psnr, to_pil
-from nulltext.strip import Tile, tile_grid
+from nulltext.image.images import psnr, to_pil
+from nulltext.image.strip import Tile, tile_grid
 from nulltext.training.collection import as_floats
 
 if TYPE_CHECKING:

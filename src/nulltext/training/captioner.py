@@ -29,8 +29,8 @@ from nulltext.captioning.decoding import LONGEST
 from nulltext.captioning.mapping import MlpMapper, MlpSettings
 from nulltext.captioning.vision import width_of
 from nulltext.errors import OptionError, shortened
-from nulltext.images import to_pil
-from nulltext.strip import Tile, tile_grid
+from nulltext.image.images import to_pil
+from nulltext.image.strip import Tile, tile_grid
 from nulltext.training.captions import CaptionSettings, compose
 from nulltext.training.collection import Example, as_floats
 from nulltext.training.eyes import Sight

@@ -10,7 +10,7 @@ from nulltext.captioning.captioner import Captioner
 from nulltext.captioning.folder import check_captioner_target, save_captioner
 from nulltext.captioning.vision import about
 from nulltext.errors import OptionError
-from nulltext.files import replace_file
+from nulltext.storage.files import replace_file
 from nulltext.training.captioner import build_captioner
 from nulltext.training.eyes import LICENCE
 from nulltext.training.loop import averaged_weights, checkpoint_path

@@ -17,8 +17,8 @@ from typing import Literal
 
 import torch
 
-from nulltext.templates import article, caption
 from nulltext.training.collection import Example
+from nulltext.words.templates import article, caption
 
 Role = Literal["flower", "background"]
 """Which part of the picture a word speaks of."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.captioned import (
+from nulltext.captioning.captioned import (
     captions_beside,
     captions_field,
     file_field,
@@ -28,8 +28,8 @@ from nulltext.captioned import (
     read_json_lines,
 )
 from nulltext.errors import DataError, shortened
-from nulltext.images import from_uint8, largest_centred_square, to_tensor, to_uint8
-from nulltext.photos import load_photo
+from nulltext.image.images import from_uint8, largest_centred_square, to_tensor, to_uint8
+from nulltext.image.photos import load_photo
 
 TRAIN = "train"
 

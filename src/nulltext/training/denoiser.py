@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from nulltext.attention.maps import Bystander, StepMaps, Watched
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
-from nulltext.images import to_pil
+from nulltext.image.images import to_pil
+from nulltext.image.strip import Tile, tile_grid
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.strip import Tile, tile_grid
 from nulltext.training.captions import Caption, CaptionSettings, Role, compose
 from nulltext.training.latents import Views
 from nulltext.training.samples import sample

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from nulltext.errors import OptionError, OutputError
-from nulltext.files import replace_file, replacing_folder
 from nulltext.models.known_figure import write_known
 from nulltext.models.known_words import write_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import load
 from nulltext.models.suggested_guidance import write_guidance
+from nulltext.storage.files import replace_file, replacing_folder
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.training.build import build_scheduler
 from nulltext.training.card import model_card
 from nulltext.training.latents import Views, load_views
@@ -34,7 +35,6 @@ from nulltext.training.spoken import known_words
 from nulltext.training.stages import denoiser_settings, recipe_text, views_place
 from nulltext.training.warm_start import load_weights
 from nulltext.training.workshop import Workshop, encoder_of, untrained
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 SHARD = "15MB"
 """Largest file of weights."""

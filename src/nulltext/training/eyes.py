@@ -21,7 +21,7 @@ from nulltext.captioning.folder import PREPROCESSOR, read_eyes
 from nulltext.captioning.vision import VISIONS, embed, side_of
 from nulltext.errors import ModelError, OptionError, shortened
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
-from nulltext.untrusted import MEGABYTE, read_text
+from nulltext.storage.untrusted import MEGABYTE, read_text
 
 CONFIG = "config.json"
 LICENCE = "LICENSE"

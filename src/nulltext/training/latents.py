@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nulltext.files import replace_file
+from nulltext.storage.files import replace_file
 from nulltext.training.autoencoder import shrink
 from nulltext.training.collection import Example, as_floats
 from nulltext.training.loop import TrainInfo, step_generator

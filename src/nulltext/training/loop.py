@@ -28,8 +28,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nulltext.errors import NumericalError, OptionError, shortened
-from nulltext.files import replace_file
-from nulltext.images import save_image
+from nulltext.image.images import save_image
+from nulltext.storage.files import replace_file
 from nulltext.training.optimizers import MOMENTS, OPTIMIZERS, build_optimizers
 
 SEED_STRIDE = 1_000_003

@@ -20,6 +20,7 @@ from typing import Any
 
 from nulltext.errors import OptionError, meant, reason_of, shortened
 from nulltext.models.suggested_guidance import LEAST, MOST
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.training.autoencoder import AutoencoderLoss
 from nulltext.training.captioner import LABELS, CaptionerRecipe
 from nulltext.training.captions import CaptionSettings
@@ -27,7 +28,6 @@ from nulltext.training.denoiser import DenoiserLoss
 from nulltext.training.latents import ViewSettings
 from nulltext.training.loop import LoopSettings
 from nulltext.training.vocabulary import TokenizerSettings
-from nulltext.untrusted import MEGABYTE, parse_json, read_text
 
 LARGEST = 10**9
 """No number of a recipe is larger, and none is negative."""

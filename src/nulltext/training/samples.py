@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nulltext.guidance import guided_noise
+from nulltext.diffusion.guidance import guided_noise
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 TOGETHER = 8

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from nulltext.models.known_words import KnownWords
-from nulltext.prompts import spoken
 from nulltext.training.captions import GENERAL_KIND, OPENINGS, CaptionSettings, compose
 from nulltext.training.collection import Example
-from nulltext.word_pairing import ARTICLES, OPENERS
+from nulltext.words.prompts import spoken
+from nulltext.words.word_pairing import ARTICLES, OPENERS
 
 LEAST_PHOTOS, FEW = 3, 10
 

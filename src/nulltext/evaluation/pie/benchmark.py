@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from nulltext.editing import edit
+from nulltext.editing.loop import edit
 from nulltext.evaluation.pie.dataset import CATEGORIES, PieItem, decode_mask
 from nulltext.evaluation.pie.metrics import Networks, pie_figures
 from nulltext.evaluation.pie.protocol import Protocol, spec_of
@@ -18,7 +18,7 @@ from nulltext.evaluation.results import Book
 from nulltext.evaluation.rows import made_row
 from nulltext.evaluation.study import StudyInfo
 from nulltext.evaluation.tasks import Key, Measurement, row_key
-from nulltext.images import from_uint8
+from nulltext.image.images import from_uint8
 from nulltext.inversion.invert import invert
 from nulltext.models.latent_diffusion import LatentDiffusion
 

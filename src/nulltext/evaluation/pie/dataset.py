@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from nulltext.errors import DataError, OptionError, reason_of, shortened
-from nulltext.invisible import clean
-from nulltext.untrusted import MEGABYTE, inside, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, inside, parse_json, read_text
+from nulltext.words.invisible import clean
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 

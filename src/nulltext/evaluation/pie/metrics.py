@@ -32,7 +32,7 @@ from nulltext.evaluation.measures import GAUSSIAN_SIGMA, WINDOW, Figure, Undefin
 from nulltext.evaluation.pie.dataset import fitted, with_border
 from nulltext.evaluation.pie.lpips import SqueezeLpips
 from nulltext.evaluation.pie.structure import DINO_SOURCE, StructureDistance
-from nulltext.images import from_uint8, to_uint8
+from nulltext.image.images import from_uint8, to_uint8
 
 CLIP_SOURCE = "openai/clip-vit-large-patch14"
 NONE = "none"

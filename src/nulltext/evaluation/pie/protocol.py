@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 from nulltext.attention.blend import LocalBlend
 from nulltext.defaults import GUIDANCE_SCALE, NUM_STEPS
-from nulltext.edit_spec import EditSpec
-from nulltext.editors import PromptToPrompt
+from nulltext.diffusion.guidance import guided_evaluations
+from nulltext.editing.editors import PromptToPrompt
+from nulltext.editing.spec import EditSpec
 from nulltext.errors import OptionError
 from nulltext.evaluation.pie.dataset import PieItem
 from nulltext.evaluation.variants import VARIANTS
-from nulltext.guidance import guided_evaluations
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.registry import method_named, with_options
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.prompts import has_word
+from nulltext.words.prompts import has_word
 
 METHODS = ("ddim", "null-text", "negative-prompt", "direct")
 """Those that the paper compares and nulltext has."""

@@ -23,7 +23,7 @@ from nulltext.evaluation.pie.table import (
 from nulltext.evaluation.report import facts, failures
 from nulltext.evaluation.results import Row
 from nulltext.evaluation.summary import Line, csv_of
-from nulltext.files import replace_file
+from nulltext.storage.files import replace_file
 
 SUMMARY, REPORT = "summary.csv", "report.html"
 

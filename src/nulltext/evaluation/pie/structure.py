@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate, normalize
 
 from nulltext.errors import ModelError
 from nulltext.evaluation.pretrained import pretrained
-from nulltext.images import to_uint8
+from nulltext.image.images import to_uint8
 
 DINO_SOURCE = "facebook/dino-vitb8"
 SIDE = 224

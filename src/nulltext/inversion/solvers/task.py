@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nulltext.diffusion.finite import ADVICE, check_finite
+from nulltext.diffusion.guidance import guide
 from nulltext.errors import NumericalError
-from nulltext.finite import ADVICE, check_finite
-from nulltext.guidance import guide
 from nulltext.models.half import through_half
 from nulltext.models.latent_diffusion import LatentDiffusion
 

@@ -1,0 +1,1 @@
+"""Edits: specifications, editors, the edit loop and where it acts."""

@@ -1,0 +1,204 @@
+"""The pictures of an edit, put where they belong: into the photo, and measured there.
+
+Which pixels an edit may show at comes from its mask and its words, else from what it changed
+itself; the formula is that of `compositing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from nulltext.editing.editors import name_of
+from nulltext.editing.loop import Edit
+from nulltext.editing.spec import EditSpec
+from nulltext.errors import ImageError
+from nulltext.image.compositing import (
+    Detail,
+    composite_picture,
+    difference,
+    faded_inside,
+    fitted,
+    grown,
+    original,
+    region_of_change,
+)
+from nulltext.image.images import CropBox, Picture, from_uint8, to_pil, to_tensor, to_uint8
+from nulltext.image.photos import Photo
+from nulltext.inversion.record import Inversion
+
+SAME_PHOTO = 2.0
+"""Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
+and resizers differ by less, other photos by far more."""
+UNSEEN = 0.1
+"""Weight, in parts of the mask's own, below which an edit hardly shows."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What edits are put into: the photo, or its crop at the model's resolution."""
+
+    photo: Photo
+    box: CropBox
+    full: bool
+    """Whether it is the photo at its own size."""
+    shown: Photo | None = None
+    """The photo itself, where only its crop is the canvas; None if it was not given."""
+
+    @classmethod
+    def of(cls, inversion: Inversion, photo: Photo | None, *, full: bool) -> Canvas:
+        """The photo at its own size, or the crop that the inversion holds (in its colours)."""
+        if full:
+            assert photo is not None
+            return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
+        crop = to_pil(from_uint8(inversion.photo))
+        told = Photo(crop) if photo is None else photo
+        own = Photo(crop, icc_profile=told.icc_profile, exif=told.exif)
+        return cls(own, CropBox(0, 0, *crop.size), full=False, shown=photo)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One edit, ready to be written."""
+
+    picture: Picture
+    spec: EditSpec
+    changed_fraction: float
+    """Share of the pixels that differ from the original."""
+    psnr_outside: float
+    """Decibels against the original where nothing was to change; infinite if nothing did."""
+    mask_fraction: float
+    """Share of the latents that were free to change."""
+    unchanged: str | None
+    """Why nothing was edited, in one sentence; None where something was."""
+    kept: Tensor
+    """[box.height, box.width], bool: where nothing was to change."""
+    is_reconstruction: bool
+    """Whether, unedited, it differs from the photo all the same, as the reconstruction does."""
+    lost: tuple[str, ...] = ()
+    """What the file does not hold of the picture, in sentences."""
+
+    @property
+    def image(self) -> Image.Image:
+        """At 8 bits."""
+        return self.picture.image
+
+    @property
+    def nothing(self) -> str | None:
+        """What an edit that edited nothing did instead, and why; None of any other."""
+        if not self.unchanged:
+            return None
+        what = "is the reconstruction of the photo" if self.is_reconstruction else "changed nothing"
+        return f"{what}: {self.unchanged}."
+
+
+def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) -> Placed:
+    """Put one edit into its canvas, and measure what else moved.
+
+    On a crop, without mask and blend, the model's own picture is the result.
+    """
+    picture, reconstruction = edit.images[row], edit.reconstruction[0]
+    weight = _weight(canvas, edit, row, spec)
+    if keeps_pixels(canvas, spec):
+        where = (canvas.photo, canvas.box)
+        result = composite_picture(*where, picture, reconstruction, weight, detail)
+    else:
+        result = Picture(to_pil(picture))
+    kept = weight == 0
+    found = difference(original(canvas.photo), result, kept, canvas.box)
+    unseen = None if found.changed_fraction else _why_unseen(weight, spec)
+    return Placed(
+        result,
+        spec,
+        found.changed_fraction,
+        found.psnr_outside,
+        mask_fraction=float(edit.masks[row].mean()),
+        unchanged=edit.unchanged[row] or unseen,
+        kept=kept,
+        is_reconstruction=found.changed_fraction > 0,
+    )
+
+
+def _why_unseen(weight: Tensor, spec: EditSpec) -> str:
+    """Why an edit that differs from the reconstruction does not show in its canvas."""
+    most = 1.0 if spec.mask is None else float(spec.mask.max())
+    if float(weight.max()) < UNSEEN * most:
+        return (
+            "what may change lies where an edit fades out towards the crop's border: move the crop"
+        )
+    return (
+        "the model draws the same pixels where they may change: choose other words or a higher "
+        "strength, or let more of the photo change"
+    )
+
+
+def keeps_pixels(canvas: Canvas, spec: EditSpec) -> bool:
+    """Whether an edit leaves pixels of its canvas as they are."""
+    return canvas.full or spec.mask is not None or spec.blend is not None
+
+
+def _weight(canvas: Canvas, edit: Edit, row: int, spec: EditSpec) -> Tensor:
+    """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and words, else by itself."""
+    size = (canvas.box.height, canvas.box.width)
+    picture = edit.images[row]
+    if spec.mask is None and spec.blend is None:
+        region = region_of_change(picture, edit.reconstruction[0])
+        return fitted(region, canvas.box, canvas.photo.size)
+    parts: list[Tensor] = []
+    if spec.blend is not None:
+        cells = (edit.masks[row] > 0).float()[None, None]
+        words = grown(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0])
+        parts.append(fitted(words, canvas.box, canvas.photo.size))
+    if spec.mask is not None:
+        mask = spec.mask
+        if tuple(mask.shape) != size:
+            mask = adaptive_avg_pool2d(mask[None], size)[0]
+        parts.append(fitted(faded_inside(mask), canvas.box, canvas.photo.size))
+    return parts[0] if len(parts) == 1 else torch.minimum(*parts, out=parts[0])
+
+
+def settings_of(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
+    """What made an edit, for JSON: the text that goes into a PNG."""
+    header = inversion.header
+    return {
+        "source": header.prompt,
+        "target": spec.target,
+        "model": header.model,
+        "method": header.method,
+        "steps": inversion.num_steps,
+        "guidance": header.guidance_scale,
+        "target_guidance": spec.guidance_scale,
+        "after": [earlier.target for earlier in spec.line[:-1]],
+        "editor": name_of(spec.editor),
+        **asdict(spec.editor),
+        "pull": str(spec.pull),
+        "blend": list(spec.blend.words) if spec.blend else [],
+        "mask": spec.mask is not None,
+    }
+
+
+def check_same_photo(inversion: Inversion, photo: Photo) -> None:
+    """Refuse to use an inversion beside another photo than its own.
+
+    Raises:
+        ImageError: the photo's pixels in the inversion's crop are not those that were inverted.
+    """
+    header = inversion.header
+    if photo.sha256 == header.image_sha256:
+        return
+    if list(photo.size) == header.image_size:
+        height, width = inversion.photo.shape[-2:]
+        pixels = to_uint8(to_tensor(photo, CropBox.from_list(header.crop), (height, width)))
+        difference = (pixels.float() - inversion.photo.float()).abs().mean().item()
+        if difference <= SAME_PHOTO:
+            return
+    raise ImageError(
+        "The inversion was made from another photo "
+        f'({header.image_size[0]} x {header.image_size[1]}, "{header.prompt}"); '
+        "pass that photo, or invert this one."
+    )

@@ -1,0 +1,1 @@
+"""Photos, crops, masks and compositing."""

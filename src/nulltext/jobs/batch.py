@@ -1,0 +1,206 @@
+"""Many edits: from a job file to a folder of pictures, at any moment of which a kill loses nothing.
+
+    settings.json     model and precision, which must not change midway
+    results.jsonl     one row per job, done or failed; see `ledger`
+    pictures/         what jobs came to
+    inversions/       shared between jobs on the same photo and settings, and the partial ones
+
+A row is written when its pictures are on disk, so a job without a row is simply done again, to the
+same names and bytes. Jobs that share an inversion are handed out together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from nulltext.errors import DataError, NulltextError, OptionError
+from nulltext.jobs import ledger
+from nulltext.jobs.jobs import EXAMPLE, read_jobs
+from nulltext.jobs.ledger import Book, Row
+from nulltext.jobs.request import Opened
+from nulltext.jobs.units import Unit, grouped, unit_of
+from nulltext.jobs.worker import INVERSIONS, PICTURES, Identity, Setup, failed
+from nulltext.storage.files import clear_temporaries
+from nulltext.version import __version__
+
+BATCH = ledger.Kind("batch", lambda row: str(row["job"]), (PICTURES, INVERSIONS))
+
+
+class Executor(Protocol):
+    """Who makes rows of units; ready when it is made, and lost units are its own business."""
+
+    @property
+    def identity(self) -> Identity:
+        """Of its workers."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many work side by side."""
+        ...
+
+    def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
+        """Exactly one row for each unit, as they come.
+
+        Raises:
+            OutputError: the folder cannot be written any more.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a job file asks for."""
+
+    units: Sequence[Unit]
+    """Each once, in the file's order."""
+    repeated: int
+    """Lines that ask for what another line asks for."""
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """Where a batch is; for progress bars."""
+
+    done: int
+    """Jobs with pictures, earlier runs' included."""
+    failed: int
+    all_jobs: int
+    row: Row | None
+    """What has just come; None at first."""
+
+
+@dataclass
+class Outcome:
+    """What became of a batch's jobs."""
+
+    done: int = 0
+    failures: list[Row] = field(default_factory=list)
+    remarked: list[Row] = field(default_factory=list)
+    """Done ones that have something to say."""
+
+    def count(self, row: Row | None) -> None:
+        """Add a job's row."""
+        if row is not None and row["status"] == "ok":
+            self.done += 1
+            self.remarked += [row] if row.get("remarks") else []
+        elif row is not None:
+            self.failures.append(row)
+
+
+def read_batch(path: Path, *, limit: int | None = None, within: Path | None = None) -> Batch:
+    """Read a job file; opens the files that it names only to tell their contents apart.
+
+    Args:
+        limit: read that many jobs at most. within: the folder that their files have to be in.
+
+    Raises:
+        DataError: it cannot be read, or holds no job. OptionError: the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise OptionError(f"The limit is {limit}; choose 1 job or more.")
+    units: dict[str, Unit] = {}
+    count = 0
+    for found in read_jobs(path):
+        unit = unit_of(found, within)
+        units.setdefault(unit.id, unit)
+        count += 1
+        if count == limit:
+            break
+    if not units:
+        raise DataError(f"'{path}' holds no jobs; {EXAMPLE}.")
+    return Batch(list(units.values()), count - len(units))
+
+
+def check_steps(batch: Batch) -> Iterator[BatchInfo]:
+    """Look at every job as far as that goes without a model: options, photos, masks, inversions."""
+    bad = 0
+    for index, unit in enumerate(batch.units, start=1):
+        reason, remarks = _looked_at(unit)
+        bad += reason is not None
+        row = {**unit.names, "status": "ok", "remarks": remarks}
+        if reason is not None:
+            row = failed(unit, reason, theirs=True)
+        yield BatchInfo(index - bad, bad, len(batch.units), row)
+
+
+def _looked_at(unit: Unit) -> tuple[str | None, list[str]]:
+    """(why it cannot be done, remarks on it)"""
+    if unit.job is None or unit.reason:
+        return unit.reason, []
+    try:
+        order = unit.job.order()
+        order.check()
+        order.asked.axes()
+        if order.request.inversion is None:
+            order.request.plan()
+        opened = Opened.of(order.request)
+        order.check_targets(opened.prompt)
+    except NulltextError as error:
+        return f"{unit.place}: {error}", []
+    return None, [*filter(None, [opened.mask_note])]
+
+
+def open_batch(
+    setup: Setup, identity: Identity, *, fresh: bool = False
+) -> AbstractContextManager[Book]:
+    """`ledger.open_book` of a batch's folder."""
+    from nulltext.models.fingerprint import spellings
+
+    settings = {
+        "nulltext": __version__,
+        "model": f"{setup.chosen.model} ({identity.fingerprints[0][:8]})",
+        "dtype": identity.dtype,
+    }
+    older = spellings(settings, identity.fingerprints)
+    return ledger.open_book(BATCH, setup.folder, settings, fresh=fresh, older=older)
+
+
+def batch_steps(
+    executor: Executor, batch: Batch, book: Book, *, retry_failed: bool = False
+) -> Generator[BatchInfo, None, Outcome]:
+    """Do every job that is still open, yielding first and after each row.
+
+    Args:
+        book: from `open_batch`.
+
+    Raises:
+        OutputError: the folder cannot be written any more.
+    """
+    _clear(book.folder)
+    wanted = {unit.id for unit in batch.units}
+    book.forget(lambda row: row["status"] == "ok" and not _is_there(book.folder, row))
+    if retry_failed:
+        book.forget_failed()
+    outcome = Outcome()
+    for row in book.rows:
+        if row["job"] in wanted:
+            outcome.count(row)
+    known = book.keys
+    still = [unit for unit in batch.units if unit.id not in known]
+    total = len(batch.units)
+    yield BatchInfo(outcome.done, len(outcome.failures), total, None)
+    for row in executor.rows(grouped(still)):
+        book.add(row)
+        outcome.count(row)
+        yield BatchInfo(outcome.done, len(outcome.failures), total, row)
+    _clear(book.folder)
+    return outcome
+
+
+def _is_there(folder: Path, row: Row) -> bool:
+    """Whether a row's pictures have not been taken away."""
+    return all((folder / name).is_file() for name in row["outputs"])
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed workers of this machine were writing."""
+    clear_temporaries(folder)
+    for part in (PICTURES, INVERSIONS):
+        for below in (folder / part).iterdir():
+            if below.is_dir() and not below.is_symlink():
+                clear_temporaries(below)

@@ -1,0 +1,144 @@
+"""The saved inversion: one safetensors file, tensors beside a JSON header.
+
+The header lies in safetensors' own metadata under the key "nulltext" and carries the format's
+version. Reading opens nothing but safetensors and JSON, checks the header, and the shapes and types
+that the file declares, before any tensor is touched, and says by name what is wrong with a file.
+Writing goes to a temporary name first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nulltext.errors import InversionFileError, reason_of, shortened
+from nulltext.storage.files import replace_file
+from nulltext.storage.untrusted import MEGABYTE, parse_json, refuse_address
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 2
+"""2: may hold a difference of weights, and says how many gradients were taken; 1 is still read."""
+METADATA_KEY = "nulltext"
+SUFFIX = ".safetensors"
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little-endian."""
+MAX_HEADER_BYTES = 4 * MEGABYTE
+"""Above that of SDXL with a difference of weights in each layer; a header grows when parsed."""
+MAX_FILE_BYTES = 4096 * MEGABYTE
+"""Above that of SDXL in a thousand steps with embeddings of both branches."""
+DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
+"""Types of tensors, as safetensors and as torch call them."""
+
+
+def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and header; an older file of that name survives any failure.
+
+    Raises:
+        OutputError: the file cannot be written there.
+    """
+    from safetensors.torch import save
+
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {METADATA_KEY: json.dumps({"version": FORMAT_VERSION, **header})}
+    replace_file(path, save(content, metadata=metadata))
+
+
+def read_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a saved inversion back as tensors (on the CPU) and header.
+
+    Raises:
+        InversionFileError: the file is missing, truncated, foreign, or of a newer version.
+    """
+    header = read_header(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path), header
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_outline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read_inversion`, with tensors of the declared shapes and types that hold no numbers.
+
+    They are on the device "meta" and take no memory, whatever the file declares.
+    """
+    header = read_header(path)
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
+                entry = stream.get_slice(name)
+                kind, shape = entry.get_dtype(), entry.get_shape()
+                if kind not in DTYPES:
+                    raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
+                dtype = getattr(torch, DTYPES[kind])
+                tensors[name] = torch.empty(shape, dtype=dtype, device="meta")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    return tensors, header
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the header alone; see `read_inversion` for the errors."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_size(path)
+    try:
+        with safe_open(path, framework="pt") as stream:
+            text = (stream.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if text is None:
+        raise InversionFileError(
+            f"'{path}' is a safetensors file, but not one of nulltext's inversions; "
+            "make one with `nulltext invert`."
+        )
+    try:
+        header = parse_json(text)
+        version = header["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise _damaged(path, ValueError(f"its format version is {version!r}"))
+    if version > FORMAT_VERSION:
+        raise InversionFileError(
+            f"'{path}' is of format version {shortened(str(version))}, and this nulltext reads "
+            f"up to {FORMAT_VERSION}; upgrade nulltext, or invert the photo again."
+        )
+    assert isinstance(header, dict)
+    return header
+
+
+def _check_size(path: Path) -> None:
+    """Refuse what is no file, and files and headers larger than any of ours."""
+    try:
+        if not path.is_file():
+            refuse_address(path, InversionFileError)
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise InversionFileError(
+                f"The inversion file '{path}' {what}; make one with `nulltext invert`."
+            )
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if header > MAX_HEADER_BYTES:
+            raise ValueError(f"its header claims {header:,} bytes of at most {MAX_HEADER_BYTES:,}")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InversionFileError:
+    return InversionFileError(
+        f"'{path}' is no inversion file, or a truncated or damaged one ({reason_of(error)}); "
+        "invert the photo again."
+    )

@@ -1,0 +1,1 @@
+"""Prompts, tokens, and how the words of two prompts correspond."""
