@@ -75,9 +75,13 @@ def test_a_models_own_code_is_never_run(folder, tmp_path):
     load(folder)
     assert not mark.exists()
     rewrite(folder / "model_index.json", unet=["evil", "Evil"])
-    refused(folder, "a Evil")
-    rewrite(folder / "model_index.json", _class_name=["pipeline", "Evil"])
-    refused(folder, "Evil")
+    refused(folder, "of class Evil")
+    rewrite(
+        folder / "model_index.json",
+        unet=["diffusers", "UNet2DConditionModel"],
+        _class_name=["pipeline", "Evil"],
+    )
+    load(folder)  # the class is not asked for, its parts are plain
     assert not mark.exists()
 
 

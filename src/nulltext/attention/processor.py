@@ -94,7 +94,7 @@ class ControlledProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Attend, under the controller's eyes; shapes as in diffusers' processors."""
+        """Run attention with the controller's hooks; shapes as in diffusers' processors."""
         if get_ident() != self.extent.thread:
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         kind: Kind = "self" if encoder_hidden_states is None else "cross"

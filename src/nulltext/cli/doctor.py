@@ -53,7 +53,8 @@ def doctor(
     A checkpoint of your own: [bold]nulltext doctor --model FOLDER --report report.md[/bold]
 
     The exit code is 0 if all is well, 1 if something keeps nulltext from working or the model is
-    abnormal. When you report a fault, add what this prints, or the file.
+    abnormal, 2 for bad options or a model that is not there. When you report a fault, add what this
+    prints, or the file.
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     _check(report, steps)

@@ -93,7 +93,8 @@ def edit(
         typer.Option(
             "--steps",
             metavar="T",
-            help="DDIM steps, 1 to 1000; default 30, or 50 by --budget paper and other methods.",
+            help="DDIM steps, 1 to 1000; default 30 (20 by --budget fast, 50 by paper and other "
+            "methods).",
         ),
     ] = None,
     budget: BudgetOption = None,

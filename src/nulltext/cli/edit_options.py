@@ -152,13 +152,17 @@ MasaWordOption = Annotated[
     typer.Option(
         "--masa-word",
         metavar="WORD",
-        help="masactrl: what is in front; it is copied from what was in front, and the rest from "
-        "the rest; may be repeated.",
+        help="masactrl: the word for the foreground, which is copied from the source's foreground, "
+        "as the background is from its background; may be repeated.",
     ),
 ]
 MaskOption = Annotated[
     Path | None,
-    typer.Option("--mask", metavar="FILE", help="White where the photo may change; of its size."),
+    typer.Option(
+        "--mask",
+        metavar="FILE",
+        help="White where the photo may change; of its proportions; an image or .npy.",
+    ),
 ]
 BlendOption = Annotated[
     list[str] | None,

@@ -79,7 +79,7 @@ def opened(
     max_pixels: int,
     of_array: Callable[[Array | Tensor, str], Image.Image] = image_of,
 ) -> Iterator[OpenImage]:
-    """An image as it is given, before any pixel is decoded.
+    """Open an image without decoding its pixels.
 
     Args:
         of_array: what makes an image of an array.
@@ -129,7 +129,7 @@ def _open(file: IO[bytes]) -> Image.Image:
 
 
 def _open_heic(file: IO[bytes], name: str) -> Image.Image:
-    """By its decoder, an extra."""
+    """Open a HEIC file with pillow-heif, an extra."""
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:

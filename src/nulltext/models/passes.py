@@ -1,4 +1,4 @@
-"""How often a UNet was run: what every stated cost is read from.
+"""Count UNet evaluations: every stated cost is read from here.
 
 A UNet evaluation is one image once through the UNet, under one embedding, in either direction:
 

@@ -1,4 +1,4 @@
-"""Text, JSON and file names that somebody else wrote: bounded before they are read.
+"""Read text, JSON and file names from untrusted sources, with bounds checked first.
 
 A file's size is looked at before a byte of it is read. Text is UTF-8, or UTF-16 with the byte-order
 mark by which it is known; marks are taken off. JSON is refused where a key stands twice

@@ -14,7 +14,7 @@ class Limits:
     upload_bytes: int = 80 * MEGABYTE
     """Largest file that is taken: a photo, or a saved inversion."""
     pixels: int = 50_000_000
-    """Largest photo that is decoded: the largest that phones take."""
+    """Largest photo that is decoded."""
     mask_pixels: int = 4_000_000
     """Largest painted mask."""
     prompt_letters: int = 1000

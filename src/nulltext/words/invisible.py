@@ -1,4 +1,4 @@
-"""Characters that no reader sees, in words that somebody wrote.
+"""Remove invisible characters from prompts and captions.
 
 Notepad's byte-order mark, a web page's soft hyphens, a chat's marks of direction: to a tokenizer
 each is a word of its own, or cuts one in two.

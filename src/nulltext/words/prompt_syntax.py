@@ -82,7 +82,7 @@ class _Rule(NamedTuple):
 
 
 def find_syntax(text: str, learnt: Collection[str] = ()) -> tuple[list[Found], str]:
-    """Other tools' syntax in a text, and the text without its marks.
+    """Find other tools' syntax in a text: the pieces, and the text without their marks.
 
     Args:
         learnt: learnt tokens that the model has, in lower case; what is one of them is a word.
