@@ -10,7 +10,7 @@ import torch
 import nulltext
 from counting import unet_passes
 from nulltext.editing.editors import EDITORS
-from nulltext.evaluation.variants import VARIANTS
+from nulltext.evaluation.plan import VARIANTS
 from nulltext.inversion.registry import METHODS
 from nulltext.inversion.sampling import exact_source_step, source_step
 from nulltext.inversion.solvers.registry import SOLVERS

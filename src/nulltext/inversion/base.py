@@ -60,6 +60,10 @@ class InversionMethod(Protocol):
     """Whether it asks for gradients, which is what needs memory."""
     draws: ClassVar[bool]
     """Whether it draws noise, so that its result depends on the seed."""
+    step_cost: ClassVar[int]
+    """UNet evaluations per timestep of an inversion and its guided replay, gradients aside."""
+    gradient_cost: ClassVar[int]
+    """UNet evaluations per gradient at guidance above 1; 0 where nothing is optimised."""
 
     def check(self, guidance_scale: float) -> None:
         """Refuse, with an OptionError, a guidance scale that the method cannot work at."""

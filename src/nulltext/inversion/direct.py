@@ -30,6 +30,8 @@ class Direct:
     name: ClassVar[str] = "direct"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 3
+    gradient_cost: ClassVar[int] = 0
 
     def check(self, guidance_scale: float) -> None:
         """Any scale will do."""

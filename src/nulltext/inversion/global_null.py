@@ -29,6 +29,8 @@ class GlobalNull:
     name: ClassVar[str] = "global-null"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 3
+    gradient_cost: ClassVar[int] = 4
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""

@@ -52,6 +52,8 @@ class NullText(PerStepOptions):
     name: ClassVar[str] = "null-text"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 3
+    gradient_cost: ClassVar[int] = 2
 
     start: NullStart = "empty"
     """Where the null embeddings begin: at that of "", as published, or at the prompt's, which is

@@ -33,6 +33,8 @@ class NullTextNoPivot:
     name: ClassVar[str] = "null-text-no-pivot"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    step_cost: ClassVar[int] = 3
+    gradient_cost: ClassVar[int] = 3
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

@@ -38,6 +38,8 @@ class RandomPivot(PerStepOptions):
     name: ClassVar[str] = "random-pivot"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    step_cost: ClassVar[int] = 2
+    gradient_cost: ClassVar[int] = 2
 
     def check(self, guidance_scale: float) -> None:
         """It needs a null branch; see `check_null_branch`."""

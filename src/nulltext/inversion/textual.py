@@ -30,6 +30,8 @@ class Textual:
     name: ClassVar[str] = "textual"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    step_cost: ClassVar[int] = 3
+    gradient_cost: ClassVar[int] = 2
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

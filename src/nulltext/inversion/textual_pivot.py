@@ -46,6 +46,8 @@ class TextualPivot(PerStepOptions):
     name: ClassVar[str] = "textual-pivot"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 3
+    gradient_cost: ClassVar[int] = 2
 
     def check(self, guidance_scale: float) -> None:
         """It needs the prompt's branch; see `check_prompt_branch`."""

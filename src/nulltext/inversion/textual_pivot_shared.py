@@ -28,6 +28,8 @@ class TextualPivotShared:
     name: ClassVar[str] = "textual-pivot-shared"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 3
+    gradient_cost: ClassVar[int] = 4
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""
