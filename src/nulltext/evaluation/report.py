@@ -9,7 +9,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,11 +76,6 @@ class Thumbnail(NamedTuple):
     height: int
     alt: str
 
-    @property
-    def tall(self) -> bool:
-        """Whether it is higher than wide, as pictures below each other are."""
-        return self.height > self.width
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -102,19 +97,11 @@ EMPTY = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of each row is its header."""
+    """A table or a grid of pictures; the first cell of each row is its header."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     caption: str = ""
-
-
-class Gallery(NamedTuple):
-    """A grid of pictures."""
-
-    table: Table
-    caption: str = ""
-    """Of a grid that can be folded."""
 
 
 def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
@@ -339,20 +326,20 @@ LAYOUTS = {
 }
 
 
-def _galleries(experiment: str, folder: Path, rows: Sequence[Row]) -> list[Gallery]:
-    """Lay out the pictures of an experiment's rows."""
+def _galleries(experiment: str, folder: Path, rows: Sequence[Row]) -> list[Table]:
+    """Lay out the pictures of an experiment's rows; grids with a caption can be folded."""
     photos = grouped(rows, lambda row: str(row["image"]))
     if experiment == "captions":
-        return [_captions_gallery(folder, photos)]
-    if experiment == "editing":  # a grid for each photo, method by strength
-        return [
-            Gallery(
-                _grid(folder, LAYOUTS[experiment], grouped(own, lambda row: str(row["variant"]))),
-                f"{image} → “{own[0]['notes'].get('target', '')}”",
-            )
-            for image, own in photos.items()
-        ]
-    return [Gallery(_grid(folder, LAYOUTS[experiment], photos))]
+        return [_captions_grid(folder, photos)]
+    layout = LAYOUTS[experiment]
+    if experiment != "editing":
+        return [_grid(folder, layout, photos)]
+    grids = []
+    for image, own in photos.items():  # a grid for each photo, method by strength
+        grid = _grid(folder, layout, grouped(own, lambda row: str(row["variant"])))
+        target = own[0]["notes"].get("target", "")
+        grids.append(replace(grid, caption=f"{image} → “{target}”"))
+    return grids
 
 
 def _grid(folder: Path, layout: GalleryLayout, rows_down: Mapping[str, Sequence[Row]]) -> Table:
@@ -382,7 +369,7 @@ def _column_order(column: str | float) -> float:
     return VARIANT_NAMES.index(column) if isinstance(column, str) else column
 
 
-def _captions_gallery(folder: Path, photos: Mapping[str, Sequence[Row]]) -> Gallery:
+def _captions_grid(folder: Path, photos: Mapping[str, Sequence[Row]]) -> Table:
     """Show reconstruction and edit under every caption, above the prompt."""
     kinds = list({row["setting"]["caption"]: None for own in photos.values() for row in own})
     lines: list[list[Cell | str]] = []
@@ -398,7 +385,7 @@ def _captions_gallery(folder: Path, photos: Mapping[str, Sequence[Row]]) -> Gall
                 text = f"“{prompt}”" if prompt else "no words"
                 cells.append(picture_cell(folder, found.get(kind), shown, text, prompt=text))
             lines.append(cells)
-    return Gallery(Table(["", *kinds], lines))
+    return Table(["", *kinds], lines)
 
 
 def _file_name(image: str) -> str:

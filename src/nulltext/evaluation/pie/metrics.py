@@ -299,8 +299,8 @@ class SqueezeLpips(nn.Module):
             )
         )
         for index, channels in enumerate((64, 128, 256, 384, 384, 512, 512)):
-            weigh = nn.Conv2d(channels, 1, 1, bias=False)
-            self.add_module(f"lin{index}", nn.Sequential(OrderedDict(model=_second(weigh))))
+            weigh = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+            self.add_module(f"lin{index}", nn.Sequential(OrderedDict(model=weigh)))
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> SqueezeLpips:
@@ -349,11 +349,6 @@ class SqueezeLpips(nn.Module):
         for layers in self.net:
             features = layers(features)
             yield features
-
-
-def _second(layer: nn.Module) -> nn.Sequential:
-    """Put a layer behind a dropout that LPIPS has in training."""
-    return nn.Sequential(nn.Identity(), layer)
 
 
 def _unit_length(features: Tensor) -> Tensor:
