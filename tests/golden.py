@@ -74,9 +74,7 @@ def golden_tensors(name: Golden) -> dict[str, Tensor]:
         "ddim": nulltext.DDIM(),
         "direct": nulltext.Direct(),
         "null-text": nulltext.NullText(inner_steps=INNER_STEPS, **NEVER),
-        "secant": nulltext.NullText(
-            solver="secant", start="prompt", inner_steps=INNER_STEPS, **NEVER
-        ),
+        "secant": nulltext.SecantNullText(inner_steps=INNER_STEPS, **NEVER),
     }
     found: dict[str, Tensor] = {}
     for key, method in methods.items():

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import nulltext
-from nulltext.inversion.record import StepInfo
+from nulltext.diffusion.loops import StepInfo
 from nulltext.models.choice import ModelChoice
 from nulltext.studio.handlers import handle
 from nulltext.studio.house import Studio

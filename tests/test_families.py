@@ -12,7 +12,7 @@ import nulltext
 from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import ModelError, OptionError, PromptError
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.sampling import replay_steps
+from nulltext.inversion.replay import replay_steps
 from nulltext.models.load import load
 from tiny import tiny_pipeline
 

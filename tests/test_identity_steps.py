@@ -16,17 +16,18 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
 )
+from nulltext.inversion.solvers.registry import SOLVERS
 from PIL import Image
 
 import nulltext
 from counting import unet_passes
+from nulltext.diffusion.loops import Conditions
 from nulltext.diffusion.schedule import Schedule
 from nulltext.editing.editors import EDITORS
 from nulltext.inversion.base import Problem
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import METHODS, method_named
-from nulltext.inversion.sampling import Conditions, exact_source_step, model_of, source_step
-from nulltext.inversion.solvers.registry import SOLVERS
+from nulltext.inversion.replay import exact_source_step, model_of, source_step
 
 PROMPT = "a photo of a white daisy"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

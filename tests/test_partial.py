@@ -14,14 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE, small_disk
+from nulltext.diffusion.loops import run
 from nulltext.errors import OutputError
 from nulltext.inversion import partial as partials
+from nulltext.inversion.ablations import RandomPivot, TextualPivot
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.partial import METADATA_KEY, partial_of
-from nulltext.inversion.random_pivot import RandomPivot
-from nulltext.inversion.record import run
-from nulltext.inversion.textual_pivot import TextualPivot
 from nulltext.storage.files import _own_prefix, clear_temporaries, replace_file
 from processes import killed_when
 from tiny import tiny_pipeline

@@ -6,14 +6,14 @@ import json
 
 import pytest
 import torch
+from nulltext.inversion.solvers.registry import SOLVERS
 
 import nulltext
 from counting import unet_passes
 from nulltext.editing.editors import EDITORS
 from nulltext.evaluation.variants import VARIANTS
 from nulltext.inversion.registry import METHODS
-from nulltext.inversion.sampling import exact_source_step, source_step
-from nulltext.inversion.solvers.registry import SOLVERS
+from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.models import half
 from tiny import tiny_pipeline
 

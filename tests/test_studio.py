@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 
 import nulltext
 from captioners import captioner
+from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError
-from nulltext.inversion.record import StepInfo
 from nulltext.models.known_words import KnownWords
 from nulltext.studio import inverting
 from nulltext.studio import meter as meters

@@ -18,9 +18,10 @@ from nulltext.attention.maps import Bystander, RunningMean, StepMaps, Watched, w
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY
+from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import EditSpec, edit_steps
-from nulltext.inversion.record import Inversion, StepInfo
-from nulltext.inversion.sampling import Conditions, model_of, source_step, start_latents
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import Replaying, source_step
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.words.prompts import TokenizedPrompt
 
@@ -55,7 +56,7 @@ def heat_map_steps(
         specs: edits whose targets' attention is wanted, too, as it acts under injection.
 
     Raises:
-        as `loop.edit`; without specs as `sampling.replay`.
+        as `loop.edit`; without specs as `replay.replay`.
     """
     prompts = [inversion.header.prompt, *(spec.target for spec in specs)]
     read = [model.tokenize(prompt) for prompt in prompts]  # before any work: one may be empty
@@ -79,17 +80,16 @@ def _watched_replay(
     model: LatentDiffusion, inversion: Inversion, seen: list[Tensor]
 ) -> Generator[StepInfo, None, None]:
     """A replay that puts each step's token maps [1, L, h, w] on a list."""
-    model = model_of(model, inversion)
-    conditions = Conditions.of(model, inversion)
-    latents = start_latents(model, inversion)
+    replaying = Replaying.of(model, inversion)
+    latents = replaying.start
     limit = largest_self_site(*latents.shape[-2:])
     guided = inversion.header.guidance_scale != CONDITIONAL_ONLY
-    for index, timestep in enumerate(inversion.header.timesteps):
+    for index, step in enumerate(replaying.grid):
         maps = StepMaps(limit)
-        with torch.no_grad(), attach(model.unet, Watched(Bystander(guided=guided), maps)):
-            latents, _ = source_step(model, inversion, conditions, latents, index)
+        with attach(replaying.model.unet, Watched(Bystander(guided=guided), maps)):
+            latents = source_step(replaying, latents, index).latents
         seen.append(maps.token_maps().cpu())
-        yield StepInfo("replay", index + 1, inversion.num_steps, timestep)
+        yield StepInfo("replay", index + 1, inversion.num_steps, step.noisier)
 
 
 def _prompt_maps(prompt: TokenizedPrompt, mean: Tensor, steps: Tensor) -> PromptMaps:

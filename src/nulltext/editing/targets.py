@@ -19,11 +19,9 @@ from nulltext.attention.lending import Loan, Turn
 from nulltext.attention.maps import RunningMean, StepMaps, Watched
 from nulltext.attention.processor import attach
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.guidance import guided_noise, is_guided
+from nulltext.diffusion.guidance import guided_output, is_guided
 from nulltext.editing.lineage import Row, passes_of
-from nulltext.inversion.record import Inversion
-from nulltext.inversion.sampling import start_latents
-from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.inversion.replay import Replaying
 
 OnMaps = Callable[[Tensor, Tensor], None]
 """Shown one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
@@ -78,9 +76,8 @@ class Targets:
     """K of them, parents first."""
     guidance_scales: Sequence[float]
     """K of them."""
-    num_steps: int
-    rows_per_pass: int
-    """Rows that may pass the UNet together."""
+    replaying: Replaying
+    """What they are sampled beside."""
     shares: Tensor = field(init=False)
     """[K, h, w] in [0, 1]: where each was free of its parent at the last step."""
     passes: list[range] = field(init=False)
@@ -88,43 +85,34 @@ class Targets:
 
     def __post_init__(self) -> None:
         self.shares = torch.ones_like(self.latents[:, 0])
-        self.passes = passes_of(self.rows, self.rows_per_pass)
+        self.passes = passes_of(self.rows, self.replaying.model.memory.targets)
 
     @classmethod
-    def start(cls, model: LatentDiffusion, inversion: Inversion, rows: Sequence[Row]) -> Targets:
+    def start(cls, replaying: Replaying, rows: Sequence[Row]) -> Targets:
         """All targets at z*_T."""
-        common = inversion.header.guidance_scale
+        common = replaying.inversion.header.guidance_scale
         own = [row.spec.guidance_scale for row in rows]
         return cls(
-            latents=start_latents(model, inversion).repeat(len(rows), 1, 1, 1),
-            prompt_embeds=model.embed([row.spec.target for row in rows]),
+            latents=replaying.start.repeat(len(rows), 1, 1, 1),
+            prompt_embeds=replaying.model.embed([row.spec.target for row in rows]),
             rows=rows,
             guidance_scales=[common if scale is None else scale for scale in own],
-            num_steps=inversion.num_steps,
-            rows_per_pass=model.memory.targets,
+            replaying=replaying,
         )
 
     def loan_of(self, row: int | None, index: int) -> Loan:
         """What the source (None) or a row will lend at a step; nothing is in it yet."""
         return Loan([child.plan for child in self.rows if child.parent == row], index)
 
-    def step(
-        self,
-        model: LatentDiffusion,
-        null_embed: Tensor,
-        index: int,
-        timestep: int,
-        lent: Loan,
-        eyes: Eyes,
-    ) -> Tensor:
+    def step(self, index: int, lent: Loan, eyes: Eyes) -> Tensor:
         """Take one step with all rows; returns their estimates of x0, [K, C, h, w].
 
-        Args:
-            null_embed: [1, L, D]. lent: by the source.
+        Args: lent: by the source.
         """
-        schedule, moved, estimates = model.schedule, [], []
+        model, step = self.replaying.model, self.replaying.grid[index]
+        null_embeds = self.replaying.conditions.at(index).null_embeds
+        moved, estimates = [], []
         loans = [self.loan_of(row, index) for row in range(len(self.rows))]
-        cleaner = schedule.cleaner(timestep, self.num_steps)
         for rows in self.passes:
             latents = self.latents[rows.start : rows.stop]
             scales = [self.guidance_scales[row] for row in rows]
@@ -132,18 +120,18 @@ class Targets:
             plan = type(turns[0].plan)
             controller = plan.controller(turns, index, guided=is_guided(scales))
             with attach(model.unet, watched(controller, eyes.targets)):
-                noise_pred = guided_noise(
+                output = guided_output(
                     model,
                     latents,
-                    timestep,
-                    null_embeds=null_embed,
+                    step.noisier,
+                    null_embeds=null_embeds,
                     prompt_embeds=self.prompt_embeds[rows.start : rows.stop],
                     guidance_scale=scales,
                 )
-            moved.append(schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner))
-            estimates.append(schedule.clean_estimate(latents, noise_pred, timestep))
+            moved.append(step.denoise(latents, output))
+            estimates.append(step.clean_estimate(latents, output))
         self.latents = torch.cat(moved)
-        check_finite(self.latents, "The edit", timestep)
+        check_finite(self.latents, "The edit", step.noisier)
         return torch.cat(estimates)
 
     def _turn(self, index: int, lent: Loan, loans: Sequence[Loan], eyes: Eyes) -> Turn[Any]:
