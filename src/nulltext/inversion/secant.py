@@ -80,6 +80,8 @@ class SecantNullText(BatchMethod):
     """Loss below which the noisiest timestep is good enough."""
     loss_tolerance_slope: float = 2e-5
     """What each further timestep adds to that tolerance."""
+    pooled: Literal["fixed", "optimised"] = "fixed"
+    """Whether the pooled null embedding moves with the tokens' (SDXL; elsewhere there is none)."""
     memory: int = 20
     """Pairs that are remembered: more finds better combinations, and costs memory alone."""
     damping: float = 5e-2
@@ -92,6 +94,8 @@ class SecantNullText(BatchMethod):
         if self.start not in get_args(NullStart):
             choices = " or ".join(map(repr, get_args(NullStart)))
             raise OptionError(f"start is {self.start!r}; choose {choices}.")
+        if self.pooled not in ("fixed", "optimised"):
+            raise OptionError(f"pooled is {self.pooled!r}; choose 'fixed' or 'optimised'.")
         if self.memory < 1 or self.damping <= 0 or self.trust <= 0:
             raise OptionError(
                 f"memory is {self.memory}, damping {self.damping:g} and trust {self.trust:g}; "
@@ -121,7 +125,7 @@ class SecantNullText(BatchMethod):
         pairs = Pairs.recalled(self, state.remembered, len(problems))
         for i in range(state.done, len(photos.grid)):
             embeds = state.fitted[-1] if state.fitted else start
-            task = TimestepTask.of(model, photos, state, i)
+            task = TimestepTask.of(model, photos, state, i, self.pooled == "optimised")
             best = Best(embeds, task.latents, task.step)
             tolerance = self.loss_tolerance + self.loss_tolerance_slope * i
             with model.frozen():
@@ -249,11 +253,20 @@ class TimestepTask:
     """1 - w: what the null branch counts for in the guided output."""
     natural_sizes: Tensor
     """[B], norm of the embedding of each photo's prompt, times `PROMPT_SHARE`."""
+    moves_pooled: bool
+    """Whether a pooled row (SDXL) moves with the tokens'."""
     gradients: Tensor
     """[B], int64: backward passes so far."""
 
     @classmethod
-    def of(cls, model: LatentDiffusion, photos: Batch, state: State, index: int) -> TimestepTask:
+    def of(
+        cls,
+        model: LatentDiffusion,
+        photos: Batch,
+        state: State,
+        index: int,
+        moves_pooled: bool = False,
+    ) -> TimestepTask:
         """Set the problem of a step up; costs one evaluation per photo, for o_C."""
         step, prompt_embeds = photos.grid[index], photos.prompt_embeds
         with torch.no_grad():
@@ -266,6 +279,7 @@ class TimestepTask:
             output_prompt=output_prompt,
             share=1.0 - photos.guidance_scale,
             natural_sizes=PROMPT_SHARE * prompt_embeds.detach().flatten(1).norm(dim=1),
+            moves_pooled=moves_pooled,
             gradients=torch.zeros(len(state.latents), dtype=torch.int64),
         )
 
@@ -292,7 +306,7 @@ class TimestepTask:
         return Landing(output, self.step.denoise(latents, output) - self.target[rows], rows)
 
     def pullback(self, landing: Landing, embeds: Tensor, cotangents: Tensor) -> Tensor:
-        """Return J^T u, [b, R, D]: a backward pass per row. A pooled row (SDXL) gets 0.
+        """Return J^T u, [b, R, D]: a backward pass per row. A row that stays gets 0.
 
         Raises:
             NumericalError: it is infinite or NaN; names the timestep.
@@ -300,7 +314,7 @@ class TimestepTask:
         self.gradients[landing.rows.cpu()] += 1
         (product,) = torch.autograd.grad(landing.residual, embeds, cotangents)
         check_finite(product, "The gradient in the embedding", self.step.noisier)
-        return product * self.model.token_rows
+        return product if self.moves_pooled else product * self.model.token_rows
 
     def sizes(self, embeds: Tensor, rows: Tensor) -> Tensor:
         """Return how large embeddings are at embeds [b, R, D]: [b], what steps are measured by."""
