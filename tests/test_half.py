@@ -11,8 +11,9 @@ import torch
 import nulltext
 from nulltext.errors import NumericalError
 from nulltext.inversion.base import Problem
+from nulltext.inversion.fitting import Batch, State
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.secant import SecantNullText
+from nulltext.inversion.secant import SecantNullText, TimestepTask
 from nulltext.models import half
 from nulltext.models.half import through_half
 from tiny import tiny_pipeline
@@ -39,25 +40,20 @@ def noise(seed, *shape):
 
 
 def task_of(model):
-    latents, targets = noise(0, 1, 4, 8, 8), noise(1, 1, 4, 8, 8)
-    embeds = model.embed([PROMPT])
-    return StepTask.at(
-        model,
-        latents,
-        targets,
-        embeds,
-        timestep=501,
-        num_steps=50,
-        share=1 - 7.5,
-        prompt_embeds=embeds,
-    )
+    pivot = torch.cat([noise(1, 1, 4, 8, 8), noise(0, 1, 4, 8, 8)])[:, None]
+    grid = model.schedule.grid(50)[24:25]  # timestep 501
+    photos = Batch(pivot[0], model.embed([PROMPT]), grid, 7.5, ())
+    return TimestepTask.of(model, photos, State.start(pivot), 0)
+
+
+def slope_of_loss(task, null_embeds):
+    landing = task.evaluate(null_embeds, task.rows)
+    residual = landing.residual.detach()
+    return task.pullback(landing, null_embeds, 2 * residual / residual.numel())
 
 
 def gradient(model):
-    task = task_of(model)
-    null_embeds = model.embed([""]).requires_grad_(True)
-    losses = task.evaluate(null_embeds, task.all_rows).losses
-    return task.pullback(losses, null_embeds, torch.ones_like(losses), task.all_rows)
+    return slope_of_loss(task_of(model), model.embed([""]).requires_grad_(True))
 
 
 def off(a, b):
@@ -85,10 +81,7 @@ def test_null_text_in_float16_finds_the_embedding_that_float32_finds(tiny, monke
         null_embeds = start.clone().requires_grad_(True)
         adam = torch.optim.Adam([null_embeds], lr=1e-2)
         for _ in range(3):
-            losses = task.evaluate(null_embeds, task.all_rows).losses
-            null_embeds.grad = task.pullback(
-                losses, null_embeds, torch.ones_like(losses), task.all_rows
-            )
+            null_embeds.grad = slope_of_loss(task, null_embeds)
             adam.step()
         return (null_embeds.detach() - start)[:, : model.max_tokens]
 
@@ -236,6 +229,7 @@ def test_a_text_encoder_that_overflows_is_named():
 def test_a_gradient_that_is_not_finite_is_named(tiny_sd1):
     task = task_of(tiny_sd1)
     null_embeds = tiny_sd1.embed([""]).requires_grad_(True)
-    landing = task.evaluate(null_embeds, task.all_rows)
+    landing = task.evaluate(null_embeds, task.rows)
+    infinite = torch.full_like(landing.residual, float("inf"))
     with pytest.raises(NumericalError, match=r"gradient in the embedding.*timestep 501"):
-        task.pullback(landing.losses, null_embeds, torch.tensor([float("inf")]), task.all_rows)
+        task.pullback(landing, null_embeds, infinite)

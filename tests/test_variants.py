@@ -41,9 +41,8 @@ def eager(name, **options):
 
 def solve(model, method, *, steps=3, guidance=7.5, seed=0):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    problem = Problem(
-        latents, model.embed([PROMPT]), steps, guidance, torch.Generator().manual_seed(seed)
-    )
+    draw, grid = torch.Generator().manual_seed(seed), model.schedule.grid(steps)
+    problem = Problem(latents, model.embed([PROMPT]), grid, guidance, draw)
     chosen = method_named(method) if isinstance(method, str) else method
     return nulltext.run(chosen.steps(model, problem))
 
