@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nulltext.attention import controller as controlling
 from nulltext.attention.controller import Action, Heads, Layer, Site
-from nulltext.attention.lending import Loan, Recorder, Turn
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector, largest_self_site
+from nulltext.attention.store import AttentionStore, Recorder, TargetControl
 from nulltext.errors import ModelError
 
 L = 24
@@ -180,8 +180,10 @@ def injection(*, gate=None, weights=None, cross_until=5, self_until=3):
 
 def injector(injections, step, source=None):
     """An injector of rows that all start from a source with these maps at "layer"."""
-    loan = Loan(injections, step, maps={} if source is None else {"layer": source})
-    return MapInjector([Turn(i, loan, Loan([], step)) for i in injections], step, guided=True)
+    loan = AttentionStore(injections, step, maps={} if source is None else {"layer": source})
+    return MapInjector(
+        [TargetControl(i, loan, AttentionStore([], step)) for i in injections], step, guided=True
+    )
 
 
 def maps(rows, keys, seed):
@@ -319,7 +321,7 @@ def test_heads_in_slices_are_the_heads_in_one_piece(tiny, monkeypatch):
 def test_recorder_keeps_just_what_the_injector_will_ask_for():
     for step in range(6):
         injections = [injection(cross_until=4, self_until=2)]
-        recorder = Recorder(Loan(injections, step), guided=True)
+        recorder = Recorder(AttentionStore(injections, step), guided=True)
         controller = injector(injections, step)
         for site in (
             Site("a", "cross", 64, 64),

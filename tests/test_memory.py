@@ -12,8 +12,8 @@ from nulltext.inversion.solvers.task import StepTask
 from torch.autograd.graph import saved_tensors_hooks
 
 import nulltext
-from nulltext.attention.lending import Loan, Recorder
 from nulltext.attention.processor import attach
+from nulltext.attention.store import AttentionStore, Recorder
 from nulltext.cli import main as cli
 from nulltext.editing.editors import PromptToPrompt
 from nulltext.errors import OptionError
@@ -184,7 +184,7 @@ def test_a_decoding_lives_in_the_bytes_that_are_said(flowers):
 def test_a_source_lends_the_bytes_that_are_said(tiny, size):
     prompts = [tiny.tokenize(text) for text in (SOURCE, "a photo of a red daisy")]
     plan = PromptToPrompt(cross_steps=1.0, self_steps=1.0).plan(tiny, prompts, 2, size)
-    loan = Loan([plan], 0)
+    loan = AttentionStore([plan], 0)
     with torch.no_grad(), attach(tiny.unet, Recorder(loan, guided=True)):
         tiny.predict(noise(0, 2, 4, *size), tiny.schedule.level(500), tiny.embed(["", SOURCE]))
     said = lent_bytes(tiny.unet, size, tiny.max_tokens, plan.self_pixels)

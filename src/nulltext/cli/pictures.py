@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nulltext.editing.heat_colours import heat_over
-from nulltext.editing.heatmaps import PromptMaps
+from nulltext.editing.heatmaps import PromptMaps, heat_over
 from nulltext.image.images import from_uint8, to_pil
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.inversion.record import Inversion

@@ -1,4 +1,4 @@
-"""The target rows of an edit on their way through the grid.
+"""The targets of an edit, sampled side by side through the grid.
 
 All targets of a generation take a step as a batch, under the inversion's null embeddings, their own
 guidance and what their plans take from their parents; see `editing` for the formulae.
@@ -15,38 +15,39 @@ import torch
 from torch import Tensor
 
 from nulltext.attention.controller import AttentionController
-from nulltext.attention.lending import Loan, Turn
-from nulltext.attention.maps import RunningMean, StepMaps, Watched
+from nulltext.attention.maps import ProbedController, RunningMean, StepMaps
 from nulltext.attention.processor import attach
+from nulltext.attention.store import AttentionStore, TargetControl
 from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.guidance import guided_output, is_guided
-from nulltext.editing.lineage import Row, passes_of
+from nulltext.editing.rows import Row, passes_of
 from nulltext.inversion.replay import Replaying
 
 OnMaps = Callable[[Tensor, Tensor], None]
-"""Shown one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
+"""Called with one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
 
 
-class Eyes:
-    """Looks at the attention of source and targets, if anybody wants to know."""
+class AttentionProbe:
+    """Collects the token maps of source and targets where a region, an editor or a callback needs
+    them."""
 
     def __init__(
         self, largest_pixels: int, on_maps: OnMaps | None, order: Tensor, *, needed: bool
     ) -> None:
-        """`order`: [K], the rows that `on_maps` is shown."""
+        """Args: order: [K], the rows that `on_maps` is called with."""
         self.largest_pixels, self.on_maps, self.order = largest_pixels, on_maps, order
         self.wanted = needed or on_maps is not None
         self.source: StepMaps | None = None
         self.targets: StepMaps | None = None
         self.means = (RunningMean(), RunningMean())
 
-    def open(self) -> None:
-        """Begin a step."""
+    def begin_step(self) -> None:
+        """Start the maps of a step."""
         if self.wanted:
             self.source, self.targets = (StepMaps(self.largest_pixels) for _ in range(2))
 
-    def close(self) -> None:
-        """Take what the step has shown."""
+    def end_step(self) -> None:
+        """Add the maps of the step to the means."""
         if self.source is None or self.targets is None:
             return
         maps = self.source.token_maps(), self.targets.token_maps()
@@ -55,8 +56,8 @@ class Eyes:
         if self.on_maps is not None:
             self.on_maps(maps[0], maps[1][self.order])
 
-    def of(self, row: int, parent: int | None) -> tuple[Tensor, Tensor] | None:
-        """Mean token maps [L, h, w] of a row's parent and of itself; None if nobody looked yet."""
+    def maps_of(self, row: int, parent: int | None) -> tuple[Tensor, Tensor] | None:
+        """Mean token maps [L, h, w] of a row's parent and of itself; None before the first step."""
         source, targets = self.means
         if not self.wanted or targets.count == 0:
             return None
@@ -100,26 +101,26 @@ class Targets:
             replaying=replaying,
         )
 
-    def loan_of(self, row: int | None, index: int) -> Loan:
-        """What the source (None) or a row will lend at a step; nothing is in it yet."""
-        return Loan([child.plan for child in self.rows if child.parent == row], index)
+    def store_of(self, row: int | None, index: int) -> AttentionStore:
+        """Return the empty store of the source (None) or a row for a step."""
+        return AttentionStore([child.plan for child in self.rows if child.parent == row], index)
 
-    def step(self, index: int, lent: Loan, eyes: Eyes) -> Tensor:
+    def step(self, index: int, source_store: AttentionStore, probe: AttentionProbe) -> Tensor:
         """Take one step with all rows; returns their estimates of x0, [K, C, h, w].
 
-        Args: lent: by the source.
+        Args: source_store: filled by the source's pass.
         """
         model, step = self.replaying.model, self.replaying.grid[index]
         null_embeds = self.replaying.conditions.at(index).null_embeds
         moved, estimates = [], []
-        loans = [self.loan_of(row, index) for row in range(len(self.rows))]
+        stores = [self.store_of(row, index) for row in range(len(self.rows))]
         for rows in self.passes:
             latents = self.latents[rows.start : rows.stop]
             scales = [self.guidance_scales[row] for row in rows]
-            turns = [self._turn(row, lent, loans, eyes) for row in rows]
-            plan = type(turns[0].plan)
-            controller = plan.controller(turns, index, guided=is_guided(scales))
-            with attach(model.unet, watched(controller, eyes.targets)):
+            controls = [self._control(row, source_store, stores, probe) for row in rows]
+            plan = type(controls[0].plan)
+            controller = plan.controller(controls, index, guided=is_guided(scales))
+            with attach(model.unet, probed(controller, probe.targets)):
                 output = guided_output(
                     model,
                     latents,
@@ -134,28 +135,34 @@ class Targets:
         check_finite(self.latents, "The edit", step.noisier)
         return torch.cat(estimates)
 
-    def _turn(self, index: int, lent: Loan, loans: Sequence[Loan], eyes: Eyes) -> Turn[Any]:
+    def _control(
+        self,
+        index: int,
+        source_store: AttentionStore,
+        stores: Sequence[AttentionStore],
+        probe: AttentionProbe,
+    ) -> TargetControl[Any]:
         row = self.rows[index]
-        parent = lent if row.parent is None else loans[row.parent]
-        return Turn(row.plan, parent, loans[index], eyes.of(index, row.parent))
+        parent = source_store if row.parent is None else stores[row.parent]
+        return TargetControl(row.plan, parent, stores[index], probe.maps_of(index, row.parent))
 
-    def follow(self, source: Tensor, index: int, eyes: Eyes) -> None:
-        """Lead the targets back to their parents where they may not depart from them.
+    def hold_to_parents(self, source: Tensor, index: int, probe: AttentionProbe) -> None:
+        """Move the targets back to their parents where they may not depart from them.
 
         Args:
             source: [1, C, h, w], the parent of the first generation.
         """
-        led: list[Tensor] = []
+        held: list[Tensor] = []
         for number, row in enumerate(self.rows):
             target = self.latents[number : number + 1]
             if not row.region.free:
-                parent = source if row.parent is None else led[row.parent]
-                maps = eyes.of(number, row.parent)
+                parent = source if row.parent is None else held[row.parent]
+                maps = probe.maps_of(number, row.parent)
                 self.shares[number] = row.region.share(index, maps, target)
                 # lerp: the ends 0 and 1 give parent and target bit for bit
                 target = torch.lerp(parent, target, self.shares[number] * row.region.rate)
-            led.append(target)
-        self.latents = torch.cat(led)
+            held.append(target)
+        self.latents = torch.cat(held)
 
     def masks(self) -> Tensor:
         """[K, h, w] in [0, 1]: where each is free of the photo: its own share or an ancestor's."""
@@ -165,6 +172,6 @@ class Targets:
         return torch.stack(masks)
 
 
-def watched(controller: AttentionController, watch: StepMaps | None) -> AttentionController:
-    """A controller, with an eye on its maps if one is wanted."""
-    return controller if watch is None else Watched(controller, watch)
+def probed(controller: AttentionController, maps: StepMaps | None) -> AttentionController:
+    """Return a controller whose maps are read where a probe is given."""
+    return controller if maps is None else ProbedController(controller, maps)

@@ -9,8 +9,7 @@ from pathlib import PurePath
 from torch import Tensor
 
 from nulltext.diffusion.loops import StepInfo
-from nulltext.editing.heat_colours import heat_over
-from nulltext.editing.heatmaps import heat_map_steps
+from nulltext.editing.heatmaps import heat_map_steps, heat_over
 from nulltext.image.images import from_uint8, psnr, save_image, to_tensor, to_uint8
 from nulltext.image.photos import Photo
 from nulltext.inversion.invert import invert_steps
