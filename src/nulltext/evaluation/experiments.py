@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nulltext.diffusion.guidance import guided_evaluations
+from nulltext.diffusion.loops import run
 from nulltext.editing.heatmaps import PromptMaps, heat_map_steps
 from nulltext.editing.strength import PUBLISHED
 from nulltext.evaluation.datasets import CaptionedPhoto
@@ -33,19 +34,19 @@ from nulltext.evaluation.metrics import (
 from nulltext.evaluation.photo import InversionKey, StudiedPhoto
 from nulltext.evaluation.plan import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS, StudyPlan
 from nulltext.evaluation.rows import Measurement, Task
-from nulltext.inversion.record import run
 
 WITH_WORD_MAPS = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
 """Variants whose word maps are compared: the null branch against the prompt's."""
 
 NOT_EDITED = (
+    "null-text-secant",
     "random-pivot",
     "global-null",
     "null-text-no-pivot",
     "textual",
     "textual-pivot-shared",
 )
-"""Ablations of reconstruction; all other variants are edited."""
+"""Ablations and null-text by another solver; all other variants are edited."""
 
 FUNCTION_WORDS = frozenset("a an the of on in with and at to is are photo".split())  # noqa: SIM905
 """Words that have no place in a picture."""

@@ -42,6 +42,7 @@ class Look(NamedTuple):
 
 PALETTE = (
     Look("#d1495b", "o", "-"),
+    Look("#e07b91", "d", "-."),
     Look("#3a86ff", "D", "-"),
     Look("#c9743a", "s", "-"),
     Look("#d99a1c", "v", "--"),
@@ -52,7 +53,7 @@ PALETTE = (
     Look("#9c6b8f", "X", "-"),
     Look("#5c9a3a", "h", "-"),
     Look("#b07d2b", "p", "--"),
-    Look("#4a6fa5", "d", "--"),
+    Look("#4a6fa5", "1", "--"),
     Look("#7a4f9a", "H", "-"),
     Look("#2f8f5b", "8", "--"),
 )
