@@ -10,9 +10,9 @@ photo's figures are appended to --rows as they are made; a rerun continues there
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.table import Table
 
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
+from kept_rows import KeptRows
 from nulltext.inversion.budgets import planned
 
 VARIANTS = {
@@ -58,14 +59,6 @@ def measure(
     return row
 
 
-def done_before(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Rows of an earlier run, by photo."""
-    if not path.is_file():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["key"]: line["row"] for line in lines}
-
-
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -81,17 +74,12 @@ def main() -> None:
     options = parser.parse_args()
     photos = captioned_photos(options.data, options.split, options.limit)
     model = nulltext.load(options.model, device=options.device)
-    options.rows.parent.mkdir(parents=True, exist_ok=True)
-    known = done_before(options.rows)
-    rows = []
+    kept, rows = KeptRows(options.rows), []
     console = Console()
     for item in track(photos, "Photos", console=Console(stderr=True)):
         key = f"{model.fingerprint} {options.steps} {item.path.name} {item.caption}"
-        if key not in known:
-            known[key] = measure(model, item, options.steps)
-            with options.rows.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"key": key, "row": known[key]}) + "\n")
-        rows.append(known[key])
+        make = partial(measure, model, item, options.steps)
+        rows.append(kept.get(key, lambda make=make: {"row": make()})["row"])
     table = Table(title=f"{len(rows)} photos, {options.steps} steps, model {model.name}")
     columns = ("variant", "PSNR dB", "to the bound dB", "UNet evaluations", "seconds")
     for column in columns:

@@ -14,6 +14,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from nulltext.errors import require
 from nulltext.evaluation.plan import BOUND, DDIM, NULL_TEXT, SDEDIT
 from nulltext.evaluation.summary import Line, Summary, grouped
@@ -216,7 +218,8 @@ def _add_wall_time(axes: Axes, lines: Sequence[Line]) -> None:
     if seconds <= 0:
         return
     pace = seconds / sum(_mean(line, "unet_evaluations") for line in lines)
-    upper = axes.secondary_xaxis("top", functions=(lambda n: n * pace, lambda s: s / pace))
+    functions = (lambda n: np.multiply(n, pace), lambda s: np.divide(s, pace))
+    upper = axes.secondary_xaxis("top", functions=functions)
     _use_plain_numbers(upper)
     upper.set_xlabel(f"wall time in seconds, at this run's mean of {1000 * pace:.0f} ms each")
 

@@ -283,7 +283,7 @@ class SqueezeLpips(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        slices = [
+        slices: list[dict[str, nn.Module]] = [
             {"0": nn.Conv2d(3, 64, 3, stride=2), "1": nn.ReLU()},
             {"2": pool, "3": Fire(64, 16, 64), "4": Fire(128, 16, 64)},
             {"5": pool, "6": Fire(128, 32, 128), "7": Fire(256, 32, 128)},
