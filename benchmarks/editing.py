@@ -42,7 +42,7 @@ from torch import Tensor
 import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
-from kept_rows import KeptRows
+from kept_rows import KeptRows, Row
 from nulltext.evaluation.metrics import Undefined, outside_disc, region_psnr, region_ssim
 from nulltext.image.images import from_uint8
 from nulltext.inversion.budgets import BUDGETS, Budget, planned
@@ -179,7 +179,7 @@ def kept(edited: Tensor, reference: Tensor, region: Tensor) -> Figures:
 
 def measure(
     model: nulltext.LatentDiffusion, judge: Judge, task: Task, method: str, steps: int
-) -> dict[str, Figures]:
+) -> Row:
     """Figures of one edit by one method, by "editor, branch"."""
     words, plan = caption(task.label), plan_of(method, steps)
     how: dict[str, Any] = {"method": plan.method, "num_steps": plan.num_steps}
@@ -207,7 +207,7 @@ def measure(
                 "unet_evaluations": inversion.header.unet_evaluations,
                 "seconds": inversion.header.seconds + seconds,
             }
-    return rows
+    return {"rows": rows}
 
 
 def plan_of(method: str, steps: int) -> Budget:
@@ -299,8 +299,7 @@ def main() -> None:
     for task in track(tasks, "Edits", console=Console(stderr=True)):
         for method in options.methods:
             key = key_of(prefix, method, task)
-            make = partial(measure, model, judge, task, method, options.steps)
-            stored.get(key, lambda make=make: {"rows": make()})
+            stored.get(key, partial(measure, model, judge, task, method, options.steps))
     known = {key: row["rows"] for key, row in stored.by_key.items()}
     for kind in (None, *TASKS):
         some = [task for task in tasks if kind in (None, task.kind)]

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
-from kept_rows import KeptRows
+from kept_rows import KeptRows, Row
 from nulltext.inversion.budgets import planned
 
 VARIANTS = {
@@ -33,9 +33,7 @@ VARIANTS = {
 BOUND = "autoencoder (bound)"
 
 
-def measure(
-    model: nulltext.LatentDiffusion, item: CaptionedPhoto, steps: int
-) -> dict[str, dict[str, float]]:
+def measure(model: nulltext.LatentDiffusion, item: CaptionedPhoto, steps: int) -> Row:
     """PSNR, evaluations and seconds of every variant on one photo."""
     row: dict[str, dict[str, float]] = {}
     for name, (method, guidance) in VARIANTS.items():
@@ -56,7 +54,7 @@ def measure(
             "seconds": time.perf_counter() - started,
         }
         row[BOUND] = {"psnr": header.psnr_bound, "evaluations": 0, "seconds": 0.0}
-    return row
+    return {"row": row}
 
 
 def main() -> None:
@@ -78,8 +76,7 @@ def main() -> None:
     console = Console()
     for item in track(photos, "Photos", console=Console(stderr=True)):
         key = f"{model.fingerprint} {options.steps} {item.path.name} {item.caption}"
-        make = partial(measure, model, item, options.steps)
-        rows.append(kept.get(key, lambda make=make: {"row": make()})["row"])
+        rows.append(kept.get(key, partial(measure, model, item, options.steps))["row"])
     table = Table(title=f"{len(rows)} photos, {options.steps} steps, model {model.name}")
     columns = ("variant", "PSNR dB", "to the bound dB", "UNet evaluations", "seconds")
     for column in columns:

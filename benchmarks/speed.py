@@ -96,8 +96,8 @@ def measured(
             for name, rival in rivals.items():
                 _, method, steps = rival
                 key = f"{model.fingerprint} {photo.path.name} {case} {name} {method} {steps}"
-                make = partial(inverted, model, rival, photo, case, guidance)
-                row = kept.get(key, lambda name=name, make=make: {"name": name, **make()})
+                make = partial(inverted, model, name, rival, photo, case, guidance)
+                row = kept.get(key, make)
                 print(json.dumps(row | {"key": ""}), flush=True)
                 rows.append(row)
     return rows
@@ -105,6 +105,7 @@ def measured(
 
 def inverted(
     model: nulltext.LatentDiffusion,
+    name: str,
     rival: Contender,
     photo: CaptionedPhoto,
     case: str,
@@ -123,7 +124,7 @@ def inverted(
         guidance_scale=guidance,
     )
     seconds = time.process_time() - started
-    row = {"photo": photo.path.name, "case": case, "seconds": seconds}
+    row = {"photo": photo.path.name, "case": case, "name": name, "seconds": seconds}
     return row | figures(model, inversion)
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
+import hypothesis.errors
 from hypothesis import strategies as st
 
 from fuzz.check import Harness, Verdict, limit_memory
@@ -34,6 +35,8 @@ PATIENCE = 600.0
 that no signal interrupts may take them all."""
 POLL = 0.2
 WARM_UP = 3
+MAX_DETAIL = 300
+"""Last characters of a traceback that are shown."""
 
 
 def main() -> int:
@@ -95,7 +98,7 @@ def _run_process(name: str, count: int, seed: int) -> Counter[str]:
             if file:
                 keep(name, file.decode(), data)
     for outcome, detail in report["findings"]:
-        print(f"{name}: {outcome} {detail[-300:]}")
+        print(f"{name}: {outcome} {detail}")
     return Counter(report["outcomes"])
 
 
@@ -112,10 +115,12 @@ def _work(name: str, count: int, seed: int, current: Path) -> None:
             return harness.check(file, data)
 
         found = fuzz(name, check, count, seed)
+    findings = []
     for finding in found.findings:
         keep(name, finding.file, finding.data)
-    told = [[each.verdict.outcome, each.verdict.detail] for each in found.findings]
-    print(json.dumps({"outcomes": found.outcomes, "findings": told}), file=out, flush=True)
+        findings.append([finding.verdict.outcome, finding.verdict.detail[-MAX_DETAIL:]])
+    report = {"outcomes": found.outcomes, "findings": findings}
+    print(json.dumps(report), file=out, flush=True)
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def fuzz(name: str, check: Callable[[str, bytes], Verdict], count: int, seed: in
             raise AssertionError(found.verdict.detail)
 
     if count:
-        with contextlib.suppress(AssertionError):
+        with contextlib.suppress(AssertionError, hypothesis.errors.Flaky):
             run()
     result.findings += smallest
     result.outcomes.update(finding.verdict.outcome for finding in result.findings)
@@ -189,7 +194,9 @@ def warm_up(harness: Harness, name: str) -> None:
 
 
 def keep(name: str, file: str, data: bytes) -> None:
-    """Add what broke a reader to its corpus."""
+    """Add what broke a reader to its corpus, unless it is there."""
+    if any(path.read_bytes() == data for path in corpus_of(name)):
+        return
     digest = hashlib.sha256(data).hexdigest()[:8]
     (CORPUS / name / f"{BROKE}{digest}--{file.split('--')[-1]}").write_bytes(data)
 

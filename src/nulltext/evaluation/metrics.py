@@ -69,6 +69,20 @@ def region_ssim(a: Tensor, b: Tensor, region: Tensor | None = None) -> MetricVal
     return float(chosen.mean()) if chosen.numel() else EMPTY_REGION
 
 
+def inner_ssim(a: Tensor, b: Tensor) -> MetricValue:
+    """Compute the mean SSIM where the whole window lies in the picture, as published.
+
+    Args: a, b: [3, H, W] in [-1, 1].
+
+    Raises:
+        ExtraError: scikit-image is not installed.
+    """
+    values, border = ssim_map(a, b), WINDOW // 2
+    if isinstance(values, Undefined):
+        return values
+    return float(values[border:-border, border:-border].mean())
+
+
 def ssim_map(a: Tensor, b: Tensor) -> Tensor | Undefined:
     """Compute the SSIM around each pixel, mean over channels: [H, W], float64, on the CPU.
 

@@ -48,7 +48,7 @@ from torch.nn.functional import interpolate, normalize
 
 from nulltext.errors import ModelError
 from nulltext.evaluation.judges import ClipJudge, load_pretrained
-from nulltext.evaluation.metrics import WINDOW, MetricValue, Undefined, ssim_map
+from nulltext.evaluation.metrics import MetricValue, Undefined, inner_ssim
 from nulltext.evaluation.pie.dataset import resized, with_border
 from nulltext.image.images import from_uint8, to_uint8
 from nulltext.models.checkpoint import first_line
@@ -173,7 +173,7 @@ def pie_metrics(
             "psnr_unedited": -10 * math.log10(mse) if mse else Undefined("equal outside the mask"),
             "lpips_unedited": _distance(networks.lpips, a, b),
             "mse_unedited": mse,
-            "ssim_unedited": _whole_window_ssim(a, b),
+            "ssim_unedited": inner_ssim(a, b),
         }
     return values
 
@@ -191,14 +191,6 @@ def _clip_score(clip: ClipJudge | Undefined, image: Tensor, prompt: str) -> Metr
     if isinstance(clip, Undefined):
         return clip
     return max(0.0, 100 * float(clip.cosines(image, [prompt])[0]))
-
-
-def _whole_window_ssim(a: Tensor, b: Tensor) -> MetricValue:
-    """Compute the mean SSIM where the whole window lies in the picture."""
-    values, border = ssim_map(a, b), WINDOW // 2
-    if isinstance(values, Undefined):
-        return values
-    return float(values[border:-border, border:-border].mean())
 
 
 @dataclass(frozen=True)
