@@ -77,7 +77,7 @@ def test_gradients_are_the_same_bit_for_bit(tiny):
 def test_inversions_and_edits_are_the_same(tiny_sd1, photo, solver):
     made = []
     for model in (tiny_sd1, low(tiny_sd1)):
-        inversions = nulltext.invert(
+        inversions = nulltext.invert_many(
             model,
             [photo, photo.rotate(90)],
             [SOURCE, "a cat"],

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nulltext.inversion.direct import Direct
     from nulltext.inversion.global_null import GlobalNull
     from nulltext.inversion.header import InversionHeader
-    from nulltext.inversion.invert import invert, invert_steps
+    from nulltext.inversion.invert import invert, invert_many, invert_steps
     from nulltext.inversion.model_tuning import ModelTuning
     from nulltext.inversion.negative_prompt import NegativePrompt
     from nulltext.inversion.null_text import NullText
@@ -102,6 +102,7 @@ _HOMES = {
     "from_pipe": "models.load",
     "heat_map_steps": "editing.heatmaps",
     "invert": "inversion.invert",
+    "invert_many": "inversion.invert",
     "invert_steps": "inversion.invert",
     "load": "models.load",
     "load_captioner": "captioning.folder",
@@ -161,6 +162,7 @@ __all__ = [
     "from_pipe",
     "heat_map_steps",
     "invert",
+    "invert_many",
     "invert_steps",
     "load",
     "load_captioner",
