@@ -19,6 +19,7 @@ PACKAGE = Path(nulltext.__path__[0])
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
     ["version", "defaults", "errors", "names", "logs"],
+    ["plugins"],
     ["storage", "words"],
     ["image"],
     ["attention"],

@@ -1,8 +1,7 @@
-"""The one place where a method's name becomes a method."""
+"""The registry of inversion methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,20 +18,29 @@ from nulltext.inversion.random_pivot import RandomPivot
 from nulltext.inversion.textual import Textual
 from nulltext.inversion.textual_pivot import TextualPivot
 from nulltext.inversion.textual_pivot_shared import TextualPivotShared
+from nulltext.plugins import METHODS_GROUP, Registry
 
-METHODS: dict[str, Callable[[], InversionMethod]] = {
-    DDIM.name: DDIM,
-    NullText.name: NullText,
-    Direct.name: Direct,
-    NegativePrompt.name: NegativePrompt,
-    RandomPivot.name: RandomPivot,
-    GlobalNull.name: GlobalNull,
-    NullTextNoPivot.name: NullTextNoPivot,
-    Textual.name: Textual,
-    TextualPivot.name: TextualPivot,
-    TextualPivotShared.name: TextualPivotShared,
-    ModelTuning.name: ModelTuning,
-}
+METHODS: Registry[InversionMethod] = Registry(
+    "inversion method",
+    METHODS_GROUP,
+    [
+        DDIM,
+        NullText,
+        Direct,
+        NegativePrompt,
+        RandomPivot,
+        GlobalNull,
+        NullTextNoPivot,
+        Textual,
+        TextualPivot,
+        TextualPivotShared,
+        ModelTuning,
+    ],
+    required=("differentiates", "draws", "check", "steps"),
+)
+"""The inversion methods by name."""
+
+register_method = METHODS.register
 
 
 def method_named(name: str) -> InversionMethod:
