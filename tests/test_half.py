@@ -118,7 +118,7 @@ def test_every_solver_gains_in_half_precision(tiny_sdxl, name, dtype):
         kept = []
         problem = Problem(0.3 * noise(3, 1, 4, 8, 8), model.embed([PROMPT]), 1, 7.5, None)
         config = NullText(solver=name, inner_steps=inner)
-        solution = nulltext.run(
+        solution = nulltext.inversion.run(
             config.steps(model, problem), lambda info, kept=kept: kept.append(info.loss)
         )
         losses[inner] = next(loss for loss in kept if loss is not None)

@@ -112,7 +112,7 @@ def test_no_solver_works_on_an_identity(tiny_sd1, solver, prediction):
     model, embeds = model.counted(2), model.embed([PROMPT])
     problems = [Problem(row[None], embeds, 3, 7.5, draw) for row in latents]
     steps, counts = [], []
-    nulltext.run(
+    nulltext.inversion.run(
         eager("null-text", solver=solver).batch_steps(model, problems),
         lambda info: (steps.append(info), counts.append((info.kept or {}).get("counts"))),
     )
@@ -131,7 +131,7 @@ def test_shared_fits_take_no_gradient_of_an_identity(tiny_sd1, name):
     problem = Problem(latents, model.embed([PROMPT]), 3, 7.5, torch.Generator().manual_seed(0))
     model, losses = model.counted(), []
     with unet_passes() as seen:
-        solution = nulltext.run(
+        solution = nulltext.inversion.run(
             eager(name).steps(model, problem), lambda info: losses.append(info.loss)
         )
     assert model.passes.total == seen.total
@@ -146,7 +146,7 @@ def test_a_branch_that_counts_for_nothing_is_left_alone(tiny_sd1, solver, name, 
     latents = torch.randn(1, 4, 8, 8, generator=draw)
     problem = Problem(latents, tiny_sd1.embed([PROMPT]), 3, guidance, draw)
     model = tiny_sd1.counted()
-    solution = nulltext.run(eager(name, solver=solver).steps(model, problem))
+    solution = nulltext.inversion.run(eager(name, solver=solver).steps(model, problem))
     embeds = solution.null_embeds if name == "null-text" else solution.prompt_embeds
     assert torch.equal(embeds, embeds[:1].expand_as(embeds))
     assert (solution.iterations, model.passes.total) == (0, 3 + 3 * 2)

@@ -86,7 +86,7 @@ def test_the_residual_is_the_distance_from_the_ideal_noise(problem_in_double):
 
 def solve(model, latents, config, *, steps=4, on_step=None):
     problem = Problem(latents, model.embed([PROMPT]), steps, 7.5, torch.Generator())
-    return nulltext.run(config.steps(model, problem), on_step)
+    return nulltext.inversion.run(config.steps(model, problem), on_step)
 
 
 def some_latents(seed=1):
@@ -121,9 +121,9 @@ def test_photos_side_by_side_equal_photos_one_by_one(tiny_sd1, name):
     ]
     # a tolerance that the photos reach after different numbers of steps
     config = NullText(solver=name, inner_steps=2, loss_tolerance=1.5e-2)
-    together = nulltext.run(config.batch_steps(tiny_sd1, problems))
+    together = nulltext.inversion.run(config.batch_steps(tiny_sd1, problems))
     for problem, one in zip(problems, together, strict=True):
-        alone = nulltext.run(config.steps(tiny_sd1, problem))
+        alone = nulltext.inversion.run(config.steps(tiny_sd1, problem))
         # float32; Adam turns the sign of a gradient into a whole step, and Gauss-Newton divides by
         # the small Jacobian of random weights: both enlarge rounding
         scale = alone.trajectory.abs().max()

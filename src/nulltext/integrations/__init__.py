@@ -1,0 +1,1 @@
+"""Interfaces in the shape of other libraries; each is a module."""
