@@ -20,7 +20,7 @@ PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["version", "defaults", "errors", "names", "logs"],
+    ["version", "defaults", "errors", "names", "logs", "reprs"],
     ["plugins"],
     ["storage", "words"],
     ["image"],

@@ -22,6 +22,7 @@ from nulltext.editing.loop import EditSpec, edit_steps
 from nulltext.inversion.record import Inversion, StepInfo
 from nulltext.inversion.sampling import Conditions, model_of, source_step, start_latents
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.reprs import short_repr
 from nulltext.words.prompts import TokenizedPrompt
 
 
@@ -36,6 +37,8 @@ class WordMap:
     averaged over steps."""
     steps: Tensor
     """[T, h, w]: the same, step by step, noisiest first."""
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

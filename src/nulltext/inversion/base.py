@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nulltext.inversion.record import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.reprs import short_repr
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Problem:
     """What `StepInfo.kept` of an earlier run of the same problem said, to go on from there; of a
     batch, its problems share one."""
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -50,6 +53,8 @@ class Solution:
     """Gradients of a loss that it took."""
     replayed: Tensor | None = None
     """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
+
+    __repr__ = short_repr
 
 
 class InversionMethod(Protocol):

@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nulltext.errors import InversionFileError, out_of_memory_named, reason_of
+from nulltext.image.notebook import figures_html, png_bytes
+from nulltext.image.strip import Tile
 from nulltext.inversion.header import InversionHeader
+from nulltext.reprs import short_repr
 from nulltext.storage.inversion_file import read_inversion, read_outline, write_inversion
 
 logger = logging.getLogger(__name__)
@@ -59,6 +63,8 @@ class StepInfo:
     kept: Mapping[str, Tensor] | None = field(default=None, repr=False)
     """Tensors from which a later run can go on behind this step; None where it cannot."""
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Inversion:
@@ -69,7 +75,7 @@ class Inversion:
     but the photo, or float64 from float64 weights."""
     photo: Tensor
     """[3, H, W], uint8: the crop at the size that the model saw."""
-    header: InversionHeader = field(repr=False)
+    header: InversionHeader
     null_embeds: Tensor | None = None
     """None (the model's own empty prompt), [1, R, D], or [T, R, D], first for the noisiest."""
     prompt_embeds: Tensor | None = None
@@ -107,6 +113,31 @@ class Inversion:
             raise InversionFileError(
                 "corrections and trajectory differ in shape; invert the photo again."
             )
+
+    def __repr__(self) -> str:
+        header, (height, width) = self.header, self.photo.shape[-2:]
+        return (
+            f"Inversion({header.prompt!r}, {width} x {height}, model={header.model!r}, "
+            f"method={header.method!r}, num_steps={self.num_steps}, "
+            f"guidance_scale={header.guidance_scale:g}, "
+            f"psnr_reconstruction={header.psnr_reconstruction:.2f}, "
+            f"psnr_bound={header.psnr_bound:.2f})"
+        )
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(self._picture())
+
+    def _repr_html_(self) -> str:
+        header = self.header
+        caption = (
+            f"{header.prompt} ({header.method}, {self.num_steps} steps, guidance "
+            f"{header.guidance_scale:g}; {header.psnr_reconstruction:.1f} of "
+            f"{header.psnr_bound:.1f} dB)"
+        )
+        return figures_html([Tile(self._picture(), caption)])
+
+    def _picture(self) -> Image.Image:
+        return Image.fromarray(self.photo.permute(1, 2, 0).numpy())
 
     @property
     def num_steps(self) -> int:
