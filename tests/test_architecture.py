@@ -94,7 +94,7 @@ def test_public_names_exist_and_are_documented(package):
 
 def test_the_root_has_few_names_and_all_packages_with_public_names():
     stubs = {path.parent.name for path in PACKAGE.glob("*/__init__.pyi")}
-    assert {*nulltext.PACKAGES} == stubs | {"integrations"}
+    assert {*nulltext.PACKAGES} == stubs
     assert {*dir(nulltext)} == {*nulltext.__all__, *nulltext.PACKAGES}
     assert len(nulltext.__all__) <= 30
 

@@ -75,6 +75,8 @@ class Edit:
     """The source prompt."""
     targets: tuple[str, ...] = ()
     """The prompts of the pictures."""
+    latents: Tensor | None = None
+    """[K, C, h, w], scaled, on the model's device: what the pictures are decoded from."""
 
     __repr__ = short_repr
 
@@ -197,6 +199,7 @@ def _decoded(
         ),
         source=inversion.header.prompt,
         targets=tuple(spec.target for spec in specs),
+        latents=latents,
     )
 
 
