@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import nulltext
+from nulltext.diffusion.loops import run
 from nulltext.editing.heatmaps import heat_map_steps
-from nulltext.inversion.record import run
 
 HOSTILE = "a <script>alert('cat')</script> \"white\" & black"
 

@@ -40,6 +40,7 @@ __all__ = [name for name in _names if name not in PACKAGES]
 
 _MOVED = {
     "captioning": ("Captioner",),
+    "diffusion": ("run",),
     "editing": (
         "Editor",
         "PromptMaps",
@@ -54,7 +55,6 @@ _MOVED = {
         "Budget",
         "DDIM",
         "Direct",
-        "GaussNewton",
         "GlobalNull",
         "InversionHeader",
         "ModelTuning",
@@ -62,7 +62,6 @@ _MOVED = {
         "NullText",
         "NullTextNoPivot",
         "RandomPivot",
-        "Secant",
         "Textual",
         "TextualPivot",
         "TextualPivotShared",
@@ -70,7 +69,6 @@ _MOVED = {
         "exact_source_step",
         "invert_steps",
         "replay_steps",
-        "run",
         "source_step",
     ),
 }

@@ -10,6 +10,7 @@ from . import models as models
 from . import training as training
 from .attention.blend import LocalBlend as LocalBlend
 from .captioning.folder import load_captioner as load_captioner
+from .diffusion.loops import StepInfo as StepInfo
 from .editing.editors import MasaCtrl as MasaCtrl
 from .editing.editors import PromptToPrompt as PromptToPrompt
 from .editing.loop import Edit as Edit
@@ -26,9 +27,8 @@ from .image.photos import load_photo as load_photo
 from .inversion.invert import invert as invert
 from .inversion.invert import invert_many as invert_many
 from .inversion.record import Inversion as Inversion
-from .inversion.record import StepInfo as StepInfo
-from .inversion.sampling import Replay as Replay
-from .inversion.sampling import replay as replay
+from .inversion.replay import Replay as Replay
+from .inversion.replay import replay as replay
 from .models.latent_diffusion import LatentDiffusion as LatentDiffusion
 from .models.load import from_pipe as from_pipe
 from .models.load import load as load

@@ -1,4 +1,4 @@
-"""Noise schedules and guidance."""
+"""Noise levels, guidance and the sampling loops."""
 
 import lazy_loader
 

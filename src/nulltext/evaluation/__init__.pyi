@@ -1,10 +1,2 @@
-from .bootstrap import Summary as Summary
-from .bootstrap import summarise as summarise
-from .datasets import Item as Item
-from .datasets import read_items as read_items
 from .pie.dataset import PieItem as PieItem
 from .pie.dataset import read_pie as read_pie
-from .plan import Plan as Plan
-from .study import StudyInfo as StudyInfo
-from .study import plan_study as plan_study
-from .study import study_steps as study_steps

@@ -32,7 +32,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from nulltext.defaults import METHOD
+from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import Edit, edit
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import OptionError
@@ -41,7 +41,7 @@ from nulltext.image.images import CropBox, to_pil
 from nulltext.image.photos import PhotoLike
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.invert import invert, invert_many
-from nulltext.inversion.record import Inversion, StepInfo
+from nulltext.inversion.record import Inversion
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import from_pipe
 from nulltext.models.locate import BUNDLED_FOLDER, bundled_models
@@ -169,7 +169,7 @@ class NullTextPipeline(DiffusionPipeline):
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        method: str | InversionMethod = METHOD,
+        method: str | InversionMethod | None = None,
         crop: CropBox | None = None,
         size: SizeChoice = None,
         generator: torch.Generator | None = None,
@@ -181,9 +181,9 @@ class NullTextPipeline(DiffusionPipeline):
         Args:
             image: a PIL image, a file, an array or a tensor.
             prompt: what it shows.
-            num_inference_steps: by default 30 with "null-text", else 50.
+            num_inference_steps: by default the budget's, else 50.
             guidance_scale: of the reconstruction; by default what the model suggests, else 7.5.
-            method: an inversion method or its name.
+            method: an inversion method or its name; by default that of the default budget.
             crop, size: which part of the photo the model sees, and at which size.
             generator: seeds the methods that draw noise; without one, the seed is 0.
 

@@ -1,5 +1,3 @@
-from .loop import LoopSettings as LoopSettings
 from .loop import TrainInfo as TrainInfo
 from .recipe import Recipe as Recipe
 from .recipe import load_recipe as load_recipe
-from .recipe import recipes as recipes
