@@ -73,7 +73,7 @@ def test_psnr_in_a_region_sees_that_region_alone():
     region[:16] = True
     a, b = a * 0.5, b * 0.5
     assert region_psnr(a, b, region) == pytest.approx(-20 * math.log10(0.025), abs=1e-4)
-    assert region_psnr(a, b) == pytest.approx(nulltext.psnr(a, b), abs=1e-9)
+    assert region_psnr(a, b) == pytest.approx(nulltext.image.psnr(a, b), abs=1e-9)
     assert region_psnr(a, b, ~region) == Undefined("the pictures are equal")
     assert isinstance(region_psnr(a, b, region & ~region), Undefined)
     assert isinstance(region_ssim(a, b, region & ~region), Undefined)

@@ -8,7 +8,7 @@ random noise. Early stopping is off, so that N means the same everywhere: T N gr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from nulltext.defaults import GUIDANCE_SCALE, NUM_STEPS
 from nulltext.errors import OptionError
@@ -30,6 +30,11 @@ DDIM, NULL_TEXT = "ddim", "null-text"
 NO_EARLY_STOP = {"loss_tolerance": 0.0, "loss_tolerance_slope": 0.0}
 
 
+STEP_COST, GRADIENT_COST = 3, 2
+"""UNet evaluations per timestep of an inversion and its guided replay, and per gradient step, of a
+method without attributes `step_cost` and `gradient_cost`."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """An inversion method of the registry, as the study runs it."""
@@ -39,21 +44,27 @@ class Variant:
     @property
     def optimises(self) -> bool:
         """Whether the method takes gradient steps."""
-        return method_named(self.name).gradient_cost > 0
+        return "inner_steps" in self._options
+
+    @property
+    def _options(self) -> set[str]:
+        return set(getattr(METHODS[self.name], "__dataclass_fields__", ()))
 
     def method(self, inner_steps: int) -> InversionMethod:
         """Build the method with N gradient steps per timestep, if it takes any."""
         method = method_named(self.name)
         if not self.optimises:
             return method
-        own = {option.name for option in fields(method)}  # type: ignore[arg-type]
-        patience = {key: value for key, value in NO_EARLY_STOP.items() if key in own}
-        return with_options(method, inner_steps=inner_steps, **patience)
+        stopping = {name: value for name, value in NO_EARLY_STOP.items() if name in self._options}
+        return with_options(method, inner_steps=inner_steps, **stopping)
 
     def evaluations(self, num_steps: int, inner_steps: int) -> int:
         """Count the UNet evaluations of an inversion at guidance above 1, early stopping off."""
-        method = method_named(self.name)
-        return num_steps * (method.step_cost + method.gradient_cost * inner_steps)
+        method = METHODS[self.name]
+        cost = getattr(method, "step_cost", STEP_COST)
+        if self.optimises:
+            cost += getattr(method, "gradient_cost", GRADIENT_COST) * inner_steps
+        return num_steps * int(cost)
 
 
 VARIANTS = {
@@ -63,6 +74,11 @@ VARIANTS = {
 
 VARIANT_NAMES = (BOUND, *VARIANTS, SDEDIT)
 """The values of `--methods`, in table order."""
+
+
+def variant_order(name: str) -> int:
+    """Get the place of a variant in tables; that of an unknown one, of older rows, is last."""
+    return VARIANT_NAMES.index(name) if name in VARIANT_NAMES else len(VARIANT_NAMES)
 
 
 def check_variants(names: Sequence[str]) -> tuple[str, ...]:

@@ -61,6 +61,9 @@ PALETTE = (
 )
 """For inversion methods in the registry's order."""
 
+UNKNOWN = Look("#8a8f98", "x", "-.")
+"""For variants of older rows that the registry has no more."""
+
 LOOKS: Mapping[str, Look] = {
     BOUND: Look("#8a8f98", "", "--"),
     DDIM: Look("#8a8f98", "", ":"),
@@ -148,7 +151,7 @@ def _draw_curve(
         means.append(summary.mean)
         below.append(0.0 if summary.low is None else summary.mean - summary.low)
         above.append(0.0 if summary.high is None else summary.high - summary.mean)
-    look = LOOKS[variant]
+    look = LOOKS.get(variant, UNKNOWN)
     axes.errorbar(
         xs,
         means,
@@ -167,7 +170,7 @@ def _draw_dots(lines: Sequence[Line], names: Sequence[str], labels: Mapping[str,
     figure, panels = _panels(len(labels), 0.9 + 0.36 * len(lines))
     for axes, (metric, label) in zip(panels, labels.items(), strict=True):
         for row, line in enumerate(lines):
-            summary, look = line.figures.get(metric, Summary()), LOOKS[line.variant]
+            summary, look = line.figures.get(metric, Summary()), LOOKS.get(line.variant, UNKNOWN)
             if summary.mean is None:
                 continue
             if summary.low is not None and summary.high is not None:
@@ -185,7 +188,7 @@ def _plot_reconstruction(lines: Sequence[Line]) -> Figure:
     optimised = [line for line in lines if line.setting.get("N")]
     curves = grouped(optimised, lambda line: line.variant)
     for line in lines:
-        psnr, look = line.figures["psnr"].mean, LOOKS[line.variant]
+        psnr, look = line.figures["psnr"].mean, LOOKS.get(line.variant, UNKNOWN)
         if psnr is None or line.variant in curves:
             continue
         if line.variant in (BOUND, DDIM):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from nulltext.evaluation.plan import EXPERIMENTS, VARIANT_NAMES
+from nulltext.evaluation.plan import EXPERIMENTS, variant_order
 from nulltext.evaluation.plots import plots_of, png_and_svg, svg_for_page
 from nulltext.evaluation.summary import Line, Summary, grouped, lines_of, setting_text, to_csv
 from nulltext.jobs.ledger import Row
@@ -366,7 +366,7 @@ def _grid(folder: Path, layout: GalleryLayout, rows_down: Mapping[str, Sequence[
 
 
 def _column_order(column: str | float) -> float:
-    return VARIANT_NAMES.index(column) if isinstance(column, str) else column
+    return variant_order(column) if isinstance(column, str) else column
 
 
 def _captions_grid(folder: Path, photos: Mapping[str, Sequence[Row]]) -> Table:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nulltext.evaluation.metrics import MetricValue, Undefined
-from nulltext.evaluation.plan import EXPERIMENTS, VARIANT_NAMES
+from nulltext.evaluation.plan import EXPERIMENTS, variant_order
 from nulltext.jobs.ledger import Row
 
 RESAMPLES = 10_000
@@ -97,7 +97,7 @@ def lines_of(rows: Sequence[Row], seed: int = 0) -> list[Line]:
         numbers = tuple(float(v) for v in row["setting"].values() if isinstance(v, int | float))
         return (
             list(EXPERIMENTS).index(row["experiment"]),
-            VARIANT_NAMES.index(row["variant"]),
+            variant_order(row["variant"]),
             numbers,
         )
 

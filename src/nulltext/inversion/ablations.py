@@ -94,7 +94,6 @@ class SharedEmbedding:
 
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
-    step_cost: ClassVar[int] = 3
     gradient_cost: ClassVar[int] = 4
     branch: ClassVar[Branch]
 
@@ -194,7 +193,6 @@ class NullTextNoPivot:
     name: ClassVar[str] = "null-text-no-pivot"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
-    step_cost: ClassVar[int] = 3
     gradient_cost: ClassVar[int] = 3
 
     inner_steps: int = 10
@@ -245,8 +243,6 @@ class Textual:
     name: ClassVar[str] = "textual"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
-    step_cost: ClassVar[int] = 3
-    gradient_cost: ClassVar[int] = 2
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

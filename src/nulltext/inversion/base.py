@@ -12,6 +12,7 @@ from torch import Tensor
 from nulltext.diffusion.levels import Grid
 from nulltext.diffusion.loops import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.reprs import short_repr
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Problem:
     kept: Mapping[str, Tensor] | None = None
     """What `StepInfo.kept` of an earlier run of the same problem held, to go on from there; of a
     batch, its problems share one."""
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Solution:
     replayed: Tensor | None = None
     """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
 
+    __repr__ = short_repr
+
 
 class InversionMethod(Protocol):
     """A frozen dataclass of options with a `steps` generator."""
@@ -61,10 +66,6 @@ class InversionMethod(Protocol):
     """Whether it asks for gradients, which is what needs memory."""
     draws: ClassVar[bool]
     """Whether it draws noise, so that its result depends on the seed."""
-    step_cost: ClassVar[int]
-    """UNet evaluations per timestep of an inversion and its guided replay, gradients aside."""
-    gradient_cost: ClassVar[int]
-    """UNet evaluations per gradient step at guidance above 1, at most; 0 where there are none."""
 
     def check(self, guidance_scale: float) -> None:
         """Refuse, with an OptionError, a guidance scale that the method cannot work at."""

@@ -26,8 +26,6 @@ class DDIM:
     name: ClassVar[str] = "ddim"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
-    step_cost: ClassVar[int] = 3
-    gradient_cost: ClassVar[int] = 0
 
     inversion_guidance: float = CONDITIONAL_ONLY
     """w of the inversion itself: above 1 the noise it ends in is less and less Gaussian."""

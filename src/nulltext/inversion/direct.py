@@ -27,8 +27,6 @@ class Direct:
     name: ClassVar[str] = "direct"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
-    step_cost: ClassVar[int] = 3
-    gradient_cost: ClassVar[int] = 0
 
     def check(self, guidance_scale: float) -> None:
         """Accept any scale."""

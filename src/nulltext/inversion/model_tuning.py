@@ -36,7 +36,6 @@ class ModelTuning:
     name: ClassVar[str] = "model-tuning"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
-    step_cost: ClassVar[int] = 3
     gradient_cost: ClassVar[int] = 6
 
     inner_steps: int = 10

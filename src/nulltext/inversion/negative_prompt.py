@@ -25,8 +25,6 @@ class NegativePrompt:
     name: ClassVar[str] = "negative-prompt"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
-    step_cost: ClassVar[int] = 3
-    gradient_cost: ClassVar[int] = 0
 
     def check(self, guidance_scale: float) -> None:
         """Accept any scale."""

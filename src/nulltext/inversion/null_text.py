@@ -40,8 +40,6 @@ class NullText(BatchMethod):
     name: ClassVar[str] = "null-text"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
-    step_cost: ClassVar[int] = 3
-    gradient_cost: ClassVar[int] = 2
     branch: ClassVar[Branch] = "null_embeds"
 
     inner_steps: int = 10

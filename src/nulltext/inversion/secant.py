@@ -70,7 +70,6 @@ class SecantNullText(BatchMethod):
     name: ClassVar[str] = "null-text-secant"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
-    step_cost: ClassVar[int] = 3
     gradient_cost: ClassVar[int] = 3
 
     inner_steps: int = 2
