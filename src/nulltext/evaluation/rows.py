@@ -90,12 +90,18 @@ class Task:
         return f"{self.image}: {', '.join([self.experiment, self.variant, *settings])}"
 
 
+class OpenTasks(NamedTuple, Generic[PhotoT]):
+    """The rows of a photo that are still to be made."""
+
+    photo: PhotoT
+    tasks: list[Task]
+
+
 @dataclass(frozen=True)
 class Schedule(Generic[PhotoT]):
     """The tasks of a run, photo by photo."""
 
-    photos: list[tuple[PhotoT, list[Task]]]
-    """Tasks that are still open."""
+    photos: list[OpenTasks[PhotoT]]
     keys: list[RowKey]
     """Of all rows in their order, including finished ones."""
 
@@ -104,9 +110,12 @@ class Schedule(Generic[PhotoT]):
         cls, photos: Iterable[tuple[PhotoT, Sequence[Task]]], done: Collection[Hashable]
     ) -> Schedule[PhotoT]:
         """Leave out the tasks whose rows are done."""
-        pairs = list(photos)
-        keys = [task.key for _, tasks in pairs for task in tasks]
-        return cls([(p, [t for t in tasks if t.key not in done]) for p, tasks in pairs], keys)
+        keys: list[RowKey] = []
+        still_open = []
+        for photo, tasks in photos:
+            keys += [task.key for task in tasks]
+            still_open.append(OpenTasks(photo, [t for t in tasks if t.key not in done]))
+        return cls(still_open, keys)
 
     @property
     def all_rows(self) -> int:
@@ -116,12 +125,12 @@ class Schedule(Generic[PhotoT]):
     @property
     def open_rows(self) -> int:
         """Number of rows that are still to be made."""
-        return sum(len(tasks) for _, tasks in self.photos)
+        return sum(len(each.tasks) for each in self.photos)
 
     @property
     def evaluations(self) -> int:
         """UNet evaluations of the open tasks; what they share counts once."""
-        return sum(sum(costs_of(tasks)) for _, tasks in self.photos)
+        return sum(sum(costs_of(each.tasks)) for each in self.photos)
 
 
 @dataclass(frozen=True)

@@ -113,10 +113,9 @@ class StudyWorker:
         try:
             model = self.chosen.load()
             open_photo = _opener(model, self.plan, load_judge(self.clip, model, self.plan.seed))
-            while (photo := photos.get()) is not None:
-                item, tasks = photo
-                opened = open_photo(item)
-                for task, cost in zip(tasks, costs_of(tasks), strict=True):
+            while (each := photos.get()) is not None:
+                opened = open_photo(each.photo)
+                for task, cost in zip(each.tasks, costs_of(each.tasks), strict=True):
                     finished.put(FinishedRow(make_row(task, opened, self.folder), cost, task.title))
         except NulltextError as error:
             finished.put(error)
@@ -151,10 +150,10 @@ def _started(
     """Start processes that work on the photos; yield the queue of their rows, and end them."""
     context = multiprocessing.get_context("spawn")  # a fork has torch's locks without its threads
     photos, finished = context.Queue(), context.Queue()
-    still_open = [photo for photo in schedule.photos if photo[1]]
+    still_open = [each for each in schedule.photos if each.tasks]
     count = min(workers, len(still_open))
-    for photo in [*still_open, *[None] * count]:
-        photos.put(photo)
+    for each in [*still_open, *[None] * count]:
+        photos.put(each)
     arguments = (photos, finished, count)
     processes: list[BaseProcess] = [
         context.Process(target=worker.work, args=arguments, daemon=True) for _ in range(count)
