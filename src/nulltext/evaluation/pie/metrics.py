@@ -291,7 +291,8 @@ class SqueezeLpips(nn.Module):
             )
         )
         for index, channels in enumerate((64, 128, 256, 384, 384, 512, 512)):
-            weigh = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+            dropout = nn.Identity()  # which the package has in training alone
+            weigh = nn.Sequential(dropout, nn.Conv2d(channels, 1, 1, bias=False))
             self.add_module(f"lin{index}", nn.Sequential(OrderedDict(model=weigh)))
 
     @classmethod
