@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nulltext.diffusion.guidance import guided_evaluations
 from nulltext.diffusion.loops import run
+from nulltext.editing.editors import PUBLISHED
 from nulltext.editing.heatmaps import PromptMaps, heat_map_steps
-from nulltext.editing.strength import PUBLISHED
 from nulltext.evaluation.datasets import CaptionedPhoto
 from nulltext.evaluation.metrics import (
     MetricValue,
