@@ -110,7 +110,7 @@ class StudyPlan:
     inversion_guidances: tuple[float, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     """w of the inversion, for its experiment."""
     strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Strengths of edits, see `strength.at_strength`; SDEdit's is the noise level."""
+    """Strengths of edits, see `at_strength`; SDEdit's is the noise level."""
     experiments: tuple[str, ...] = tuple(EXPERIMENTS)
     variants: tuple[str, ...] = VARIANT_NAMES
 
