@@ -6,7 +6,6 @@ import time
 
 import pytest
 from hypothesis import find
-from hypothesis import strategies as st
 
 from fuzz import check
 from fuzz.__main__ import fuzz, warm_up
@@ -59,7 +58,6 @@ def test_a_finding_is_reduced():
 @pytest.mark.parametrize("data", [b'{"a": [1, {"b": "c"}], "d": null}', b"abc", b"", b"{}\n{}\n"])
 def test_damage_changes_a_file(data):
     assert find(damaged(data), lambda found: found != data) != data
-    assert find(st.just(data).flatmap(damaged), lambda found: len(found) > 1000)
 
 
 def raising(error):
