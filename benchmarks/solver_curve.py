@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 import nulltext
 from captions import captioned_photos
+from nulltext.constants import NullStart
 from nulltext.inversion.null_text import NullText
-from nulltext.names import NullStart
 
 Point: TypeAlias = tuple[NullStart, str, int, int]
 """(start, solver, T, N)."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from nulltext import defaults
+from nulltext import constants
+from nulltext.constants import Budget, Solver
 from nulltext.errors import OptionError
 from nulltext.inversion.budgets import BUDGETS, budget_named, planned
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.solvers.registry import SOLVERS
-from nulltext.names import Budget, Solver
 
 
 def test_the_command_line_names_every_solver_and_budget():
@@ -25,7 +25,7 @@ def test_the_paper_budget_is_the_paper():
 
 
 def test_nothing_said_is_the_default_budget():
-    budget = BUDGETS[defaults.BUDGET]
+    budget = BUDGETS[constants.BUDGET]
     assert planned("null-text").method == budget.method()
     assert planned("null-text").num_steps == budget.num_steps
 
@@ -63,7 +63,7 @@ def test_from_the_empty_prompt_there_is_the_papers_work():
 
 
 def test_other_methods_keep_the_default_steps_and_refuse_null_texts_options():
-    assert planned("ddim").num_steps == defaults.NUM_STEPS
+    assert planned("ddim").num_steps == constants.NUM_STEPS
     assert planned("ddim", num_steps=3).num_steps == 3
     for option in ("budget", "solver", "null_start"):
         name = option.replace("_", "-")

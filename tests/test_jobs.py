@@ -28,7 +28,7 @@ from nulltext.jobs.jobs import (
 )
 from nulltext.jobs.request import Request
 from nulltext.jobs.units import grouped, unit_of
-from nulltext.storage.untrusted import decoded
+from nulltext.storage.untrusted import decode_text
 
 GOOD = {"image": "a.png", "source": "a cat", "target": "a dog"}
 
@@ -201,7 +201,7 @@ def test_every_layout_of_a_job_file_gives_the_same_jobs(tmp_path, word, data):
     assert all(isinstance(job, Job) for job in found), found
     assert [job.options for job in found] == [job.options for job in expected]
     assert [unit_of(job).id for job in found] == [unit_of(job).id for job in expected]
-    first = 1 + (decoded(data)[0] not in "[{")  # a header is row 1
+    first = 1 + (decode_text(data)[0] not in "[{")  # a header is row 1
     assert [job.place for job in found] == [
         f"{word} {number}" for number in range(first, first + 3)
     ]

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
 from nulltext.errors import NumericalError, OptionError
-from nulltext.image.images import largest_centred_square, to_tensor
+from nulltext.image.images import largest_centred, to_tensor
 from nulltext.inversion.null_text import NullText
 
 PROMPT = "a photo of a white daisy"
@@ -153,7 +153,7 @@ def test_an_unknown_start_is_refused():
 
 def test_equals_the_transcription_on_the_bundled_model(flowers):
     photo = nulltext.load_photo(EXAMPLE)
-    box = largest_centred_square(*photo.size)
+    box = largest_centred(*photo.size)
     latents = flowers.encode(to_tensor(photo, box, flowers.resolution))
     assert_equals_transcription(flowers, latents, DAHLIA_PROMPT, steps=5, inner=3)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nulltext.version import __version__
+from nulltext.constants import __version__
 
 if TYPE_CHECKING:
     from nulltext.attention.blend import LocalBlend

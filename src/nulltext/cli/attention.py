@@ -51,7 +51,7 @@ def attention(
     from nulltext.cli.work import look_at_prompts, open_model
     from nulltext.editing.heatmaps import heat_map_steps
     from nulltext.editing.loop import EditSpec, check_specs
-    from nulltext.image.images import check_writable, save_image
+    from nulltext.image.saving import check_writable, save_image
     from nulltext.inversion.record import Inversion, run
     from nulltext.inversion.sampling import check_model
     from nulltext.storage.files import check_target

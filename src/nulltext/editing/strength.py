@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nulltext.defaults import CROSS_STEPS, SELF_STEPS
+from nulltext.constants import CROSS_STEPS, SELF_STEPS
 from nulltext.errors import OptionError
 
 PUBLISHED = 0.5

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.constants import BUDGET, NUM_STEPS, NullStart
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import method_named, with_options
-from nulltext.names import NullStart
 
 
 @dataclass(frozen=True)

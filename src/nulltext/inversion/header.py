@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from nulltext.image.open_images import MAX_PIXELS
+from nulltext.image.opening import MAX_PIXELS
 
 CROP_NUMBERS = 4
 SIZE_NUMBERS = 2

@@ -13,10 +13,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from nulltext.defaults import METHOD
+from nulltext.constants import METHOD
 from nulltext.errors import OptionError
-from nulltext.image.framing import SizeChoice
-from nulltext.image.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.images import CropBox, SizeChoice, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import PhotoLike
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
 from nulltext.inversion.header import InversionHeader

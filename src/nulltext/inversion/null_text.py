@@ -23,12 +23,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
+from nulltext.constants import NullStart
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.per_step import Batch, PerStepOptions, fit_steps, null_moves, pivot_of_steps
 from nulltext.inversion.record import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.names import NullStart
 
 
 def check_null_branch(what: str, guidance_scale: float) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nulltext.errors import InversionFileError, out_of_memory_named, reason_of
+from nulltext.errors import InversionFileError, convert_out_of_memory, reason_of
 from nulltext.inversion.header import InversionHeader
 from nulltext.storage.inversion_file import read_inversion, read_outline, write_inversion
 
@@ -190,7 +190,7 @@ def run(
     """
     while True:
         try:
-            with out_of_memory_named():
+            with convert_out_of_memory():
                 info = next(steps)
         except StopIteration as stop:
             result: Result = stop.value

@@ -6,16 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nulltext.defaults import NUM_STEPS
+from nulltext.constants import NUM_STEPS, __version__
 from nulltext.errors import OptionError
-from nulltext.image.framing import SizeChoice, box_for
-from nulltext.image.images import CropBox
+from nulltext.image.images import CropBox, SizeChoice, default_crop
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import Plan, planned
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.version import __version__
-from nulltext.words.invisible import clean
+from nulltext.words.prompts import clean
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class InversionRequest:
         model.schedule.timesteps(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = load_photo(photo)
-        box = crop or box_for(loaded.size, size)
+        box = crop or default_crop(loaded.size, size)
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)
         own = (plan.method, plan.num_steps, scale, seed)

@@ -1,9 +1,8 @@
 """The saved inversion: one safetensors file, tensors beside a JSON header.
 
-The header lies in safetensors' own metadata under the key "nulltext" and carries the format's
-version. Reading opens nothing but safetensors and JSON, checks the header, and the shapes and types
-that the file declares, before any tensor is touched, and says by name what is wrong with a file.
-Writing goes to a temporary name first.
+The header lies in safetensors' own metadata under the key "nulltext" and carries the version of the
+format. Reading opens safetensors and JSON only, and checks the sizes and the header before any
+tensor is read.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext.errors import InversionFileError, reason_of, shortened
+from nulltext.errors import InversionFileError, reason_of, shorten
 from nulltext.storage.files import replace_file
 from nulltext.storage.untrusted import MEGABYTE, parse_json, refuse_address
 
@@ -27,18 +26,18 @@ SUFFIX = ".safetensors"
 LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
 MAX_HEADER_BYTES = 4 * MEGABYTE
-"""Above that of SDXL with a difference of weights in each layer; a header grows when parsed."""
+"""More than SDXL needs with a difference of weights in each layer."""
 MAX_FILE_BYTES = 4096 * MEGABYTE
-"""Above that of SDXL in a thousand steps with embeddings of both branches."""
+"""More than SDXL needs in a thousand steps with embeddings of both branches."""
 DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
-"""Types of tensors, as safetensors and as torch call them."""
+"""torch's names of the tensor types, by safetensors' names."""
 
 
 def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and header; an older file of that name survives any failure.
+    """Write tensors and header.
 
     Raises:
-        OutputError: the file cannot be written there.
+        OutputError: the file cannot be written; an older one is left unchanged.
     """
     from safetensors.torch import save
 
@@ -48,7 +47,7 @@ def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[s
 
 
 def read_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a saved inversion back as tensors (on the CPU) and header.
+    """Read a saved inversion: its tensors, on the CPU, and its header.
 
     Raises:
         InversionFileError: the file is missing, truncated, foreign, or of a newer version.
@@ -64,9 +63,9 @@ def read_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_outline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `read_inversion`, with tensors of the declared shapes and types that hold no numbers.
+    """Read the shapes and types of a saved inversion, as tensors on the device "meta".
 
-    They are on the device "meta" and take no memory, whatever the file declares.
+    Takes no memory, whatever the file declares. Raises as `read_inversion` does.
     """
     header = read_header(path)
     import torch
@@ -88,7 +87,7 @@ def read_outline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read the header alone; see `read_inversion` for the errors."""
+    """Read the header alone. Raises as `read_inversion` does."""
     from safetensors import SafetensorError, safe_open
 
     _check_size(path)
@@ -111,7 +110,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise _damaged(path, ValueError(f"its format version is {version!r}"))
     if version > FORMAT_VERSION:
         raise InversionFileError(
-            f"'{path}' is of format version {shortened(str(version))}, and this nulltext reads "
+            f"'{path}' is of format version {shorten(str(version))}, and this nulltext reads "
             f"up to {FORMAT_VERSION}; upgrade nulltext, or invert the photo again."
         )
     assert isinstance(header, dict)
@@ -119,13 +118,13 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse what is no file, and files and headers larger than any of ours."""
+    """Refuse what is not a file, and files and headers larger than any inversion's."""
     try:
         if not path.is_file():
             refuse_address(path, InversionFileError)
-            what = "is no regular file" if path.exists() else "does not exist"
+            problem = "is not a regular file" if path.exists() else "does not exist"
             raise InversionFileError(
-                f"The inversion file '{path}' {what}; make one with `nulltext invert`."
+                f"The inversion file '{path}' {problem}; make one with `nulltext invert`."
             )
         with path.open("rb") as file:
             header = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -139,6 +138,6 @@ def _check_size(path: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> InversionFileError:
     return InversionFileError(
-        f"'{path}' is no inversion file, or a truncated or damaged one ({reason_of(error)}); "
+        f"'{path}' is not an inversion file, or it is truncated or damaged ({reason_of(error)}); "
         "invert the photo again."
     )
