@@ -146,20 +146,32 @@ def composite_picture(
     result = original_picture(photo)
     image, deep = result.image.copy(), None if result.deep is None else result.deep.copy()
     down, across = _bounds(weight)
-    layers = _Layers(edit, reconstruction, detail, (box.height, box.width), across)
+
+    def enlarged(x: Tensor) -> _Enlargement:
+        return _Enlargement(x.float(), (box.height, box.width), "bicubic", across)
+
+    e, r = enlarged(edit.clamp(-1, 1)), enlarged(reconstruction.clamp(-1, 1))
+    s = enlarged(detail_share(edit, reconstruction, detail)[None])
     for rows in _row_slices(down.start, down.stop, across.stop - across.start):
         part = weight[rows, across]
-        kept = (part == 0).numpy()[..., None]
+        changed = (part != 0).numpy()[..., None]
         left, top = box.x + across.start, box.y + rows.start
-        edges = (left, top, left + part.shape[1], top + part.shape[0])
-        before = np.asarray(image.crop(edges))
-        if deep is None:
-            mixed = layers.mixed(rows, part, before, 255)
-        else:
-            there = deep[edges[1] : edges[3], edges[0] : edges[2], :3]
-            mixed = layers.mixed(rows, part, there, LEVELS)
-            np.copyto(there, _rounded(mixed, LEVELS).astype(np.uint16), where=~kept)
-        after = np.where(kept, before, _rounded(mixed, 255).astype(np.uint8))
+        right, bottom = left + part.shape[1], top + part.shape[0]
+        before = np.asarray(image.crop((left, top, right, bottom)))
+        values, levels = before, 255
+        if deep is not None:
+            values, levels = deep[top:bottom, left:right, :3], LEVELS
+        numbers = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
+        p = numbers.div_(levels / 2).sub_(1)
+        lost = p - r.rows(rows)
+        if detail == "luminance":
+            red, green, blue = (channel * by for channel, by in zip(lost, LUMA, strict=True))
+            lost = (red + green + blue).expand_as(lost)
+        wanted = e.rows(rows) + s.rows(rows).clamp(0, 1) * lost
+        mixed = p + part * (wanted.clamp(-1, 1) - p)
+        if deep is not None:
+            np.copyto(values, _rounded(mixed, LEVELS).astype(np.uint16), where=changed)
+        after = np.where(changed, _rounded(mixed, 255).astype(np.uint8), before)
         image.paste(Image.fromarray(after), (left, top))
     if photo.alpha is not None:
         image.putalpha(photo.alpha)
@@ -169,43 +181,6 @@ def composite_picture(
 def original_picture(photo: Photo) -> Picture:
     """Return a photo's own pixels: its colours before compositing over white."""
     return Picture(photo.straight or photo.image, photo.deep, photo.alpha)
-
-
-class _Layers:
-    """An edit, its reconstruction and s at the size of a crop, computed some rows at a time."""
-
-    def __init__(
-        self,
-        edit: Tensor,
-        reconstruction: Tensor,
-        detail: Detail,
-        size: tuple[int, int],
-        columns: slice,
-    ) -> None:
-        def enlarged(x: Tensor) -> _Enlargement:
-            return _Enlargement(x.float(), size, "bicubic", columns)
-
-        self.detail = detail
-        self.edit = enlarged(edit.clamp(-1, 1))
-        self.reconstruction = enlarged(reconstruction.clamp(-1, 1))
-        self.share = enlarged(detail_share(edit, reconstruction, detail)[None])
-
-    def mixed(
-        self, rows: slice, weight: Tensor, values: np.ndarray[Any, Any], levels: int
-    ) -> Tensor:
-        """Compute p + a (U e + s (p - U r) - p), [3, rows, columns] in about [-1, 1].
-
-        Args:
-            values: the photo's, [rows, columns, 3] in 0..levels.
-        """
-        numbers = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
-        pixels = numbers.div_(levels / 2).sub_(1)
-        lost = pixels - self.reconstruction.rows(rows)
-        if self.detail == "luminance":
-            red, green, blue = (part * by for part, by in zip(lost, LUMA, strict=True))
-            lost = (red + green + blue).expand_as(lost)
-        wanted = self.edit.rows(rows) + self.share.rows(rows).clamp(0, 1) * lost
-        return pixels + weight * (wanted.clamp(-1, 1) - pixels)
 
 
 def _rounded(mixed: Tensor, levels: int) -> np.ndarray[Any, Any]:

@@ -83,10 +83,10 @@ def mask_tensor(mask: ImageLike) -> Tensor:
         mask = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return torch.from_numpy(np.array(load_mask(mask))).float() / 255
-    mask = without_single_axes(mask)
-    if mask.ndim != 2 or mask.numel() == 0:
-        raise OptionError(f"The mask has shape {list(mask.shape)}; expected [H, W].")
-    low, high = float(mask.min()), float(mask.max())
+    values: Tensor = without_single_axes(mask)
+    if values.ndim != 2 or values.numel() == 0:
+        raise OptionError(f"The mask has shape {list(values.shape)}; expected [H, W].")
+    low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
         raise OptionError(
             f"The mask goes from {low:g} to {high:g}; expected 0 to 1. Divide 255ths by 255, and "
@@ -96,7 +96,7 @@ def mask_tensor(mask: ImageLike) -> Tensor:
         raise OptionError("The mask is empty: nothing may change; paint white what may.")
     if low == 1:
         raise OptionError("The mask is white everywhere, so it masks nothing; leave it out.")
-    return mask.float()
+    return values.float()
 
 
 def _scaled(values: Array, name: str) -> tuple[Array, str | None]:

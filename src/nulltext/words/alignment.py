@@ -167,15 +167,21 @@ def align_words(source_words: Sequence[str], target_words: Sequence[str]) -> lis
         their case.
     """
     source, target = [_key(w) for w in source_words], [_key(w) for w in target_words]
+    end = (len(source), len(target))
+    carried: list[tuple[int, int]] = []
+    i = j = 0
+    for anchor_i, anchor_j in [*_anchors(source, target), end]:
+        stretch = _pair_stretch(source[i:anchor_i], target[j:anchor_j])
+        carried += [(i + a, j + b) for a, b in stretch] + [(anchor_i, anchor_j)]
+        i, j = anchor_i + 1, anchor_j + 1
     pairs: list[Pair] = []
     i = j = 0
-    for anchor_i, anchor_j in [*_anchors(source, target), (len(source), len(target))]:
-        carried = _pair_stretch(source[i:anchor_i], target[j:anchor_j])
-        pairs += _merged(carried, (i, anchor_i), (j, anchor_j))
-        if anchor_i < len(source):
-            pairs.append((anchor_i, anchor_j))
-        i, j = anchor_i + 1, anchor_j + 1
-    return pairs
+    for old, new in carried:
+        pairs += [(k, None) for k in range(i, old)]
+        pairs += [(None, k) for k in range(j, new)]
+        pairs.append((old, new))
+        i, j = old + 1, new + 1
+    return pairs[:-1]  # without the end
 
 
 def _key(word: str) -> str:
@@ -236,19 +242,4 @@ def _pair_stretch(source: Sequence[str], target: Sequence[str]) -> list[tuple[in
             pairs.append((old.opener, new.opener))
         shared = min(len(old.content), len(new.content))
         pairs += zip(old.content[-shared:], new.content[-shared:], strict=True) if shared else []
-    return pairs
-
-
-def _merged(
-    carried: Sequence[tuple[int, int]], source: tuple[int, int], target: tuple[int, int]
-) -> list[Pair]:
-    """Put a stretch's deleted and inserted words between its pairs, in ascending order."""
-    pairs: list[Pair] = []
-    (i, i_end), (j, j_end) = source, target
-    for old, new in [(source[0] + a, target[0] + b) for a, b in carried] + [(i_end, j_end)]:
-        pairs += [(k, None) for k in range(i, old)]
-        pairs += [(None, k) for k in range(j, new)]
-        if old < i_end:
-            pairs.append((old, new))
-        i, j = old + 1, new + 1
     return pairs

@@ -82,10 +82,10 @@ def find_syntax(text: str, learnt: Collection[str] = ()) -> tuple[list[Found], s
             break
 
         def replaced(match: Match, rule: _Rule = rule) -> str:
-            if match[0].casefold() in learnt or rule.is_text(match):
+            if match[0].casefold() in learnt or (rule.is_text and rule.is_text(match)):
                 return match[0]
             found.append(Found(rule.kind, match[0].strip(), rule.word(match), _weight(match)))
-            return rule.plain(match)
+            return match.expand(rule.plain)
 
         before = None
         while before != text:  # marks may stand within marks
@@ -108,31 +108,12 @@ def _marks(match: Match) -> str:
     return marks[: len(groups.get("close") or marks)]
 
 
-# --- words and plain text of a piece --------------------------------------------------------------
-
-
 def _word(match: Match) -> str:
     return match.groupdict().get("word", match[0]).strip()
 
 
-def _nothing(_: Match) -> str:
-    return ""
-
-
-def _blank(_: Match) -> str:
-    return " "
-
-
-def _conjunction(match: Match) -> str:
-    return "and" if match[0] == "AND" else ","
-
-
 def _choices(match: Match) -> str:
     return ", ".join(choice.strip() for choice in match["word"].split("|")).strip()
-
-
-def _first_choice(match: Match) -> str:
-    return match["word"].split("|")[0].strip()
 
 
 def _emoji_names(match: Match) -> str:
@@ -142,10 +123,6 @@ def _emoji_names(match: Match) -> str:
 
 
 # --- ordinary text that looks like syntax ---------------------------------------------------------
-
-
-def _never(_: Match) -> bool:
-    return False
 
 
 def _is_place(match: Match) -> bool:
@@ -210,9 +187,9 @@ def _is_capital(match: Match) -> bool:
 class _Rule:
     kind: str
     pattern: str
-    plain: Callable[[Match], str] = _nothing
-    """Returns the text that replaces the piece."""
-    is_text: Callable[[Match], bool] = _never
+    plain: str = ""
+    """Template of the text that replaces the piece."""
+    is_text: Callable[[Match], bool] | None = None
     """Whether a match is ordinary text."""
     word: Callable[[Match], str] = _word
 
@@ -235,6 +212,8 @@ _EMOJI = "\U0001f1e6-\U0001faff"
 _SYMBOLS = "\u2600-\u2604\u2728\u2764\u2b50"  # emoji that also are symbols
 _EMOJIS = rf"(?:[{_EMOJI}{_SYMBOLS}]|\S\ufe0f)[{_EMOJI}\ufe0f\u200d\u20e3]*"
 
+_WORD = r"\g<word>"
+
 RULES = (
     _Rule("lora", rf"(?i)<(?:lora|lyco):(?P<word>[^<>:]+)(?::(?P<figure>{_NUMBER}))?[^<>]*>"),
     _Rule("hypernet", r"(?i)<hypernet:[^<>]+>"),
@@ -243,30 +222,31 @@ RULES = (
     _Rule("negative", r"(?is)\bnegative prompt:.*"),
     _Rule("negative", r"(?<!\S)--no\s+[^,.]+?(?=\s*(?:$|[,.]|\s--))"),
     _Rule("option", rf"(?<!\S)--(?:{_OPTIONS})\b(?:\s+(?:[\w.:/]*\d[\w.:/]*|raw)(?!\S))?"),
-    _Rule("join", r"(?<=[,.]) BREAK\b,?(?!\S)", _conjunction, _is_capital),
+    _Rule("join", r"(?<=[,.]) BREAK\b,?(?!\S)", ",", _is_capital),
     _Rule("join", r"(?<=\))\.(?:and|blend)\([^()]*\)|\.swap\([^()]*\)"),
-    _Rule("weight", rf"(?<![\w:])(?P<figure>{_NUMBER})::(?P<word>[^:]+)::", _word),
+    _Rule("weight", rf"(?<![\w:])(?P<figure>{_NUMBER})::(?P<word>[^:]+)::", _WORD),
     _Rule("join", r"(?<=\w)::(?=\s|$)"),
     _Rule("wildcard", r"(?<!\w)__(?P<word>\w(?:[\w/*-]*[^\W_])?)__(?!\w|\.\w)", is_text=_is_place),
-    _Rule("choice", r"[\[{](?P<word>[^][{}|]*(?:\|[^][{}|]*)+)[]}]", _first_choice, word=_choices),
-    _Rule("steps", rf"\[(?P<old>[^][:]*):(?P<word>[^][:]*):\s*{_NUMBER}\]", _word, _is_time),
-    _Rule("steps", r"\[(?P<old>)(?P<word>[^][:]+):\s*0?\.\d+\]", _word, _is_time),
-    _Rule("escape", r"\\(?P<word>[()\[\]])", _word),
-    _Rule("weight", rf"(?<![\w'-])(?=\w{{3}})(?P<word>{_NAME}){_SIGNS}", _word, _is_name),
-    _Rule("weight", rf"\((?P<word>[^()]+)\){_SIGNS}", _word),
-    _Rule("weight", r"\((?P<word>[^()]+)\)(?P<figure>\d*\.\d+)(?!\w)", _word),
-    _Rule("weight", rf"(?<!\()(?P<marks>\(+)\s*{_INNER}(?P<close>\)+)", _word, _is_remark),
-    _Rule("weight", rf"(?<!\[)(?P<marks>\[+)\s*{_INNER}(?P<close>\]+)", _word, _is_remark),
-    _Rule("weight", rf"(?<!\{{)(?P<marks>\{{+)\s*{_INNER}(?P<close>\}}+)", _word, _is_remark),
-    _Rule("weight", rf"{_ARTICLE}(?P<marks>\[)(?P<word>{_NAME})\](?=\s+\w)", _word, _is_hedge),
-    _Rule("weight", rf"(?<![\w'\u2019-])(?P<word>{_NAME})::(?P<figure>{_NUMBER})(?!\w)", _word),
-    _Rule("emoji", _EMOJIS, _blank, word=_emoji_names),
+    _Rule("choice", r"[\[{](?P<word>([^][{}|]*)(?:\|[^][{}|]*)+)[]}]", r"\2", word=_choices),
+    _Rule("steps", rf"\[(?P<old>[^][:]*):(?P<word>[^][:]*):\s*{_NUMBER}\]", _WORD, _is_time),
+    _Rule("steps", r"\[(?P<old>)(?P<word>[^][:]+):\s*0?\.\d+\]", _WORD, _is_time),
+    _Rule("escape", r"\\(?P<word>[()\[\]])", _WORD),
+    _Rule("weight", rf"(?<![\w'-])(?=\w{{3}})(?P<word>{_NAME}){_SIGNS}", _WORD, _is_name),
+    _Rule("weight", rf"\((?P<word>[^()]+)\){_SIGNS}", _WORD),
+    _Rule("weight", r"\((?P<word>[^()]+)\)(?P<figure>\d*\.\d+)(?!\w)", _WORD),
+    _Rule("weight", rf"(?<!\()(?P<marks>\(+)\s*{_INNER}(?P<close>\)+)", _WORD, _is_remark),
+    _Rule("weight", rf"(?<!\[)(?P<marks>\[+)\s*{_INNER}(?P<close>\]+)", _WORD, _is_remark),
+    _Rule("weight", rf"(?<!\{{)(?P<marks>\{{+)\s*{_INNER}(?P<close>\}}+)", _WORD, _is_remark),
+    _Rule("weight", rf"{_ARTICLE}(?P<marks>\[)(?P<word>{_NAME})\](?=\s+\w)", _WORD, _is_hedge),
+    _Rule("weight", rf"(?<![\w'\u2019-])(?P<word>{_NAME})::(?P<figure>{_NUMBER})(?!\w)", _WORD),
+    _Rule("emoji", _EMOJIS, " ", word=_emoji_names),
 )
 """Applied in this order, each to the text that those before it have left."""
 
 WEAK_RULES = (
-    _Rule("join", r"(?<!\S)(?:BREAK|AND)(?!\S)", _conjunction, _is_capital),
-    _Rule("weight", rf"{_ARTICLE}(?P<marks>\()(?P<word>{_NAME})\)(?=\s+\w)", _word, _is_hedge),
-    _Rule("weight", _IN_A_LIST, _word, _is_hedge),  # (red), (large)
+    _Rule("join", r"(?<!\S)BREAK(?!\S)", ",", _is_capital),
+    _Rule("join", r"(?<!\S)AND(?!\S)", "and", _is_capital),
+    _Rule("weight", rf"{_ARTICLE}(?P<marks>\()(?P<word>{_NAME})\)(?=\s+\w)", _WORD, _is_hedge),
+    _Rule("weight", _IN_A_LIST, _WORD, _is_hedge),  # (red), (large)
 )
 """Applied after `RULES`, to texts that have other marks: captions have these, too."""
