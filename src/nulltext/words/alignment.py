@@ -34,13 +34,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nulltext.constants import Alignment
 from nulltext.errors import OptionError, PromptError
 from nulltext.words.prompts import TokenizedPrompt, find_words, is_punctuation, quoted, word_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pair = tuple[int | None, int | None]
 
@@ -79,6 +80,8 @@ def attention_map(
     `auto` gives the attention of a substituted word to its substitute; `refine` carries only the
     words that both prompts have; `replace` pairs words by position and requires equally many.
     """
+    import torch
+
     assert source.length == target.length, "both prompts must come from the same tokenizer"
     mapping = torch.zeros(source.length, source.length)
     gate = torch.zeros(source.length)
@@ -103,6 +106,8 @@ def token_weights(target: TokenizedPrompt, weights: Mapping[str, float]) -> Tens
 
     Args: weights: finite factor by word or phrase; where two name the same token, the later wins.
     """
+    import torch
+
     factors = torch.ones(target.length)
     for word, factor in weights.items():
         # Finite in float32, which math.isfinite does not ask; a NaN fails any comparison.
@@ -146,6 +151,8 @@ def _carried_words(
 
 def _carry_padding(mapping: Tensor, gate: Tensor, source_start: int, target_start: int) -> None:
     """Fill, in place, the block of the paddings that begin at the two positions."""
+    import torch
+
     n, m = len(gate) - source_start, len(gate) - target_start
     if n and m:
         # In units of 1 / (n m), so that the cuts are whole numbers.
