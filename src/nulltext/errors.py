@@ -34,7 +34,7 @@ class ImageError(UserError):
 
 
 class ModelError(UserError):
-    """A checkpoint is missing, is no Stable Diffusion pipeline, or is of an unsupported kind."""
+    """A checkpoint is missing, not a Stable Diffusion pipeline, or of an unsupported kind."""
 
 
 class InversionFileError(UserError):

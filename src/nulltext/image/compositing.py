@@ -42,7 +42,7 @@ from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
 from nulltext.image.saving import Picture
 
 SMOOTHING = 1 / 64
-"""Standard deviation of G in parts of the side: single pixels that flicker are no region."""
+"""Standard deviation of G in parts of the side: flickering pixels do not make a region."""
 GROWTH = 1 / 32
 """By how much of the side a derived region is dilated, and again faded."""
 FADE = 1 / 48
@@ -54,7 +54,7 @@ WINDOW = 1 / 64
 STRUCTURE = (0.03 * 2) ** 2 / 2
 """C3 of SSIM for values that span 2: structure below it is noise."""
 BINS = 256
-"""Of the histogram that Otsu's threshold is computed on."""
+"""Bins of the histogram for Otsu's threshold."""
 TILE = 1 << 16
 """Pixels that are processed at a time: they stay in the processor's cache."""
 LUMA = (0.299, 0.587, 0.114)
@@ -220,7 +220,7 @@ def compare_pictures(before: Picture, after: Picture, kept: Tensor, box: CropBox
     """Compare two pictures of one size, at 16 bits if one of them has them.
 
     Args:
-        kept: [box.height, box.width], bool: what was not to change; nothing was outside the box.
+        kept: [box.height, box.width], bool: the pixels that were to stay, as all outside the box.
     """
     width, height = before.image.size
     deep = before.deep is not None or after.deep is not None

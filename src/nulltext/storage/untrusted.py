@@ -85,7 +85,7 @@ def decode_text(data: bytes) -> str:
 def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the bytes of each line, as UTF-8 without a mark, one at a time.
 
-    A line of more than `longest` bytes is cut off one byte behind them.
+    A longer line than `longest` bytes is cut after `longest` + 1 bytes.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -129,7 +129,7 @@ def has_byte_order_mark(path: Path) -> bool:
 
 def _opened(path: Path) -> io.BufferedReader:
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return path.open("rb")
 
 

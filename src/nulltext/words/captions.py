@@ -92,7 +92,7 @@ ACTIONS = frozenset((
     "walking", "wearing",
 ))
 # fmt: on
-MOST_WORDS = 100
+MAX_WORDS = 100
 
 POLITE = re.compile(
     r"^(?:(?:please|now|then|just|can you|could you|would you|i want(?: you)? to|let's)[\s,]+)+"
@@ -145,7 +145,7 @@ def read_instruction(source: str, target: str) -> Instruction | None:
         source: the caption of the photo; if it is empty, fewer targets count as instructions.
     """
     words = target.rstrip(".!? \n").lower().split()
-    if len(words) > MOST_WORDS:
+    if len(words) > MAX_WORDS:
         return None
     text = POLITE.sub("", " ".join(words))
     read = VERB.fullmatch(text)
@@ -164,7 +164,7 @@ def read_instruction(source: str, target: str) -> Instruction | None:
 def _is_label(words: list[str]) -> bool:
     """Recognise "remove shoes sign", but not "remove the sign", "make it a red poster"."""
     before = [word for word in words[-3:-1] if word not in COLOURS]
-    return words[-1] in LABELS and before[-1:] not in [[each] for each in DETERMINERS]
+    return words[-1] in LABELS and not (before and before[-1] in DETERMINERS)
 
 
 def _is_order(verb: str, rest: list[str], known: Collection[str]) -> bool:

@@ -70,7 +70,7 @@ class Word:
     start: int
     """Offset of its first character."""
     end: int
-    """Offset behind its last character."""
+    """Offset after its last character."""
     tokens: tuple[int, ...]
     """Its adjacent positions in the padded token sequence, where 0 is BOS."""
     name: str
