@@ -73,8 +73,8 @@ def test_a_saved_array_is_read_as_the_array(tmp_path):
         (RGB[0, 0], ["shape [3]", "[H, W, 3]"]),
         (RGB[:0], ["[0, 12, 3]"]),
         (RGB[:4], ["12 x 4 px"]),
-        ([RGB], ["A list is no image"]),
-        (None, ["A NoneType is no image"]),
+        ([RGB], ["A list is not an image"]),
+        (None, ["A NoneType is not an image"]),
     ],
 )
 def test_what_is_no_image_is_refused_by_shape_type_and_range(source, words):

@@ -80,7 +80,8 @@ class CropBox:
         """Undo `as_list`; raise OptionError unless `values` are four integers."""
         if len(values) != 4 or any(type(value) is not int for value in values):
             raise OptionError(
-                f"The crop box {values!r} is no list of four integers: give [x, y, width, height]."
+                f"The crop box {values!r} is not a list of four integers: give [x, y, width,"
+                " height]."
             )
         return cls(*values)
 

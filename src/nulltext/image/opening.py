@@ -114,8 +114,8 @@ def open_image(
         yield OpenImage(convert_array(source, name), name)  # type: ignore[arg-type]
     elif not isinstance(source, str | Path):
         raise ImageError(
-            f"A {type(source).__name__} is no image: give a path, a PIL image, a numpy array or a"
-            " tensor."
+            f"A {type(source).__name__} is not an image: give a path, a PIL image, a numpy array"
+            " or a tensor."
         )
     else:
         path, name = Path(source), f"'{source}'"
@@ -232,7 +232,7 @@ def _check_size(source: OpenImage, max_pixels: int) -> None:
     most = BOMB_GREY if image.mode in ("1", "L") else BOMB_PIXELS
     if pixels > max(most, BOMB_RATIO * size):
         raise ImageError(
-            f"{name} claims {pixels:,} pixels in {size:,} bytes, as no photo does: it may be "
+            f"{name} claims {pixels:,} pixels in {size:,} bytes, more than a photo has: it may be "
             "damaged, or made to fill memory; a mask is read in greyscale."
         )
     if min(width, height) < MIN_SIDE:
