@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
+from nulltext.diffusion.loops import run
 from nulltext.errors import OutOfMemoryError, UserError, convert_out_of_memory, is_out_of_memory
-from nulltext.inversion.record import run
 
 ABSURD = 2**50
 """Numbers that no machine has the memory for."""

@@ -23,7 +23,8 @@ CAPTIONER = "flowers"
 """Name of the bundled captioner."""
 AUTO = "auto"
 """Stands for a source prompt that the captioner is to write."""
-METHOD = "null-text"
+METHOD = "null-text-secant"
+"""Method of the default budget."""
 NUM_STEPS = 50
 """T in both papers."""
 BUDGET = "balanced"
@@ -49,6 +50,7 @@ class Method(StrEnum):
     """Names of the inversion methods."""
 
     NULL_TEXT = "null-text"
+    NULL_TEXT_SECANT = "null-text-secant"
     DDIM = "ddim"
     DIRECT = "direct"
     NEGATIVE_PROMPT = "negative-prompt"
@@ -59,14 +61,6 @@ class Method(StrEnum):
     TEXTUAL_PIVOT = "textual-pivot"
     TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
     MODEL_TUNING = "model-tuning"
-
-
-class Solver(StrEnum):
-    """Names of the null-text solvers."""
-
-    ADAM = "adam"
-    GAUSS_NEWTON = "gauss-newton"
-    SECANT = "secant"
 
 
 class Budget(StrEnum):

@@ -37,8 +37,8 @@ def replay(
     from nulltext.image.images import from_uint8, to_pil
     from nulltext.image.saving import check_writable, save_image
     from nulltext.inversion.record import Inversion
-    from nulltext.inversion.sampling import check_model
-    from nulltext.inversion.sampling import replay as replay_inversion
+    from nulltext.inversion.replay import check_model
+    from nulltext.inversion.replay import replay as replay_inversion
 
     target = output or Path(f"{file.stem}-replay.png")
     check_writable(target)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nulltext import constants
-from nulltext.constants import AUTO, Budget, Detail, Method, NullStart, Solver
+from nulltext.constants import AUTO, Budget, Detail, Method, NullStart
 from nulltext.errors import OptionError
 from nulltext.jobs.captions import check_captioner_use
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nulltext.image.images import CropBox, SizeChoice
     from nulltext.image.photos import Photo
-    from nulltext.inversion.budgets import Plan
+    from nulltext.inversion.budgets import Budget as Plan
     from nulltext.inversion.record import Inversion
 
 SMALLEST_CROP = 256
@@ -35,7 +35,6 @@ class Request:
     method: Method | None = None
     steps: int | None = None
     budget: Budget | None = None
-    solver: Solver | None = None
     inner_steps: int | None = None
     null_start: NullStart | None = None
     guidance: float | None = None
@@ -73,7 +72,7 @@ class Request:
             if self.source is None:
                 raise OptionError('There is no --source; say what the photo shows: --source "…".')
             return
-        effort = ("method", "steps", "budget", "solver", "inner_steps", "null_start")
+        effort = ("method", "steps", "budget", "inner_steps", "null_start")
         settled = (*effort, "guidance", "crop", "size", "seed", "save_inversion")
         given = [name for name in settled if getattr(self, name) is not None]
         if given:
@@ -105,9 +104,8 @@ class Request:
         from nulltext.inversion.budgets import planned
 
         return planned(
-            self.method or Method.NULL_TEXT,
+            self.method,
             budget=self.budget,
-            solver=self.solver,
             num_steps=self.steps,
             inner_steps=self.inner_steps,
             null_start=self.null_start,
