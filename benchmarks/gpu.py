@@ -192,7 +192,7 @@ def doctor_part(bench: Bench, dtype: Any) -> dict[str, Any]:
         num_steps=2 if bench.small else 20,
         on_part=bench.check,
     )
-    return report_of(health, nulltext.defaults.MODEL)
+    return report_of(health, nulltext.constants.MODEL)
 
 
 def tests_part(bench: Bench) -> dict[str, Any]:
