@@ -1,4 +1,4 @@
-"""The house holds: imports point one way, the public face is what it says, import is cheap."""
+"""Architecture: imports point one way, the public names are complete, importing is cheap."""
 
 from __future__ import annotations
 
