@@ -44,6 +44,7 @@ from nulltext.image.opening import (
     open_image,
     photo_array,
 )
+from nulltext.reprs import short_repr
 
 Deep: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 """Colours of 16 bits a channel: [H, W, 3] or, with opacity, [H, W, 4]; 0 to 65535."""
@@ -78,6 +79,8 @@ class Photo:
     coding: Mapping[str, Any] | None = None
     """Options of Pillow's encoder that compress as the JPEG file was; None for other files, for
     halved colour resolution, which would be lost once more, and if the pixels were turned."""
+
+    __repr__ = short_repr
 
     @property
     def size(self) -> tuple[int, int]:
