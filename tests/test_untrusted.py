@@ -62,7 +62,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     (tmp_path / "five").write_text("12345")
     os.mkfifo(tmp_path / "pipe")
     assert read_text(tmp_path / "five", 5) == "12345"
-    for name, words in (("five", "larger than"), ("pipe", "no regular"), (".", "no regular")):
+    for name, words in (("five", "larger than"), ("pipe", "not a regular"), (".", "not a regular")):
         with pytest.raises(ValueError, match=words):
             read_text(tmp_path / name, 4)
     with pytest.raises(FileNotFoundError):
