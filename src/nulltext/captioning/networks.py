@@ -105,7 +105,6 @@ class MlpSettings:
     features: int = 512
     """Width of the image embedding."""
     hidden: int = 3840
-    """Width of the hidden layer."""
     prefix_length: int = 10
     """P: tokens' places that the photo takes."""
     width: int = 768
@@ -137,15 +136,12 @@ class TransformerSettings:
     """Sizes of the transformer mapper; the published ones, for ViT-B/32 and GPT-2."""
 
     features: int = 512
-    """Width of the image embedding."""
     clip_length: int = 40
     """K: rows that the embedding is spread over."""
     prefix_length: int = 40
     """P: learnt constants, and tokens' places that the photo takes."""
     width: int = 768
-    """D: width of GPT-2."""
     layers: int = 8
-    """Number of layers."""
     heads: int = 8
     """Attention heads of each layer; divides the width."""
     hidden: int = 1536

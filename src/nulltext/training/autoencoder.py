@@ -129,10 +129,12 @@ class DecoderStage(AutoencoderStage):
 def pixel_loss(image: Tensor, decoded: Tensor, weights: AutoencoderLoss) -> Tensor:
     """Compute the terms of L that compare images [B, 3, H, W] in [-1, 1]."""
     error = decoded.float() - image
+    square = error.square().mean()
     gradient = sum(
         (torch.diff(decoded.float(), dim=d) - torch.diff(image, dim=d)).abs().mean()
         for d in (-1, -2)
     )
-    loss = error.abs().mean() + weights.gradient * gradient
-    loss = loss + weights.square * error.square().mean()
-    return loss + weights.coarse * functional.avg_pool2d(error, 2).abs().mean()
+    coarse = functional.avg_pool2d(error, 2).abs().mean()
+    absolute = error.abs().mean()
+    loss = absolute + weights.gradient * gradient + weights.square * square
+    return loss + weights.coarse * coarse

@@ -165,7 +165,8 @@ def grounding_loss(
         return masks.new_zeros(())
     losses = []
     for site in maps.sites.values():
-        flower = functional.adaptive_avg_pool2d(masks[:, None], site.shape[-2:])
+        size = (site.shape[-2], site.shape[-1])
+        flower = functional.adaptive_avg_pool2d(masks[:, None], size)
         parts = torch.cat([flower, 1.0 - flower], dim=1)  # in the order of ROLES
         attention = torch.einsum("brl,blhw->brhw", words, site)
         share = (attention * parts).sum((-2, -1)) / (attention.sum((-2, -1)) + TINY)

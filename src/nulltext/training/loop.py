@@ -92,10 +92,9 @@ class Objective(Protocol):
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along orthogonal momentum; a group has `lr` and `weight_decay`."""
+    """Steps along orthogonal momentum, of float32 weights of two or more dimensions."""
 
     def __init__(self, params: Iterable[Tensor], *, weight_decay: float) -> None:
-        """Args: params: weights of two or more dimensions, float32."""
         super().__init__(params, {"lr": 0.0, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -157,22 +156,16 @@ def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[torch.op
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    optimizers: list[torch.optim.Optimizer] = []
-    if groups:
-        optimizers.append(torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True))
-    if muon:
-        optimizers.append(Muon(muon, weight_decay=settings.weight_decay))
-    return optimizers
+    adamw = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
+    return [adamw, Muon(muon, weight_decay=settings.weight_decay)] if muon else [adamw]
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
     """Compute the learning rate of update number `step`, from 0."""
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
-    fall = math.cos(0.5 * math.pi * step / settings.steps) ** 2
-    return (
-        settings.learning_rate * warm * (settings.final_share + (1 - settings.final_share) * fall)
-    )
+    floor = settings.final_share
+    fall = floor + (1 - floor) * math.cos(0.5 * math.pi * step / settings.steps) ** 2
+    return settings.learning_rate * warm * fall
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -101,10 +101,6 @@ class CaptionSettings:
     """A word of plain English is inserted."""
 
 
-EXACT_CAPTIONS = CaptionSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-"""Captions that name everything that is known, and nothing else."""
-
-
 @dataclass(frozen=True)
 class ViewSettings:
     """How photos are varied for the UNet."""
@@ -148,11 +144,9 @@ class AutoencoderRecipe:
     crop: int = 64
     """Side of the training crops in pixels."""
     loss: AutoencoderLoss = field(default_factory=AutoencoderLoss)
-    """Weights of the loss."""
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(6000, 24, 1e-3))
-    """Training of encoder and decoder together."""
     decoder_loop: LoopSettings = field(default_factory=lambda: LoopSettings(3000, 24, 3e-4))
-    """Training of the decoder alone, after that, with the same latents."""
+    """Training of the decoder alone, after that of both, with the same latents."""
 
     def __post_init__(self) -> None:
         _check_sizes("autoencoder", self.channels, (self.norm_groups,))
@@ -200,17 +194,13 @@ class DenoiserRecipe:
     text_width: int = 192
     """Width of the text encoder, and of what the UNet reads."""
     text_layers: int = 3
-    """Layers of the text encoder."""
     text_heads: int = 3
-    """Heads of each of them."""
     beta_end: float = 0.012
     """Noise of the last timestep. At Stable Diffusion's 0.012, 7% of the latents shine through it,
     and small ones have too few pixels for noise to hide their mean colours behind: samples then
     take theirs from the noise, not from the words (Lin et al. 2024)."""
     loss: DenoiserLoss = field(default_factory=DenoiserLoss)
-    """Weights of the loss."""
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(4000, 64, 4e-4))
-    """Training of UNet and text encoder together."""
     prompts: tuple[str, ...] = ("a photo of a flower",) * 8
     """Prompts of the sample pictures."""
 
@@ -260,28 +250,24 @@ class CaptionerRecipe:
     width: int = 192
     """Width of a new CLIP and of its embedding, and of GPT-2."""
     vision_layers: int = 5
-    """Layers of a new CLIP."""
     heads: int = 4
     """Heads of each layer of a new CLIP and of GPT-2."""
     language_layers: int = 3
-    """Layers of GPT-2."""
     prefix_length: int = 6
     """Tokens' places that the photo takes."""
     hidden: int = 384
     """Hidden width of the mapper, an MLP."""
-    captions: CaptionSettings = EXACT_CAPTIONS
-    """How captions are composed."""
+    captions: CaptionSettings = CaptionSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    """By default, everything that is known is named."""
     required: tuple[str, ...] = ()
     """Labels without which a photo teaches no words, so that the captioner does not learn to leave
     out what is merely unknown."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """How photos are varied."""
     label_weight: float = 0.5
     """a: weight of the labels' losses."""
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(6000, 64, 6e-4, weight_decay=0.05)
     )
-    """Training of the three networks together."""
 
     def __post_init__(self) -> None:
         _check_sizes("captioner", (self.side,), (self.patch, self.heads))
@@ -307,7 +293,6 @@ class Recipe:
     """Everything that a model is made from, apart from the photos."""
 
     name: str
-    """Name of the model."""
     resolution: int = 128
     """Side of its pictures in pixels."""
     photo_side: int = 160
@@ -315,17 +300,11 @@ class Recipe:
     seed: int = 0
     """Seed of all random numbers."""
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
-    """Size of the vocabulary and of a prompt."""
     captions: CaptionSettings = field(default_factory=CaptionSettings)
-    """How captions are composed from labels."""
     views: ViewSettings = field(default_factory=ViewSettings)
-    """How photos are cropped and recoloured."""
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
-    """Pixels to latents and back."""
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
-    """Latents from noise and words."""
     captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
-    """Words from photos."""
     guidance_scale: float = 0.0
     """Guidance scale that is suggested for inversions and edits; 0 suggests none."""
 
@@ -403,7 +382,7 @@ def from_json(kind: Any, value: Any, place: str) -> Any:
         OptionError: a field is missing, unknown, or of a wrong type.
     """
     shown = shortened(repr(value))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise OptionError(f"{place} is {shown}; expected an object with fields.")
         known = typing.get_type_hints(kind)

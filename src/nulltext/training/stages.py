@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -204,7 +204,7 @@ class TrainingRun:
         unet = build_unet(self.recipe)
         text_encoder = build_text_encoder(self.recipe, tokenizer)
         if self.origin is not None:
-            old = self.origin.components["text_encoder"]
+            old: Any = self.origin.components["text_encoder"]
             warm_start(unet, dict(self.origin.unet.named_parameters()))
             warm_start(text_encoder, dict(old.named_parameters()))
             warm_start_embeddings(
