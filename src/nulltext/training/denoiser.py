@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nulltext.attention.maps import Bystander, StepMaps, Watched
+from nulltext.attention.maps import NoOpController, ProbedController, StepMaps
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
-from nulltext.diffusion.guidance import guided_noise
+from nulltext.diffusion.loops import Conditions, sample_step
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -102,8 +102,8 @@ class DenoiserStage:
         embeds = self.text_encoder(ids).last_hidden_state
         maps = StepMaps(largest_self_site(*clean.shape[-2:]))
         grounded = weights.grounding > 0
-        watched = Watched(Bystander(guided=False), maps)
-        with attach(self.model.unet, watched) if grounded else nullcontext():
+        probed = ProbedController(NoOpController(guided=False), maps)
+        with attach(self.model.unet, probed) if grounded else nullcontext():
             predicted = self.model.unet(
                 noisy.latents.to(device),
                 noisy.timesteps.to(device),
@@ -217,16 +217,8 @@ def sample_latents(
     embeds = model.embed(prompts)
     for latents, rows in zip(noise.split(TOGETHER), embeds.split(TOGETHER), strict=True):
         latents = latents.to(model.device)
-        for timestep in model.schedule.timesteps(num_steps):
-            noise_pred = guided_noise(
-                model,
-                latents,
-                timestep,
-                null_embeds=null,
-                prompt_embeds=rows,
-                guidance_scale=guidance_scale,
-            )
-            cleaner = model.schedule.cleaner(timestep, num_steps)
-            latents = model.schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+        for step in model.schedule.grid(num_steps):
+            conditions = Conditions(null, rows)
+            latents = sample_step(model, step, latents, conditions, guidance_scale).latents
         finished.append(latents)
     return torch.cat(finished)
