@@ -201,7 +201,7 @@ def test_growing_keeps_the_old_latents_and_their_scale(run_of, old, pixels):
         run = run_of(f"{keep}", old, loss=AutoencoderLoss(keep=keep))
         said = [info.parts for info in autoencoder_stage(run)]
         assert ("change" in said[0]) == (keep > 0)
-        after = run.autoencoder()[0].encode(pixels).latent_dist.mode()[:, :HAD]
+        after = run.autoencoder().encode(pixels).latent_dist.mode()[:, :HAD]
         changes.append(float((after - before).square().mean()))
         views = EncodedViews(torch.randn(2, HAS, 4, 4), torch.zeros(2, 4, 4), ())
         assert run.latent_scale(views) == pytest.approx(0.37 if keep else views.scale)

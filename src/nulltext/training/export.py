@@ -123,14 +123,14 @@ def export_model(run: TrainingRun, folder: Path, *, commit: str | None = None) -
         OutputError: the folder cannot be written, or holds something else.
     """
     check_output(folder, run.recipe)
-    vae, encoder = run.autoencoder()
-    views = EncodedViews.load(run.views_path, run.views_identity(encoder))
+    vae = run.autoencoder()
+    views = EncodedViews.load(run.views_path, run.views_identity(vae))
     path = checkpoint_path(run.folder, "denoiser")
     if views is None or not path.is_file():
         raise OptionError(
             f"There is no denoiser in '{run.folder}' yet; train it first (--stage denoiser)."
         )
-    if read_checkpoint(path, None).recipe != run.depends_on(run.denoiser_settings(views, encoder)):
+    if read_checkpoint(path, None).recipe != run.depends_on(run.denoiser_settings(views, vae)):
         raise OptionError(
             f"The checkpoint '{path}' was made with other settings or photos than this recipe has; "
             "use the recipe that it was made with."

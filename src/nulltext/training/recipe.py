@@ -385,17 +385,9 @@ def from_json(kind: Any, value: Any, place: str) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise OptionError(f"{place} is {shown}; expected an object with fields.")
-        known = typing.get_type_hints(kind)
-        for name in value:
-            if name not in known:
-                likely = meant(name, known)
-                hint = f"perhaps '{likely}' is meant." if likely else f"it has {', '.join(known)}."
-                raise OptionError(f"{place} has no field {shortened(name)!r}; {hint}")
-        for own in dataclasses.fields(kind):
-            required = own.default is own.default_factory is dataclasses.MISSING
-            if required and own.name not in value:
-                raise OptionError(f"{place} lacks the field '{own.name}'.")
-        fields = {name: from_json(known[name], v, f"{place}.{name}") for name, v in value.items()}
+        types = typing.get_type_hints(kind)
+        _check_fields(kind, value, place)
+        fields = {name: from_json(types[name], v, f"{place}.{name}") for name, v in value.items()}
         return kind(**fields)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list):
@@ -408,3 +400,17 @@ def from_json(kind: Any, value: Any, place: str) -> Any:
     if kind in (int, float) and not 0 <= value <= MAX_NUMBER:
         raise OptionError(f"{place} is {shown}; expected a number from 0 to {MAX_NUMBER:,}.")
     return kind(value)
+
+
+def _check_fields(kind: Any, value: Mapping[str, Any], place: str) -> None:
+    """Refuse unknown and missing fields of a settings class."""
+    fields = {own.name: own for own in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            likely = meant(name, fields)
+            hint = f"perhaps '{likely}' is meant." if likely else f"it has {', '.join(fields)}."
+            raise OptionError(f"{place} has no field {shortened(name)!r}; {hint}")
+    for own in fields.values():
+        required = own.default is own.default_factory is dataclasses.MISSING
+        if required and own.name not in value:
+            raise OptionError(f"{place} lacks the field '{own.name}'.")

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,10 +54,16 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 HELD_OUT_EVERY = 20
-"""Every so many-th photo is kept for the sample pictures where no split is given."""
 MAX_HELD_OUT = 64
 
 Stage = Generator[TrainInfo, None, None]
+
+
+class Splits(NamedTuple):
+    """Examples to train on, and examples for sample pictures."""
+
+    trained: list[Example]
+    held_out: list[Example]
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class TrainingRun:
     """Vision model for the captioner to begin with; None for a new one."""
 
     @cached_property
-    def splits(self) -> tuple[list[Example], list[Example]]:
-        """Training and held-out examples."""
+    def splits(self) -> Splits:
+        """The photos, with one in 20 held out for the sample pictures where no split is given."""
         everything = read_dataset(self.photos)
         trained = [example for example in everything if example.split == TRAIN]
         held_out = [example for example in everything if example.split != TRAIN]
@@ -88,12 +94,12 @@ class TrainingRun:
             held_out = everything[::HELD_OUT_EVERY]
         if not trained:
             raise DataError(f"'{self.photos}' has no photo of the split '{TRAIN}' to train on.")
-        return trained, held_out
+        return Splits(trained, held_out)
 
     @property
     def examples(self) -> list[Example]:
-        """Training examples."""
-        return self.splits[0]
+        """Examples to train on."""
+        return self.splits.trained
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -103,7 +109,7 @@ class TrainingRun:
     @cached_property
     def held_out_pixels(self) -> Tensor:
         """Held-out photos, uint8 [N, 3, S, S]."""
-        return load_pixels(self.splits[1][:MAX_HELD_OUT], self.recipe.photo_side)
+        return load_pixels(self.splits.held_out[:MAX_HELD_OUT], self.recipe.photo_side)
 
     @cached_property
     def words(self) -> str:
@@ -149,8 +155,8 @@ class TrainingRun:
         tokenizer.save_pretrained(kept)
         return tokenizer
 
-    def autoencoder(self) -> tuple[AutoencoderKL, str]:
-        """Load the trained autoencoder, with the later decoder if any, and its encoder's digest.
+    def autoencoder(self) -> AutoencoderKL:
+        """Load the trained autoencoder, with the later decoder if there is one.
 
         Raises:
             OptionError: its stage has not been trained to the end.
@@ -164,31 +170,29 @@ class TrainingRun:
             )
         vae = build_autoencoder(self.recipe)
         load_average(vae, path)
-        weights = sorted(vae.requires_grad_(False).named_parameters())
-        encoder = [w for name, w in weights if name.startswith(("encoder.", "quant_conv."))]
         later = checkpoint_path(self.folder, "decoder")
         if later.is_file():
             for name in ("decoder", "post_quant_conv"):
                 load_average(getattr(vae, name), later, f"{name}.")
-        return vae, digest(b"".join(weight.numpy().tobytes() for weight in encoder))
+        return vae.requires_grad_(False)
 
     @property
     def views_path(self) -> Path:
         """File of the encoded views."""
         return self.folder / "views.safetensors"
 
-    def views_identity(self, encoder: str) -> str:
+    def views_identity(self, vae: AutoencoderKL) -> str:
         """Text of what encoded views depend on."""
         recipe = self.recipe
-        settings = json.dumps([asdict(recipe.views), recipe.seed, self.words, encoder])
-        return self.depends_on(settings)
+        settings = [asdict(recipe.views), recipe.seed, self.words, encoder_digest(vae)]
+        return self.depends_on(json.dumps(settings))
 
-    def denoiser_settings(self, views: EncodedViews, encoder: str) -> str:
+    def denoiser_settings(self, views: EncodedViews, vae: AutoencoderKL) -> str:
         """Text of what a denoiser's weights depend on beside photos, seed and loop."""
         settings = asdict(replace(self.recipe.denoiser, prompts=()))
         settings.pop("loop")
         captions, scale = asdict(self.recipe.captions), self.latent_scale(views)
-        return json.dumps([settings, captions, scale, self.views_identity(encoder)])
+        return json.dumps([settings, captions, scale, self.views_identity(vae)])
 
     def latent_scale(self, views: EncodedViews) -> float:
         """Return the scaling factor: the origin's if its latents are kept, or for unit variance."""
@@ -224,6 +228,12 @@ class TrainingRun:
             feature_extractor=None,
             requires_safety_checker=False,
         )
+
+
+def encoder_digest(vae: AutoencoderKL) -> str:
+    """Identify the weights of an autoencoder's encoder."""
+    own = [(n, w) for n, w in vae.named_parameters() if n.startswith(("encoder.", "quant_conv."))]
+    return digest(b"".join(weight.detach().cpu().numpy().tobytes() for _, weight in sorted(own)))
 
 
 def check_origin(recipe: Recipe, origin: LatentDiffusion | None) -> None:
@@ -271,16 +281,17 @@ def autoencoder_stage(run: TrainingRun) -> Stage:
 
 def decoder_stage(run: TrainingRun) -> Stage:
     """Train the decoder alone."""
-    vae, encoder = run.autoencoder()
+    vae = run.autoencoder()
+    settings = encoder_digest(vae)
     vae.to(run.device).train()
     objective = DecoderStage(vae, run.pixels, run.held_out_pixels, run.recipe)
-    yield from run.train(objective, run.recipe.autoencoder.decoder_loop, encoder)
+    yield from run.train(objective, run.recipe.autoencoder.decoder_loop, settings)
 
 
 def denoiser_stage(run: TrainingRun) -> Stage:
     """Encode the photos, unless that is done, and train UNet and text encoder."""
-    vae, encoder = run.autoencoder()
-    identity = run.views_identity(encoder)
+    vae = run.autoencoder()
+    identity = run.views_identity(vae)
     views = EncodedViews.load(run.views_path, identity)
     if views is None:
         vae.to(run.device).eval()
@@ -289,7 +300,7 @@ def denoiser_stage(run: TrainingRun) -> Stage:
     model = from_pipe(run.build_pipeline(vae, views).to(run.device))
     objective = DenoiserStage(replace(model, name=run.recipe.name), views, run.recipe)
     objective.module.train()
-    settings = run.denoiser_settings(views, encoder)
+    settings = run.denoiser_settings(views, vae)
     yield from run.train(objective, run.recipe.denoiser.loop, settings)
 
 
