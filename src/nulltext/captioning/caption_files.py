@@ -90,14 +90,14 @@ def captions_field(line: Mapping[str, Any], path: Path, number: int) -> tuple[st
     """
     captions = line.get("captions", [line.get("caption")])
     captions = [captions] if isinstance(captions, str) else captions
-    said = captions if isinstance(captions, list) else []
-    cleaned = [clean(one) for one in said if isinstance(one, str)]
-    if not cleaned or len(cleaned) < len(said) or not all(one.strip() for one in cleaned):
+    values = captions if isinstance(captions, list) else []
+    texts = [clean(value) for value in values if isinstance(value, str)]
+    if not texts or len(texts) < len(values) or not all(text.strip() for text in texts):
         raise DataError(
             f'\'{path}\', line {number}, has no "caption" (or "captions")'
             f"{_instead(line, 'caption')}."
         )
-    return tuple(cleaned)
+    return tuple(texts)
 
 
 def label_fields(line: Mapping[str, Any], path: Path, number: int) -> dict[str, str | None]:
@@ -158,14 +158,14 @@ def captions_beside(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
         if path.is_file():
             texts.setdefault(path.with_suffix(""), path)
     for path in sorted(_files(folder, PICTURES)):
-        text = texts.get(path.with_suffix("")) or texts.get(path)
-        if text is None:
+        beside = texts.get(path.with_suffix("")) or texts.get(path)
+        if beside is None:
             continue
         try:
-            lines = read_text(text, MAX_BYTES).split("\n")
+            lines = read_text(beside, MAX_BYTES).split("\n")
         except (OSError, ValueError) as error:
-            raise DataError(f"'{text}' cannot be read ({reason_of(error)}).") from error
-        captions = tuple(said for line in lines if (said := clean(line).strip()))
+            raise DataError(f"'{beside}' cannot be read ({reason_of(error)}).") from error
+        captions = tuple(text for line in lines if (text := clean(line).strip()))
         if captions:
             yield path, captions
 
@@ -182,30 +182,30 @@ def note_on_left_out(folder: Path) -> str:
             keys = [key for key in ("file", "mask") if line.get(key) is not None]
             named.update(file_field(line, key, table, number) for key in keys)
     named = named or {path for path, _ in captions_beside(folder)}
-    said = left_out(folder, named) if named else ""
-    return f"Note: left out of '{folder}': {said}." if said else ""
+    found = left_out(folder, named) if named else ""
+    return f"Note: left out of '{folder}': {found}." if found else ""
 
 
 def left_out(folder: Path, named: Collection[Path] = ()) -> str:
     """Describe a folder's pictures that are not among `named`: how many, the first, and why."""
-    said = []
-    for endings, one, why in (
+    parts = []
+    for suffixes, noun, why in (
         (PICTURES, "picture", "without a caption"),
         (NOT_READ, "file", "of a format that is not read"),
     ):
-        names = [p.relative_to(folder).as_posix() for p in _files(folder, endings) - {*named}]
+        names = [p.relative_to(folder).as_posix() for p in _files(folder, suffixes) - {*named}]
         if names:
             more = ", …" if len(names) > SHOWN else ""
             shown = ", ".join(map(shortened, sorted(names)[:SHOWN]))
-            said.append(f"{len(names)} {one}{'s' * (len(names) > 1)} {why} ({shown}{more})")
-    return ", ".join(said)
+            parts.append(f"{len(names)} {noun}{'s' * (len(names) > 1)} {why} ({shown}{more})")
+    return ", ".join(parts)
 
 
-def _files(folder: Path, endings: Collection[str]) -> set[Path]:
+def _files(folder: Path, suffixes: Collection[str]) -> set[Path]:
     """Find files below a folder, without hidden ones (macOS's ._a.txt, .ipynb_checkpoints)."""
     return {
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in endings
+        if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }

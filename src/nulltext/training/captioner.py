@@ -5,10 +5,10 @@
 x is a random crop of a photo, mirrored at random, a little lighter or darker; f its embedding. The
 last w is the full stop. The heads read kind, colour and background off f where the photo's label
 has them: a shortcut for gradients into a vision model that begins from nothing and has few photos;
-they are not exported. Few captioned photos teach words, not sight: like ClipCap's, the vision model
-may begin with weights that were trained elsewhere (`PretrainedVision`), which then go on training;
-mapper and GPT-2 begin from nothing. There is no dropout, whose randomness is not the step's own,
-and batch statistics stay as they came: the networks train in evaluation mode.
+they are not exported. Few captioned photos suffice for words, not for vision: like ClipCap's, the
+vision model may begin with weights that were trained elsewhere (`PretrainedVision`), which then go
+on training; mapper and GPT-2 begin from nothing. There is no dropout, whose randomness is not the
+step's own, and batch statistics stay as they came: the networks train in evaluation mode.
 Source: Mokady, Hertz and Bermano 2021 (ClipCap), eq. 1 and sec. 3.1 (all parts are trained here).
 """
 
@@ -18,7 +18,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,8 @@ class PretrainedVision:
         with quiet_libraries():
             module = checkpoint.component(place.name, classes[model_type])
         preprocessing = read_preprocessing(place / PREPROCESSOR)
-        digest = hashlib.sha256(f"{json.dumps(config, sort_keys=True)} {preprocessing}".encode())
+        settings = json.dumps([config, asdict(preprocessing)], sort_keys=True)
+        digest = hashlib.sha256(settings.encode())
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.numpy().tobytes())
@@ -157,11 +158,7 @@ def build_captioner(
     seed: int,
     vision: PretrainedVision | None = None,
 ) -> Captioner:
-    """Build a captioner with weights drawn from a seed, or with a copy of a vision model.
-
-    Raises:
-        OptionError: see `preprocessing_for`.
-    """
+    """Build a captioner with weights drawn from a seed, or with a copy of a vision model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     preprocessing = preprocessing_for(recipe, vision)

@@ -10,8 +10,8 @@ A folder holds one of
     [a close-up of | a photo of | …] a [small] COLOUR KIND [with a BACKGROUND background | …]
 
 is composed anew each time, with each part left out now and then, so that the model learns what each
-word stands for, and with fillers ("small", any word of plain English), so that it learns to read
-past them. A tenth of all captions is empty, which guidance needs (Ho and Salimans 2022, sec. 3.2).
+word stands for, and with fillers ("small", any word of plain English), so that it learns to ignore
+them. A tenth of all captions is empty, which guidance needs (Ho and Salimans 2022, sec. 3.2).
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ class TrainingRun:
     @cached_property
     def words(self) -> str:
         """Digest of all captions and labels, and of the tokenizer's settings."""
-        said = [(e.captions, e.kind, e.colour, e.background) for e in self.examples]
-        return digest(repr((said, self.recipe.tokenizer)).encode())
+        words = [(e.captions, e.kind, e.colour, e.background) for e in self.examples]
+        return digest(repr((words, self.recipe.tokenizer)).encode())
 
     @cached_property
     def identity(self) -> str:
@@ -143,16 +143,16 @@ class TrainingRun:
         """Load the tokenizer, learnt in seconds when it is first needed."""
         from transformers import CLIPTokenizer
 
-        kept = self.folder / f"tokenizer-{self.words}"
-        if (kept / "tokenizer.json").is_file():
-            loaded: CLIPTokenizer = CLIPTokenizer.from_pretrained(kept)
-            return loaded
+        folder = self.folder / f"tokenizer-{self.words}"
+        if (folder / "tokenizer.json").is_file():
+            saved: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+            return saved
         settings = CaptionSettings(empty=0.0, filler=0.0)
         captions = [text for e in self.examples for text in e.captions]
         rng = step_generator(self.recipe.seed, 0)
         captions += [compose(e, settings, (), rng).text for e in self.examples if not e.captions]
         tokenizer = train_tokenizer(captions, self.recipe.tokenizer)
-        tokenizer.save_pretrained(kept)
+        tokenizer.save_pretrained(folder)
         return tokenizer
 
     def autoencoder(self) -> AutoencoderKL:
@@ -263,11 +263,7 @@ def check_origin(recipe: Recipe, origin: LatentDiffusion | None) -> None:
 
 
 def autoencoder_stage(run: TrainingRun) -> Stage:
-    """Train encoder and decoder.
-
-    Raises:
-        OptionError: the recipe keeps an autoencoder that is missing or does not fit.
-    """
+    """Train encoder and decoder."""
     check_origin(run.recipe, run.origin)
     vae, own = build_autoencoder(run.recipe), run.recipe.autoencoder
     origin = None if run.origin is None else run.origin.vae

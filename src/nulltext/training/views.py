@@ -3,7 +3,7 @@
 Of each photo the first two views are the whole square and its mirror image; the others are random
 crops, mirrored at random, and some of them recoloured: the hue of the flower's pixels is turned, so
 that the caption's colour word and the picture change together and nothing else does. That is how
-kinds are seen in colours that they rarely have.
+the model sees kinds in colours that they rarely have.
 
 Labels say what a photo shows, not where. A rough split of the pixels into what may be petal
 (warm, purple or bright) and what hardly is (foliage, sky, shade) starts a graph cut (GrabCut),
@@ -43,7 +43,7 @@ Floats = NDArray[np.float32]
 ENCODED_TOGETHER = 32
 GRABCUT_ROUNDS = 3
 MIN_SHARE, MAX_SHARE = 0.03, 0.9
-"""Shares of the picture between which an outline is believed."""
+"""Shares of the picture between which an outline is plausible."""
 LEAST_PIXELS = 0.01
 """Share of the picture that flower and background each need before the cut can start."""
 HOLE, SPECK = 0.06, 0.004
@@ -64,7 +64,7 @@ class Segmentation(NamedTuple):
     """Flower and background of a photo."""
 
     mask: Mask | None = None
-    """[H, W], true at the flower; None where no outline is believed."""
+    """[H, W], true at the flower; None without a plausible outline."""
     colour: str | None = None
     """The flower's colour."""
     background: str | None = None
@@ -100,7 +100,7 @@ def rgb(hue: Floats, saturation: Floats, value: Floats) -> Pixels:
 
 
 def outline(pixels: Pixels) -> Mask | None:
-    """Find the flower's pixels [H, W]; None where no outline is believed."""
+    """Find the flower's pixels [H, W]; None without a plausible outline."""
     cv2 = _opencv()
     labels = _first_guess(cv2, pixels)
     possible = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).mean()
@@ -218,16 +218,15 @@ def views_of(
 ) -> Iterator[View]:
     """Yield the views of a photo [3, S, S].
 
-    Labels read off the middle of a photo mistake the heart of a daisy for its petals: where an
-    outline is believed, the colours that are seen replace them.
+    Labels read off the middle of a photo mistake the heart of a daisy for its petals: inside a
+    plausible outline, the colours of the pixels replace them.
     """
     image, mask = np.ascontiguousarray(photo.transpose(1, 2, 0)), None
     if not example.captions:
-        seen = segment(image)
-        mask = seen.mask
+        mask, colour, background = segment(image)
         if mask is not None:
-            background = seen.background or example.background
-            example = replace(example, colour=seen.colour, background=background)
+            background = background or example.background
+            example = replace(example, colour=colour, background=background)
     for number in range(settings.views):
         picture, shape, shown = image, mask, example
         if number >= 2:
