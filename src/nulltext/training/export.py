@@ -16,6 +16,7 @@ import torch
 from nulltext.captioning.folder import check_captioner_target, save_captioner
 from nulltext.captioning.networks import vision_class
 from nulltext.errors import OptionError, OutputError
+from nulltext.models.checkpoint import quiet_libraries
 from nulltext.models.known_figure import write_known
 from nulltext.models.known_words import write_words
 from nulltext.models.load import load
@@ -140,7 +141,7 @@ def export_model(run: TrainingRun, folder: Path, *, commit: str | None = None) -
     load_average(pipe.text_encoder, path, "text_encoder.")
     rng = step_generator(run.recipe.seed, 0)
     known = known_words(views.examples, run.recipe.captions, rng)
-    with replacing_folder(folder) as fresh:
+    with replacing_folder(folder) as fresh, quiet_libraries():
         pipe.to(torch.float16).save_pretrained(fresh, max_shard_size=SHARD)
         replace_file(fresh / CARD_FILE, _model_card(run, pipe, commit).encode())
         replace_file(fresh / RECIPE_FILE, run.recipe.to_json().encode())
