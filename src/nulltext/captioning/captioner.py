@@ -80,6 +80,9 @@ class Captioner:
     """transformers' tokenizer of the language model."""
     preprocessing: ImagePreprocessing
 
+    def __repr__(self) -> str:
+        return f"Captioner({self.name!r})"
+
     @property
     def stop(self) -> int:
         """The token of a full stop that stands alone."""
