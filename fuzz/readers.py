@@ -74,11 +74,11 @@ def read_inversion(path: Path) -> None:
 
 def read_image(path: Path) -> None:
     """Load a photo and convert it for a model."""
-    from nulltext.image.images import largest_centred_square, to_tensor
+    from nulltext.image.images import largest_centred, to_tensor
     from nulltext.image.photos import load_photo
 
     photo = load_photo(path)
-    to_tensor(photo, largest_centred_square(*photo.size), (16, 16))
+    to_tensor(photo, largest_centred(*photo.size), (16, 16))
 
 
 def read_mask(path: Path) -> None:
@@ -91,14 +91,14 @@ def read_mask(path: Path) -> None:
     mask_on_crop(mask, (24, 16), CropBox(0, 0, 16, 16))
 
 
-def read_collections(path: Path) -> None:
+def read_datasets(path: Path) -> None:
     """Read a folder of photos and captions as `train` and `study` do."""
     from nulltext.errors import UserError
     from nulltext.evaluation.datasets import read_photos
-    from nulltext.training.collection import read_collection
+    from nulltext.training.dataset import read_dataset
 
     try:
-        read_collection(path.parent)
+        read_dataset(path.parent)
     except UserError:
         read_photos(path.parent, split="train")
         raise
@@ -202,15 +202,15 @@ def model_folder(folder: Path) -> None:
     """Save a model with random weights, its UNet's weights in shards."""
     from diffusers import StableDiffusionPipeline
 
-    from nulltext.training import build
+    from nulltext.training import components
 
     recipe = _recipe()
     pipe = StableDiffusionPipeline(
-        vae=build.build_autoencoder(recipe),
-        text_encoder=build.build_text_encoder(recipe, bundled_tokenizer()),
+        vae=components.build_autoencoder(recipe),
+        text_encoder=components.build_text_encoder(recipe, bundled_tokenizer()),
         tokenizer=bundled_tokenizer(),
-        unet=build.build_unet(recipe),
-        scheduler=build.build_scheduler(recipe),
+        unet=components.build_unet(recipe),
+        scheduler=components.build_scheduler(recipe),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -230,16 +230,16 @@ def bundled_tokenizer() -> Any:
 
 
 def _recipe() -> Any:
-    from nulltext.training.recipe import Recipe, built
+    from nulltext.training.recipe import Recipe, from_json
 
-    return built(Recipe, SMALL, "recipe")
+    return from_json(Recipe, SMALL, "recipe")
 
 
 READERS = {
     "inversion": Reader(read_inversion, share=8),
     "image": Reader(read_image, share=10),
     "mask": Reader(read_mask, share=4),
-    "labels": Reader(read_collections, share=6, prepare=two_photos),
+    "labels": Reader(read_datasets, share=6, prepare=two_photos),
     "jobs": Reader(read_jobs, share=4),
     "pie": Reader(read_pie_edits, share=2),
     "recipe": Reader(read_recipe, share=4),

@@ -31,7 +31,7 @@ from nulltext.evaluation.metrics import (
 )
 from nulltext.evaluation.plan import check_variants
 from nulltext.evaluation.summary import summarise
-from nulltext.words.templates import caption, recoloured
+from nulltext.words.captions import caption, recoloured
 
 
 def picture(seed, side=32):

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nulltext.captioning.captioned import (
+from nulltext.captioning.caption_files import (
     captions_beside,
     captions_field,
     file_field,
@@ -34,10 +34,10 @@ from nulltext.captioning.captioned import (
     read_json_lines,
     text_field,
 )
-from nulltext.errors import DataError, reason_of, require, shortened
-from nulltext.storage.untrusted import MEGABYTE, inside, parse_json, read_text
-from nulltext.words.invisible import clean
-from nulltext.words.templates import caption, recoloured
+from nulltext.errors import DataError, reason_of, require, shorten
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
+from nulltext.words.captions import caption, recoloured
+from nulltext.words.prompts import clean
 
 EDITS = "edits.jsonl"
 
@@ -174,7 +174,7 @@ def _read_coco(annotations: Path) -> list[CaptionedPhoto]:
             annotated = coco.imgToAnns.get(image_id, [])
             captions = tuple(clean(_coco_text(entry, "caption")).strip() for entry in annotated)
             if captions:
-                photos.append(CaptionedPhoto(name, inside(folder, name), captions))
+                photos.append(CaptionedPhoto(name, resolve_inside(folder, name), captions))
         return photos
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -186,7 +186,7 @@ def _read_coco(annotations: Path) -> list[CaptionedPhoto]:
 def _coco_text(entry: Mapping[str, Any], key: str) -> str:
     value = entry[key]
     if not isinstance(value, str):
-        raise ValueError(f"a {key} is {shortened(repr(value))}")
+        raise ValueError(f"a {key} is {shorten(repr(value))}")
     return value
 
 
@@ -195,7 +195,7 @@ def _coco_pictures(annotations: Path, names: Collection[str]) -> Path:
     split = annotations.stem.removeprefix("captions_")
     for folder in (split, "images", "."):
         for root in (annotations.parent, annotations.parent.parent):
-            if any(inside(root / folder, name).is_file() for name in names):
+            if any(resolve_inside(root / folder, name).is_file() for name in names):
                 return root / folder
     raise DataError(
         f"None of the pictures of '{annotations}' is there; unpack {split}.zip into "
@@ -206,7 +206,7 @@ def _coco_pictures(annotations: Path, names: Collection[str]) -> Path:
 def _add_edits(photos: Sequence[CaptionedPhoto], path: Path) -> list[CaptionedPhoto]:
     lines = {text_field(line, "file", path, n): (line, n) for n, line in read_json_lines(path)}
     if unknown := lines.keys() - {photo.name for photo in photos}:
-        raise DataError(f"'{path}' names {shortened(min(unknown))!r}, which is none of the photos.")
+        raise DataError(f"'{path}' names {shorten(min(unknown))!r}, which is none of the photos.")
     edited = []
     for photo in photos:
         if photo.name in lines:

@@ -22,7 +22,7 @@ from nulltext.evaluation.datasets import CaptionedPhoto
 from nulltext.evaluation.judges import Judge
 from nulltext.evaluation.metrics import PairMetric
 from nulltext.evaluation.plan import DDIM, VARIANTS
-from nulltext.image.images import from_uint8, largest_centred_square, to_tensor, to_uint8
+from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uint8
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion import ddim
@@ -82,7 +82,7 @@ class StudiedPhoto:
     @cached_property
     def crop(self) -> Tensor:
         """What the model sees: [3, H, W] in [-1, 1]."""
-        box = largest_centred_square(*self.photo.size)
+        box = largest_centred(*self.photo.size)
         return from_uint8(to_uint8(to_tensor(self.photo, box, self.model.resolution)))[0]
 
     @cached_property
@@ -95,7 +95,7 @@ class StudiedPhoto:
         """Where the edit belongs: [H, W], bool; None where the data has no mask."""
         if self.item.mask is None:
             return None
-        box = largest_centred_square(*self.photo.size)
+        box = largest_centred(*self.photo.size)
         drawn = mask_on_crop(load_mask(self.item.mask), self.photo.size, box)
         size = tuple(self.crop.shape[1:])
         return torch.nn.functional.interpolate(drawn[None, None], size, mode="area")[0, 0] > 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nulltext.defaults import GUIDANCE_SCALE, NUM_STEPS
+from nulltext.constants import GUIDANCE_SCALE, NUM_STEPS
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.registry import METHODS, method_named, with_options

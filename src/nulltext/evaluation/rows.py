@@ -27,7 +27,8 @@ from torch import Tensor
 
 from nulltext.errors import OutOfMemoryError, OutputError
 from nulltext.evaluation.metrics import MetricValue, Undefined
-from nulltext.image.images import save_image, to_pil
+from nulltext.image.images import to_pil
+from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion
 from nulltext.jobs import ledger
 from nulltext.jobs.ledger import Book, Row, failure

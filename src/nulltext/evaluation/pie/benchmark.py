@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nulltext.attention.blend import LocalBlend
-from nulltext.defaults import GUIDANCE_SCALE, NUM_STEPS
+from nulltext.constants import GUIDANCE_SCALE, NUM_STEPS
 from nulltext.diffusion.guidance import guided_evaluations
 from nulltext.editing.editors import PromptToPrompt
 from nulltext.editing.loop import edit

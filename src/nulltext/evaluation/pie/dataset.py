@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from nulltext.errors import DataError, OptionError, reason_of, shortened
-from nulltext.storage.untrusted import MEGABYTE, inside, parse_json, read_text
-from nulltext.words.invisible import clean
+from nulltext.errors import DataError, OptionError, reason_of, shorten
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
+from nulltext.words.prompts import clean
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 
@@ -117,32 +117,31 @@ def items_digest(items: Sequence[PieItem]) -> str:
 def _read_item(key: str, entry: Any, path: Path) -> PieItem:
     """Read an entry of the mapping file."""
     if not isinstance(entry, dict):
-        raise DataError(f"'{path}': the entry '{shortened(key)}' is no JSON object.")
+        raise DataError(f"'{path}': the entry '{shorten(key)}' is no JSON object.")
 
     def text(name: str) -> str:
         value = entry.get(name)
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f"'{path}': the entry '{shortened(key)}' has no {name}.")
+            raise DataError(f"'{path}': the entry '{shorten(key)}' has no {name}.")
         return value
 
     try:
-        picture = inside(path.parent / PICTURES, text("image_path"))
+        picture = resolve_inside(path.parent / PICTURES, text("image_path"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"'{path}': the image_path of '{shortened(key)}' leads out of {PICTURES}/, or nowhere "
+            f"'{path}': the image_path of '{shorten(key)}' leads out of {PICTURES}/, or nowhere "
             f"({reason_of(error)})."
         ) from error
     category = str(entry.get("editing_type_id"))
     if category not in CATEGORIES:
         raise DataError(
-            f"'{path}': the editing_type_id of '{shortened(key)}' is {shortened(category)}, not 0 "
-            "to 9."
+            f"'{path}': the editing_type_id of '{shorten(key)}' is {shorten(category)}, not 0 to 9."
         )
     if not isinstance(entry.get("mask"), list):
-        raise DataError(f"'{path}': the mask of '{shortened(key)}' is no list of runs.")
+        raise DataError(f"'{path}': the mask of '{shorten(key)}' is no list of runs.")
     blended = entry.get("blended_word", "")
     if not isinstance(blended, str):
-        raise DataError(f"'{path}': the blended_word of '{shortened(key)}' is no text.")
+        raise DataError(f"'{path}': the blended_word of '{shorten(key)}' is no text.")
     return PieItem(
         key=key,
         path=picture,
