@@ -34,7 +34,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.linalg import sqrtm
-from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,6 +42,7 @@ from judge import Judge, load_judge
 from nulltext.attention.maps import NoOpController, ProbedController, StepMaps, word_map
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
+from nulltext.evaluation.metrics import Undefined, inner_ssim
 from nulltext.image.images import psnr, to_pil
 from nulltext.image.saving import save_image
 from nulltext.image.strip import Tile, tile_grid
@@ -147,26 +147,13 @@ def autoencoder_figures(model: nulltext.LatentDiffusion, photos: Photos) -> dict
         decoded = model.decode(model.encode(image)).cpu().clamp(-1, 1)
         for one, other in zip(decoded, image, strict=True):
             ratios.append(psnr(one[None], other[None]))
-            similarities.append(ssim(one, other))
+            similarity = inner_ssim(one, other)
+            assert not isinstance(similarity, Undefined)
+            similarities.append(similarity)
     return {
         "autoencoder PSNR": statistics.fmean(ratios),
         "autoencoder SSIM": statistics.fmean(similarities),
     }
-
-
-def ssim(a: Tensor, b: Tensor) -> float:
-    """SSIM of images [3, H, W] in [-1, 1], in Gaussian windows as published."""
-    return float(
-        structural_similarity(
-            a.numpy(),
-            b.numpy(),
-            channel_axis=0,
-            data_range=2.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
 
 
 def drawn(

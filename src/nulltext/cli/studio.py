@@ -80,7 +80,7 @@ def studio(
     Another model: [bold]nulltext studio --model path/to/stable-diffusion --device cuda[/bold]
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
-    from nulltext.evaluation.extras import require
+    from nulltext.errors import require
 
     logging.basicConfig(level=logging.WARNING)
     check_port(host, port)

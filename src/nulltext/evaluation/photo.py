@@ -1,7 +1,7 @@
-"""One photo under study: opened once, and every inversion of it made once.
+"""A photo under study: opened once, and each inversion, replay and edit of it made once.
 
-Experiments share inversions (null-text at one N serves four of them), so they ask the bench for
-one by its key. A failure is remembered, too: it fails every row that needs it, and is not retried.
+Experiments share inversions (null-text at one N serves four of them) and ask for them by key. A
+failure is kept, too: it fails every row that needs the inversion, and is not retried.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from nulltext.diffusion.loops import Conditions, sample_step
 from nulltext.editing.editors import at_strength
 from nulltext.editing.loop import Edit, EditSpec, edit
 from nulltext.errors import NulltextError
-from nulltext.evaluation.agreement import Judge
-from nulltext.evaluation.datasets import Item
-from nulltext.evaluation.measures import Figure
-from nulltext.evaluation.variants import DDIM, VARIANTS
+from nulltext.evaluation.datasets import CaptionedPhoto
+from nulltext.evaluation.judges import Judge
+from nulltext.evaluation.metrics import PairMetric
+from nulltext.evaluation.plan import DDIM, VARIANTS
 from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uint8
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.photos import Photo, load_photo
@@ -34,7 +34,7 @@ from nulltext.models.latent_diffusion import LatentDiffusion
 
 @dataclass(frozen=True)
 class InversionKey:
-    """Which inversion of the photo."""
+    """Options of an inversion of the photo."""
 
     variant: str
     inner_steps: int
@@ -46,29 +46,28 @@ class InversionKey:
 
     @classmethod
     def of(cls, variant: str, inner_steps: int, caption: str, guidance: float) -> InversionKey:
-        """With N only where it means something."""
+        """Make the key of a variant, with N only where the variant optimises."""
         optimises = VARIANTS[variant].optimises
         return cls(variant, inner_steps if optimises else 0, caption, guidance)
 
     def evaluations(self, num_steps: int) -> int:
-        """UNet evaluations that the inversion will take."""
+        """Count the UNet evaluations that the inversion will take."""
         if self.variant == DDIM:
-            scales = [self.inversion_guidance, self.guidance_scale]
+            scales = (self.inversion_guidance, self.guidance_scale)
             return num_steps * sum(guided_evaluations(1, scale) for scale in scales)
         return VARIANTS[self.variant].evaluations(num_steps, self.inner_steps)
 
 
 @dataclass
-class Workbench:
-    """A photo, a model, and what has been made of them."""
+class StudiedPhoto:
+    """A photo with the model and the metrics, and the results that its rows share."""
 
     model: LatentDiffusion
-    item: Item
+    item: CaptionedPhoto
     num_steps: int
     seed: int
     judge: Judge
-    lpips: object
-    """What `measures.open_lpips` gave."""
+    lpips: PairMetric
 
     def __post_init__(self) -> None:
         self._inversions: dict[InversionKey, Inversion | NulltextError] = {}
@@ -77,7 +76,7 @@ class Workbench:
 
     @cached_property
     def photo(self) -> Photo:
-        """Raises ImageError where it cannot be read."""
+        """The whole photo; raises ImageError where it cannot be read."""
         return load_photo(self.item.path)
 
     @cached_property
@@ -88,25 +87,24 @@ class Workbench:
 
     @cached_property
     def bound(self) -> Tensor:
-        """The autoencoder's round trip, [3, H, W]."""
+        """The autoencoder's round trip of the crop, [3, H, W]."""
         return self.model.decode(self.model.encode(self.crop[None]))[0].cpu()
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """[H, W], bool: where the edit belongs; None if nobody drew it."""
+        """Where the edit belongs: [H, W], bool; None where the data has no mask."""
         if self.item.mask is None:
             return None
         box = largest_centred(*self.photo.size)
         drawn = mask_on_crop(load_mask(self.item.mask), self.photo.size, box)
-        size = self.crop.shape[1:]
-        fitted = torch.nn.functional.interpolate(drawn[None, None], tuple(size), mode="area")
-        return fitted[0, 0] > 0.5
+        size = tuple(self.crop.shape[1:])
+        return torch.nn.functional.interpolate(drawn[None, None], size, mode="area")[0, 0] > 0.5
 
     def inversion(self, key: InversionKey) -> Inversion:
-        """Made now, or before.
+        """Get an inversion of the photo.
 
         Raises:
-            NulltextError: what the inversion raised, each time that it is asked for.
+            NulltextError: what the inversion raised, at every call.
         """
         if key not in self._inversions:
             try:
@@ -118,14 +116,28 @@ class Workbench:
             raise found
         return found
 
+    def _invert(self, key: InversionKey) -> Inversion:
+        method = VARIANTS[key.variant].method(key.inner_steps)
+        if key.inversion_guidance != 1.0:
+            method = ddim.DDIM(inversion_guidance=key.inversion_guidance)
+        return invert(
+            self.model,
+            self.photo,
+            key.caption,
+            method=method,
+            num_steps=self.num_steps,
+            guidance_scale=key.guidance_scale,
+            seed=self.seed,
+        )
+
     def reconstruction(self, key: InversionKey) -> Tensor:
-        """The replay's picture, [3, H, W]."""
+        """Get the picture that an inversion replays to, [3, H, W]."""
         if key not in self._replays:
             self._replays[key] = replay(self.model, self.inversion(key)).image[0]
         return self._replays[key]
 
     def edited(self, key: InversionKey, target: str, strengths: Sequence[float]) -> list[Tensor]:
-        """One picture [3, H, W] per strength; all are sampled side by side, once."""
+        """Get one edit [3, H, W] per strength; all are sampled in one batch."""
         wanted = (key, tuple(strengths))
         if wanted not in self._edits:
             specs = [EditSpec(target, **vars(at_strength(s))) for s in strengths]
@@ -148,23 +160,3 @@ class Workbench:
         for step in visited:
             latents = sample_step(model, step, latents, conditions, guidance_scale).latents
         return model.decode(latents)[0].cpu()
-
-    def lpips_between(self, a: Tensor, b: Tensor) -> Figure:
-        """LPIPS of two pictures [3, H, W], or why there is none."""
-        assert callable(self.lpips)
-        figure: Figure = self.lpips(a, b)
-        return figure
-
-    def _invert(self, key: InversionKey) -> Inversion:
-        method = VARIANTS[key.variant].method(key.inner_steps)
-        if key.inversion_guidance != 1.0:
-            method = ddim.DDIM(inversion_guidance=key.inversion_guidance)
-        return invert(
-            self.model,
-            self.photo,
-            key.caption,
-            method=method,
-            num_steps=self.num_steps,
-            guidance_scale=key.guidance_scale,
-            seed=self.seed,
-        )

@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 
 from nulltext.errors import WorkerError
-from nulltext.evaluation.agreement import DiffusionJudge
-from nulltext.evaluation.crew import Tools, crew_steps
-from nulltext.evaluation.datasets import read_items
-from nulltext.evaluation.plan import Plan
-from nulltext.evaluation.results import key_of, open_book, read_book
-from nulltext.evaluation.study import plan_study, study_steps
+from nulltext.evaluation.datasets import read_photos
+from nulltext.evaluation.judges import DiffusionJudge
+from nulltext.evaluation.plan import StudyPlan
+from nulltext.evaluation.rows import key_of, open_results, read_results
+from nulltext.evaluation.study import StudyWorker, parallel_study_steps, plan_study, study_steps
 from nulltext.models.choice import ModelChoice
 from processes import PATIENCE, let_go, session_killed_when
 
-PLAN = Plan(num_steps=4, experiments=("guidance",), inversion_guidances=(1, 2, 4, 8))
+PLAN = StudyPlan(num_steps=4, experiments=("guidance",), inversion_guidances=(1, 2, 4, 8))
 
 
 @pytest.fixture
@@ -35,13 +34,13 @@ def items(tmp_path, photo):
         photo.rotate(90 * turn).save(folder / f"{turn}.png")
         lines.append({"file": f"{turn}.png", "caption": "a cat", "target": "a dog"})
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return read_items(folder, split="validation", edits=None)
+    return read_photos(folder, split="validation", edits=None)
 
 
 def rows_by_key(folder):
     """Figures by key, and that no row is there twice."""
     lines = (folder / "results.jsonl").read_text().splitlines()
-    rows = {key_of(row): row for row in read_book(folder)[1]}
+    rows = {key_of(row): row for row in read_results(folder)[1]}
     assert len(lines) == len(rows)
     return rows
 
@@ -58,11 +57,11 @@ def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
     def planned(book):
         return plan_study(items, items, PLAN, book.keys, judge.unet_evaluations)
 
-    with open_book(tmp_path / "alone", {"a": 1}, fresh=False) as book:
+    with open_results(tmp_path / "alone", {"a": 1}, fresh=False) as book:
         infos = list(study_steps(tiny_sd1, planned(book), PLAN, book, judge))
-    tools = Tools(ModelChoice(model, device="cpu"), None, PLAN, tmp_path / "crew")
-    with open_book(tmp_path / "crew", {"a": 1}, fresh=False) as book:
-        steps = crew_steps(tools, 1, planned(book), book)
+    worker = StudyWorker(ModelChoice(model, device="cpu"), None, PLAN, tmp_path / "crew")
+    with open_results(tmp_path / "crew", {"a": 1}, fresh=False) as book:
+        steps = parallel_study_steps(worker, 1, planned(book), book)
         next(steps)
         next(steps)
         (process,) = multiprocessing.active_children()
@@ -71,10 +70,10 @@ def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
             list(steps)
         kept = len(book.rows)
         assert 1 <= kept < infos[-1].rows
-    with open_book(tmp_path / "crew", {"a": 1}, fresh=False) as book:
+    with open_results(tmp_path / "crew", {"a": 1}, fresh=False) as book:
         schedule = planned(book)
         assert sum(len(tasks) for _, tasks in schedule.photos) == infos[-1].rows - kept
-        last = list(crew_steps(tools, 2, schedule, book))[-1]
+        last = list(parallel_study_steps(worker, 2, schedule, book))[-1]
     assert last.rows == last.all_rows == infos[-1].rows
     assert last.evaluations == last.all_evaluations
     assert not multiprocessing.active_children()
@@ -87,7 +86,7 @@ def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
 
 
 def test_whatever_a_study_does_can_be_handed_out(items):
-    everything = plan_study(items, items, Plan(), (), 20)
+    everything = plan_study(items, items, StudyPlan(), (), 20)
     for photo in everything.photos:
         item, tasks = pickle.loads(pickle.dumps(photo))
         assert (item, [task.key for task in tasks]) == (photo[0], [t.key for t in photo[1]])
