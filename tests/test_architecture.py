@@ -20,8 +20,9 @@ PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["version", "defaults", "errors", "names", "logs", "reprs"],
+    ["version", "defaults", "errors", "logs", "reprs"],
     ["plugins"],
+    ["names"],
     ["storage", "words"],
     ["image"],
     ["attention"],

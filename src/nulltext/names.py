@@ -8,9 +8,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from nulltext.plugins import EDITORS_GROUP, METHODS_GROUP, members_of
+
 
 class Method(StrEnum):
-    """Names of the inversion methods."""
+    """Names of the inversion methods: built in, then those of installed packages."""
 
     NULL_TEXT = "null-text"
     NULL_TEXT_SECANT = "null-text-secant"
@@ -24,6 +26,7 @@ class Method(StrEnum):
     TEXTUAL_PIVOT = "textual-pivot"
     TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
     MODEL_TUNING = "model-tuning"
+    locals().update(members_of(METHODS_GROUP))  # a class's namespace, which may be written to
 
 
 class Budget(StrEnum):
@@ -35,10 +38,11 @@ class Budget(StrEnum):
 
 
 class EditorName(StrEnum):
-    """Names of the editors."""
+    """Names of the editors: built in, then those of installed packages."""
 
     PROMPT_TO_PROMPT = "prompt-to-prompt"
     MASACTRL = "masactrl"
+    locals().update(members_of(EDITORS_GROUP))
 
 
 NullStart = Literal["empty", "prompt"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 from nulltext.errors import OptionError, reason_of
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import EntryPoint, EntryPoints
 
 METHODS_GROUP = "nulltext.methods"
 EDITORS_GROUP = "nulltext.editors"
@@ -36,11 +36,24 @@ New = TypeVar("New", bound=Named)
 
 
 @cache
-def entry_points_of(group: str) -> Mapping[str, EntryPoint]:
-    """Find the entry points of a group by name; imports none of them."""
+def installed_entry_points() -> EntryPoints:
+    """Read the entry points of all installed packages, once."""
     from importlib.metadata import entry_points
 
-    return {point.name: point for point in entry_points(group=group)}
+    return entry_points()
+
+
+def entry_points_of(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group by name; imports none of them."""
+    return {point.name: point for point in installed_entry_points().select(group=group)}
+
+
+def members_of(group: str) -> dict[str, str]:
+    """Return the names of a group as further members of an enumeration of names.
+
+    A name that the enumeration has already becomes an alias, which changes nothing.
+    """
+    return {f"INSTALLED_{number}": name for number, name in enumerate(entry_points_of(group))}
 
 
 class Registry(Mapping[str, type[Kind]], Generic[Kind]):
