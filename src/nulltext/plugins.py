@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 from nulltext.errors import OptionError, reason_of
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint, EntryPoints
+    from importlib.metadata import EntryPoint
 
 METHODS_GROUP = "nulltext.methods"
 EDITORS_GROUP = "nulltext.editors"
@@ -36,16 +36,20 @@ New = TypeVar("New", bound=Named)
 
 
 @cache
-def installed_entry_points() -> EntryPoints:
-    """Read the entry points of all installed packages, once."""
+def installed_entry_points() -> dict[str, dict[str, EntryPoint]]:
+    """Read the entry points of all installed packages, once: by group and name."""
     from importlib.metadata import entry_points
 
-    return entry_points()
+    found = entry_points()
+    return {
+        group: {point.name: point for point in found.select(group=group)}
+        for group in (METHODS_GROUP, EDITORS_GROUP)
+    }
 
 
 def entry_points_of(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name; imports none of them."""
-    return {point.name: point for point in installed_entry_points().select(group=group)}
+    return installed_entry_points()[group]
 
 
 def members_of(group: str) -> dict[str, str]:
