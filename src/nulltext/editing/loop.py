@@ -163,16 +163,27 @@ def edit_steps(
     evaluations = model.passes.total
     logger.info(
         "edit: targets: %d, %d steps, %d UNet evaluations, %.2f s",
-        *(len(specs), inversion.num_steps, evaluations, time.perf_counter() - started),
+        len(specs),
+        inversion.num_steps,
+        evaluations,
+        time.perf_counter() - started,
     )
-    drawn = (source, targets.latents[order])
-    return _decoded(model, inversion, specs, *drawn, targets.masks()[order].cpu(), evaluations)
+    return _decoded(
+        model,
+        inversion,
+        specs,
+        source=source,
+        latents=targets.latents[order],
+        masks=targets.masks()[order].cpu(),
+        evaluations=evaluations,
+    )
 
 
 def _decoded(
     model: LatentDiffusion,
     inversion: Inversion,
     specs: Sequence[EditSpec],
+    *,
     source: Tensor,
     latents: Tensor,
     masks: Tensor,

@@ -1,4 +1,4 @@
-"""From photos and their descriptions to saved-able `Inversion`s."""
+"""Invert photos: from a photo and its description to an `Inversion`."""
 
 from __future__ import annotations
 
@@ -70,8 +70,17 @@ def invert(
             "invert takes one photo and one prompt; pass several to nulltext.invert_many(model, "
             "photos, prompts)."
         )
-    options = (method, num_steps, guidance_scale, crop, size, seed)
-    request = InversionRequest.checked(model, photo, prompt, *options)
+    request = InversionRequest.checked(
+        model,
+        photo,
+        prompt,
+        method=method,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        crop=crop,
+        size=size,
+        seed=seed,
+    )
     return run(request_steps(model, request), on_step)
 
 
@@ -108,9 +117,18 @@ def invert_many(
         raise OptionError(
             f"There are {_count(photos)} photos and {_count(prompts)} prompts; give each its own."
         )
-    options = (method, num_steps, guidance_scale, crop, size, seed)
     requests = [
-        InversionRequest.checked(model, photo, prompt, *options)
+        InversionRequest.checked(
+            model,
+            photo,
+            prompt,
+            method=method,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            crop=crop,
+            size=size,
+            seed=seed,
+        )
         for photo, prompt in zip(photos, prompts, strict=True)
     ]
     return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
@@ -144,8 +162,17 @@ def invert_steps(
     Raises:
         OutputError: the partial file cannot be written.
     """
-    options = (method, num_steps, guidance_scale, crop, size, seed)
-    request = InversionRequest.checked(model, photo, prompt, *options)
+    request = InversionRequest.checked(
+        model,
+        photo,
+        prompt,
+        method=method,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        crop=crop,
+        size=size,
+        seed=seed,
+    )
     return request_steps(model, request, partial)
 
 
@@ -210,8 +237,8 @@ def _many_steps(
         starts = [_Start.of(model, request) for request in rows]
         counted, finished = model.counted(len(rows)), []
         solutions = yield from method.batch_steps(counted, [start.problem for start in starts])
-        for solved in zip(starts, solutions, counted.passes.each, strict=True):
-            finished.append((yield from _finish_steps(model, *solved)))
+        for start, solution, spent in zip(starts, solutions, counted.passes.each, strict=True):
+            finished.append((yield from _finish_steps(model, start, solution, spent)))
         share = (time.perf_counter() - started) / len(rows)
         timed = [_timed(inversion, share) for inversion in finished]
         made.update(zip(indices, timed, strict=True))
@@ -252,8 +279,12 @@ def _timed(inversion: Inversion, seconds: float) -> Inversion:
     header = replace(inversion.header, seconds=seconds)
     logger.info(
         "invert: %s, %d steps, %d UNet evaluations, %.2f of %.2f dB, %.2f s",
-        *(header.method, inversion.num_steps, header.unet_evaluations),
-        *(header.psnr_reconstruction, header.psnr_bound, seconds),
+        header.method,
+        inversion.num_steps,
+        header.unet_evaluations,
+        header.psnr_reconstruction,
+        header.psnr_bound,
+        seconds,
     )
     return replace(inversion, header=header)
 
