@@ -93,11 +93,14 @@ def test_the_editor_of_the_document_edits_and_chains(run_extension, tiny, photo)
     assert EDITORS["shared-attention"] is shared
 
 
-def test_the_family_of_the_document_opens_its_pipelines(run_extension, photo):
+def test_the_family_of_the_document_opens_its_pipelines(run_extension, tmp_path, photo):
     run_extension(2)
     stock = tiny_pipeline("sd1")
     kind = type("ClipSkipPipeline", (StableDiffusionPipeline,), {})
-    model = nulltext.from_pipe(kind(**stock.components, requires_safety_checker=False))
+    pipe = kind(**stock.components, requires_safety_checker=False)
+    pipe.save_pretrained(tmp_path)
+    model = nulltext.from_pipe(pipe)
+    assert nulltext.load(tmp_path).fingerprint == model.fingerprint
     plain = nulltext.from_pipe(stock)
     assert model.fingerprint != plain.fingerprint
     assert not torch.allclose(model.embed(["a cat"]), plain.embed(["a cat"]), atol=1e-4)
