@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 import nulltext
 from nulltext.errors import PromptError
-from nulltext.inversion.request import InversionRequest
+from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.order import Order
 from nulltext.models.text import StableDiffusionText
 from nulltext.studio.chips import read_chips

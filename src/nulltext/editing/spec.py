@@ -17,8 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.attention.blend import LocalBlend
-from nulltext.editing.editors import Editor, PromptToPrompt
-from nulltext.editing.strength import pull_at
+from nulltext.editing.editors import Editor, PromptToPrompt, pull_at
 from nulltext.errors import OptionError
 from nulltext.image.arrays import ImageLike
 from nulltext.image.masks import mask_tensor

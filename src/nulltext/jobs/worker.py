@@ -33,8 +33,8 @@ from nulltext.storage.inversion_file import SUFFIX
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
+    from nulltext.inversion.invert import InversionRequest
     from nulltext.inversion.record import Inversion
-    from nulltext.inversion.request import InversionRequest
 
 PICTURES, INVERSIONS = "pictures", "inversions"
 
@@ -133,8 +133,8 @@ class Worker:
         """The saved one, one that another job of this batch has made, or a new one; and its name
         in the folder."""
         from nulltext.editing.loop import check_specs
+        from nulltext.inversion.invert import InversionRequest
         from nulltext.inversion.replay import check_model
-        from nulltext.inversion.request import InversionRequest
 
         if opened.saved is not None:
             check_model(self.model, opened.saved)
