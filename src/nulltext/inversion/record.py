@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nulltext.errors import InversionFileError, reason_of
 from nulltext.image.notebook import figures_html, png_bytes
-from nulltext.image.open_images import MAX_PIXELS
+from nulltext.image.opening import MAX_PIXELS
 from nulltext.image.strip import Tile
 from nulltext.storage.inversion_file import read_inversion, read_outline, write_inversion
 
