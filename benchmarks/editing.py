@@ -13,7 +13,7 @@ success     the judge (see `judge.py`), trained on real training photos, calls t
             come closer to it
 PSNR, SSIM  of the edited picture against the photo's own autoencoder round trip, outside the
             foreground (for a background edit: inside it); the foreground is the flower's outline
-            as `nulltext.training.petals` finds it, or a centred disc of half the area where none
+            as `nulltext.training.views` finds it, or a centred disc of half the area where none
             is believed. SSIM is scikit-image's, in Gaussian windows as published, averaged over
             that region
 replay      PSNR of the method's own reconstruction against the photo; bound: the autoencoder's
@@ -45,7 +45,7 @@ from captions import caption
 from judge import Judge, Label, load_judge, read_labels
 from nulltext.image.images import from_uint8
 from nulltext.inversion.budgets import BUDGETS, Budget, planned
-from nulltext.training.petals import outline
+from nulltext.training.views import outline
 
 METHODS = ("ddim", "null-text", "balanced", "fast", "negative-prompt", "direct")
 """Methods and, between them, budgets of null-text; "null-text" itself has the paper's."""

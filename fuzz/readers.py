@@ -57,14 +57,14 @@ def read_mask(path: Path) -> None:
     mask_on_crop(mask, (24, 16), CropBox(0, 0, 16, 16))
 
 
-def read_collections(path: Path) -> None:
+def read_datasets(path: Path) -> None:
     """As `train` and as `study` read a folder of photos and captions."""
     from nulltext.errors import UserError
     from nulltext.evaluation.datasets import read_items
-    from nulltext.training.collection import read_collection
+    from nulltext.training.dataset import read_dataset
 
     try:
-        read_collection(path.parent)
+        read_dataset(path.parent)
     except UserError:
         read_items(path.parent, split="train")
         raise
@@ -149,7 +149,7 @@ READERS = {
     "inversion": Reader(read_inversion, share=8),
     "image": Reader(read_image, share=10),
     "mask": Reader(read_mask, share=4),
-    "labels": Reader(read_collections, share=6, around=two_photos),
+    "labels": Reader(read_datasets, share=6, around=two_photos),
     "jobs": Reader(read_jobs, share=4),
     "pie": Reader(read_pie_edits, share=2),
     "recipe": Reader(read_recipe, share=4),

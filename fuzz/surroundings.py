@@ -61,15 +61,15 @@ def model_folder(folder: Path) -> None:
     """A model with random weights, its UNet's weights in shards."""
     from diffusers import StableDiffusionPipeline
 
-    from nulltext.training import build
+    from nulltext.training import components
 
     recipe = _recipe()
     pipe = StableDiffusionPipeline(
-        vae=build.build_autoencoder(recipe),
-        text_encoder=build.build_text_encoder(recipe, bundled_tokenizer()),
+        vae=components.build_autoencoder(recipe),
+        text_encoder=components.build_text_encoder(recipe, bundled_tokenizer()),
         tokenizer=bundled_tokenizer(),
-        unet=build.build_unet(recipe),
-        scheduler=build.build_scheduler(recipe),
+        unet=components.build_unet(recipe),
+        scheduler=components.build_scheduler(recipe),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -89,6 +89,6 @@ def bundled_tokenizer() -> Any:
 
 
 def _recipe() -> Any:
-    from nulltext.training.recipe import Recipe, built
+    from nulltext.training.recipe import Recipe, from_json
 
-    return built(Recipe, SMALL, "recipe")
+    return from_json(Recipe, SMALL, "recipe")

@@ -21,9 +21,8 @@ from nulltext.models.known_words import (
     write_words,
 )
 from nulltext.models.load import _beside
-from nulltext.training.captions import CaptionSettings
-from nulltext.training.collection import Example
-from nulltext.training.spoken import known_words
+from nulltext.training.dataset import Example, known_words
+from nulltext.training.recipe import CaptionSettings
 from nulltext.words.prompts import plain_words
 
 KNOWN = KnownWords(("rose", "daisy", "red", "white"), ("a", "photo", "of", "with", "roses"))

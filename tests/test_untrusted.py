@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nulltext.captioning.captioned import note_on_left_out, read_json_lines
+from nulltext.captioning.caption_files import note_on_left_out, read_json_lines
 from nulltext.errors import DataError
 from nulltext.evaluation.datasets import read_items
 from nulltext.evaluation.pie.dataset import read_pie
@@ -22,7 +22,7 @@ from nulltext.storage.untrusted import (
     read_text,
     resolve_inside,
 )
-from nulltext.training.collection import read_collection
+from nulltext.training.dataset import read_dataset
 from nulltext.training.recipe import load_recipe
 
 PLAIN = st.recursive(
@@ -117,11 +117,11 @@ def test_tables_and_captions_are_read_as_notepad_and_excel_write_them(tmp_path, 
 
     write("a.txt", f"\u200b{said}\n\n{said} \n")
     expected = "a \u00e9clair on a plate"
-    for reader in (read_items, read_collection):
+    for reader in (read_items, read_dataset):
         assert [one.captions for one in reader(tmp_path)] == [(expected, expected)]
     line = {"file": "a.jpg", "caption": said, "target": f"{said}\ufeff"}
     write("captions.jsonl", f"{json.dumps(line, ensure_ascii=False)}\n")
-    for reader in (read_items, read_collection):
+    for reader in (read_items, read_dataset):
         assert [one.captions for one in reader(tmp_path)] == [(expected,)]
     assert read_items(tmp_path)[0].target == expected
     write("captions.jsonl", '{"file": "a.jpg", "caption": "\u200b\u00ad"}')
@@ -155,7 +155,7 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
         (tmp_path / hidden).parent.mkdir(exist_ok=True)
         (tmp_path / hidden).write_bytes(b"\0\5\x16\7\xff")
     expected = {"a.JPG": "a.JPG", "b.jpg": "b.jpg", "c.png": "first of all"}
-    for reader in (read_items, read_collection):
+    for reader in (read_items, read_dataset):
         assert {one.path.name: one.captions[0] for one in reader(tmp_path)} == expected
     assert note_on_left_out(tmp_path) == (
         f"Note: left out of '{tmp_path}': 5 pictures without a caption (below/g.png, below/h.webp, "
@@ -168,7 +168,7 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
     for name in ("captions.jsonl", *names.values(), "c.txt"):
         (tmp_path / name).unlink()
     assert note_on_left_out(tmp_path) == ""  # which is an error of its own
-    for reader in (read_items, read_collection):
+    for reader in (read_items, read_dataset):
         with pytest.raises(
             DataError, match=r"no captioned photo, but 8 pictures without .* 1 file"
         ):
@@ -223,7 +223,7 @@ def test_no_name_leads_out_of_its_folder(folder, name):
 @pytest.mark.parametrize("name", [*OUTSIDE[:3], "x" * 5000])
 @pytest.mark.parametrize("table", ["labels.jsonl", "captions.jsonl", "mask", "coco"])
 def test_no_table_names_a_file_outside_its_folder(folder, table, name):
-    read = [read_items] if table in ("mask", "coco") else [read_items, read_collection]
+    read = [read_items] if table in ("mask", "coco") else [read_items, read_dataset]
     line = {"file": name, "caption": "a cat", "kind": "rose", "colour": "red", "split": "train"}
     if table == "mask":
         line |= {"file": "inner.png", "mask": name}
@@ -256,7 +256,7 @@ def test_no_table_names_a_file_outside_its_folder(folder, table, name):
 )
 def test_malformed_lines_are_refused_by_number(folder, line):
     (folder / "captions.jsonl").write_text('{"file": "inner.png", "caption": "a"}\n' + line)
-    for reader in (read_items, read_collection):
+    for reader in (read_items, read_dataset):
         with pytest.raises(DataError, match="line 2"):
             reader(folder)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nulltext import constants
-from nulltext.captioning.captioned import note_on_left_out
+from nulltext.captioning.caption_files import note_on_left_out
 from nulltext.cli.exit_codes import end_of_rows
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (

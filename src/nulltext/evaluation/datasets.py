@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nulltext.captioning.captioned import (
+from nulltext.captioning.caption_files import (
     captions_beside,
     captions_field,
     file_field,

@@ -1,7 +1,4 @@
-"""Captions on disk: lines of JSON, and text files beside pictures.
-
-What `evaluation.datasets` and `training.collection` have in common.
-"""
+"""Captions on disk: labels.jsonl and captions.jsonl, and text files beside pictures."""
 
 from __future__ import annotations
 
@@ -20,10 +17,8 @@ from nulltext.storage.untrusted import (
 )
 from nulltext.words.prompts import clean
 
-LONGEST_LINE = MEGABYTE
-"""Bytes of a line of JSON."""
-LONGEST_TEXT = MEGABYTE
-"""Bytes of a .txt with captions."""
+MAX_BYTES = MEGABYTE
+"""Of a line of JSON, and of a text file with captions."""
 LABELS = ("kind", "colour", "background")
 FIELDS = {*LABELS, "file", "split", "caption", "captions", "target", "mask"}
 """Of lines of labels.jsonl, captions.jsonl and edits.jsonl."""
@@ -32,10 +27,10 @@ OTHER_NAMES = {
     **dict.fromkeys(("description", "prompt", "text"), ("caption", "target")),
     "editingprompt": ("target",),
 }
-"""What other tools call them; see `errors.meant`."""
+"""Names of other tools for these fields; see `errors.meant`."""
 TABLES = ("labels.jsonl", "captions.jsonl", "edits.jsonl")
 TEXTS = (".txt", ".caption")
-"""Endings of texts beside pictures, in the order in which they are looked for."""
+"""Suffixes of texts beside pictures, in the order in which they are looked for."""
 PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"),
     *(".heic", ".heif"),
@@ -44,21 +39,21 @@ NOT_READ = (
     *(".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
     *(".raf", ".orf", ".rw2"),
 )
-"""Endings of pictures in formats that are not read."""
+"""Suffixes of pictures in formats that are not read."""
 MOST_KEYS = 100
-"""Keys of a line that are looked at for one that may be meant."""
+"""Unknown keys of a line that are compared with a missing field's name."""
 SHOWN = 3
-"""Pictures that a message names of many."""
+"""Pictures that a message names."""
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank.
+    """Yield (line number, object) of each line that is not blank.
 
     Raises:
         DataError: the file cannot be read, or a line is no JSON object.
     """
     try:
-        for number, line in read_lines(path, LONGEST_LINE):
+        for number, line in read_lines(path, MAX_BYTES):
             value = _object(line, path, number)
             if value is not None:
                 yield number, value
@@ -69,10 +64,10 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _object(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
-    """The object of a line; None where it is blank."""
+    """Parse a line; None if it is blank."""
     try:
-        if len(line) > LONGEST_LINE:
-            raise ValueError(f"it is longer than the {LONGEST_LINE // MEGABYTE} MiB that are read")
+        if len(line) > MAX_BYTES:
+            raise ValueError(f"it is longer than the {MAX_BYTES // MEGABYTE} MiB that are read")
         text = decode_text(line)
         value = parse_json(text) if text.strip() else None
     except ValueError as error:
@@ -83,10 +78,10 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
 
 
 def text_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> str:
-    """A field that must be text.
+    """Return a field that must be text.
 
     Raises:
-        DataError: it is missing, blank, or something else.
+        DataError: it is missing, blank, or no text.
     """
     value = line.get(key)
     if not isinstance(value, str) or not value.strip():
@@ -95,28 +90,28 @@ def text_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> st
 
 
 def captions_field(line: Mapping[str, Any], path: Path, number: int) -> tuple[str, ...]:
-    """The captions of a line of captions.jsonl, under "captions" or "caption".
+    """Return the captions of a line, under "captions" or "caption".
 
     Raises:
         DataError: there is none.
     """
     captions = line.get("captions", [line.get("caption")])
     captions = [captions] if isinstance(captions, str) else captions
-    said = captions if isinstance(captions, list) else []
-    cleaned = [clean(one) for one in said if isinstance(one, str)]
-    if not cleaned or len(cleaned) < len(said) or not all(one.strip() for one in cleaned):
+    values = captions if isinstance(captions, list) else []
+    texts = [clean(value) for value in values if isinstance(value, str)]
+    if not texts or len(texts) < len(values) or not all(text.strip() for text in texts):
         raise DataError(
             f'\'{path}\', line {number}, has no "caption" (or "captions")'
             f"{_instead(line, 'caption')}."
         )
-    return tuple(cleaned)
+    return tuple(texts)
 
 
 def label_fields(line: Mapping[str, Any], path: Path, number: int) -> dict[str, str | None]:
-    """The words of a line of labels.jsonl; None where one is not known.
+    """Return kind, colour and background of a line of labels.jsonl; None where unknown.
 
     Raises:
-        DataError: one of them is no word, or is called otherwise.
+        DataError: one of them is no text, or stands under another name.
     """
     words: dict[str, str | None] = {}
     for key in LABELS:
@@ -132,21 +127,18 @@ def label_fields(line: Mapping[str, Any], path: Path, number: int) -> dict[str, 
 
 
 def _instead(line: Mapping[str, Any], key: str) -> str:
-    """What a line has in a field's place, for the end of a sentence."""
-    others = {*line} - {key, *FIELDS}
-    found = [
-        other
-        for other in sorted(others)[:MOST_KEYS]
-        if closest_name(other, [key], OTHER_NAMES) == key
-    ]
-    return f'; it has "{shorten(found[0])}": call that "{key}"' if found else ""
+    """Suggest a rename, for the end of a sentence, where a line has the field by another name."""
+    for other in sorted({*line} - {key, *FIELDS})[:MOST_KEYS]:
+        if closest_name(other, [key], OTHER_NAMES) == key:
+            return f'; it has "{shorten(other)}": call that "{key}"'
+    return ""
 
 
 def file_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> Path:
-    """The file that a line names, in the folder of the file that the line is in.
+    """Return the file that a line names, relative to the folder of `path`.
 
     Raises:
-        DataError: there is none, or the name leads out of the folder.
+        DataError: it is missing, or leads out of the folder.
     """
     name = text_field(line, key, path, number)
     try:
@@ -159,37 +151,34 @@ def file_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> Pa
 
 
 def captions_beside(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Pictures anywhere in a folder with the lines of the text beside each, by name.
+    """Yield the pictures anywhere in a folder with the lines of the text beside each, by name.
 
-    Beside a.jpg, that is a.txt, a.caption, a.jpg.txt or a.jpg.caption, in capitals too; the first
-    of them that is there.
+    The text of a.jpg is the first of a.txt, a.caption, a.jpg.txt and a.jpg.caption that exists, in
+    capitals too.
 
     Raises:
         DataError: a text cannot be read.
     """
     texts: dict[Path, Path] = {}
-    for path in sorted(_files(folder, TEXTS), key=_order_of_text):
+    by_suffix = sorted(_files(folder, TEXTS), key=lambda p: (TEXTS.index(p.suffix.lower()), p))
+    for path in by_suffix:
         if path.is_file():
             texts.setdefault(path.with_suffix(""), path)
     for path in sorted(_files(folder, PICTURES)):
-        text = texts.get(path.with_suffix("")) or texts.get(path)
-        if text is None:
+        beside = texts.get(path.with_suffix("")) or texts.get(path)
+        if beside is None:
             continue
         try:
-            lines = read_text(text, LONGEST_TEXT).split("\n")
+            lines = read_text(beside, MAX_BYTES).split("\n")
         except (OSError, ValueError) as error:
-            raise DataError(f"'{text}' cannot be read ({reason_of(error)}).") from error
-        captions = tuple(said for line in lines if (said := clean(line).strip()))
+            raise DataError(f"'{beside}' cannot be read ({reason_of(error)}).") from error
+        captions = tuple(text for line in lines if (text := clean(line).strip()))
         if captions:
             yield path, captions
 
 
-def _order_of_text(path: Path) -> tuple[int, Path]:
-    return TEXTS.index(path.suffix.lower()), path
-
-
 def note_on_left_out(folder: Path) -> str:
-    """What to tell of a folder's pictures that no caption belongs to; empty where there are none.
+    """Describe a folder's pictures without captions in one sentence; empty if there are none.
 
     Raises:
         DataError: a file of captions cannot be read.
@@ -200,30 +189,30 @@ def note_on_left_out(folder: Path) -> str:
             keys = [key for key in ("file", "mask") if line.get(key) is not None]
             named.update(file_field(line, key, table, number) for key in keys)
     named = named or {path for path, _ in captions_beside(folder)}
-    said = left_out(folder, named) if named else ""
-    return f"Note: left out of '{folder}': {said}." if said else ""
+    found = left_out(folder, named) if named else ""
+    return f"Note: left out of '{folder}': {found}." if found else ""
 
 
 def left_out(folder: Path, named: Collection[Path] = ()) -> str:
-    """The pictures of a folder that are not among those named: how many, the first, and why."""
-    said = []
-    for endings, one, why in (
+    """Describe a folder's pictures that are not among `named`: how many, the first, and why."""
+    parts = []
+    for suffixes, noun, why in (
         (PICTURES, "picture", "without a caption"),
         (NOT_READ, "file", "of a format that is not read"),
     ):
-        names = [p.relative_to(folder).as_posix() for p in _files(folder, endings) - {*named}]
+        names = [p.relative_to(folder).as_posix() for p in _files(folder, suffixes) - {*named}]
         if names:
             more = ", …" if len(names) > SHOWN else ""
             shown = ", ".join(map(shorten, sorted(names)[:SHOWN]))
-            said.append(f"{len(names)} {one}{'s' * (len(names) > 1)} {why} ({shown}{more})")
-    return ", ".join(said)
+            parts.append(f"{len(names)} {noun}{'s' * (len(names) > 1)} {why} ({shown}{more})")
+    return ", ".join(parts)
 
 
-def _files(folder: Path, endings: Collection[str]) -> set[Path]:
-    """Files below a folder; hidden ones (macOS's ._a.txt, .ipynb_checkpoints) are left alone."""
+def _files(folder: Path, suffixes: Collection[str]) -> set[Path]:
+    """Find files below a folder, without hidden ones (macOS's ._a.txt, .ipynb_checkpoints)."""
     return {
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in endings
+        if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }

@@ -24,19 +24,22 @@ from transformers import (
 from typer.testing import CliRunner
 
 import captioners
-from nulltext.captioning.captioner import Eyes
-from nulltext.captioning.folder import load_captioner, read_eyes
-from nulltext.captioning.vision import embed, width_of
+from nulltext.captioning.captioner import ImagePreprocessing
+from nulltext.captioning.folder import load_captioner, read_preprocessing
+from nulltext.captioning.networks import embed, embedding_width
 from nulltext.cli.main import app
 from nulltext.errors import ModelError, OptionError
 from nulltext.training import stages
-from nulltext.training.captioner import Augmentation, CaptionerStage, build_captioner
-from nulltext.training.captioner_export import export_captioner
-from nulltext.training.eyes import load_sight
+from nulltext.training.captioner import (
+    CaptionerStage,
+    PretrainedVision,
+    build_captioner,
+    preprocessing_for,
+)
+from nulltext.training.export import export_captioner
 from nulltext.training.loop import averaged_weights, checkpoint_path
-from nulltext.training.recipe import Recipe, load_recipe
-from nulltext.training.stages import captioner_stage
-from nulltext.training.workshop import Workshop, tokenizer_of
+from nulltext.training.recipe import Augmentation, CaptionerRecipe, Recipe, load_recipe
+from nulltext.training.stages import TrainingRun, captioner_stage
 
 SIDE = 16
 PIXELS = {"crop_size": 224, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.25]}
@@ -117,22 +120,25 @@ def recipe_of(squares: Path, **captioner: object) -> Recipe:
     return replace(own, captioner=replace(own.captioner, **captioner))
 
 
-def shop_of(squares, net, folder):
+def run_of(squares, net, folder):
     folder.mkdir()
-    return Workshop(recipe_of(squares), squares, folder, torch.device("cpu"), sight=load_sight(net))
+    vision = PretrainedVision.load(net)
+    return TrainingRun(recipe_of(squares), squares, folder, torch.device("cpu"), vision=vision)
 
 
 def test_a_classifiers_folder_gives_its_network_and_the_mean_of_its_last_map(net):
-    sight = load_sight(net)
-    assert isinstance(sight.module, EfficientNetModel)
+    vision = PretrainedVision.load(net)
+    assert isinstance(vision.module, EfficientNetModel)
     mean, deviation = tuple(PIXELS["image_mean"]), tuple(PIXELS["image_std"])
-    assert sight.at(20, 0.5) == Eyes(20, mean, deviation, 0.5)
+    assert preprocessing_for(
+        CaptionerRecipe(side=20, patch=4, view=0.5), vision
+    ) == ImagePreprocessing(20, mean, deviation, 0.5)
     pixels = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         last = efficientnet().efficientnet(pixels).last_hidden_state
-        found = embed(sight.module, pixels)
+        found = embed(vision.module, pixels)
     assert found.std() > 0.01
-    assert width_of(sight.module) == found.shape[1] == 16
+    assert embedding_width(vision.module) == found.shape[1] == 16
     torch.testing.assert_close(found, last.mean((2, 3)), rtol=1e-5, atol=1e-6)
 
 
@@ -149,15 +155,15 @@ def test_clip_looks_at_squares_of_its_own_size_only(tmp_path):
     pixels = {"size": {"height": 16, "width": 16}, **PIXELS}
     del pixels["crop_size"]
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
-    sight = load_sight(tmp_path / "clip")
-    assert isinstance(sight.module, CLIPVisionModelWithProjection)
-    assert sight.at(16, 1.0) == sight.eyes
+    vision = PretrainedVision.load(tmp_path / "clip")
+    assert isinstance(vision.module, CLIPVisionModelWithProjection)
+    assert preprocessing_for(CaptionerRecipe(side=16), vision) == vision.preprocessing
     seen = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         projected = whole.visual_projection(whole.vision_model(seen).pooler_output)
-        torch.testing.assert_close(embed(sight.module, seen), projected)
+        torch.testing.assert_close(embed(vision.module, seen), projected)
     with pytest.raises(OptionError, match=r"16 pixels and the recipe's captioner at 20"):
-        sight.at(20, 1.0)
+        preprocessing_for(CaptionerRecipe(side=20, patch=4), vision)
 
 
 def test_a_size_that_clip_does_not_see_is_said_before_anything_is_touched(squares, tmp_path):
@@ -172,7 +178,7 @@ def test_a_size_that_clip_does_not_see_is_said_before_anything_is_touched(square
 def test_stopped_and_resumed_it_is_the_same_and_statistics_stay(
     squares, net, tmp_path, monkeypatch
 ):
-    whole, stopped = (shop_of(squares, net, tmp_path / name) for name in ("whole", "stopped"))
+    whole, stopped = (run_of(squares, net, tmp_path / name) for name in ("whole", "stopped"))
     trained = []
 
     def spied(captioner, *rest):
@@ -182,19 +188,18 @@ def test_stopped_and_resumed_it_is_the_same_and_statistics_stay(
     monkeypatch.setattr(stages, "CaptionerStage", spied)
     list(captioner_stage(whole))
     assert not any(part.training for part in trained[0].modules())
-    for name, buffer in load_sight(net).module.named_buffers():
+    for name, buffer in PretrainedVision.load(net).module.named_buffers():
         assert torch.equal(buffer, dict(trained[0].named_buffers())[name]), name
     list(islice(captioner_stage(stopped), 3))  # a step behind the checkpoint
     list(captioner_stage(stopped))
-    ends = [averaged_weights(checkpoint_path(s.folder, "captioner"))[0] for s in (whole, stopped)]
+    ends = [averaged_weights(checkpoint_path(s.folder, "captioner")) for s in (whole, stopped)]
     for name, tensor in ends[0].items():
         assert torch.equal(tensor, ends[1][name]), name
-    exported = export_captioner(whole, tmp_path / "made")
+    export_captioner(whole, tmp_path / "made")
     again = load_captioner(tmp_path / "made").model.vision.state_dict()
-    begun = load_sight(net).module.state_dict()
+    begun = PretrainedVision.load(net).module.state_dict()
     moved = 0.0
-    for name, tensor in exported.model.vision.state_dict().items():
-        torch.testing.assert_close(again[name], tensor)
+    for name, tensor in again.items():
         if "running" in name:
             torch.testing.assert_close(tensor, begun[name].half().float())
         else:
@@ -204,7 +209,7 @@ def test_stopped_and_resumed_it_is_the_same_and_statistics_stay(
     assert "EfficientNetModel at 16 pixels" in card
     assert "began with the weights of 'net'" in card
     assert (tmp_path / "made" / "efficientnet" / "LICENSE").read_text() == "Free as in beer."
-    other = replace(whole, sight=None)
+    other = replace(whole, vision=None)
     with pytest.raises(OptionError, match="other settings"):
         list(captioner_stage(other))
 
@@ -223,16 +228,16 @@ def test_the_command_begins_from_a_folder(squares, net, tmp_path):
 
 def test_what_is_wrong_with_a_folder_is_said(net, tmp_path):
     with pytest.raises(OptionError, match=r"no folder of a vision model: it has no config\.json"):
-        load_sight(tmp_path / "gone")
+        PretrainedVision.load(tmp_path / "gone")
     for name in ("words", "bin"):
         (tmp_path / name).mkdir()
     (tmp_path / "words" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(OptionError, match="'bert'; a captioner looks with clip_vision_model"):
-        load_sight(tmp_path / "words")
+        PretrainedVision.load(tmp_path / "words")
     (tmp_path / "bin" / "config.json").write_bytes((net / "config.json").read_bytes())
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"pickled")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin, which could run code"):
-        load_sight(tmp_path / "bin")
+        PretrainedVision.load(tmp_path / "bin")
 
 
 def copied(net: Path, folder: Path, file: str, **changes: object) -> Path:
@@ -255,20 +260,20 @@ def copied(net: Path, folder: Path, file: str, **changes: object) -> Path:
 )
 def test_blocks_without_end_are_not_built(net, tmp_path, setting, what):
     with pytest.raises(ModelError, match=what):
-        load_sight(copied(net, tmp_path / "deep", "config.json", **setting))
+        PretrainedVision.load(copied(net, tmp_path / "deep", "config.json", **setting))
 
 
 def test_a_small_config_inside_does_not_speak_for_a_large_one(net, tmp_path):
     small = json.loads((net / "config.json").read_text())
     folder = copied(net, tmp_path / "two", "config.json", **{"": small, "num_channels": 10**5})
     with pytest.raises(ModelError, match="numbers, its files hold"):
-        load_sight(folder)
+        PretrainedVision.load(folder)
 
 
 def test_a_network_that_gives_no_embedding_is_refused(net, tmp_path):
-    sight = load_sight(copied(net, tmp_path / "odd", "config.json", return_dict=False))
+    vision = PretrainedVision.load(copied(net, tmp_path / "odd", "config.json", return_dict=False))
     with pytest.raises(ModelError, match="'odd' makes no embeddings of 16 pixels"):
-        sight.at(SIDE, 1.0)
+        preprocessing_for(CaptionerRecipe(side=SIDE), vision)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +284,9 @@ def test_a_network_that_gives_no_embedding_is_refused(net, tmp_path):
     ],
 )
 def test_what_the_vision_model_sees_with_is_part_of_its_identity(net, tmp_path, file, setting):
-    same = load_sight(copied(net, tmp_path / "same", file))
-    other = load_sight(copied(net, tmp_path / "other", file, **setting))
-    assert load_sight(net).fingerprint == same.fingerprint != other.fingerprint
+    same = PretrainedVision.load(copied(net, tmp_path / "same", file))
+    other = PretrainedVision.load(copied(net, tmp_path / "other", file, **setting))
+    assert PretrainedVision.load(net).fingerprint == same.fingerprint != other.fingerprint
 
 
 @pytest.mark.parametrize("top", [{"include_top": True}, {"include_top": False}, {}])
@@ -293,15 +298,17 @@ def test_pixels_are_those_of_efficientnets_own_processor(tmp_path, top):
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (3, SIDE, SIDE), generator=draw, dtype=torch.uint8)
     theirs = EfficientNetImageProcessor(**stock)(pixels, return_tensors="pt")["pixel_values"]
-    eyes = read_eyes(path)
-    assert eyes.side == SIDE
-    torch.testing.assert_close(eyes.standardised(pixels[None] / 255), theirs, rtol=1e-4, atol=1e-4)
+    preprocessing = read_preprocessing(path)
+    assert preprocessing.side == SIDE
+    torch.testing.assert_close(
+        preprocessing.standardise(pixels[None] / 255), theirs, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("setting", [{"rescale_offset": True}, {"rescale_factor": 1 / 127.5}])
 def test_pixels_of_another_kind_are_refused(net, tmp_path, setting):
     with pytest.raises(ModelError, match=f"says {next(iter(setting))}: .* only"):
-        load_sight(copied(net, tmp_path / "odd", "preprocessor_config.json", **setting))
+        PretrainedVision.load(copied(net, tmp_path / "odd", "preprocessor_config.json", **setting))
 
 
 def test_a_recipe_for_a_vision_model_does_not_begin_without_one(squares, tmp_path):
@@ -315,14 +322,14 @@ def test_a_recipe_for_a_vision_model_does_not_begin_without_one(squares, tmp_pat
 @pytest.mark.parametrize("off_centre", [0.0, 0.1, 0.5])
 def test_crops_stay_as_near_the_middle_as_is_asked(squares, tmp_path, off_centre):
     own = recipe_of(squares, augmentation=Augmentation(0.5, 0.2, 0.0, off_centre)).captioner
-    shop = Workshop(
+    run = TrainingRun(
         load_recipe(str(squares / "recipe.json")), squares, tmp_path, torch.device("cpu")
     )
-    captioner = build_captioner(own, tokenizer_of(shop), name="x", seed=0)
-    stage = CaptionerStage(captioner, shop.pixels, shop.examples[0], own)
+    captioner = build_captioner(own, run.tokenizer(), name="x", seed=0)
+    stage = CaptionerStage(captioner, run.pixels, run.held_out_pixels, run.examples, own)
     ramp = torch.linspace(0, 255, 101).round().to(torch.uint8).expand(3, 101, 101)
     rng = torch.Generator().manual_seed(0)
-    middles = [float(stage._varied(ramp, rng).mean()) - 0.5 for _ in range(150)]
+    middles = [float(stage.vary(ramp, rng).mean()) - 0.5 for _ in range(150)]
     furthest = max(abs(middle) for middle in middles)
     assert furthest <= off_centre + 0.01  # half a pixel of 101, and the rounding of grey values
     assert furthest >= min(off_centre, 0.25) * 0.85  # crops of half the side reach 0.25
