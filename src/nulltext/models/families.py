@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nulltext.errors import ModelError, shorten
+from nulltext.errors import ModelError, OptionError, shorten
 from nulltext.image.images import SDXL_BUCKETS
 from nulltext.models.sdxl import StableDiffusionXLText
 from nulltext.models.strangers import WORKS, explain_pipeline, ordinary_pipeline
@@ -55,7 +55,7 @@ def _sdxl_text(parts: Parts, config: Mapping[str, Any]) -> TextConditioner:
 
 BACKBONE = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 
-FAMILIES = (
+FAMILIES: list[Family] = [
     Family(
         pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
         modules=BACKBONE,
@@ -70,7 +70,21 @@ FAMILIES = (
         added="text_time",
         buckets=SDXL_BUCKETS,
     ),
-)
+]
+
+
+def register_family(family: Family) -> Family:
+    """Add a family for this process, before its models are loaded.
+
+    Raises:
+        OptionError: a pipeline of that name is in another family.
+    """
+    taken = {name for other in FAMILIES for name in other.pipelines} & {*family.pipelines}
+    if taken:
+        raise OptionError(f"The pipeline {min(taken)} is in a family; register another name.")
+    FAMILIES.append(family)
+    return family
+
 
 LATENT_CHANNELS = 4
 
