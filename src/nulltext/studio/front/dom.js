@@ -1,9 +1,8 @@
 // Small helpers, the state of this page, and the one way to ask the server.
 
-const VERBS = ["open", "example", "propose", "bring", "invert", "look", "edit", "strip", "choose",
-  "restore", "cancel"];
-const YIELDING = ["propose", "look", "cancel"]; // while the others are on, nothing else is made
 const rules = props.rules;
+const VERBS = rules.verbs;
+const PREEMPTIBLE = ["propose", "look", "cancel"]; // while others run, nothing else can be made
 const $ = (id) => element.querySelector(`[data-id="${id}"]`);
 const state = {
   view: { photo: null, words: [], strip: [], history: [], fields: {} },
@@ -21,14 +20,14 @@ const state = {
 };
 
 // What is asked for goes out as it is on screen now, whatever Gradio does in between.
-window.nulltextAsks = Object.fromEntries(VERBS.map((verb) => [verb, []]));
+window.nulltextRequests = Object.fromEntries(VERBS.map((verb) => [verb, []]));
 window.nulltextEnded = (verb) => {
   state.waiting[verb] = Math.max(0, state.waiting[verb] - 1);
   drawBusy();
 };
 
 function ask(verb, data = {}, number = (state.asks += 1)) {
-  window.nulltextAsks[verb].push({ ...structuredClone(data), ask: number });
+  window.nulltextRequests[verb].push({ ...structuredClone(data), ask: number });
   state.waiting[verb] += 1;
   trigger(verb);
   drawBusy();

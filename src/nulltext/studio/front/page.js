@@ -29,9 +29,9 @@ function receive(view) {
   drawPanel();
   drawDock();
   drawStage();
-  if (view.photo) drawShelves();
+  if (view.photo) drawTiles();
   if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
-  if (view.strip.length && !before.strip.length) $("strip-shelf").scrollIntoView({ block: "nearest" });
+  if (view.strip.length && !before.strip.length) $("strip-tiles").scrollIntoView({ block: "nearest" });
   if (fresh && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
 }
 

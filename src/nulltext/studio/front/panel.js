@@ -116,8 +116,8 @@ function drawPanel() {
 // What would be refused cannot be pressed, from the very click that something else began with.
 function drawBusy() {
   const { view, waiting } = state;
-  const asked = VERBS.some((verb) => waiting[verb] && !YIELDING.includes(verb));
-  const busy = asked || (Boolean(view.progress) && !view.gives_way);
+  const asked = VERBS.some((verb) => waiting[verb] && !PREEMPTIBLE.includes(verb));
+  const busy = asked || (Boolean(view.progress) && !view.preemptible);
   for (const id of ["invert", "edit", "try", "bring", "example"]) $(id).disabled = busy;
   $("propose").disabled = busy || waiting.propose > 0;
 }
@@ -134,7 +134,7 @@ function drawDock() {
   const figures = [];
   if (waiting) figures.push(now.ahead === 1 ? "one job ahead of yours" : `${now.ahead} jobs ahead of yours`);
   if (now.total && !waiting) figures.push(`${now.done} of ${now.total}`);
-  if (now.left !== null && !waiting) figures.push(`about ${Math.max(1, Math.round(now.left))} s left`);
+  if (now.seconds_left !== null && !waiting) figures.push(`about ${Math.max(1, Math.round(now.seconds_left))} s left`);
   if (now.curve.length) {
     figures.push(`${now.curve.at(-1).toFixed(1)} of at most ${now.bound.toFixed(1)} dB`);
   }
@@ -163,10 +163,10 @@ function tile(entry, verb, caption) {
   return button;
 }
 
-function drawShelves() {
+function drawTiles() {
   const { strip, history, result } = state.view;
-  setHidden("strip-shelf", !strip.length);
-  setHidden("history-shelf", !history.length);
+  setHidden("strip-tiles", !strip.length);
+  setHidden("history-tiles", !history.length);
   $("strip").replaceChildren(...strip.map((one) => tile(one, "choose", `${one.strength}`)));
   $("history").replaceChildren(...history.map((one) => tile(one, "restore", `${one.label} · ${one.strength ?? "by hand"}`)));
   setHidden("outcome", !result);
