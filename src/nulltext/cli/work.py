@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.health.configuration import note_on_configuration
+from nulltext.health.noise import note_on_configuration
 from nulltext.image.framing import SizeChoice
 from nulltext.image.images import (
     CropBox,

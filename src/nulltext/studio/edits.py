@@ -167,7 +167,7 @@ def _save(
                 name,
                 inverted.uploaded_name or inverted.form,
                 form,
-                mask=mask and mask.name,
+                mask=mask.name if mask else None,
                 chosen=session.resources.chosen,
             ),
             changed_fraction=placed.changed_fraction,

@@ -86,7 +86,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
-        self._jobs: list[Job[Any]] = []  # not done yet
+        self._jobs: list[Future[Any]] = []  # not done yet
         threading.Thread(target=self._serve, name="nulltext-studio", daemon=True).start()
 
     def submit(
