@@ -257,7 +257,7 @@ def test_nobody_sees_another_and_a_reload_keeps_nothing(visit, file, studio):
     before = {folder.name for folder in (studio.resources.folder / "sessions").iterdir()}
     page.reload()
     part(page, "example").wait_for()
-    assert part(page, "desk").is_hidden()
+    assert part(page, "editor").is_hidden()
     assert part(page, "source").input_value() == ""
     assert part(page, "base").get_attribute("src") is None
     until = time.monotonic() + PATIENCE / 1000

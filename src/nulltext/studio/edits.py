@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -25,14 +24,6 @@ from nulltext.words.word_pairing import ARTICLES, align_words
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Strengths of the strip."""
-
-
-@dataclass(frozen=True)
-class PlacedEdits:
-    """Edits in the photo, before they are written."""
-
-    placed: list[Placed]
-    psnr_reconstruction: float
 
 
 def edit(session: Session, request: PageRequest) -> Iterator[None]:
@@ -103,13 +94,12 @@ def _make_edits(
     check_specs(model, inverted.prompt.text, specs)
     canvas = Canvas.of(inversion, photo, full=True)
 
-    def steps() -> Generator[StepInfo, None, PlacedEdits]:
-        edits = yield from edit_steps(model, inversion, specs)
-        placed = [place(canvas, edits, row, spec, form.detail) for row, spec in enumerate(specs)]
-        return PlacedEdits(placed, edits.psnr_reconstruction)
+    def steps() -> Generator[StepInfo, None, list[Placed]]:
+        made = yield from edit_steps(model, inversion, specs)
+        return [place(canvas, made, row, spec, form.detail) for row, spec in enumerate(specs)]
 
-    made = yield from session.run_job(Meter("Starting"), steps)
-    return _save(session, inverted, inversion, canvas, forms, made, painting)
+    placed = yield from session.run_job(Meter("Starting"), steps)
+    return _save(session, inverted, inversion, canvas, forms, placed, painting)
 
 
 def _read_mask(session: Session, value: object) -> Image.Image | None:
@@ -142,7 +132,7 @@ def _save(
     inversion: Inversion,
     canvas: Canvas,
     forms: Sequence[EditForm],
-    made: PlacedEdits,
+    placed: Sequence[Placed],
     painting: Image.Image | None,
 ) -> list[EditRecord]:
     """Write edits, their mask and their previews."""
@@ -153,14 +143,14 @@ def _save(
         mask = session.new_path(f"{stem}-mask.png")
         save_image(painting, mask)
     paths = [session.new_path(f"{stem}-edited.png") for _ in forms]
-    saved = save_placed(paths, made.placed, inversion, canvas, gps=False)
+    saved = save_placed(paths, placed, inversion, canvas, gps=False)
     return [
         EditRecord(
             number=session.next_number(),
             form=form,
             inverted=inverted,
             picture=path,
-            preview=session.save_preview(placed.image, canvas.photo.icc_profile),
+            preview=session.save_preview(one.image, canvas.photo.icc_profile),
             mask=mask,
             label=_label(session, inverted, form),
             command=edit_command(
@@ -170,12 +160,11 @@ def _save(
                 mask=mask.name if mask else None,
                 chosen=session.resources.chosen,
             ),
-            changed_fraction=placed.changed_fraction,
-            psnr_outside=placed.psnr_outside,
-            psnr_reconstruction=made.psnr_reconstruction,
-            remark=_remark(session.resources.model, inverted.prompt.text, placed),
+            changed_fraction=one.changed_fraction,
+            psnr_outside=one.psnr_outside,
+            remark=_remark(session.resources.model, inverted.prompt.text, one),
         )
-        for form, path, placed in zip(forms, paths, saved, strict=True)
+        for form, path, one in zip(forms, paths, saved, strict=True)
     ]
 
 

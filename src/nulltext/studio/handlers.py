@@ -18,16 +18,9 @@ from nulltext.errors import NulltextError
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.inversion.registry import METHODS
 from nulltext.studio import edits, photos
-from nulltext.studio.forms import GUIDANCE, STEPS, PageRequest
+from nulltext.studio.forms import PageRequest
 from nulltext.studio.resources import Resources
-from nulltext.studio.session import (
-    EditRecord,
-    OpenInversion,
-    OpenPhoto,
-    Session,
-    Studio,
-    url,
-)
+from nulltext.studio.session import EditRecord, OpenInversion, OpenPhoto, Session, Studio, url
 from nulltext.studio.worker import ReplacedError
 
 LOG = logging.getLogger(__name__)
@@ -117,8 +110,6 @@ def rules_of(resources: Resources) -> View:
         "budget": BUDGET,
         "usual_steps": NUM_STEPS,
         "usual_guidance": resources.model.guidance_scale,
-        "steps": list(STEPS),
-        "guidance": list(GUIDANCE),
         "upload_bytes": resources.limits.upload_bytes,
         "example": url(photos.EXAMPLE),
     }
@@ -132,7 +123,6 @@ def _photo(photo: OpenPhoto) -> View:
 def _inversion(inverted: OpenInversion) -> View:
     header = inverted.header
     return {
-        "key": inverted.key,
         "prompt": header.prompt,
         "crop": inverted.form.crop.as_list(),
         "method": header.method,
@@ -158,7 +148,6 @@ def _edit(record: EditRecord) -> View:
         "command": record.command,
         "changed": round(100 * record.changed_fraction, 1),
         "outside": _decibels(record.psnr_outside),
-        "reconstruction": _decibels(record.psnr_reconstruction),
         "remark": record.remark,
     }
 

@@ -93,7 +93,6 @@ class EditRecord:
     """The command line that makes the same picture."""
     changed_fraction: float
     psnr_outside: float
-    psnr_reconstruction: float
     remark: str | None
 
 
@@ -129,8 +128,9 @@ class Session:
         self.notice: str | None = None
         self.preemptible = False
         """Whether the next job may cancel the running one."""
+        self.num_handlers = 0
+        """Running handlers; see `handling`."""
         self._job: Job[Any] | None = None
-        self._handlers = 0
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
 
@@ -268,22 +268,17 @@ class Session:
         if job is not None:
             job.cancel()
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a handler runs."""
-        return self._handlers > 0
-
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:
         """Count a running handler; after the last one, files that are not shown are removed."""
         with self._lock:
-            self._handlers += 1
+            self.num_handlers += 1
         try:
             yield
         finally:
             with self._lock:
-                self._handlers -= 1
-                if self._handlers == 0:
+                self.num_handlers -= 1
+                if self.num_handlers == 0:
                     self._remove_files()
 
     def _remove_files(self) -> None:
@@ -342,7 +337,7 @@ class Studio:
         Sessions with a running handler stay.
         """
         limits = self.resources.limits
-        free = [key for key, session in self._sessions.items() if not session.is_busy]
+        free = [key for key, session in self._sessions.items() if session.num_handlers == 0]
         idle = [key for key in free if self._sessions[key].seen < now - limits.idle_seconds]
         excess = max(0, len(self._sessions) - len(idle) - limits.sessions)
         idle += [key for key in free[:-1] if key not in idle][:excess]

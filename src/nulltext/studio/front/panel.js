@@ -1,4 +1,4 @@
-// The right-hand side: forms in, the state of the inversion and of the job out.
+// The panel of forms, the progress of the job, and the tiles of edits.
 
 for (const name of rules.methods) $("method").append(make("option", { value: name }, name));
 for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
@@ -49,8 +49,8 @@ const NUMBERS = { strength: "strength", threshold: "threshold", cross_steps: "cr
 const IDS = { ...TEXTS, ...NUMBERS, chips: "target" };
 const HINT = $("source-hint").textContent;
 
-// What the server wants the fields to say: once per revision, and not where a person has written
-// since that was asked for.
+// Take the server's values for fields: once per revision, and not where the user has changed the
+// field since the request.
 function fill(view, otherWords) {
   const fields = {};
   for (const [name, [revision, number]] of Object.entries(view.filled)) {
@@ -72,7 +72,7 @@ function fill(view, otherWords) {
     state.chips = fields.chips.map((chip) => ({ ...chip }));
     drawChips();
   } else if (otherWords) readTarget();
-  tell();
+  showValues();
 }
 
 function hintOf({ source, proposed }, taken) {
@@ -86,7 +86,7 @@ function setByHand(byHand) {
   $("strength").disabled = byHand;
 }
 
-function tell() {
+function showValues() {
   setText("strength-now", $("by-hand").checked ? "by hand" : $("strength").value);
   setText("threshold-now", $("threshold").value);
 }
@@ -113,7 +113,7 @@ function drawPanel() {
   drawBusy();
 }
 
-// What would be refused cannot be pressed, from the very click that something else began with.
+// Disable buttons whose request would be refused, from the moment that another one is sent.
 function drawBusy() {
   const { view, waiting } = state;
   const asked = VERBS.some((verb) => waiting[verb] && !PREEMPTIBLE.includes(verb));
