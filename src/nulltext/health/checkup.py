@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +38,7 @@ from nulltext.health.installation import Health, describe_installation
 from nulltext.health.noise import noise_errors, noise_findings, timestep_at
 from nulltext.image.framing import box_for
 from nulltext.image.images import from_uint8, psnr, to_tensor, to_uint8
-from nulltext.image.photos import Photo, load_photo
+from nulltext.image.photos import load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.invert import invert
@@ -74,34 +74,16 @@ RESET_PEAK = "5"
 """Written to Linux's clear_refs, it sets a process's peak of resident memory to its present size
 (proc(5))."""
 
-UNET_FIELDS = [
-    "sample_size",
-    "in_channels",
-    "block_out_channels",
-    "layers_per_block",
-    "cross_attention_dim",
-    "attention_head_dim",
-    "transformer_layers_per_block",
-    "use_linear_projection",
-    "upcast_attention",
-    "addition_embed_type",
-]
-VAE_FIELDS = [
-    "latent_channels",
-    "block_out_channels",
-    "scaling_factor",
-    "shift_factor",
-    "force_upcast",
-]
-TEXT_FIELDS = [
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "vocab_size",
-    "projection_dim",
-]
+UNET_FIELDS = (
+    "sample_size in_channels block_out_channels layers_per_block cross_attention_dim "
+    "attention_head_dim transformer_layers_per_block use_linear_projection upcast_attention "
+    "addition_embed_type"
+)
+VAE_FIELDS = "latent_channels block_out_channels scaling_factor shift_factor force_upcast"
+TEXT_FIELDS = (
+    "hidden_size num_hidden_layers num_attention_heads hidden_act max_position_embeddings "
+    "vocab_size projection_dim"
+)
 
 
 @dataclass
@@ -150,42 +132,33 @@ def _resident_bytes(key: str) -> int:
 
 
 class Checkup:
-    """The parts of an edit by a model, and what they have yielded so far."""
+    """The parts of an edit by a model, run one after another; `health` has what they found."""
 
     model: LatentDiffusion
     """Loaded by the first part; the others need it."""
     prompts: Tensor
     """Embeddings of `SOURCE` and `TARGET`, [2, R, D]."""
+    image: Tensor
+    """The photo's largest square at the model's size, [1, 3, H, W] in [-1, 1]."""
     latents: Tensor
     """[1, C, h, w], of `image`."""
     inversion: Inversion
 
     def __init__(
         self,
-        load: Callable[[], LatentDiffusion],
+        chosen: ModelChoice,
         device: torch.device,
         on_part: Callable[[str], None] | None,
         on_step: Callable[[StepInfo], None] | None,
+        on_bytes: Callable[[int, int], None] | None,
     ) -> None:
-        self.load, self.device = load, device
-        self.on_part, self.on_step = on_part, on_step
+        self.chosen, self.device = replace(chosen, device=str(device)), device
+        self.on_part, self.on_step, self.on_bytes = on_part, on_step, on_bytes
         self.parts: list[Part] = []
-        self.problems: list[str] = []
-        self.notes: list[str] = []
-        self.compared: list[dict[str, Any]] = []
-
-    @cached_property
-    def photo(self) -> Photo:
-        """The example photo."""
+        self.health = describe_installation()
+        self.health.model = {"name": chosen.model, "device": str(device), "dtype": chosen.dtype}
         with as_file(files("nulltext").joinpath("studio/front/dahlia.jpg")) as path:
-            return load_photo(path)
-
-    @cached_property
-    def image(self) -> Tensor:
-        """Its largest square at the model's size, [1, 3, H, W] in [-1, 1], as inversions see it."""
-        box = box_for(self.photo.size, None)
-        size = self.model.sizes.of(box, None)
-        return from_uint8(to_uint8(to_tensor(self.photo, box, size)))
+            self.photo = load_photo(path)
 
     def run_trial(self) -> None:
         """Run each part of an edit once, then the whole in two steps."""
@@ -224,14 +197,29 @@ class Checkup:
             part.figures = dict(work())
         except Exception as error:  # a driver, a kernel or a library may raise anything
             part.outcome, part.reason = "failed", _first_sentence(error)
+            used = f"of the model '{self.chosen.model}' fails on {self.device} in"
+            self.health.problems.append(
+                part.reason
+                if name == LOAD
+                else f"The part '{name}' {used} {self.health.model['dtype']}: {part.reason}"
+            )
         part.peak_bytes = peak.read()
         part.seconds = round(time.perf_counter() - started, 3)
         self.parts.append(part)
 
     def _load(self) -> Mapping[str, Any]:
-        self.model = self.load()
-        self.notes += [note.removeprefix("Note: ") for note in self.model.notes]
-        modules = self.model.components
+        model = self.model = self.chosen.load(self.on_bytes)
+        self.health.notes += [note.removeprefix("Note: ") for note in model.notes]
+        self.health.model |= {
+            "dtype": _name(model.unet.dtype),
+            "fingerprint": model.fingerprint,
+            "resolution": list(model.resolution),
+            "family": family_name(model),
+            "config": _settings(model),
+            "deviations": {},
+            "reproduces": None,
+        }
+        modules = model.components
         return {
             "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()},
             "precision": {n: _name(next(m.parameters()).dtype) for n, m in modules.items()},
@@ -244,6 +232,9 @@ class Checkup:
         return {"prompts_distance": rounded(distance)}
 
     def _encode(self) -> Mapping[str, Any]:
+        box = box_for(self.photo.size, None)
+        size = self.model.sizes.of(box, None)
+        self.image = from_uint8(to_uint8(to_tensor(self.photo, box, size)))
         self.latents = self.model.encode(self.image)
         deviation, mean = float(self.latents.std()), float(self.latents.mean())
         self._compare(LATENTS_STD, deviation)
@@ -264,7 +255,7 @@ class Checkup:
         check_finite(noise_pred, "The UNet's prediction", timestep)
         distance = _distance(*noise_pred)
         if distance == 0.0:
-            self.problems.append(
+            self.health.problems.append(
                 "The UNet predicts the same noise for two prompts: it does not hear its text; get "
                 "the unet folder of this checkpoint again."
             )
@@ -281,9 +272,9 @@ class Checkup:
     def _measure_noise(self) -> Mapping[str, Any]:
         errors = noise_errors(self.model, self.latents, self.prompts[:1])
         found = noise_findings(self.model, errors)
-        self.compared.append(GUESS.as_json(errors.over_guess))
-        self.problems += found.problems
-        self.notes += found.notes
+        self.health.compared.append(GUESS.as_json(errors.over_guess))
+        self.health.problems += found.problems
+        self.health.notes += found.notes
         return errors.as_json()
 
     def _invert(
@@ -317,10 +308,10 @@ class Checkup:
         return {"edit_change": rounded(change), "unet_evaluations": made.unet_evaluations}
 
     def _compare(self, expected: Range, value: float) -> None:
-        self.compared.append(expected.as_json(value))
+        self.health.compared.append(expected.as_json(value))
         finding = expected.finding(value)
         if finding is not None:
-            self.problems.append(finding)
+            self.health.problems.append(finding)
 
 
 def _first_sentence(error: BaseException) -> str:
@@ -380,43 +371,20 @@ def examine(
         OptionError: the device cannot be used here.
         ModelError: there is no such model.
     """
-    device, name = find_device(chosen.device), chosen.model
-    folder = folder_of(name)
+    device = find_device(chosen.device)
+    folder = folder_of(chosen.model)
     chosen.check()
-    health = describe_installation()
-    load = partial(replace(chosen, device=str(device)).load, on_bytes)
-    checkup = Checkup(load, device, on_part, on_step)
-    health.model = {"name": name, "device": str(device), "dtype": chosen.dtype}
+    checkup = Checkup(chosen, device, on_part, on_step, on_bytes)
+    health = checkup.health
     checkup.run_trial()
     if checkup.parts[0].outcome == "ok":
-        model = checkup.model
-        health.model |= {
-            "dtype": _name(model.unet.dtype),
-            "fingerprint": model.fingerprint,
-            "resolution": list(model.resolution),
-            "family": family_name(model),
-            "config": _settings(model),
-            "deviations": {},
-            "reproduces": None,
-        }
-        if model.adapters:
+        if checkup.model.adapters:
             health.notes.append("With adapters, no known figure is compared.")
         else:
-            _compare_known_figure(health, model, name, folder)
+            _compare_known_figure(health, checkup.model, chosen.model, folder)
         if num_steps is not None:
             checkup.run_measurements(num_steps)
-    for part in checkup.parts:
-        if part.outcome == "failed":
-            health.problems.append(
-                f"The part '{part.name}' of the model '{name}' fails on {device} in "
-                f"{health.model['dtype']}: {part.reason}"
-                if part.name != LOAD
-                else part.reason or f"The model '{name}' cannot be loaded."
-            )
-    health.problems += checkup.problems
-    health.notes += checkup.notes
     health.parts = [asdict(part) for part in checkup.parts]
-    health.compared = checkup.compared
     return health
 
 
@@ -437,8 +405,8 @@ def _settings(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _fields(module: Any, names: Sequence[str]) -> dict[str, Any]:
-    known = {name: getattr(module.config, name, None) for name in names}
+def _fields(module: Any, names: str) -> dict[str, Any]:
+    known = {name: getattr(module.config, name, None) for name in names.split()}
     return {"class": type(module).__name__, **{n: v for n, v in known.items() if v is not None}}
 
 
