@@ -88,7 +88,7 @@ def view_of(session: Session) -> View:
         "filled": {name: [field.revision, field.ask] for name, field in session.fields.items()},
         "inversion": _inversion(inverted) if inverted else None,
         "words": [word.text for word in inverted.prompt.words] if inverted else [],
-        "look": {"word": look[0], "url": url(look[1])} if look else None,
+        "look": {"word": look.word, "url": url(look.picture)} if look else None,
         "result": _edit(session.result) if session.result else None,
         "strip": [_edit(record) for record in session.strip],
         "history": [_edit(record) for record in session.history],

@@ -36,7 +36,7 @@ from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.studio.forms import InvertForm, PageRequest, read_integer
 from nulltext.studio.resources import MEGABYTE
-from nulltext.studio.session import OpenInversion, OpenPhoto, Session
+from nulltext.studio.session import OpenInversion, OpenPhoto, Session, ShownAttention
 from nulltext.studio.worker import Meter
 
 EXAMPLE = Path(__file__).parent / "front" / "dahlia.jpg"
@@ -239,4 +239,4 @@ def look(session: Session, request: PageRequest) -> Iterator[None]:
     path = session.new_path("look.jpg")
     save_image(heat_over(crop, maps[index]), path)
     with session.commit(lambda: session.inverted is inverted):
-        session.look = (index, path)
+        session.look = ShownAttention(index, path)

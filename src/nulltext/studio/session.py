@@ -97,6 +97,15 @@ class EditRecord:
 
 
 @dataclass(frozen=True)
+class ShownAttention:
+    """The picture of where a word of the source prompt attends."""
+
+    word: int
+    """Index of the word."""
+    picture: Path
+
+
+@dataclass(frozen=True)
 class FieldValue:
     """A value for a field of the page."""
 
@@ -115,8 +124,7 @@ class Session:
         self.seen = time.monotonic()
         self.photo: OpenPhoto | None = None
         self.inverted: OpenInversion | None = None
-        self.look: tuple[int, Path] | None = None
-        """Index of the word whose attention is shown, and the picture."""
+        self.look: ShownAttention | None = None
         self.history: list[EditRecord] = []
         self.strip: list[EditRecord] = []
         self.result: EditRecord | None = None
@@ -286,7 +294,7 @@ class Session:
         kept = {path for r in records for path in (r.picture, r.preview, r.mask, r.inverted.file)}
         kept |= {self.photo.path, self.photo.preview} if self.photo else set()
         kept |= {self.inverted.file} if self.inverted else set()
-        kept |= {self.look[1]} if self.look else set()
+        kept |= {self.look.picture} if self.look else set()
         folders = {path.parent for path in kept if path}
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
