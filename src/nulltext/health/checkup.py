@@ -197,12 +197,13 @@ class Checkup:
             part.figures = dict(work())
         except Exception as error:  # a driver, a kernel or a library may raise anything
             part.outcome, part.reason = "failed", _first_sentence(error)
-            used = f"of the model '{self.chosen.model}' fails on {self.device} in"
-            self.health.problems.append(
-                part.reason
-                if name == LOAD
-                else f"The part '{name}' {used} {self.health.model['dtype']}: {part.reason}"
-            )
+            problem = part.reason
+            if name != LOAD:
+                problem = (
+                    f"The part '{name}' of the model '{self.chosen.model}' fails on {self.device} "
+                    f"in {self.health.model['dtype']}: {problem}"
+                )
+            self.health.problems.append(problem)
         part.peak_bytes = peak.read()
         part.seconds = round(time.perf_counter() - started, 3)
         self.parts.append(part)

@@ -73,7 +73,7 @@ def _fill_form(session: Session, request: PageRequest, record: EditRecord) -> No
         proposed=False,
         crop=inverted.crop.as_list(),
         mask=record.mask,
-        **record.form.fields(),
+        **record.form.values(),
     )
 
 

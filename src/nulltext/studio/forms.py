@@ -163,11 +163,11 @@ class EditForm:
         """Return the same edit at another strength."""
         return replace(self, strength=strength, cross_steps=None, self_steps=None)
 
-    def fields(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """Return the values of the page's fields, the inverse of `read`."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {**vars(self), "chips": list(self.chips), "blend": ", ".join(self.blend)}
         del values["weights"]  # the chips have them
-        return values | {"chips": list(self.chips), "blend": ", ".join(self.blend)}
+        return values
 
     def spec(self, mask: Any) -> EditSpec:
         """Return the edit for the library.

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from collections.abc import Generator, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -118,10 +117,7 @@ def propose(session: Session, request: PageRequest) -> Iterator[None]:
         yield from ()
         return captioner.caption(photo, crop=box)
 
-    try:
-        caption = yield from session.run_job(Meter("Looking at the photo"), steps, preemptible=True)
-    except CancelledError:
-        return
+    caption = yield from session.run_job(Meter("Looking at the photo"), steps, preemptible=True)
     with session.commit(lambda: session.photo is opened):
         if caption:
             session.set_fields(request, source=caption, proposed=True)
@@ -228,10 +224,7 @@ def look(session: Session, request: PageRequest) -> Iterator[None]:
             return [word.heat for word in source.words]
 
         meter = Meter("Looking where words look")
-        try:
-            maps = yield from session.run_job(meter, steps, preemptible=True)
-        except CancelledError:
-            return
+        maps = yield from session.run_job(meter, steps, preemptible=True)
         resources.maps.put(inverted.key, maps)
     box = inverted.form.crop
     crop = session.load_photo().image.crop((box.x, box.y, box.x + box.width, box.y + box.height))

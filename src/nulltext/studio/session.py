@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -249,7 +249,8 @@ class Session:
             preemptible: whether the next job of this session may cancel it.
 
         Raises:
-            OptionError: another job is running. CancelledError: this one was cancelled.
+            OptionError: another job is running.
+            CancelledError: this one was cancelled; ReplacedError if it is preemptible.
         """
         worker = self.resources.worker
         with self._lock:
@@ -263,6 +264,10 @@ class Session:
                 self.progress = replace(meter.progress, ahead=worker.ahead(job))
                 yield
             return job.result()
+        except CancelledError:
+            if preemptible:
+                raise ReplacedError from None
+            raise
         finally:
             job.cancel()  # the page was closed, or the job is done
             with self._lock:

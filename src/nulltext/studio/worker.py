@@ -43,7 +43,7 @@ PREVIEW_SIDE = 320
 
 
 class ReplacedError(CancelledError):
-    """The result belongs to a photo or inversion that has been replaced meanwhile."""
+    """Something else has taken the result's place, so there is nothing to tell the user."""
 
 
 class Job(Future[Result]):
