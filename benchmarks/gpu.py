@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,14 @@ import torch
 
 import nulltext
 from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.health.checkup import SOURCE, TARGET, PeakMemory, examine, gradient_norm
 from nulltext.health.report import report_of
 from nulltext.image.photos import load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.record import StepInfo, run
+from nulltext.inversion.registry import with_options
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.files import replace_file
 from nulltext.version import __version__
@@ -105,7 +106,7 @@ def problem_of(model: nulltext.LatentDiffusion, num_steps: int) -> Problem:
     return Problem(
         latents=inversion.trajectory[:1].to(model.device),
         prompt_embeds=model.embed([SOURCE]),
-        num_steps=num_steps,
+        grid=model.schedule.grid(num_steps),
         guidance_scale=GUIDANCE,
         generator=torch.Generator().manual_seed(0),
     )
@@ -157,7 +158,7 @@ def method_of(loop: str) -> tuple[InversionMethod, int]:
     if loop == "paper":
         return NullText(**never), NUM_STEPS  # type: ignore[arg-type]
     budget = BUDGETS[BUDGET]
-    return replace(budget.method(), **never), budget.num_steps  # type: ignore[arg-type]
+    return with_options(budget.method, **never), budget.num_steps
 
 
 def edit_part(bench: Bench, kind: str) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def edits_part(bench: Bench, loop: str) -> dict[str, Any]:
         method: InversionMethod = ReferenceLoop()
         steps, own = NUM_STEPS, with_naive_attention(model)
     else:
-        method, steps, own = BUDGETS[BUDGET].method(), BUDGETS[BUDGET].num_steps, model
+        method, steps, own = BUDGETS[BUDGET].method, BUDGETS[BUDGET].num_steps, model
     peak, started = PeakMemory(model.device), time.perf_counter()
     inversion = nulltext.invert(
         own,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nulltext.diffusion.finite import check_finite
+from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import edit
 from nulltext.errors import NulltextError, NumericalError, reason_of
 from nulltext.health.expectations import (
@@ -35,14 +36,14 @@ from nulltext.health.expectations import (
     rounded,
 )
 from nulltext.health.installation import Health, describe_installation
-from nulltext.health.noise import noise_errors, noise_findings, timestep_at
+from nulltext.health.noise import noise_errors, noise_findings
 from nulltext.image.framing import box_for
 from nulltext.image.images import from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.invert import invert
-from nulltext.inversion.record import Inversion, StepInfo
+from nulltext.inversion.record import Inversion
 from nulltext.models.choice import ModelChoice
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
 from nulltext.models.known_words import read_words
@@ -250,10 +251,10 @@ class Checkup:
 
     @torch.no_grad()
     def _predict(self) -> Mapping[str, Any]:
-        timestep = timestep_at(self.model.schedule, 0.5)
+        level = self.model.schedule.nearest_level(0.5)
         both = self.latents.expand(2, -1, -1, -1)
-        noise_pred = self.model.predict_noise(both, timestep, self.prompts)
-        check_finite(noise_pred, "The UNet's prediction", timestep)
+        noise_pred = self.model.predict_noise(both, level, self.prompts)
+        check_finite(noise_pred, "The UNet's prediction", level)
         distance = _distance(*noise_pred)
         if distance == 0.0:
             self.health.problems.append(
@@ -340,7 +341,7 @@ def gradient_norm(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor
     """
     embeds = prompt_embeds.detach().clone().requires_grad_(True)
     with model.frozen(), torch.enable_grad():
-        noise_pred = model.predict_noise(latents, model.schedule.train_steps // 2, embeds)
+        noise_pred = model.predict_noise(latents, model.schedule.level_at(0.5), embeds)
         (gradient,) = torch.autograd.grad(noise_pred.square().mean(), embeds)
     check_finite(gradient, "The gradient in the prompt's embedding")
     norm = float(gradient.norm())
@@ -399,8 +400,8 @@ def _settings(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
         "timestep_spacing": schedule.spacing,
         "steps_offset": schedule.steps_offset,
         "train_steps": schedule.train_steps,
-        "alpha_cumprod_first": schedule.alpha_cumprod(0),
-        "alpha_cumprod_last": schedule.alpha_cumprod(schedule.train_steps - 1),
+        "alpha_cumprod_first": float(schedule.alphas_cumprod[0]),
+        "alpha_cumprod_last": float(schedule.alphas_cumprod[-1]),
         "final_alpha_cumprod": schedule.final_alpha_cumprod,
     }
     return found

@@ -21,26 +21,27 @@ with the least error. What no network is needed for is the best guess of e from 
 so an error of e that is not below it means that the network removes no noise.
 
 **By an inversion**, without further work. With z*_{T-1}, z*_T the noisy end of the trajectory and
-a, b of the last step, the network predicted
+a, b of the last step, the network's output was
 
-    eps = (z*_T - a z*_{T-1}) / b,        and        z*_T = sqrt(ab) x0 + sqrt(1 - ab) eps
+    o = (z*_T - a z*_{T-1}) / b,        and        z*_T = sqrt(ab) x0 + sqrt(1 - ab) eps
 
-so where hardly any photo is left (ab near 0), z*_T is of unit variance and eps is nearly z*_T. With
-another prediction type than the network was trained for, one of the two fails.
+with eps the noise that o stands for at z*_{T-1}. So where hardly any photo is left (ab near 0),
+z*_T is of unit variance and eps is nearly z*_T. With another prediction type than the network was
+trained for, one of the two fails.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.schedule import SMALLEST_ALPHA_CUMPROD, Prediction, Schedule
+from nulltext.diffusion.levels import Level, Prediction, affine, noise_estimate
+from nulltext.diffusion.schedule import SMALLEST_ALPHA_CUMPROD, Schedule
 from nulltext.health.expectations import GUESS, SCHEDULES, rounded, same_levels, schedule_note
 from nulltext.inversion.record import Inversion
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -136,7 +137,6 @@ def noise_errors(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor)
         NumericalError: an output is not finite.
     """
     prediction = model.schedule.prediction
-    raw = replace(model, schedule=replace(model.schedule, prediction="epsilon"))
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(latents.shape, generator=draw, dtype=latents.dtype).to(latents.device)
     published = {name: Schedule.from_config(config) for name, config in SCHEDULES.items()}
@@ -149,26 +149,22 @@ def noise_errors(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor)
         velocity = signal * noise - sigma * latents
         targets = {"epsilon": noise, "v_prediction": velocity, "sample": latents}
         for name, schedule in schedules.items():
-            timestep = timestep_at(schedule, level)
-            output = raw.predict_noise(noisy, timestep, prompt_embeds)
-            check_finite(output, "The UNet's prediction", timestep)
+            nearest = schedule.nearest_level(level)
+            output = model.predict(noisy, nearest, prompt_embeds)
+            check_finite(output, "The UNet's prediction", nearest)
             errors = {key: _relative_error(output, target) for key, target in targets.items()}
             found.by_schedule[name].append(errors[prediction])
             if name == CONFIGURED:
                 for key, error in errors.items():
                     found.by_prediction[key].append(error)
-                here = Schedule(np.array([level]), level, prediction=prediction)
-                noise_pred = here.noise_from_output(output, noisy, 0)
+                noise_pred = noise_estimate(
+                    prediction, Level(signal, sigma, nearest.fed), noisy, output
+                )
                 found.noise_mse.append(float((noise_pred - noise).square().mean()))
         product = (noise * noisy).sum().square()
         norms = noise.square().sum() * noisy.square().sum()
         found.guess.append(float(1.0 - product / norms))
     return found
-
-
-def timestep_at(schedule: Schedule, level: float) -> int:
-    """Return the timestep whose alpha-bar is nearest to a level."""
-    return int(np.abs(schedule.alphas_cumprod - level).argmin())
 
 
 def _relative_error(output: Tensor, target: Tensor) -> float:
@@ -231,15 +227,15 @@ def note_on_configuration(model: LatentDiffusion, inversion: Inversion) -> str |
 
 
 def _note_on_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
-    schedule, timestep = model.schedule, inversion.header.timesteps[0]
+    noisiest, prediction = model.schedule.grid(inversion.num_steps)[0], model.schedule.prediction
     guided = inversion.header.method_config.get("inversion_guidance", 1.0) != 1.0
     few = inversion.num_steps < FEWEST_STEPS
-    if guided or few or 1.0 - schedule.alpha_cumprod(timestep) < LEAST_NOISE:
+    if guided or few or noisiest.noisier.sigma**2 < LEAST_NOISE:
         return None
     cleaner, noisy = inversion.trajectory[-2:].double()
-    start = schedule.cleaner(timestep, inversion.num_steps)
-    a, b = schedule.coefficients(start=start, end=timestep)
-    noise_pred = (noisy - a * cleaner) / b
+    a, b = affine(prediction, noisiest.cleaner, noisiest.noisier)
+    output = (noisy - a * cleaner) / b
+    noise_pred = noise_estimate(prediction, noisiest.cleaner, cleaner, output)
     sizes = [float(one.square().mean().sqrt()) for one in (noise_pred, noisy)]
     cosine = float((noise_pred * noisy).mean()) / max(sizes[0] * sizes[1], 1e-12)
     low, high = DEVIATION
@@ -251,5 +247,5 @@ def _note_on_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
         f"that it inverts the photo to has a deviation of {sizes[1]:.2f}, what its UNet takes for "
         f"noise there one of {sizes[0]:.2f} and a likeness of {cosine:.2f}, and each should be 1"
         f"{'; if they are trained,' if untrained else ', so'} its prediction_type may not be "
-        f"{schedule.prediction}."
+        f"{prediction}."
     )

@@ -23,7 +23,7 @@ from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.image.compositing import Detail
 from nulltext.image.images import CropBox
-from nulltext.inversion.budgets import Plan, planned
+from nulltext.inversion.budgets import Budget, planned
 from nulltext.models.choice import ModelChoice
 from nulltext.words.invisible import clean
 from nulltext.words.prompts import TokenizedPrompt
@@ -75,13 +75,14 @@ class InvertForm:
             seed=read_integer(request, "seed", 0, 2**31 - 1) or 0,
         )
 
-    def plan(self) -> Plan:
+    def plan(self) -> Budget:
         """Return the method and the number of steps.
 
         Raises:
             OptionError: a name is unknown, or a budget is given to a method that has none.
         """
-        return planned(self.method, budget=self.budget, num_steps=self.steps)
+        method = None if self.budget else self.method
+        return planned(method, budget=self.budget, num_steps=self.steps)
 
     def arguments(self) -> list[str]:
         """Return the options of `nulltext edit` that invert the same way."""
@@ -89,7 +90,7 @@ class InvertForm:
             {
                 "source": self.source,
                 "crop": str(self.crop),
-                "method": None if self.method == defaults.METHOD else self.method,
+                "method": None if self.budget else self.method,
                 "budget": None if self.budget == defaults.BUDGET else self.budget,
                 "steps": self.steps,
                 "guidance": self.guidance,

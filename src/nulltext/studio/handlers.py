@@ -13,9 +13,9 @@ from concurrent.futures import CancelledError
 from dataclasses import asdict
 from typing import Any
 
-from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.defaults import BUDGET
 from nulltext.errors import NulltextError
-from nulltext.inversion.budgets import BUDGETS
+from nulltext.inversion.budgets import BUDGETS, planned
 from nulltext.inversion.registry import METHODS
 from nulltext.studio import edits, photos
 from nulltext.studio.forms import PageRequest
@@ -105,10 +105,9 @@ def rules_of(resources: Resources) -> View:
         "verbs": list(VERBS),
         "model": resources.model.name,
         "captioner": resources.captioner is not None,
-        "methods": list(METHODS),
+        "methods": {name: planned(name).num_steps for name in METHODS},
         "budgets": {name: budget.num_steps for name, budget in BUDGETS.items()},
         "budget": BUDGET,
-        "usual_steps": NUM_STEPS,
         "usual_guidance": resources.model.guidance_scale,
         "upload_bytes": resources.limits.upload_bytes,
         "example": url(photos.EXAMPLE),
@@ -126,7 +125,7 @@ def _inversion(inverted: OpenInversion) -> View:
         "prompt": header.prompt,
         "crop": inverted.form.crop.as_list(),
         "method": header.method,
-        "steps": len(header.timesteps),
+        "steps": len(header.levels),
         "psnr": _decibels(header.psnr_reconstruction),
         "bound": _decibels(header.psnr_bound),
         "seconds": round(header.seconds, 1),

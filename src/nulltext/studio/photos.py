@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nulltext.editing.heat_colours import heat_over
-from nulltext.editing.heatmaps import heat_map_steps
+from nulltext.diffusion.loops import StepInfo
+from nulltext.editing.heatmaps import heat_map_steps, heat_over
 from nulltext.editing.placing import check_same_photo
 from nulltext.errors import ImageError, OptionError
 from nulltext.image.images import (
@@ -29,8 +29,8 @@ from nulltext.image.images import (
 from nulltext.image.photos import Photo
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
-from nulltext.inversion.record import Inversion, StepInfo
-from nulltext.inversion.sampling import check_model
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import check_model
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.studio.forms import InvertForm, PageRequest, read_integer

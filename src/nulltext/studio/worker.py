@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.image.images import to_pil
 from nulltext.inversion.previews import Previews
-from nulltext.inversion.record import StepInfo, run
 
 Result = TypeVar("Result")
 Steps = Generator[StepInfo, None, Result]

@@ -1,6 +1,6 @@
 // The panel of forms, the progress of the job, and the tiles of edits.
 
-for (const name of rules.methods) $("method").append(make("option", { value: name }, name));
+for (const name of Object.keys(rules.methods)) $("method").append(make("option", { value: name }, name));
 for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
 $("method").value = "null-text";
 $("budget").value = rules.budget;
@@ -13,7 +13,7 @@ setPicture("example-picture", rules.example);
 function showUsualSteps() {
   const fitted = $("method").value === "null-text";
   $("budget").disabled = !fitted;
-  $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.usual_steps;
+  $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.methods[$("method").value];
 }
 
 function invertForm() {
