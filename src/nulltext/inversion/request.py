@@ -1,4 +1,4 @@
-"""What is to be inverted, checked, and what its inversion is known by."""
+"""A checked request to invert one photo, and what identifies its result."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class InversionRequest:
         model: LatentDiffusion,
         photo: PhotoLike,
         prompt: str,
+        *,
         method: str | InversionMethod | None,
         num_steps: int | None,
         guidance_scale: float | None,
@@ -67,8 +68,16 @@ class InversionRequest:
         box = crop or box_for(loaded.size, size)
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)
-        own = (plan.method, plan.num_steps, scale, seed)
-        return cls(loaded, box, seen_at, clean(prompt), *own)
+        return cls(
+            photo=loaded,
+            box=box,
+            size=seen_at,
+            prompt=clean(prompt),
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=scale,
+            seed=seed,
+        )
 
     def identity(self, model: LatentDiffusion) -> dict[str, Any]:
         """All that the result depends on, as JSON: equal identities, equal inversions.

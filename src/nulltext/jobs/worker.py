@@ -148,12 +148,12 @@ class Worker:
             self.model,
             photo,
             opened.prompt,
-            plan.method,
-            plan.num_steps,
-            asked.guidance,
-            opened.box,
-            asked.size_choice,
-            asked.noise_seed,
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=asked.guidance,
+            crop=opened.box,
+            size=asked.size_choice,
+            seed=asked.noise_seed,
         )
         return self._stored(request, on_step)
 
