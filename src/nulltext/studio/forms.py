@@ -17,16 +17,15 @@ from typing import Any, get_args
 
 from PIL import Image
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.attention.blend import LocalBlend
+from nulltext.constants import Detail
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError, OptionError, PromptError
-from nulltext.image.compositing import Detail
 from nulltext.image.images import CropBox
 from nulltext.inversion.budgets import Budget, planned
 from nulltext.models.choice import ModelChoice
-from nulltext.words.invisible import clean
-from nulltext.words.prompts import TokenizedPrompt
+from nulltext.words.prompts import TokenizedPrompt, clean
 
 PageRequest = Mapping[str, Any]
 
@@ -49,7 +48,7 @@ class InvertForm:
 
     source: str
     crop: CropBox
-    method: str = defaults.METHOD
+    method: str = constants.METHOD
     budget: str | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -68,7 +67,7 @@ class InvertForm:
         return cls(
             source=source,
             crop=CropBox.from_list(request.get("crop") or []),
-            method=read_text(request, "method") or defaults.METHOD,
+            method=read_text(request, "method") or constants.METHOD,
             budget=read_text(request, "budget") or None,
             steps=read_integer(request, "steps", *STEPS),
             guidance=read_number(request, "guidance", *GUIDANCE),
@@ -91,7 +90,7 @@ class InvertForm:
                 "source": self.source,
                 "crop": str(self.crop),
                 "method": None if self.budget else self.method,
-                "budget": None if self.budget == defaults.BUDGET else self.budget,
+                "budget": None if self.budget == constants.BUDGET else self.budget,
                 "steps": self.steps,
                 "guidance": self.guidance,
                 "seed": self.seed or None,
@@ -123,7 +122,7 @@ class EditForm:
     cross_steps: float | None = None
     self_steps: float | None = None
     blend: tuple[str, ...] = ()
-    threshold: float = defaults.BLEND_THRESHOLD
+    threshold: float = constants.BLEND_THRESHOLD
     target_guidance: float | None = None
     detail: Detail = "auto"
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -154,7 +153,7 @@ class EditForm:
             cross_steps=read_number(request, "cross_steps", 0, 1) if by_hand else None,
             self_steps=read_number(request, "self_steps", 0, 1) if by_hand else None,
             blend=tuple(filter(None, words)),
-            threshold=defaults.BLEND_THRESHOLD if threshold is None else threshold,
+            threshold=constants.BLEND_THRESHOLD if threshold is None else threshold,
             target_guidance=read_number(request, "target_guidance", *GUIDANCE),
             detail=detail,  # type: ignore[arg-type]
             weights=weights_of(chips),
@@ -193,7 +192,7 @@ class EditForm:
         Args:
             mask: file name of the painted mask.
         """
-        usual = not self.blend or self.threshold == defaults.BLEND_THRESHOLD
+        usual = not self.blend or self.threshold == constants.BLEND_THRESHOLD
         return _arguments(
             {
                 "target": self.target,
