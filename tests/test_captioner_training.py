@@ -21,7 +21,7 @@ from nulltext.captioning.folder import bundled_captioners, load_captioner, save_
 from nulltext.cli.main import app
 from nulltext.cli.train import Stage
 from nulltext.errors import ModelError, OptionError, PromptError
-from nulltext.models.known_words import KnownWords, write_words
+from nulltext.models.side_files import KnownWords, write_words
 from nulltext.training.captioner import Augmentation, CaptionerStage, build_captioner, word_loss
 from nulltext.training.loop import LoopSettings, averaged_weights, checkpoint_path
 from nulltext.training.recipe import load_recipe

@@ -25,7 +25,7 @@ from nulltext.health.measures import LEVELS, noise_errors, timestep_at
 from nulltext.health.report import without_private
 from nulltext.models import known_figure
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known, write_known
-from nulltext.models.locate import BUNDLED_FOLDER, folder_of
+from nulltext.models.load import BUNDLED_FOLDER, folder_of
 from tiny import tiny_pipeline
 
 BUNDLED = BUNDLED_FOLDER / "flowers"

@@ -16,7 +16,7 @@ import nulltext
 from nulltext.errors import PromptError
 from nulltext.inversion.request import InversionRequest
 from nulltext.jobs.order import Order
-from nulltext.models.text import StableDiffusionText
+from nulltext.models.unet import StableDiffusionText
 from nulltext.studio.chips import read_chips
 from nulltext.studio.forms import EditForm
 from nulltext.words.invisible import clean

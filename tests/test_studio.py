@@ -23,7 +23,7 @@ import nulltext
 from captioners import captioner
 from nulltext.errors import NulltextError
 from nulltext.inversion.record import StepInfo
-from nulltext.models.known_words import KnownWords
+from nulltext.models.side_files import KnownWords
 from nulltext.studio import inverting
 from nulltext.studio import meter as meters
 from nulltext.studio.chips import Chip, chips_of, difference, weights_of

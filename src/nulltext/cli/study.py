@@ -158,7 +158,7 @@ def study(
 
 def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[Item]) -> None:
     """Say what is odd about the first captions and the edits of photos, a few times at most."""
-    from nulltext.models.notes import notes_on_writing
+    from nulltext.models.prompt_notes import notes_on_writing
     from nulltext.words.prompts import SHOWN_WORDS
 
     changes = [(item.captions[0], item.target) for item in items if item.target is not None]

@@ -18,12 +18,9 @@ from nulltext.health.parts import Parts
 from nulltext.inversion.record import StepInfo
 from nulltext.models.choice import ModelChoice
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
-from nulltext.models.known_words import read_words
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.load import find_device
-from nulltext.models.locate import bundled_models, folder_of
-from nulltext.models.suggested_guidance import FILE as GUIDANCE_FILE
-from nulltext.models.suggested_guidance import read_guidance
+from nulltext.models.load import bundled_models, find_device, folder_of
+from nulltext.models.side_files import GUIDANCE_FILE, read_guidance, read_words
 
 HALF_TOLERANCE = 8
 """Units of a precision's last place that its rounding may add up to in a known figure: the bundled

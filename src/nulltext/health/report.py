@@ -18,7 +18,7 @@ from typing import Any
 from nulltext.health.installation import Health
 from nulltext.health.parts import mapped
 from nulltext.models.hub import parse_hub_model
-from nulltext.models.locate import display_name
+from nulltext.models.load import display_name
 from nulltext.storage.files import replace_file
 
 VERSION = 1

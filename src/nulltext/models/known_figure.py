@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.models.beside import read_beside, write_beside
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.side_files import read_side_file, write_side_file
 
 FILE, VERSION = "check.json", 1
 
@@ -74,7 +74,7 @@ def write_known(model: LatentDiffusion, folder: Path) -> Path:
         OutputError: it cannot be written.
     """
     content = {"figures": figures(model)}
-    return write_beside(folder / FILE, VERSION, model.fingerprint, content)
+    return write_side_file(folder / FILE, VERSION, model.fingerprint, content)
 
 
 def read_known(folder: Path) -> dict[str, Any] | None:
@@ -83,7 +83,7 @@ def read_known(folder: Path) -> dict[str, Any] | None:
     Raises:
         ModelError: the file is damaged, or of another version.
     """
-    return read_beside(folder / FILE, VERSION, _checked)
+    return read_side_file(folder / FILE, VERSION, _checked)
 
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:

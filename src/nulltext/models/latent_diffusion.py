@@ -6,7 +6,7 @@
     eps = UNet(z_t, t, C)               predict_noise, v and x0 predictions converted to eps
 
 Everything that depends on the checkpoint (scale, prediction type, token limit, resolution) is read
-from its configs, and what its family is conditioned on is its `TextConditioner`'s business. Latents
+from its configs; its `TextConditioner` makes what its family is conditioned on. Latents
 and embeddings are float32 whatever the weights are (float64 for float64 weights).
 Source: Rombach et al. 2022, sec. 3.
 """
@@ -26,15 +26,19 @@ from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import out_of_memory_named
 from nulltext.image.framing import Sizes
-from nulltext.models.autoencoding import in_pieces, safe_dtype
+from nulltext.models.family import TextConditioner
 from nulltext.models.fingerprint import fingerprints
-from nulltext.models.half import differentiable_in_half
-from nulltext.models.known_words import KnownWords
-from nulltext.models.memory import PLANS, MemoryPlan
-from nulltext.models.passes import Passes
-from nulltext.models.placement import at_work, execution_device, is_hooked
-from nulltext.models.text import TextConditioner
-from nulltext.models.weight_delta import applied
+from nulltext.models.network_calls import Passes, applied, differentiable_in_half
+from nulltext.models.placement import (
+    PLANS,
+    MemoryPlan,
+    at_work,
+    execution_device,
+    in_pieces,
+    is_hooked,
+    safe_dtype,
+)
+from nulltext.models.side_files import KnownWords
 from nulltext.words.prompts import TokenizedPrompt
 
 if TYPE_CHECKING:
@@ -70,11 +74,11 @@ class LatentDiffusion:
     """Whether text encoders and autoencoder are on the UNet's device only while they work. Their
     own weights then stay where they are, on the CPU as a rule."""
     known_words: KnownWords | None = None
-    """What it was taught, where that was kept beside its weights; None for most checkpoints."""
+    """Words that it was taught, where they were kept beside its weights."""
     adapters: Sequence[Mapping[str, Any]] = ()
     """LoRAs, learnt tokens and another autoencoder that were added; see `Adapters.described`."""
     notes: tuple[str, ...] = ()
-    """What a person should know of it before using it, in whole sentences."""
+    """What its user should know before using it, in whole sentences."""
     guidance_scale: float = GUIDANCE_SCALE
     """w of inversions that are given none: what is suggested beside its weights, else 7.5."""
     passes: Passes = field(default_factory=Passes, compare=False)

@@ -18,7 +18,7 @@ from nulltext.image.photos import Photo
 from nulltext.inversion.record import Inversion, StepInfo
 from nulltext.jobs.saving import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.notes import notes_on_prompts
+from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.studio.chips import difference, read_chips
 from nulltext.studio.command import Place, edit_command
 from nulltext.studio.forms import Asked, EditForm, whole

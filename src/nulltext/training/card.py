@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.suggested_guidance import FILE
+from nulltext.models.side_files import GUIDANCE_FILE
 from nulltext.training.recipe import BETA_START, Recipe
 from nulltext.training.workshop import Workshop
 
@@ -67,7 +67,7 @@ def _suggestion(recipe: Recipe) -> list[str]:
         return []
     return [
         f"Inversions and edits take the guidance scale {recipe.guidance_scale:g} unless given one "
-        f"(`{FILE}`): at higher ones colours may come out garish.",
+        f"(`{GUIDANCE_FILE}`): at higher ones colours may come out garish.",
         "",
     ]
 

@@ -14,10 +14,9 @@ import torch
 
 from nulltext.errors import OptionError, OutputError
 from nulltext.models.known_figure import write_known
-from nulltext.models.known_words import write_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import load
-from nulltext.models.suggested_guidance import write_guidance
+from nulltext.models.side_files import write_guidance, write_words
 from nulltext.storage.files import replace_file, replacing_folder
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.training.build import build_scheduler

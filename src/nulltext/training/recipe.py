@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.errors import OptionError, meant, reason_of, shortened
-from nulltext.models.suggested_guidance import LEAST, MOST
+from nulltext.models.side_files import LEAST, MOST
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.training.autoencoder import AutoencoderLoss
 from nulltext.training.captioner import LABELS, CaptionerRecipe

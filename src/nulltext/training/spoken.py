@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nulltext.models.known_words import KnownWords
+from nulltext.models.side_files import KnownWords
 from nulltext.training.captions import GENERAL_KIND, OPENINGS, CaptionSettings, compose
 from nulltext.training.collection import Example
 from nulltext.words.prompts import spoken

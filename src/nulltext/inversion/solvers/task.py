@@ -33,8 +33,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nulltext.diffusion.finite import ADVICE, check_finite
 from nulltext.diffusion.guidance import guide
 from nulltext.errors import NumericalError
-from nulltext.models.half import through_half
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.network_calls import through_half
 
 PROMPT_SHARE = 0.5
 """A null embedding smaller than this part of its prompt's embedding, as SDXL's zeros are, is no
