@@ -3,6 +3,8 @@
 An autoencoder is a folder of diffusers, or a single file. A single file says by its tensors how
 wide and how deep it is; what they cannot say (the scale of the latents, above all) is the model's
 own, as the UNet was trained on it. Names of the original code (LDM) become diffusers'.
+
+What cannot be read, or is for another kind of model, is refused as a ModelError.
 """
 
 from __future__ import annotations
@@ -89,11 +91,7 @@ class Adapters:
         return bool(self.loras or self.embeddings or self.vae)
 
     def check(self) -> None:
-        """Look at all files, before a model is read or fetched.
-
-        Raises:
-            ModelError: one is missing, damaged, or something else than what it is passed as.
-        """
+        """Look at all files, before a model is read or fetched."""
         for each in self._paths():
             with open_adapter(each.file, each.option):
                 pass
@@ -106,9 +104,6 @@ class Adapters:
         Args:
             parts: modules and tokenizers by name. tokenizers: names of the tokenizers.
             model: for messages.
-
-        Raises:
-            ModelError: a file cannot be read, or is for another kind of model.
         """
         encoders = {name: name.replace("tokenizer", "text_encoder") for name in tokenizers}
         modules = {name: parts[name] for name in ("unet", *encoders.values())}
@@ -121,11 +116,7 @@ class Adapters:
         )
 
     def described(self) -> list[dict[str, Any]]:
-        """List names without folders, weights and the beginnings of SHA-256 sums, for JSON.
-
-        Raises:
-            ModelError: a file cannot be read.
-        """
+        """List names without folders, weights and the beginnings of SHA-256 sums, for JSON."""
         details: list[dict[str, Any]] = [{"weight": float(one.weight)} for one in self.loras]
         details += [{"token": token_of(one)} for one in self.embeddings]
         found = []
@@ -184,10 +175,6 @@ def load_vae(path: Path, own: Mapping[str, Any]) -> Any:
     Args:
         path: a file, a folder of an autoencoder, or a folder of a pipeline.
         own: config of the autoencoder that the model has.
-
-    Raises:
-        ModelError: a file is missing, damaged, no autoencoder, or one whose latents are of another
-            kind than the model's.
     """
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint

@@ -120,11 +120,7 @@ def _tensor_names(file: TensorFile, encoders: int, model: str) -> list[str]:
 
 
 def token_of(embedding: Embedding) -> str:
-    """Return the token that is asked for, else the one that the file says, or the file's name.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-    """
+    """Return the token that is asked for, else the one that the file says, or the file's name."""
     if embedding.token is not None:
         return embedding.token
     with open_adapter(adapter_file(embedding.path, "--embedding"), "--embedding") as file:

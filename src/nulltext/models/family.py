@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -87,19 +87,55 @@ class ClipText:
         longest = self.encoder.config.max_position_embeddings
         return int(min(self.tokenizer.model_max_length, longest))
 
-    def tokenize(
-        self, prompt: str, *, max_tokens: int, allow_empty: bool = False
-    ) -> TokenizedPrompt:
-        """Split a prompt into tokens and words.
-
-        Raises:
-            PromptError: it is empty (unless allowed), too long, or unreadable to the tokenizer.
-        """
+    def tokenize(self, prompt: str, *, max_tokens: int, allow_empty: bool) -> TokenizedPrompt:
+        """Split a prompt into tokens and words; see `LatentDiffusion.tokenize`."""
         return tokenize(self.tokenizer, prompt, max_length=max_tokens, allow_empty=allow_empty)
 
     def ids(self, prompt: TokenizedPrompt) -> Tensor:
         """Token ids [1, L] where the encoder computes."""
         return torch.tensor([prompt.token_ids], device=execution_device(self.encoder))
+
+
+@dataclass(frozen=True)
+class ClipConditioner:
+    """CLIP text encoders that read the same prompt; words are counted in the first one's tokens."""
+
+    clips: tuple[ClipText, ...]
+
+    @classmethod
+    def of(cls, parts: Parts, **settings: Any) -> Self:
+        """Take the encoders and tokenizers out of a model's parts."""
+        names = sorted(name for name in parts if name.startswith("tokenizer"))
+        encoders = [parts[name.replace("tokenizer", "text_encoder")] for name in names]
+        pairs = zip((parts[name] for name in names), encoders, strict=True)
+        return cls(tuple(ClipText(*pair) for pair in pairs), **settings)
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The first encoder's tokenizer."""
+        return self.clips[0].tokenizer
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """The text encoders by name: text_encoder, text_encoder_2, …"""
+        return {
+            f"text_encoder_{number}" if number > 1 else "text_encoder": clip.encoder
+            for number, clip in enumerate(self.clips, start=1)
+        }
+
+    @property
+    def max_tokens(self) -> int:
+        """L, 77 in all published checkpoints."""
+        return min(clip.max_tokens for clip in self.clips)
+
+    @property
+    def width(self) -> int:
+        """Sum of the encoders' widths: 768 (SD 1), 1024 (SD 2) or 2048 (SDXL)."""
+        return sum(int(clip.encoder.config.hidden_size) for clip in self.clips)
+
+    def tokenize(self, prompt: str, *, allow_empty: bool = False) -> TokenizedPrompt:
+        """Split a prompt into tokens and words, by the first tokenizer."""
+        return self.clips[0].tokenize(prompt, max_tokens=self.max_tokens, allow_empty=allow_empty)
 
 
 @dataclass(frozen=True)
@@ -119,11 +155,7 @@ class Family:
     """Long and short sides that it was trained at, in sixteenths of the model's own side."""
 
     def check_index(self, index: Mapping[str, Any], model: str) -> None:
-        """Refuse a model_index.json with a component of another class than the family's.
-
-        Raises:
-            ModelError: it has one, or lacks a component.
-        """
+        """Refuse a model_index.json with a component of another class than the family's."""
         classes = {name: (kind,) for name, kind in self.modules.items()}
         for name, allowed in (classes | dict.fromkeys(self.tokenizers, TOKENIZERS)).items():
             entry = index.get(name)

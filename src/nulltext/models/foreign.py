@@ -142,11 +142,7 @@ def _explain_hub(known: str, rest: str) -> str:
 
 
 def explain_folder(folder: Path) -> str | None:
-    """Say in one sentence what a folder is and what to pass; None where it is a pipeline of ours.
-
-    Raises:
-        ModelError: a file in it is damaged, or cannot be read.
-    """
+    """Say in one sentence what a folder is and what to pass; None where it is a pipeline."""
     try:
         entries = _entries(folder)
         if folder / INDEX in entries:

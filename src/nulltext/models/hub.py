@@ -155,11 +155,7 @@ def fetch(hub_id: str, *, variant: str | None = None, on_bytes: OnBytes | None =
 
 
 def fetch_file(hub_id: str, *, on_bytes: OnBytes | None = None) -> Path:
-    """Download one safetensors file, by owner/name/path/file.safetensors; returns its path.
-
-    Raises:
-        ModelError: as for `fetch`; or there is no such file.
-    """
+    """Download one safetensors file, by owner/name/path/file.safetensors; returns its path."""
     name = _parsed(hub_id)
     file = name.file or ""
     if not file.endswith(".safetensors"):
@@ -282,11 +278,7 @@ class Commit:
         return Path(path)
 
     def download_all(self, files: Sequence[str], on_bytes: OnBytes | None) -> None:
-        """Download files; then note in the cache that the revision is this commit.
-
-        Raises:
-            ModelError: the disk has less room than they need.
-        """
+        """Download files; then note in the cache that the revision is this commit."""
         missing = [file for file in files if not (self.folder / file).is_file()]
         blobs = self.name.cache / "blobs"
         sizes = {

@@ -1,4 +1,4 @@
-"""A latent diffusion model as four functions: encode, decode, embed, predict noise.
+"""Latent diffusion as four functions: encode, decode, embed, predict noise.
 
     z_0 = s (mode of q(z | x) - m)      encode, s the autoencoder's scaling factor, m its shift
     x   = D(z_0 / s + m)                decode
@@ -86,9 +86,9 @@ class LatentDiffusion:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights as they are now; a saved inversion is bound to it.
+        """The identity of the weights as they are now, to which a saved inversion is bound.
 
-        It changes where a LoRA is loaded, put to sleep or merged, and comes back with the weights.
+        It changes where a LoRA is loaded, switched off or merged, and returns with the weights.
         """
         return self.fingerprints[0]
 
@@ -220,7 +220,7 @@ class LatentDiffusion:
         return embeds
 
     def counted(self, photos: int = 1) -> LatentDiffusion:
-        """The same model with a count of UNet evaluations of its own, from zero."""
+        """Return the same model with its own count of UNet evaluations, from zero."""
         return replace(self, passes=Passes(photos))
 
     def predict_noise(
@@ -273,7 +273,7 @@ class LatentDiffusion:
                 parameter.requires_grad_(True)
 
     def to_diffusers(self) -> Any:
-        """This model as its family's stock diffusers pipeline with a DDIM scheduler.
+        """Make its family's stock diffusers pipeline with a DDIM scheduler.
 
         Weights are shared: what is loaded into the pipeline works through this model, too.
         """
@@ -295,8 +295,10 @@ class LatentDiffusion:
 
     @contextmanager
     def _autoencoder(self, batch: int, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
-        """Have the autoencoder where it computes, in a precision that holds its numbers and in
-        pieces that fit; gives the device and dtype that it takes its input in."""
+        """Run the autoencoder where it computes, in a safe precision and in pieces that fit.
+
+        Gives the device and dtype that it takes its input in.
+        """
         device = self._home_of(self.vae) or execution_device(self.vae)
         dtype = safe_dtype(self.vae)
         cast = None if dtype == self.vae.dtype else dtype
@@ -308,7 +310,7 @@ class LatentDiffusion:
             yield {"device": device, "dtype": dtype}
 
     def _home_of(self, part: torch.nn.Module) -> torch.device | None:
-        """Where a part is to be taken for its work; None where it stays, or accelerate moves it."""
+        """Find where a part is taken for its work; None if it stays, or accelerate moves it."""
         return self.device if self.offload and not is_hooked(part) else None
 
     @property

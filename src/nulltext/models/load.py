@@ -331,11 +331,7 @@ def bundled_models() -> tuple[str, ...]:
 
 
 def folder_of(model: str | Path) -> Path | None:
-    """Find the folder of a model's files; None where it is one file, or one of the hub's.
-
-    Raises:
-        ModelError: there is no such model.
-    """
+    """Find the folder of a model's files; None where it is one file, or one of the hub's."""
     found = _locate(model)
     return found if isinstance(found, Path) and found.is_dir() else None
 

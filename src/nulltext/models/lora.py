@@ -429,11 +429,7 @@ def _ldm_names(path: str, per_block: int | None, crossed: set[str]) -> Iterator[
 
 
 def check_method(file: TensorFile) -> None:
-    """Refuse what is no plain low-rank difference of weights.
-
-    Raises:
-        ModelError: the keys are of another method; names it.
-    """
+    """Refuse what is no plain low-rank difference of weights."""
     methods = known_kinds()["lora"]["methods"]
     for name in file.shapes:
         method = next((what for part, what in methods.items() if _has(name, part)), None)

@@ -143,7 +143,7 @@ def memory_need(
 
 
 def backward_numbers(model: LatentDiffusion) -> float:
-    """Live numbers per latent pixel and photo during a backward pass under the model's plan."""
+    """Estimate live numbers per latent pixel and photo in a backward pass."""
     maps = FeatureMaps.of(model.unet)
     return RECOMPUTING * maps.stages if model.memory.recomputes else KEEPING * maps.blocks
 
@@ -151,7 +151,7 @@ def backward_numbers(model: LatentDiffusion) -> float:
 def pass_need(
     model: LatentDiffusion, size: tuple[int, int], *, photos: int, differentiates: bool
 ) -> int:
-    """Bytes of activations of a guided pass of the UNet, or of a gradient where that is more."""
+    """Estimate bytes of a guided pass of the UNet, or of a gradient where that is more."""
     maps = FeatureMaps.of(model.unet)
     kept = FORWARD_ONLY * maps.stages * GUIDED_ROWS
     if differentiates:
@@ -161,7 +161,7 @@ def pass_need(
 
 
 def decoding_need(model: LatentDiffusion, size: tuple[int, int]) -> int:
-    """Bytes that decoding one picture of (height, width) takes beside the weights that stay."""
+    """Estimate bytes that decoding one picture of (height, width) takes beside the weights."""
     vae, dtype, own = model.vae, safe_dtype(model.vae), model.resolution
     tiled = is_tiled(vae, size, own, dtype.itemsize)
     pixels = max(own) ** 2 if tiled else size[0] * size[1]
@@ -171,7 +171,7 @@ def decoding_need(model: LatentDiffusion, size: tuple[int, int]) -> int:
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Bytes of a module's parameters."""
+    """Count the bytes of a module's parameters."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
@@ -210,7 +210,7 @@ def shared_bytes(
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device has left; None where it does not say."""
+    """Ask how many bytes a device has left; None where it does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)

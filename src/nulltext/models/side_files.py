@@ -45,11 +45,7 @@ Content = TypeVar("Content")
 
 
 def write_side_file(path: Path, version: int, fingerprint: str, content: Mapping[str, Any]) -> Path:
-    """Keep content for the weights of this fingerprint; returns the file.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Keep content for the weights of this fingerprint; returns the file."""
     whole = {"version": version, "fingerprint": fingerprint, **content}
     replace_file(path, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
     return path
@@ -121,9 +117,6 @@ class KnownWords:
 def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path | None:
     """Keep the words beside the weights of this fingerprint; returns the file, None where there are
     no words to keep.
-
-    Raises:
-        OutputError: it cannot be written.
     """
     fields = {
         name: [w for w in getattr(known, name) if len(w) <= LONGEST_WORD][: MOST_WORDS // 2]
@@ -137,9 +130,6 @@ def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path | Non
 def read_words(folder: Path, fingerprints: Sequence[str]) -> KnownWords | None:
     """Read the words that weights of one of these fingerprints were taught; None where none were
     kept, or for other weights.
-
-    Raises:
-        ModelError: the file is damaged, or of another version.
     """
 
     def parse(content: Mapping[str, Any]) -> KnownWords | None:
@@ -163,9 +153,6 @@ def _checked_words(value: Any) -> tuple[str, ...]:
 def write_guidance(scale: float, fingerprint: str, folder: Path) -> Path | None:
     """Keep a suggestion beside the weights of this fingerprint; returns the file, None for 0, which
     suggests nothing.
-
-    Raises:
-        OutputError: it cannot be written.
     """
     if scale == 0:
         return None
@@ -175,9 +162,6 @@ def write_guidance(scale: float, fingerprint: str, folder: Path) -> Path | None:
 def read_guidance(folder: Path, fingerprints: Sequence[str]) -> float | None:
     """Read the guidance scale suggested for weights of one of these fingerprints; None where none
     was, or for others.
-
-    Raises:
-        ModelError: the file is damaged, or of another version.
     """
 
     def parse(content: Mapping[str, Any]) -> float | None:

@@ -2,7 +2,8 @@
 
 A safetensors file's kind is known by its header alone: tensor names, shapes and metadata. Names are
 those of the original training code ("ldm"), of diffusers and of the common trainers. Any other file
-is known by its first bytes and the ending of its name. Nothing is run, unpacked or unpickled.
+is known by its first bytes and the ending of its name. Nothing is run, unpacked or unpickled. What
+cannot be read is refused as a ModelError that says what it is.
 """
 
 from __future__ import annotations
@@ -108,11 +109,7 @@ class FileKind(NamedTuple):
 
 
 def kind_of_file(path: Path) -> str:
-    """Tell the kind of a safetensors file, such as "checkpoint", "lora" or "unknown".
-
-    Raises:
-        ModelError: it is none, a damaged one, or cannot be read; says what it is.
-    """
+    """Tell the kind of a safetensors file, such as "checkpoint", "lora" or "unknown"."""
     return kind_of(read_header(path)).kind
 
 
@@ -120,9 +117,6 @@ def explain_kind(path: Path, option: Option = "--model") -> str | None:
     """Say in one sentence why a file cannot be what an option takes; None where it may be.
 
     What is not known by its tensors is refused as a model only: adapters come in many layouts.
-
-    Raises:
-        ModelError: see `kind_of_file`.
     """
     header = read_header(path)
     kind, what = kind_of(header)
@@ -177,11 +171,7 @@ def _kind_of_checkpoint(header: Header, names: str) -> FileKind:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file.
-
-    Raises:
-        ModelError: it is no such file, or cut off, damaged, or not to be read; says which.
-    """
+    """Read the header of a safetensors file."""
     check_readable(path)
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -256,11 +246,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def explain_bytes(path: Path) -> str | None:
-    """Say in one sentence what a file is, if not safetensors; None where it cannot be said.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
+    """Say in one sentence what a file is, if not safetensors; None where it cannot be said."""
     check_readable(path)
     with path.open("rb") as stream:
         first = stream.read(FIRST_BYTES)
@@ -395,11 +381,7 @@ def open_adapter(path: Path, option: Option) -> Iterator[TensorFile]:
 
 
 def adapter_file(path: Path, option: Option) -> Path:
-    """Find the file that a path means: itself, or in a folder the first of its usual names.
-
-    Raises:
-        ModelError: the folder has none of them.
-    """
+    """Find the file that a path means: itself, or in a folder the first of its usual names."""
     path, names = named_path(path), EXPECTED[option].files
     if not exists(path) or not path.is_dir():
         return path

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +28,8 @@ from torch.nn.functional import pad
 
 from nulltext.errors import ModelError, PromptError, shortened
 from nulltext.image.framing import SDXL_BUCKETS
-from nulltext.models.family import ClipText, Family, Parts, TextConditioner
+from nulltext.models.family import ClipConditioner, Family, Parts, TextConditioner
 from nulltext.models.tensor_files import WORKS, known_kinds
-from nulltext.words.prompts import TokenizedPrompt
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
 
 TIME_IDS = 6
 """Numbers of XL's size conditioning: original size, corner of the crop, target size."""
@@ -51,47 +47,23 @@ PROMPT_WIDTHS = {
 
 
 @dataclass(frozen=True)
-class StableDiffusionText:
-    """Conditioning of Stable Diffusion 1.x and 2.x, R = L."""
+class StableDiffusionText(ClipConditioner):
+    """Conditioning of Stable Diffusion 1.x and 2.x: one encoder, R = L."""
 
-    clip: ClipText
-
-    @property
-    def tokenizer(self) -> CLIPTokenizer:
-        """CLIP's tokenizer."""
-        return self.clip.tokenizer
-
-    @property
-    def modules(self) -> Mapping[str, torch.nn.Module]:
-        """The text encoder."""
-        return {"text_encoder": self.clip.encoder}
-
-    @property
-    def max_tokens(self) -> int:
-        """L, 77 in all published checkpoints."""
-        return self.clip.max_tokens
+    settings = ""
 
     @property
     def embeds_shape(self) -> tuple[int, int]:
         """(L, D), D 768 (1.x) or 1024 (2.x)."""
-        return self.max_tokens, int(self.clip.encoder.config.hidden_size)
-
-    @property
-    def settings(self) -> str:
-        """Empty: the weights say everything."""
-        return ""
-
-    def tokenize(self, prompt: str, *, allow_empty: bool = False) -> TokenizedPrompt:
-        """See `ClipText.tokenize`."""
-        return self.clip.tokenize(prompt, max_tokens=self.max_tokens, allow_empty=allow_empty)
+        return self.max_tokens, self.width
 
     def embed(self, prompt: str) -> Tensor:
         """[1, L, D]; some checkpoints hide the padding from the encoder."""
-        read = self.tokenize(prompt, allow_empty=True)
-        ids, mask = self.clip.ids(read), None
-        if getattr(self.clip.encoder.config, "use_attention_mask", False):
+        (clip,), read = self.clips, self.tokenize(prompt, allow_empty=True)
+        ids, mask = clip.ids(read), None
+        if getattr(clip.encoder.config, "use_attention_mask", False):
             mask = (torch.arange(read.length, device=ids.device) <= read.end_of_text)[None].long()
-        embeds: Tensor = self.clip.encoder(ids, attention_mask=mask).last_hidden_state
+        embeds: Tensor = clip.encoder(ids, attention_mask=mask).last_hidden_state
         return embeds
 
     def unet_inputs(self, embeds: Tensor, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002
@@ -104,8 +76,8 @@ class StableDiffusionText:
 
         return StableDiffusionPipeline(
             vae=vae,
-            text_encoder=self.clip.encoder,
-            tokenizer=self.clip.tokenizer,
+            text_encoder=self.clips[0].encoder,
+            tokenizer=self.tokenizer,
             unet=unet,
             scheduler=scheduler,
             safety_checker=None,
@@ -115,40 +87,19 @@ class StableDiffusionText:
 
 
 @dataclass(frozen=True)
-class StableDiffusionXLText:
-    """Conditioning of SDXL base."""
+class StableDiffusionXLText(ClipConditioner):
+    """Conditioning of SDXL base: CLIP ViT-L, and OpenCLIP bigG with projection.
 
-    first: ClipText
-    """CLIP ViT-L; words are counted in its tokens."""
-    second: ClipText
-    """OpenCLIP bigG with projection; same vocabulary, another pad token."""
-    zero_empty: bool
+    Both have the same vocabulary, and other pad tokens.
+    """
+
+    zero_empty: bool = True
     """Whether the empty prompt is all zeros."""
-
-    @property
-    def tokenizer(self) -> CLIPTokenizer:
-        """The first encoder's tokenizer."""
-        return self.first.tokenizer
-
-    @property
-    def modules(self) -> Mapping[str, torch.nn.Module]:
-        """Both text encoders."""
-        return {"text_encoder": self.first.encoder, "text_encoder_2": self.second.encoder}
-
-    @property
-    def max_tokens(self) -> int:
-        """L, 77 in all published checkpoints."""
-        return min(self.first.max_tokens, self.second.max_tokens)
-
-    @property
-    def width(self) -> int:
-        """D = D1 + D2, 2048 in SDXL."""
-        return sum(int(clip.encoder.config.hidden_size) for clip in (self.first, self.second))
 
     @property
     def pooled_size(self) -> int:
         """P, 1280 in SDXL."""
-        return int(self.second.encoder.config.projection_dim)
+        return int(self.clips[1].encoder.config.projection_dim)
 
     @property
     def embeds_shape(self) -> tuple[int, int]:
@@ -160,30 +111,28 @@ class StableDiffusionXLText:
         """Name what the empty prompt is."""
         return f"empty prompt {'zeros' if self.zero_empty else 'encoded'}"
 
-    def tokenize(self, prompt: str, *, allow_empty: bool = False) -> TokenizedPrompt:
-        """See `ClipText.tokenize`; by the first tokenizer."""
-        return self.first.tokenize(prompt, max_tokens=self.max_tokens, allow_empty=allow_empty)
-
     def embed(self, prompt: str) -> Tensor:
         """[1, R, D], packed.
 
         Raises:
             PromptError: see `ClipText.tokenize`, or the two tokenizers disagree.
         """
-        read = self.tokenize(prompt, allow_empty=True)
-        again = self.second.tokenize(prompt, max_tokens=self.max_tokens, allow_empty=True)
-        if read.words != again.words:
+        read = [
+            clip.tokenize(prompt, max_tokens=self.max_tokens, allow_empty=True)
+            for clip in self.clips
+        ]
+        if read[0].words != read[1].words:
             raise PromptError(
                 f"The model's two tokenizers split {prompt!r} differently; load a learnt token "
                 "into both (pipe.load_textual_inversion with each tokenizer and text encoder)."
             )
         outputs = [
             clip.encoder(clip.ids(tokens), output_hidden_states=True)
-            for clip, tokens in ((self.first, read), (self.second, again))
+            for clip, tokens in zip(self.clips, read, strict=True)
         ]
         sequence = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         embeds = self.packed(sequence, outputs[1].text_embeds)
-        return torch.zeros_like(embeds) if self.zero_empty and not read.words else embeds
+        return torch.zeros_like(embeds) if self.zero_empty and not read[0].words else embeds
 
     def packed(self, sequence: Tensor, pooled: Tensor) -> Tensor:
         """[B, L, D] and [B, P] to [B, R, D]."""
@@ -214,10 +163,9 @@ class StableDiffusionXLText:
 
         return StableDiffusionXLPipeline(
             vae=vae,
-            text_encoder=self.first.encoder,
-            text_encoder_2=self.second.encoder,
-            tokenizer=self.first.tokenizer,
-            tokenizer_2=self.second.tokenizer,
+            **self.modules,
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.clips[1].tokenizer,
             unet=unet,
             scheduler=scheduler,
             force_zeros_for_empty_prompt=self.zero_empty,
@@ -225,16 +173,9 @@ class StableDiffusionXLText:
         )
 
 
-def _stable_diffusion_text(parts: Parts, _: Mapping[str, Any]) -> StableDiffusionText:
-    return StableDiffusionText(ClipText(parts["tokenizer"], parts["text_encoder"]))
-
-
 def _sdxl_text(parts: Parts, config: Mapping[str, Any]) -> StableDiffusionXLText:
-    return StableDiffusionXLText(
-        ClipText(parts["tokenizer"], parts["text_encoder"]),
-        ClipText(parts["tokenizer_2"], parts["text_encoder_2"]),
-        zero_empty=bool(config.get("force_zeros_for_empty_prompt", True)),
-    )
+    zero_empty = bool(config.get("force_zeros_for_empty_prompt", True))
+    return StableDiffusionXLText.of(parts, zero_empty=zero_empty)
 
 
 def _check_parts(parts: Parts, text: TextConditioner, model: str) -> None:
@@ -313,7 +254,7 @@ STABLE_DIFFUSION = Family(
     pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
     modules=BACKBONE,
     tokenizers=("tokenizer",),
-    text=_stable_diffusion_text,
+    text=lambda parts, _: StableDiffusionText.of(parts),
     check_parts=_check_parts,
 )
 STABLE_DIFFUSION_XL = Family(

@@ -121,9 +121,6 @@ def needed_files(
     """List the paths of all files that a model is loaded from, small ones first.
 
     Args: as for `choose_weights`.
-
-    Raises:
-        ModelError: one is missing, or see `choose_weights`.
     """
     names = set(names)
     chosen = choose_weights(names, modules, model, variant)
