@@ -105,7 +105,7 @@ def test_a_lora_works_and_an_inversion_is_bound_to_it(pipe, photo, tmp_path):
     assert adapted != plain
     with pytest.raises(InversionFileError, match="other weights"):
         nulltext.replay(model, before)
-    method = nulltext.NullText(inner_steps=1)
+    method = nulltext.inversion.NullText(inner_steps=1)
     made = nulltext.invert(model, photo, PROMPT, method=method, num_steps=2)
     edit = nulltext.edit(model, made, "a photo of a black cat")
     assert torch.equal(edit.reconstruction, nulltext.replay(model, made).image)
@@ -171,9 +171,9 @@ def test_attention_is_read_with_the_lora_in_it(pipe, tmp_path):
     pipe.load_lora_weights(lora_folder(pipe, tmp_path))
     model = nulltext.from_pipe(pipe)
     latents, embeds = torch.randn(1, 4, 8, 8), model.embed([PROMPT])
-    plain = model.predict_noise(latents, 500, embeds)
+    plain = model.predict(latents, model.schedule.level(500), embeds)
     with attach(model.unet, Identity()):
-        controlled = model.predict_noise(latents, 500, embeds)
+        controlled = model.predict(latents, model.schedule.level(500), embeds)
     # float32: explicit softmax against the fused kernel
     torch.testing.assert_close(controlled, plain, atol=1e-5, rtol=1e-4)
 

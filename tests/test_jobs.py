@@ -56,7 +56,6 @@ def test_every_option_reaches_the_order(tmp_path):
         "seed": 5,
         "captioner": "flowers",
         "inner_steps": 2,
-        "solver": "secant",
         "null_start": "empty",
         "budget": "fast",
         "inversion": "i.safetensors",

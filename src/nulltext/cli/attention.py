@@ -49,11 +49,12 @@ def attention(
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli.pictures import heat_grid, save_arrays, word_rows
     from nulltext.cli.work import look_at_prompts, open_model
+    from nulltext.diffusion.loops import run
     from nulltext.editing.heatmaps import heat_map_steps
     from nulltext.editing.loop import EditSpec, check_specs
     from nulltext.image.images import check_writable, save_image
-    from nulltext.inversion.record import Inversion, run
-    from nulltext.inversion.sampling import check_model
+    from nulltext.inversion.record import Inversion
+    from nulltext.inversion.replay import check_model
     from nulltext.storage.files import check_target
 
     picture = output or Path(f"{file.stem}-attention.png")

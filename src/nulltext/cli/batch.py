@@ -24,7 +24,7 @@ from nulltext.models.choice import ModelChoice
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nulltext.inversion.record import StepInfo
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.jobs.batch import Batch, BatchInfo, Executor, Outcome
     from nulltext.jobs.worker import Setup
 

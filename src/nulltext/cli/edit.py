@@ -21,7 +21,6 @@ from nulltext.cli.options import (
     QuietOption,
     SeedOption,
     SizeOption,
-    SolverOption,
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import obtain_inversion, output_paths, with_words
@@ -98,7 +97,6 @@ def edit(
         ),
     ] = None,
     budget: BudgetOption = None,
-    solver: SolverOption = None,
     inner_steps: InnerStepsOption = None,
     null_start: NullStartOption = None,
     guidance: GuidanceOption = None,
@@ -141,7 +139,7 @@ def _edit(
 ) -> None:
     """Do it; everything was checked that can be without opening a file."""
     from nulltext.cli.work import open_model
-    from nulltext.inversion.sampling import check_model
+    from nulltext.inversion.replay import check_model
     from nulltext.jobs.captions import check_readable
 
     request, asked = order.request, order.asked

@@ -23,7 +23,6 @@ from nulltext.cli.options import (
     QuietOption,
     SeedOption,
     SizeOption,
-    SolverOption,
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.errors import OptionError
@@ -80,7 +79,6 @@ def invert(
         ),
     ] = None,
     budget: BudgetOption = None,
-    solver: SolverOption = None,
     inner_steps: InnerStepsOption = None,
     null_start: NullStartOption = None,
     guidance: GuidanceOption = None,
@@ -112,7 +110,7 @@ def invert(
 
     check_captioner_use("--prompt", AUTO if AUTO in prompt else None, captioner)
     effort = {"num_steps": steps, "inner_steps": inner_steps}
-    plan = planned(method, budget=budget, solver=solver, null_start=null_start, **effort)
+    plan = planned(method, budget=budget, null_start=null_start, **effort)
     prompts = _one_each(prompt, len(images))
     targets = [work.check_inversion_target(path) for path in _targets(images, output)]
     wanted = None if size is None else parse_size(size)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nulltext import defaults
-from nulltext.names import Budget, NullStart, Solver
+from nulltext.names import Budget, NullStart
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
@@ -77,12 +77,9 @@ BudgetOption = Annotated[
     Budget | None,
     typer.Option(
         "--budget",
-        help="How much work null-text may do: sets --steps, --solver, --inner-steps, --null-start; "
+        help="How much work null-text may do: sets --method, --steps and --inner-steps; "
         "default balanced, paper is as published.",
     ),
-]
-SolverOption = Annotated[
-    Solver | None, typer.Option("--solver", help="What minimises null-text's loss.")
 ]
 NullStartOption = Annotated[
     NullStart | None,

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nulltext.editing.heat_colours import heat_over
-from nulltext.editing.heatmaps import PromptMaps
+from nulltext.editing.heatmaps import PromptMaps, heat_over
 from nulltext.image.images import from_uint8, to_pil
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.inversion.record import Inversion
@@ -27,17 +26,17 @@ def heat_grid(
     A map is drawn between its own minimum and maximum, which the caption gives in per cent.
     """
     photo = to_pil(from_uint8(inversion.photo))
-    timesteps = inversion.header.timesteps
+    levels = inversion.header.levels
     rows = []
     for maps in prompts:
         whole = Tile(photo, maps.prompt)
         rows.append(
             [whole, *(Tile(heat_over(photo, w.heat), _label(w.word, w.heat)) for w in maps.words)]
         )
-        for index in range(0, len(timesteps), every) if every else ():
+        for index in range(0, len(levels), every) if every else ():
             rows.append(
                 [
-                    Tile(photo, f"step {index + 1}, t = {timesteps[index]}"),
+                    Tile(photo, f"step {index + 1}, t = {levels[index].fed:g}"),
                     *(Tile(heat_over(photo, w.steps[index]), w.word) for w in maps.words),
                 ]
             )

@@ -36,8 +36,8 @@ def replay(
     from nulltext.cli.work import open_model
     from nulltext.image.images import check_writable, from_uint8, save_image, to_pil
     from nulltext.inversion.record import Inversion
-    from nulltext.inversion.sampling import check_model
-    from nulltext.inversion.sampling import replay as replay_inversion
+    from nulltext.inversion.replay import check_model
+    from nulltext.inversion.replay import replay as replay_inversion
 
     target = output or Path(f"{file.stem}-replay.png")
     check_writable(target)

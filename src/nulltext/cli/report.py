@@ -29,8 +29,8 @@ from nulltext.jobs.figures import decibels as decibels
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.inversion.previews import Previews
-    from nulltext.inversion.record import StepInfo
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 STAGES = {

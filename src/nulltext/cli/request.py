@@ -62,7 +62,7 @@ def obtain_inversion(
     """(inversion, seconds, UNet evaluations): the saved one, or a new one."""
     from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
     from nulltext.editing.loop import check_specs
-    from nulltext.inversion.sampling import check_model
+    from nulltext.inversion.replay import check_model
 
     if opened.saved is not None:
         check_model(model, opened.saved)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nulltext.cli.report import Reporter
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
 from nulltext.health.configuration import note_on_configuration
 from nulltext.image.framing import SizeChoice
@@ -19,10 +20,10 @@ from nulltext.image.images import (
 )
 from nulltext.image.photos import Photo
 from nulltext.inversion.base import BatchInversionMethod
-from nulltext.inversion.budgets import Plan
-from nulltext.inversion.invert import invert, invert_steps
+from nulltext.inversion.budgets import Budget
+from nulltext.inversion.invert import invert_many, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
-from nulltext.inversion.record import Inversion, StepInfo, run
+from nulltext.inversion.record import Inversion
 from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import free_memory, memory_need
@@ -79,7 +80,7 @@ def invert_with_bars(
     box: CropBox,
     size: SizeChoice,
     *,
-    plan: Plan,
+    plan: Budget,
     guidance: float | None,
     seed: int,
     partial: Path | None = None,
@@ -149,7 +150,7 @@ def save_whole(inversion: Inversion, target: Path) -> None:
 
 
 def batches_of(
-    model: LatentDiffusion, plan: Plan, count: int, batch_size: int | None
+    model: LatentDiffusion, plan: Budget, count: int, batch_size: int | None
 ) -> list[slice]:
     """Which of `count` photos are worked on side by side, batch by batch."""
     together = isinstance(plan.method, BatchInversionMethod)
@@ -165,14 +166,14 @@ def invert_batch_with_bars(
     crop: str | None,
     size: SizeChoice,
     *,
-    plan: Plan,
+    plan: Budget,
     guidance: float | None,
     seed: int,
 ) -> list[Inversion]:
-    """`invert` of one batch of several photos, with progress bars."""
+    """`invert_many` of one batch of several photos, with progress bars."""
     warn_of_memory(reporter, model, plan, [model.sizes.of(box, size) for _, box in photos])
     with reporter.progress(model) as on_step:
-        return invert(
+        return invert_many(
             model,
             [photo for photo, _ in photos],
             list(prompts),
@@ -188,7 +189,7 @@ def invert_batch_with_bars(
 
 
 def warn_of_memory(
-    reporter: Reporter, model: LatentDiffusion, plan: Plan, sizes: Sequence[tuple[int, int]]
+    reporter: Reporter, model: LatentDiffusion, plan: Budget, sizes: Sequence[tuple[int, int]]
 ) -> None:
     """Say, before an inversion of photos at these sizes, that it will hardly fit."""
     need = memory_need(
@@ -215,7 +216,7 @@ def warn_of_memory(
 def note_what_is_odd(
     reporter: Reporter,
     model: LatentDiffusion,
-    plan: Plan,
+    plan: Budget,
     seed: int | None,
     made: Sequence[Inversion],
 ) -> None:
@@ -226,7 +227,7 @@ def note_what_is_odd(
             reporter.note(note)
 
 
-def note_unused_seed(reporter: Reporter, plan: Plan, seed: int | None) -> None:
+def note_unused_seed(reporter: Reporter, plan: Budget, seed: int | None) -> None:
     """Say that a seed which was given changes nothing, where the method draws no noise."""
     if seed is not None and not plan.method.draws:
         reporter.note(

@@ -17,14 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
-from nulltext.attention.lending import Plan
 from nulltext.attention.mutual import Mutual
 from nulltext.attention.processor import self_depths
 from nulltext.attention.prompt_to_prompt import Injection, largest_self_site
+from nulltext.attention.store import Plan
 from nulltext.defaults import CROSS_STEPS, MASA_LAYER, MASA_START, SELF_STEPS
 from nulltext.editing.strength import at_strength, between
 from nulltext.errors import OptionError, PromptError
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.plugins import EDITORS_GROUP, Registry
 from nulltext.words.alignment import Alignment, attention_map, token_weights
 from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
 
@@ -33,6 +34,8 @@ class Editor(Protocol):
     """One way to edit, with its options: a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]
+    """What it is chosen by, as on the command line."""
 
     def plan(
         self,
@@ -65,6 +68,8 @@ class Editor(Protocol):
 @dataclass(frozen=True)
 class PromptToPrompt:
     """Keeps where words and shapes are, changes what they are."""
+
+    name: ClassVar[str] = "prompt-to-prompt"
 
     cross_steps: float = CROSS_STEPS
     """Fraction of the steps in which words keep the places that they have in the parent: higher
@@ -121,6 +126,8 @@ class PromptToPrompt:
 @dataclass(frozen=True)
 class MasaCtrl:
     """Keeps what things look like, lets words change where they are."""
+
+    name: ClassVar[str] = "masactrl"
 
     start: float = MASA_START
     """Fraction of the steps before the target asks its parent: until then the words alone lay out
@@ -184,14 +191,15 @@ def _foreground_tokens(
     return parent, target
 
 
-EDITORS: dict[str, type[Editor]] = {"prompt-to-prompt": PromptToPrompt, "masactrl": MasaCtrl}
-"""The editors by the names that the command line uses."""
+EDITORS: Registry[Editor] = Registry(
+    "editor",
+    EDITORS_GROUP,
+    [PromptToPrompt, MasaCtrl],
+    required=("plan", "at_strength", "reweights"),
+)
+"""The editors by name."""
 
-
-def name_of(editor: Editor) -> str:
-    """The name of an editor's class in `EDITORS`; its own where it is not in there."""
-    names = {kind: name for name, kind in EDITORS.items()}
-    return names.get(type(editor), type(editor).__name__)
+register_editor = EDITORS.register
 
 
 def check_fractions(options: object, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""From photos and their descriptions to saved-able `Inversion`s."""
+"""Invert photos: from a photo and its description to an `Inversion`."""
 
 from __future__ import annotations
 
@@ -8,119 +8,134 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nulltext.defaults import METHOD
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
 from nulltext.image.framing import SizeChoice
 from nulltext.image.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import PhotoLike
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
-from nulltext.inversion.header import InversionHeader
+from nulltext.inversion.header import InversionHeader, SavedLevel
 from nulltext.inversion.partial import Partial, digests_of, keeping
-from nulltext.inversion.record import Inversion, StepInfo, run
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import replay_steps
 from nulltext.inversion.request import InversionRequest
-from nulltext.inversion.sampling import replay_steps
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 logger = logging.getLogger(__name__)
 
 
-@overload
 def invert(
     model: LatentDiffusion,
     photo: PhotoLike,
     prompt: str,
     *,
-    method: str | InversionMethod = METHOD,
+    method: str | InversionMethod | None = None,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     crop: CropBox | None = None,
     size: SizeChoice = None,
     seed: int = 0,
     on_step: Callable[[StepInfo], None] | None = None,
-) -> Inversion: ...
-
-
-@overload
-def invert(
-    model: LatentDiffusion,
-    photo: Sequence[PhotoLike],
-    prompt: list[str] | tuple[str, ...],
-    *,
-    method: str | InversionMethod = METHOD,
-    num_steps: int | None = None,
-    guidance_scale: float | None = None,
-    crop: CropBox | None = None,
-    size: SizeChoice = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    on_step: Callable[[StepInfo], None] | None = None,
-) -> list[Inversion]: ...
-
-
-def invert(
-    model: LatentDiffusion,
-    photo: PhotoLike | Sequence[PhotoLike],
-    prompt: str | list[str] | tuple[str, ...],
-    *,
-    method: str | InversionMethod = METHOD,
-    num_steps: int | None = None,
-    guidance_scale: float | None = None,
-    crop: CropBox | None = None,
-    size: SizeChoice = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    on_step: Callable[[StepInfo], None] | None = None,
-) -> Inversion | list[Inversion]:
-    """Invert a photo, or several at once.
+) -> Inversion:
+    """Invert a photo.
 
     Args:
-        photo: a file, a PIL image, an array or tensor (see `load_photo`), or a loaded photo of any
-            size; or a list of these, which are worked on side by side, to rounding as if one by
-            one.
-        prompt: what the photo shows, in the words that will be edited; a list for a list. It may
-            be empty, for comparison: then there are no words to change, only some to add.
-        method: a name ("null-text", "ddim", "direct", … see `inversion.registry`) or a method with
-            options. By name, null-text is within the default budget, as on the command line (see
-            `inversion.budgets`); `NullText()` is the paper's.
+        photo: a file, a PIL image, an array or tensor (see `load_photo`), or a loaded photo, of any
+            size.
+        prompt: what the photo shows, in the words that will be edited. It may be empty, for
+            comparison: then there are no words to change, only some to add.
+        method: a name ("null-text", "null-text-secant", "ddim", … see `inversion.registry`) or a
+            method with options; by default that of the default budget (see `inversion.budgets`).
         num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
         guidance_scale: w of the replay, by default what the model suggests; null-text needs more
             than 1.
         crop: the region to invert; by default the largest centred one of the size's proportions.
         size: (width, height) that the model works at, or "photo" for the whole photo (or crop) at
             about the model's number of pixels; by default the model's own.
-        seed: for the methods that draw noise; each photo starts from it.
-        batch_size: of a list, how many photos go through the UNet together; by default 8, or 1
-            where the model was loaded for low memory.
+        seed: for the methods that draw noise.
         on_step: called with each step's `StepInfo`.
 
     Raises:
         UserError: one of `ImageError`, `PromptError`, `OptionError`.
         NumericalError: the numbers stopped being finite.
     """
-    options = (method, num_steps, guidance_scale, crop, size, seed)
-    if isinstance(photo, Sequence) and not isinstance(photo, str):
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if len(photo) != len(prompts):
-            raise OptionError(
-                f"There are {len(photo)} photos and {len(prompts)} prompts; give each its own."
-            )
-        requests = [
-            InversionRequest.checked(model, one, words, *options)
-            for one, words in zip(photo, prompts, strict=True)
-        ]
-        return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
-    if not isinstance(prompt, str):
-        raise OptionError(f"There is one photo and a list of {len(prompt)} prompts; give one.")
-    request = InversionRequest.checked(model, photo, prompt, *options)
+    if isinstance(photo, list | tuple) or not isinstance(prompt, str):
+        raise OptionError(
+            "invert takes one photo and one prompt; pass several to nulltext.invert_many(model, "
+            "photos, prompts)."
+        )
+    request = InversionRequest.checked(
+        model,
+        photo,
+        prompt,
+        method=method,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        crop=crop,
+        size=size,
+        seed=seed,
+    )
     return run(request_steps(model, request), on_step)
+
+
+def invert_many(
+    model: LatentDiffusion,
+    photos: Sequence[PhotoLike],
+    prompts: Sequence[str],
+    *,
+    method: str | InversionMethod | None = None,
+    num_steps: int | None = None,
+    guidance_scale: float | None = None,
+    crop: CropBox | None = None,
+    size: SizeChoice = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> list[Inversion]:
+    """Invert several photos side by side; the results equal `invert` of each, to rounding.
+
+    Args:
+        photos, prompts: a photo and its prompt at each place; of any sizes. The other options are
+            those of `invert` and hold for all.
+        seed: each photo starts from it.
+        batch_size: how many photos go through the UNet together; by default 8, or 1 where the model
+            was loaded for low memory.
+
+    Raises:
+        UserError: one of `ImageError`, `PromptError`, `OptionError`.
+        NumericalError: the numbers stopped being finite.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
+    if isinstance(prompts, str) or isinstance(photos, str) or len(photos) != len(prompts):
+        raise OptionError(
+            f"There are {_count(photos)} photos and {_count(prompts)} prompts; give each its own."
+        )
+    requests = [
+        InversionRequest.checked(
+            model,
+            photo,
+            prompt,
+            method=method,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            crop=crop,
+            size=size,
+            seed=seed,
+        )
+        for photo, prompt in zip(photos, prompts, strict=True)
+    ]
+    return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
+
+
+def _count(given: str | Sequence[object]) -> int:
+    return 1 if isinstance(given, str) else len(given)
 
 
 def invert_steps(
@@ -128,7 +143,7 @@ def invert_steps(
     photo: PhotoLike,
     prompt: str,
     *,
-    method: str | InversionMethod = METHOD,
+    method: str | InversionMethod | None = None,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     crop: CropBox | None = None,
@@ -147,8 +162,17 @@ def invert_steps(
     Raises:
         OutputError: the partial file cannot be written.
     """
-    options = (method, num_steps, guidance_scale, crop, size, seed)
-    request = InversionRequest.checked(model, photo, prompt, *options)
+    request = InversionRequest.checked(
+        model,
+        photo,
+        prompt,
+        method=method,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        crop=crop,
+        size=size,
+        seed=seed,
+    )
     return request_steps(model, request, partial)
 
 
@@ -176,7 +200,7 @@ class _Start:
         problem = Problem(
             latents=latents,
             prompt_embeds=model.embed([request.prompt]),
-            num_steps=request.num_steps,
+            grid=model.schedule.grid(request.num_steps),
             guidance_scale=request.guidance_scale,
             generator=torch.Generator().manual_seed(request.seed),
             kept=kept,
@@ -213,8 +237,8 @@ def _many_steps(
         starts = [_Start.of(model, request) for request in rows]
         counted, finished = model.counted(len(rows)), []
         solutions = yield from method.batch_steps(counted, [start.problem for start in starts])
-        for solved in zip(starts, solutions, counted.passes.each, strict=True):
-            finished.append((yield from _finish_steps(model, *solved)))
+        for start, solution, spent in zip(starts, solutions, counted.passes.each, strict=True):
+            finished.append((yield from _finish_steps(model, start, solution, spent)))
         share = (time.perf_counter() - started) / len(rows)
         timed = [_timed(inversion, share) for inversion in finished]
         made.update(zip(indices, timed, strict=True))
@@ -255,8 +279,12 @@ def _timed(inversion: Inversion, seconds: float) -> Inversion:
     header = replace(inversion.header, seconds=seconds)
     logger.info(
         "invert: %s, %d steps, %d UNet evaluations, %.2f of %.2f dB, %.2f s",
-        *(header.method, inversion.num_steps, header.unet_evaluations),
-        *(header.psnr_reconstruction, header.psnr_bound, seconds),
+        header.method,
+        inversion.num_steps,
+        header.unet_evaluations,
+        header.psnr_reconstruction,
+        header.psnr_bound,
+        seconds,
     )
     return replace(inversion, header=header)
 
@@ -282,7 +310,10 @@ def _inversion(
         prompt=request.prompt,
         model=model.name,
         fingerprint=model.fingerprint,
-        timesteps=list(model.schedule.timesteps(request.num_steps)),
+        levels=[
+            SavedLevel(step.noisier.fed, step.noisier.alpha, step.noisier.sigma)
+            for step in model.schedule.grid(request.num_steps)
+        ],
         guidance_scale=float(request.guidance_scale),
         method=request.method.name,
         method_config=asdict(request.method),  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""What inverting a photo produces, and what long loops report while they run.
+"""What inverting a photo produces.
 
 An `Inversion` holds everything that replaying and editing consume. Every method fills the same
 fields, so nothing downstream asks which method it was:
@@ -12,20 +12,20 @@ fields, so nothing downstream asks which method it was:
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from nulltext.errors import InversionFileError, out_of_memory_named, reason_of
+from nulltext.errors import InversionFileError, reason_of
+from nulltext.image.notebook import figures_html, png_bytes
+from nulltext.image.strip import Tile
 from nulltext.inversion.header import InversionHeader
 from nulltext.storage.inversion_file import read_inversion, read_outline, write_inversion
-
-logger = logging.getLogger(__name__)
 
 REQUIRED_TENSORS = ("trajectory", "photo")
 RGB = 3
@@ -34,30 +34,6 @@ FACTOR_DIMENSIONS = 2
 OPTIONAL_TENSORS = ("null_embeds", "prompt_embeds", "corrections")
 DELTA_PREFIX = "weight_delta."
 """Begins the names under which a file keeps the factors of a difference of weights."""
-
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """One step of a long loop, for progress bars."""
-
-    stage: str
-    """"pivot", "optimise", "correct", "replay" or "edit"."""
-    index: int
-    """Steps of this stage that are done."""
-    total: int
-    """Steps that this stage has."""
-    timestep: int
-    """The training timestep that was worked on."""
-    clean_estimate: Tensor | None = None
-    """x0 as seen from here, [B, C, h, w]; decoded, it is a preview."""
-    loss: float | None = None
-    """What is left of the step's objective, mean square over latents."""
-    inner_steps: int | None = None
-    """Optimiser steps that this timestep took."""
-    kept: Mapping[str, Tensor] | None = field(default=None, repr=False)
-    """Tensors from which a later run can go on behind this step; None where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +45,7 @@ class Inversion:
     but the photo, or float64 from float64 weights."""
     photo: Tensor
     """[3, H, W], uint8: the crop at the size that the model saw."""
-    header: InversionHeader = field(repr=False)
+    header: InversionHeader
     null_embeds: Tensor | None = None
     """None (the model's own empty prompt), [1, R, D], or [T, R, D], first for the noisiest."""
     prompt_embeds: Tensor | None = None
@@ -108,10 +84,35 @@ class Inversion:
                 "corrections and trajectory differ in shape; invert the photo again."
             )
 
+    def __repr__(self) -> str:
+        header, (height, width) = self.header, self.photo.shape[-2:]
+        return (
+            f"Inversion({header.prompt!r}, {width} x {height}, model={header.model!r}, "
+            f"method={header.method!r}, num_steps={self.num_steps}, "
+            f"guidance_scale={header.guidance_scale:g}, "
+            f"psnr_reconstruction={header.psnr_reconstruction:.2f}, "
+            f"psnr_bound={header.psnr_bound:.2f})"
+        )
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(self._picture())
+
+    def _repr_html_(self) -> str:
+        header = self.header
+        caption = (
+            f"{header.prompt} ({header.method}, {self.num_steps} steps, guidance "
+            f"{header.guidance_scale:g}; {header.psnr_reconstruction:.1f} of "
+            f"{header.psnr_bound:.1f} dB)"
+        )
+        return figures_html([Tile(self._picture(), caption)])
+
+    def _picture(self) -> Image.Image:
+        return Image.fromarray(self.photo.permute(1, 2, 0).numpy())
+
     @property
     def num_steps(self) -> int:
         """T."""
-        return len(self.header.timesteps)
+        return len(self.header.levels)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file.
@@ -175,26 +176,3 @@ class Inversion:
 
 def _all_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def run(
-    steps: Generator[StepInfo, None, Result], on_step: Callable[[StepInfo], None] | None = None
-) -> Result:
-    """Drive a generator of steps to its end and return its result.
-
-    Args:
-        on_step: called with each `StepInfo`; what a progress bar hangs on.
-
-    Raises:
-        OutOfMemoryError: the device's memory did not suffice.
-    """
-    while True:
-        try:
-            with out_of_memory_named():
-                info = next(steps)
-        except StopIteration as stop:
-            result: Result = stop.value
-            return result
-        logger.debug("%s: step %d of %d, t = %d", info.stage, info.index, info.total, info.timestep)
-        if on_step is not None:
-            on_step(info)

@@ -1,4 +1,4 @@
-"""What is to be inverted, checked, and what its inversion is known by."""
+"""A checked request to invert one photo, and what identifies its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nulltext.image.framing import SizeChoice, box_for
 from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import InversionMethod
-from nulltext.inversion.budgets import Plan, planned
+from nulltext.inversion.budgets import Budget, planned
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.version import __version__
 from nulltext.words.invisible import clean
@@ -38,7 +38,8 @@ class InversionRequest:
         model: LatentDiffusion,
         photo: PhotoLike,
         prompt: str,
-        method: str | InversionMethod,
+        *,
+        method: str | InversionMethod | None,
         num_steps: int | None,
         guidance_scale: float | None,
         crop: CropBox | None,
@@ -54,21 +55,29 @@ class InversionRequest:
         """
         plan = (
             planned(method, num_steps=num_steps)
-            if isinstance(method, str)
-            else Plan(method, NUM_STEPS if num_steps is None else num_steps)
+            if method is None or isinstance(method, str)
+            else Budget(method, NUM_STEPS if num_steps is None else num_steps)
         )
         scale = model.guidance_scale if guidance_scale is None else guidance_scale
         _check_guidance(scale)
         _check_seed(seed)
         plan.method.check(scale)
-        model.schedule.timesteps(plan.num_steps)
+        model.schedule.grid(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = load_photo(photo)
         box = crop or box_for(loaded.size, size)
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)
-        own = (plan.method, plan.num_steps, scale, seed)
-        return cls(loaded, box, seen_at, clean(prompt), *own)
+        return cls(
+            photo=loaded,
+            box=box,
+            size=seen_at,
+            prompt=clean(prompt),
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=scale,
+            seed=seed,
+        )
 
     def identity(self, model: LatentDiffusion) -> dict[str, Any]:
         """All that the result depends on, as JSON: equal identities, equal inversions.
@@ -85,7 +94,7 @@ class InversionRequest:
             "prompt": self.prompt,
             "method": self.method.name,
             "options": repr(self.method),
-            "timesteps": list(model.schedule.timesteps(self.num_steps)),
+            "levels": [step.noisier.fed for step in model.schedule.grid(self.num_steps)],
             "guidance_scale": float(self.guidance_scale),
             "seed": self.seed,
         }

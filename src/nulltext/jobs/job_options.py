@@ -19,7 +19,6 @@ from nulltext.names import (
     EditorName,
     Method,
     NullStart,
-    Solver,
     SourceBranch,
 )
 from nulltext.words.invisible import clean
@@ -217,7 +216,6 @@ OPTIONS: dict[str, Callable[[object], Any]] = {
     "editor": _choice(*EditorName),
     "method": _choice(*Method),
     "budget": _choice(*Budget),
-    "solver": _choice(*Solver),
     "null_start": _choice(*get_args(NullStart)),
     "align": _choice(*get_args(Align)),
     "detail": _choice(*get_args(Detail)),

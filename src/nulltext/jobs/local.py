@@ -10,7 +10,7 @@ from nulltext.jobs.units import Unit
 from nulltext.jobs.worker import Identity, Setup, Worker
 
 if TYPE_CHECKING:
-    from nulltext.inversion.record import StepInfo
+    from nulltext.diffusion.loops import StepInfo
 
 
 class Local:

@@ -18,10 +18,11 @@ from nulltext.names import AUTO, EditorName, SourceBranch
 from nulltext.words.invisible import clean
 
 if TYPE_CHECKING:
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.loop import Edit
     from nulltext.editing.placing import Canvas, Placed
     from nulltext.editing.spec import EditSpec
-    from nulltext.inversion.record import Inversion, StepInfo
+    from nulltext.inversion.record import Inversion
     from nulltext.jobs.sweep import Sweep
     from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -195,11 +196,11 @@ def pictures_of(
     Raises:
         NulltextError: see `editing.edit`.
     """
+    from nulltext.diffusion.loops import run
     from nulltext.editing.loop import edit_steps
     from nulltext.editing.placing import Canvas, place
     from nulltext.health.configuration import note_on_configuration
-    from nulltext.inversion.record import run
-    from nulltext.inversion.sampling import exact_source_step, source_step
+    from nulltext.inversion.replay import exact_source_step, source_step
 
     branches = {
         "exact": (exact_source_step, "exact trajectory"),

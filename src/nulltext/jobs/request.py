@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nulltext import defaults
 from nulltext.errors import OptionError
 from nulltext.jobs.captions import check_captioner_use
-from nulltext.names import AUTO, Budget, Detail, Method, NullStart, Solver
+from nulltext.names import AUTO, Budget, Detail, Method, NullStart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nulltext.image.framing import SizeChoice
     from nulltext.image.images import CropBox
     from nulltext.image.photos import Photo
-    from nulltext.inversion.budgets import Plan
+    from nulltext.inversion.budgets import Budget as Plan
     from nulltext.inversion.record import Inversion
 
 SMALLEST_CROP = 256
@@ -36,7 +36,6 @@ class Request:
     method: Method | None = None
     steps: int | None = None
     budget: Budget | None = None
-    solver: Solver | None = None
     inner_steps: int | None = None
     null_start: NullStart | None = None
     guidance: float | None = None
@@ -74,7 +73,7 @@ class Request:
             if self.source is None:
                 raise OptionError('There is no --source; say what the photo shows: --source "…".')
             return
-        effort = ("method", "steps", "budget", "solver", "inner_steps", "null_start")
+        effort = ("method", "steps", "budget", "inner_steps", "null_start")
         settled = (*effort, "guidance", "crop", "size", "seed", "save_inversion")
         given = [name for name in settled if getattr(self, name) is not None]
         if given:
@@ -106,9 +105,8 @@ class Request:
         from nulltext.inversion.budgets import planned
 
         return planned(
-            self.method or Method.NULL_TEXT,
+            self.method,
             budget=self.budget,
-            solver=self.solver,
             num_steps=self.steps,
             inner_steps=self.inner_steps,
             null_start=self.null_start,

@@ -26,7 +26,7 @@ ID_LENGTH = 24
 
 INVERTING = (
     *("image", "source", "captioner", "crop", "size", "method", "steps", "budget"),
-    *("solver", "inner_steps", "null_start", "guidance", "seed", "inversion"),
+    *("inner_steps", "null_start", "guidance", "seed", "inversion"),
 )
 """Options that an inversion follows from; under --full, the mask may place the crop as well."""
 

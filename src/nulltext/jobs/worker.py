@@ -31,8 +31,9 @@ from nulltext.names import Precision
 from nulltext.storage.inversion_file import SUFFIX
 
 if TYPE_CHECKING:
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
-    from nulltext.inversion.record import Inversion, StepInfo
+    from nulltext.inversion.record import Inversion
     from nulltext.inversion.request import InversionRequest
 
 PICTURES, INVERSIONS = "pictures", "inversions"
@@ -132,8 +133,8 @@ class Worker:
         """The saved one, one that another job of this batch has made, or a new one; and its name
         in the folder."""
         from nulltext.editing.loop import check_specs
+        from nulltext.inversion.replay import check_model
         from nulltext.inversion.request import InversionRequest
-        from nulltext.inversion.sampling import check_model
 
         if opened.saved is not None:
             check_model(self.model, opened.saved)
@@ -159,9 +160,10 @@ class Worker:
     def _stored(
         self, request: InversionRequest, on_step: Callable[[StepInfo], None] | None
     ) -> tuple[Inversion, str]:
+        from nulltext.diffusion.loops import run
         from nulltext.inversion.invert import request_steps
         from nulltext.inversion.partial import digests_of, partial_of, remove_partial
-        from nulltext.inversion.record import Inversion, run
+        from nulltext.inversion.record import Inversion
 
         digests = digests_of(request.identity(self.model), self.model.fingerprints)
         names = [f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}" for digest in digests]
