@@ -12,12 +12,12 @@ import torch
 from nulltext.errors import ModelError
 from nulltext.models.checkpoint import Checkpoint
 from nulltext.models.load import _side_file
+from nulltext.models.prompt_notes import note_on_words
 from nulltext.models.side_files import (
     LONGEST_WORD,
     MAX_BYTES,
     WORDS_FILE,
     KnownWords,
-    note_on_words,
     read_words,
     write_words,
 )
