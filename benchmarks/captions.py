@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nulltext.errors import DataError
 from nulltext.evaluation.datasets import read_items
-from nulltext.words.templates import caption as caption
+from nulltext.words.captions import caption as caption
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ from judge import Judge, load_judge
 from nulltext.attention.maps import NoOpController, ProbedController, StepMaps, word_map
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
-from nulltext.image.images import psnr, save_image, to_pil
+from nulltext.image.images import psnr, to_pil
+from nulltext.image.saving import save_image
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.training.autoencoder import shrink
 from nulltext.training.captions import plain

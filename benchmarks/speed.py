@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
 from colour_swap import HUES, is_swapped, swap_distance, swapped_colour
-from nulltext.defaults import NUM_STEPS
+from nulltext.constants import NUM_STEPS
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import BUDGETS
 from reference_loop import ReferenceLoop, with_naive_attention

@@ -40,11 +40,11 @@ def read_inversion(path: Path) -> None:
 
 def read_image(path: Path) -> None:
     """Load, and show to a model."""
-    from nulltext.image.images import largest_centred_square, to_tensor
+    from nulltext.image.images import largest_centred, to_tensor
     from nulltext.image.photos import load_photo
 
     photo = load_photo(path)
-    to_tensor(photo, largest_centred_square(*photo.size), (16, 16))
+    to_tensor(photo, largest_centred(*photo.size), (16, 16))
 
 
 def read_mask(path: Path) -> None:

@@ -28,7 +28,7 @@ from nulltext.evaluation.measures import (
     ssim_in,
 )
 from nulltext.evaluation.variants import check_lines
-from nulltext.words.templates import caption, recoloured
+from nulltext.words.captions import caption, recoloured
 
 
 def picture(seed, side=32):

@@ -69,7 +69,7 @@ def test_the_file_is_plain_safetensors_with_a_json_header(inversion, path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InversionFileError, match=r"gone\.safetensors.*does not exist"):
         nulltext.Inversion.load(tmp_path / "gone.safetensors")
-    with pytest.raises(InversionFileError, match="no regular file"):
+    with pytest.raises(InversionFileError, match="not a regular file"):
         nulltext.Inversion.load(tmp_path)
 
 

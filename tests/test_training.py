@@ -18,7 +18,7 @@ from nulltext.cli.main import app
 from nulltext.errors import DataError, OptionError, OutputError
 from nulltext.models.known_figure import TOLERANCE, deviations, read_known
 from nulltext.models.load import load
-from nulltext.storage.files import locked
+from nulltext.storage.files import lock_folder
 from nulltext.training.collection import read_collection
 from nulltext.training.loop import (
     LoopSettings,
@@ -222,7 +222,7 @@ def test_two_trainings_do_not_share_a_folder(options, dots, recipe_file, tmp_pat
     work = tmp_path / "one.training"
     work.mkdir()
     (work / "autoencoder.checkpoint.safetensors").write_bytes(b"precious")
-    with locked(work):
+    with lock_folder(work):
         refused = run(dots, tmp_path / "one", recipe_file, *options)
     assert isinstance(refused.exception, OutputError)
     assert "by another nulltext" in str(refused.exception)

@@ -21,7 +21,7 @@ from nulltext.training.latents import HUES, ViewSettings, recoloured, rgb, views
 from nulltext.training.petals import ground, hsv
 from nulltext.training.vocabulary import TokenizerSettings, common_words, train_tokenizer
 from nulltext.training.warm_start import warm_start
-from nulltext.words.templates import article
+from nulltext.words.captions import article
 
 ALWAYS = CaptionSettings(
     empty=0.0, without_colour=0.0, general=0.0, plural=0.0, without_background=0.0, filler=0.0

@@ -14,7 +14,14 @@ from nulltext.captioning.captioned import note_on_left_out, read_json_lines
 from nulltext.errors import DataError
 from nulltext.evaluation.datasets import read_items
 from nulltext.evaluation.pie.dataset import read_pie
-from nulltext.storage.untrusted import DEPTH, decoded, inside, parse_json, read_lines, read_text
+from nulltext.storage.untrusted import (
+    DEPTH,
+    decode_text,
+    parse_json,
+    read_lines,
+    read_text,
+    resolve_inside,
+)
 from nulltext.training.collection import read_collection
 from nulltext.training.recipe import load_recipe
 
@@ -33,8 +40,8 @@ def test_ordinary_json_is_read_as_it_is(value):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"a": 1, "b": 2, "a": 1}', "'a' stands twice"),
-        ('{"b": {"a": 1, "a": 2}}', "'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 1}', "'a' occurs twice"),
+        ('{"b": {"a": 1, "a": 2}}', "'a' occurs twice"),
         ("[" * 100_000, "nested deeper"),
         ("[" * (DEPTH + 2) + "]" * (DEPTH + 2), "nested deeper"),
         ('{"a":' * 500 + "1" + "}" * 500, "nested deeper"),
@@ -55,7 +62,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     (tmp_path / "five").write_text("12345")
     os.mkfifo(tmp_path / "pipe")
     assert read_text(tmp_path / "five", 5) == "12345"
-    for name, words in (("five", "larger than"), ("pipe", "no regular"), (".", "no regular")):
+    for name, words in (("five", "larger than"), ("pipe", "not a regular"), (".", "not a regular")):
         with pytest.raises(ValueError, match=words):
             read_text(tmp_path / name, 4)
     with pytest.raises(FileNotFoundError):
@@ -71,7 +78,7 @@ WRITTEN = {
     "old Macintosh": SAID.replace("\n", "\r").encode(),
 }
 NOT_READ = {
-    "no UTF-8: it may be in Windows-1252 or Latin-1": "caf\u00e9\n".encode("cp1252"),
+    "not UTF-8: it may be in Windows-1252 or Latin-1": "caf\u00e9\n".encode("cp1252"),
     "UTF-16 without a byte-order mark": "one\n".encode("utf-16-le"),
     "damaged UTF-16": codecs.BOM_UTF16_LE + b"o\0\n",
 }
@@ -82,7 +89,7 @@ def test_text_is_the_same_in_every_encoding_that_is_marked(tmp_path, data):
     (tmp_path / "text").write_bytes(data)
     assert read_text(tmp_path / "text", 100) == SAID
     lines = list(read_lines(tmp_path / "text", 100))
-    assert [(number, decoded(line)) for number, line in lines] == [
+    assert [(number, decode_text(line)) for number, line in lines] == [
         (number, line + "\n") for number, line in enumerate(SAID.splitlines(), start=1)
     ]
     (number, cut), _ = read_lines(tmp_path / "text", 4)
@@ -208,9 +215,9 @@ OUTSIDE = ["../secret.png", "below/../../secret.png", "link.png", "/etc/passwd",
 @pytest.mark.parametrize("name", [*OUTSIDE[:4], "..", "a\0b", "x" * 5000, "\ud800"])
 def test_no_name_leads_out_of_its_folder(folder, name):
     with pytest.raises((ValueError, OSError)):
-        inside(folder, name)
+        resolve_inside(folder, name)
     for allowed in ("below/a.png", "inner.png", "below/../below/a.png", "not-there.png"):
-        assert inside(folder, allowed) == folder / allowed
+        assert resolve_inside(folder, allowed) == folder / allowed
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE[:3], "x" * 5000])

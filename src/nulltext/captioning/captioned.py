@@ -9,9 +9,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import DataError, meant, reason_of, shortened
-from nulltext.storage.untrusted import MEGABYTE, decoded, inside, parse_json, read_lines, read_text
-from nulltext.words.invisible import clean
+from nulltext.errors import DataError, closest_name, reason_of, shorten
+from nulltext.storage.untrusted import (
+    MEGABYTE,
+    decode_text,
+    parse_json,
+    read_lines,
+    read_text,
+    resolve_inside,
+)
+from nulltext.words.prompts import clean
 
 LONGEST_LINE = MEGABYTE
 """Bytes of a line of JSON."""
@@ -66,7 +73,7 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
     try:
         if len(line) > LONGEST_LINE:
             raise ValueError(f"it is longer than the {LONGEST_LINE // MEGABYTE} MiB that are read")
-        text = decoded(line)
+        text = decode_text(line)
         value = parse_json(text) if text.strip() else None
     except ValueError as error:
         raise DataError(f"'{path}', line {number}, is no JSON: {reason_of(error)}.") from error
@@ -128,9 +135,11 @@ def _instead(line: Mapping[str, Any], key: str) -> str:
     """What a line has in a field's place, for the end of a sentence."""
     others = {*line} - {key, *FIELDS}
     found = [
-        other for other in sorted(others)[:MOST_KEYS] if meant(other, [key], OTHER_NAMES) == key
+        other
+        for other in sorted(others)[:MOST_KEYS]
+        if closest_name(other, [key], OTHER_NAMES) == key
     ]
-    return f'; it has "{shortened(found[0])}": call that "{key}"' if found else ""
+    return f'; it has "{shorten(found[0])}": call that "{key}"' if found else ""
 
 
 def file_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> Path:
@@ -141,10 +150,10 @@ def file_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> Pa
     """
     name = text_field(line, key, path, number)
     try:
-        return inside(path.parent, name)
+        return resolve_inside(path.parent, name)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"'{path}', line {number}, names {shortened(name)!r}, which cannot be used: "
+            f"'{path}', line {number}, names {shorten(name)!r}, which cannot be used: "
             f"{reason_of(error)}."
         ) from error
 
@@ -205,7 +214,7 @@ def left_out(folder: Path, named: Collection[Path] = ()) -> str:
         names = [p.relative_to(folder).as_posix() for p in _files(folder, endings) - {*named}]
         if names:
             more = ", …" if len(names) > SHOWN else ""
-            shown = ", ".join(map(shortened, sorted(names)[:SHOWN]))
+            shown = ", ".join(map(shorten, sorted(names)[:SHOWN]))
             said.append(f"{len(names)} {one}{'s' * (len(names) > 1)} {why} ({shown}{more})")
     return ", ".join(said)
 

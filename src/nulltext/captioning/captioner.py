@@ -24,7 +24,7 @@ from nulltext.captioning.decoding import BEAMS, LONGEST, beam_search, greedy
 from nulltext.captioning.mapping import Mapper
 from nulltext.captioning.vision import embed, width_of
 from nulltext.errors import ModelError, OptionError
-from nulltext.image.images import CropBox, largest_centred_square
+from nulltext.image.images import CropBox, largest_centred
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.logs import timed
 
@@ -57,7 +57,7 @@ class Eyes:
 
     def look(self, photo: Photo, box: CropBox) -> Tensor:
         """[1, 3, side, side]: the middle of the largest centred square of a crop, standardised."""
-        square = largest_centred_square(box.width, box.height)
+        square = largest_centred(box.width, box.height)
         size = max(1, round(square.width * self.share))
         margin = (square.width - size) // 2
         left, top = box.x + square.x + margin, box.y + square.y + margin

@@ -24,8 +24,8 @@ from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
 from nulltext.captioning.decoding import Sentence, next_log_probs
 from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
 from nulltext.captioning.vision import CLIP, VISIONS, about, side_of
-from nulltext.defaults import CAPTIONER
-from nulltext.errors import ModelError, OutputError, shortened
+from nulltext.constants import CAPTIONER
+from nulltext.errors import ModelError, OutputError, shorten
 from nulltext.models.checkpoint import (
     MAX_JSON_BYTES,
     Checkpoint,
@@ -79,7 +79,7 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
         raise ModelError(f"'{folder}' is no captioner: {MAKE_ONE}.")
     if config.get("version") != VERSION:
         raise ModelError(
-            f"The captioner '{folder}' has version {shortened(str(config.get('version')))}, and "
+            f"The captioner '{folder}' has version {shorten(str(config.get('version')))}, and "
             f"this nulltext reads version {VERSION}; get a newer nulltext, or make the captioner "
             "again."
         )
@@ -92,7 +92,7 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"The settings of the captioner '{folder}' cannot be read "
-                f"({shortened(repr(error))}); get it again."
+                f"({shorten(repr(error))}); get it again."
             ) from error
         model = CaptionModel(
             checkpoint.component(VISIONS[vision].folder, vision),
@@ -109,7 +109,7 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
     model.requires_grad_(False).eval()
     check_sight(model, eyes, folder)
     model.to(target)
-    return Captioner(shortened(str(config.get("name", folder.name))), model, words, eyes)
+    return Captioner(shorten(str(config.get("name", folder.name))), model, words, eyes)
 
 
 def save_captioner(
@@ -207,7 +207,7 @@ def read_tokenizer(kind: str, source: str | Path) -> Any:
 
     if kind not in TOKENIZERS:
         raise ModelError(
-            f"The tokenizer is a {shortened(repr(kind))}; known are {', '.join(TOKENIZERS)}."
+            f"The tokenizer is a {shorten(repr(kind))}; known are {', '.join(TOKENIZERS)}."
         )
     try:
         with plain_texts(Path(source)) as texts:
@@ -231,7 +231,7 @@ def read_eyes(path: Path) -> Eyes:
         return _eyes(parse_json(read_text(path, MAX_JSON_BYTES)))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"'{path}' cannot be read ({shortened(repr(error))}); get the vision model again."
+            f"'{path}' cannot be read ({shorten(repr(error))}); get the vision model again."
         ) from error
 
 
@@ -280,7 +280,7 @@ def _eyes(config: Mapping[str, Any]) -> Eyes:
         if not math.isclose(float(config.get(key, usual)), usual, rel_tol=1e-4):
             raise ModelError(
                 f"{PREPROCESSOR} of the vision model says {key}: "
-                f"{shortened(repr(config[key]))}, and only {usual} is understood; take a vision "
+                f"{shorten(repr(config[key]))}, and only {usual} is understood; take a vision "
                 "model that was trained on pixels from 0 to 1, standardised."
             )
     cut = "crop_size" in config and config.get("do_center_crop", not own)

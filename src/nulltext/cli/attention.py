@@ -52,7 +52,7 @@ def attention(
     from nulltext.diffusion.loops import run
     from nulltext.editing.heatmaps import heat_map_steps
     from nulltext.editing.loop import EditSpec, check_specs
-    from nulltext.image.images import check_writable, save_image
+    from nulltext.image.saving import check_writable, save_image
     from nulltext.inversion.record import Inversion
     from nulltext.inversion.replay import check_model
     from nulltext.storage.files import check_target

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nulltext.words.invisible import UNDECODED
+from nulltext.words.prompts import UNDECODED
 
 ESCAPED = "nulltext-escaped"
 """Name of the error handler, for streams."""

@@ -24,11 +24,11 @@ from nulltext.cli.options import (
 )
 from nulltext.cli.report import Reporter, decibels
 from nulltext.cli.request import obtain_inversion, output_paths, with_words
+from nulltext.constants import Alignment, Detail, EditorName, Method, SourceBranch
 from nulltext.jobs.figures import percent
 from nulltext.jobs.order import Order, Pictures, notes_of, pictures_of
 from nulltext.jobs.request import Opened
 from nulltext.models.choice import ModelChoice
-from nulltext.names import Align, Detail, EditorName, Method, SourceBranch
 
 
 @takes_model
@@ -74,7 +74,7 @@ def edit(
         ),
     ] = "replay",
     align: Annotated[
-        Align | None,
+        Alignment | None,
         typer.Option(
             "--align",
             help="Which source word a target word takes its place from: auto (default) swaps "

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from nulltext import defaults
-from nulltext.names import EditorName
+from nulltext import constants
+from nulltext.constants import EditorName
 
 ImageArgument = Annotated[
     Path | None,
@@ -119,14 +119,14 @@ CrossStepsOption = Annotated[
     float | None,
     typer.Option(
         "--cross-steps",
-        help=f"Fraction of steps in which words keep their places; default {defaults.CROSS_STEPS}.",
+        help=f"Fraction of steps in which words keep their place; default {constants.CROSS_STEPS}.",
     ),
 ]
 SelfStepsOption = Annotated[
     float | None,
     typer.Option(
         "--self-steps",
-        help=f"Fraction of steps in which shapes are kept; default {defaults.SELF_STEPS}.",
+        help=f"Fraction of steps in which shapes are kept; default {constants.SELF_STEPS}.",
     ),
 ]
 MasaStartOption = Annotated[
@@ -135,7 +135,7 @@ MasaStartOption = Annotated[
         "--masa-start",
         metavar="S",
         help="masactrl: fraction of steps in which the words alone lay out the picture; default "
-        f"{defaults.MASA_START}.",
+        f"{constants.MASA_START}.",
     ),
 ]
 MasaLayerOption = Annotated[
@@ -144,7 +144,7 @@ MasaLayerOption = Annotated[
         "--masa-layer",
         metavar="L",
         help="masactrl: share of the self-attention layers that keep to themselves; default "
-        f"{defaults.MASA_LAYER}.",
+        f"{constants.MASA_LAYER}.",
     ),
 ]
 MasaWordOption = Annotated[
@@ -179,7 +179,7 @@ BlendThresholdOption = Annotated[
     typer.Option(
         "--blend-threshold",
         help="0 to 1; higher keeps the change of a --blend smaller; default "
-        f"{defaults.BLEND_THRESHOLD}.",
+        f"{constants.BLEND_THRESHOLD}.",
     ),
 ]
 InversionOption = Annotated[

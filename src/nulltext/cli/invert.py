@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
     BudgetOption,
@@ -25,9 +25,9 @@ from nulltext.cli.options import (
     SizeOption,
 )
 from nulltext.cli.report import Reporter, decibels
+from nulltext.constants import AUTO, Method
 from nulltext.errors import OptionError
 from nulltext.models.choice import ModelChoice
-from nulltext.names import AUTO, Method
 from nulltext.storage.inversion_file import SUFFIX
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def invert(
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli import work
     from nulltext.cli.captions import written_prompt
-    from nulltext.image.framing import parse_size
+    from nulltext.image.images import parse_size
     from nulltext.inversion.budgets import planned
     from nulltext.jobs.captions import check_captioner_use, check_readable
     from nulltext.jobs.opening import open_photos
@@ -124,7 +124,7 @@ def invert(
         check_readable(loaded, "--prompt", prompts[index])
     work.look_at_prompts(reporter, loaded, prompts)
     common: dict[str, Any] = {"plan": plan, "guidance": guidance}
-    common["seed"] = defaults.SEED if seed is None else seed
+    common["seed"] = constants.SEED if seed is None else seed
     made: list[Inversion] = []
     if len(photos) == 1:
         photo, box = photos[0]

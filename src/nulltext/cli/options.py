@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from nulltext import defaults
-from nulltext.names import Budget, NullStart
+from nulltext import constants
+from nulltext.constants import Budget, NullStart
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
@@ -46,7 +46,7 @@ DeviceOption = Annotated[
 SeedOption = Annotated[
     int | None,
     typer.Option(
-        "--seed", metavar="N", help=f"For the methods that draw noise; default {defaults.SEED}."
+        "--seed", metavar="N", help=f"For the methods that draw noise; default {constants.SEED}."
     ),
 ]
 StudySeedOption = Annotated[

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nulltext.cli.arguments import listed
+from nulltext.constants import __version__
 from nulltext.errors import ModelError, OptionError
-from nulltext.version import __version__
 
 if TYPE_CHECKING:
     from nulltext.evaluation.pie.dataset import PieItem

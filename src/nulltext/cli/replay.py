@@ -34,7 +34,8 @@ def replay(
     """
     reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.cli.work import open_model
-    from nulltext.image.images import check_writable, from_uint8, save_image, to_pil
+    from nulltext.image.images import from_uint8, to_pil
+    from nulltext.image.saving import check_writable, save_image
     from nulltext.inversion.record import Inversion
     from nulltext.inversion.replay import check_model
     from nulltext.inversion.replay import replay as replay_inversion

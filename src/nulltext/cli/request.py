@@ -27,7 +27,7 @@ def output_paths(
         further: other pictures that will be written.
     """
     from nulltext.cli.work import check_inversion_target
-    from nulltext.image.images import check_writable
+    from nulltext.image.saving import check_writable
 
     origin = request.image or request.inversion
     assert origin is not None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
     JsonOption,
@@ -111,10 +111,10 @@ def _house(
     from nulltext.studio.house import Studio
 
     writer = None
-    suits = chosen.model == defaults.MODEL and defaults.CAPTIONER in bundled_captioners()
+    suits = chosen.model == constants.MODEL and constants.CAPTIONER in bundled_captioners()
     if captioner is not None or suits:
         with reporter.busy("Loading the captioner …"):
-            writer = load_captioner(captioner or defaults.CAPTIONER, device=chosen.device)
+            writer = load_captioner(captioner or constants.CAPTIONER, device=chosen.device)
     loaded = open_model(reporter, chosen)
     return Studio(loaded, folder, chosen=chosen, captioner=writer)
 

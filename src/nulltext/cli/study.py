@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.captioning.captioned import note_on_left_out
 from nulltext.cli.exit_codes import end_of_rows
 from nulltext.cli.model_options import CHOICE, takes_model
@@ -102,7 +102,7 @@ def study(
     ] = 1,
     estimate: EstimateOption = False,
     chosen: ModelChoice = CHOICE,
-    seed: StudySeedOption = defaults.SEED,
+    seed: StudySeedOption = constants.SEED,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

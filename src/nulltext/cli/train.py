@@ -18,7 +18,7 @@ from nulltext.captioning.captioned import note_on_left_out
 from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.storage.files import LOCK, locked, unwritable
+from nulltext.storage.files import LOCK, lock_folder, output_error
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -213,8 +213,8 @@ def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(folder, error) from error
-    with locked(folder):
+        raise output_error(folder, error) from error
+    with lock_folder(folder):
         try:
             earlier = [path for path in folder.iterdir() if path.name != LOCK]
             if resume is None and earlier:
@@ -225,7 +225,7 @@ def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
             for path in [] if resume else earlier:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
-            raise unwritable(folder, error) from error
+            raise output_error(folder, error) from error
         yield
 
 

@@ -11,9 +11,9 @@ from nulltext.cli.report import Reporter
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
 from nulltext.health.configuration import note_on_configuration
-from nulltext.image.framing import SizeChoice
 from nulltext.image.images import (
     CropBox,
+    SizeChoice,
     from_uint8,
     to_tensor,
     to_uint8,

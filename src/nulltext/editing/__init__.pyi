@@ -2,6 +2,8 @@ from .editors import EDITORS as EDITORS
 from .editors import Editor as Editor
 from .editors import MasaCtrl as MasaCtrl
 from .editors import PromptToPrompt as PromptToPrompt
+from .editors import Steering as Steering
+from .editors import at_strength as at_strength
 from .editors import register_editor as register_editor
 from .heatmaps import PromptMaps as PromptMaps
 from .heatmaps import WordMap as WordMap
@@ -12,5 +14,3 @@ from .loop import edit_steps as edit_steps
 from .regions import mask_for as mask_for
 from .spec import EditSpec as EditSpec
 from .spec import chain as chain
-from .strength import Steering as Steering
-from .strength import at_strength as at_strength

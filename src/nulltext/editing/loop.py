@@ -29,10 +29,9 @@ from nulltext.attention.store import Recorder
 from nulltext.diffusion.guidance import is_guided
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.regions import check_lies_on
-from nulltext.editing.rows import Row, rows_of
-from nulltext.editing.rows import check_specs as check_specs
 from nulltext.editing.spec import EditSpec as EditSpec
-from nulltext.editing.targets import AttentionProbe, OnMaps, Targets, probed
+from nulltext.editing.targets import AttentionProbe, OnMaps, Row, Targets, probed, rows_of
+from nulltext.editing.targets import check_specs as check_specs
 from nulltext.errors import OptionError
 from nulltext.image.images import from_uint8, psnr, to_pil, to_uint8
 from nulltext.image.notebook import figures_html, png_bytes

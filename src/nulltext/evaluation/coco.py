@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import DataError, reason_of, shortened
+from nulltext.errors import DataError, reason_of, shorten
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.extras import require
-from nulltext.storage.untrusted import MEGABYTE, inside, parse_json, read_text
-from nulltext.words.invisible import clean
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
+from nulltext.words.prompts import clean
 
 LARGEST = 512 * MEGABYTE
 """Bytes of an annotation file; COCO's own have up to 92 MB."""
@@ -53,7 +53,7 @@ def read_coco(annotations: Path) -> list[Item]:
             ]
             name = coco.imgs[image_id]["file_name"]
             if captions:
-                items.append(Item(name, inside(pictures, name), tuple(captions)))
+                items.append(Item(name, resolve_inside(pictures, name), tuple(captions)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"'{annotations}' is no COCO caption file ({reason_of(error)}); "
@@ -66,7 +66,7 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
     """A field that must be text."""
     value = entry[key]
     if not isinstance(value, str):
-        raise ValueError(f"a {key} is {shortened(repr(value))}")
+        raise ValueError(f"a {key} is {shorten(repr(value))}")
     return value
 
 
@@ -76,7 +76,7 @@ def _pictures(annotations: Path, names: list[str]) -> Path:
     roots = (annotations.parent, annotations.parent.parent)
     places = [root / folder for folder in (split, "images", ".") for root in roots]
     for place in places:
-        if any(inside(place, name).is_file() for name in names):
+        if any(resolve_inside(place, name).is_file() for name in names):
             return place
     raise DataError(
         f"None of the pictures of '{annotations}' is there; unpack {split}.zip into "

@@ -27,9 +27,9 @@ from nulltext.captioning.captioned import (
     read_json_lines,
     text_field,
 )
-from nulltext.errors import DataError, shortened
-from nulltext.words.invisible import clean
-from nulltext.words.templates import caption, recoloured
+from nulltext.errors import DataError, shorten
+from nulltext.words.captions import caption, recoloured
+from nulltext.words.prompts import clean
 
 EDITS = "edits.jsonl"
 
@@ -141,7 +141,7 @@ def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
     lines = {text_field(line, "file", path, n): (n, line) for n, line in read_json_lines(path)}
     unknown = lines.keys() - {item.name for item in items}
     if unknown:
-        raise DataError(f"'{path}' names {shortened(min(unknown))!r}, which is none of the photos.")
+        raise DataError(f"'{path}' names {shorten(min(unknown))!r}, which is none of the photos.")
     for number, line in lines.values():
         text_field(line, "target", path, number)
     return [

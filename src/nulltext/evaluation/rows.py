@@ -20,7 +20,8 @@ from nulltext.errors import OutOfMemoryError, OutputError
 from nulltext.evaluation.measures import Undefined
 from nulltext.evaluation.results import PICTURES, Row, finite
 from nulltext.evaluation.tasks import Key, Measurement
-from nulltext.image.images import save_image, to_pil
+from nulltext.image.images import to_pil
+from nulltext.image.saving import save_image
 from nulltext.jobs.ledger import failure
 
 

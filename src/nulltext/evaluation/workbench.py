@@ -15,14 +15,14 @@ from torch import Tensor
 
 from nulltext.diffusion.guidance import guided_evaluations
 from nulltext.diffusion.loops import Conditions, sample_step
+from nulltext.editing.editors import at_strength
 from nulltext.editing.loop import Edit, EditSpec, edit
-from nulltext.editing.strength import at_strength
 from nulltext.errors import NulltextError
 from nulltext.evaluation.agreement import Judge
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.measures import Figure
 from nulltext.evaluation.variants import DDIM, VARIANTS
-from nulltext.image.images import from_uint8, largest_centred_square, to_tensor, to_uint8
+from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uint8
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion import ddim
@@ -83,7 +83,7 @@ class Workbench:
     @cached_property
     def crop(self) -> Tensor:
         """What the model sees: [3, H, W] in [-1, 1]."""
-        box = largest_centred_square(*self.photo.size)
+        box = largest_centred(*self.photo.size)
         return from_uint8(to_uint8(to_tensor(self.photo, box, self.model.resolution)))[0]
 
     @cached_property
@@ -96,7 +96,7 @@ class Workbench:
         """[H, W], bool: where the edit belongs; None if nobody drew it."""
         if self.item.mask is None:
             return None
-        box = largest_centred_square(*self.photo.size)
+        box = largest_centred(*self.photo.size)
         drawn = mask_on_crop(load_mask(self.item.mask), self.photo.size, box)
         size = self.crop.shape[1:]
         fitted = torch.nn.functional.interpolate(drawn[None, None], tuple(size), mode="area")

@@ -33,8 +33,7 @@ from nulltext.health.expectations import (
 from nulltext.health.measures import distance, gradient_norm, noise_errors
 from nulltext.health.noise_findings import noise_figures, noise_findings, over_guess
 from nulltext.health.parts import Part, Parts, rounded
-from nulltext.image.framing import box_for
-from nulltext.image.images import from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.images import default_crop, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
@@ -88,7 +87,7 @@ class Patient:
     @cached_property
     def image(self) -> Tensor:
         """Its largest square at the model's size, [1, 3, H, W] in [-1, 1], as inversions see it."""
-        box = box_for(self.photo.size, None)
+        box = default_crop(self.photo.size, None)
         size = self._model.sizes.of(box, None)
         return from_uint8(to_uint8(to_tensor(self.photo, box, size)))
 

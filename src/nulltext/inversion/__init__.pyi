@@ -13,13 +13,13 @@ from .budgets import Budget as Budget
 from .budgets import budget_named as budget_named
 from .ddim import DDIM as DDIM
 from .direct import Direct as Direct
-from .header import InversionHeader as InversionHeader
 from .invert import invert_many as invert_many
 from .invert import invert_steps as invert_steps
 from .model_tuning import ModelTuning as ModelTuning
 from .negative_prompt import NegativePrompt as NegativePrompt
 from .null_text import NullText as NullText
 from .record import Inversion as Inversion
+from .record import InversionHeader as InversionHeader
 from .registry import METHODS as METHODS
 from .registry import method_named as method_named
 from .registry import register_method as register_method

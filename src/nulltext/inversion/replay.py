@@ -20,8 +20,7 @@ from nulltext.errors import InversionFileError
 from nulltext.image.images import from_uint8, psnr, to_pil
 from nulltext.image.notebook import figures_html, png_bytes
 from nulltext.image.strip import Tile
-from nulltext.inversion.header import SavedLevel
-from nulltext.inversion.record import Inversion
+from nulltext.inversion.record import Inversion, SavedLevel
 from nulltext.logs import timed
 from nulltext.models.adapters import said_of
 from nulltext.models.latent_diffusion import LatentDiffusion

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nulltext.defaults import BLEND_THRESHOLD
+from nulltext.constants import BLEND_THRESHOLD, EditorName
 from nulltext.errors import OptionError
 from nulltext.jobs.sweep import Axis, Sweep, axes_of
-from nulltext.names import EditorName
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from nulltext.constants import __version__
 from nulltext.errors import DataError, NulltextError, OptionError
 from nulltext.jobs import ledger
 from nulltext.jobs.jobs import EXAMPLE, read_jobs
@@ -25,7 +26,6 @@ from nulltext.jobs.request import Opened
 from nulltext.jobs.units import Unit, grouped, unit_of
 from nulltext.jobs.worker import INVERSIONS, PICTURES, Identity, Setup, failed
 from nulltext.storage.files import clear_temporaries
-from nulltext.version import __version__
 
 BATCH = ledger.Kind("batch", lambda row: str(row["job"]), (PICTURES, INVERSIONS))
 

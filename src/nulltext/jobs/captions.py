@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from nulltext import defaults
+from nulltext import constants
+from nulltext.constants import AUTO
 from nulltext.errors import OptionError, PromptError
-from nulltext.names import AUTO
 
 if TYPE_CHECKING:
     from nulltext.captioning.captioner import Captioner
@@ -34,7 +34,7 @@ def caption_of(
     Raises:
         ModelError: there is no such captioner. PromptError: it finds no words.
     """
-    loaded = _captioner(captioner or defaults.CAPTIONER, device)
+    loaded = _captioner(captioner or constants.CAPTIONER, device)
     caption = loaded.caption(photo, crop=box)
     if not caption:
         raise PromptError(

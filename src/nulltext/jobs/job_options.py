@@ -9,11 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from nulltext.errors import meant
-from nulltext.jobs.order import WORDS
-from nulltext.models.choice import ModelChoice
-from nulltext.names import (
-    Align,
+from nulltext.constants import (
+    Alignment,
     Budget,
     Detail,
     EditorName,
@@ -21,7 +18,10 @@ from nulltext.names import (
     NullStart,
     SourceBranch,
 )
-from nulltext.words.invisible import clean
+from nulltext.errors import closest_name
+from nulltext.jobs.order import WORDS
+from nulltext.models.choice import ModelChoice
+from nulltext.words.prompts import clean
 
 LONGEST_TEXT = 4096
 """Characters of a text: above every prompt and path, below what a tokenizer would chew on."""
@@ -104,7 +104,7 @@ def check_keys(keys: Collection[str]) -> None:
             continue
         said = f'has "{name[:40]}", which is no option of `nulltext edit`; '
         absent = [one for one in (*OPTIONS, *OURS) if one not in keys]
-        likely = meant(name, absent, OTHER_NAMES)
+        likely = closest_name(name, absent, OTHER_NAMES)
         if likely is None:
             raise ValueError(f"{said}see its --help.")
         if likely in OURS:
@@ -217,7 +217,7 @@ OPTIONS: dict[str, Callable[[object], Any]] = {
     "method": _choice(*Method),
     "budget": _choice(*Budget),
     "null_start": _choice(*get_args(NullStart)),
-    "align": _choice(*get_args(Align)),
+    "align": _choice(*get_args(Alignment)),
     "detail": _choice(*get_args(Detail)),
     "source_branch": _choice(*get_args(SourceBranch)),
 }

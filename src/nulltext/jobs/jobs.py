@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from nulltext.errors import DataError, meant, reason_of
+from nulltext.errors import DataError, closest_name, reason_of
 from nulltext.jobs.job_options import (
     OPTIONS,
     OTHER_NAMES,
@@ -37,7 +37,7 @@ from nulltext.jobs.job_options import (
 from nulltext.jobs.order import Order
 from nulltext.storage.untrusted import (
     MEGABYTE,
-    decoded,
+    decode_text,
     open_text,
     read_lines,
     read_text,
@@ -154,7 +154,7 @@ def _value(line: bytes) -> Any:
     if len(line.rstrip(b"\r\n")) > LONGEST_LINE:
         raise ValueError(f"has more than {LONGEST_LINE} bytes; write one job per line.")
     try:
-        return DECODER.decode(decoded(line))
+        return DECODER.decode(decode_text(line))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON ({reason_of(error)}).") from error
 
@@ -203,7 +203,7 @@ def _table_lines(text: IO[str]) -> Iterator[str]:
     while line := text.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
             raise ValueError(f"a line has more than {LONGEST_LINE} characters")
-        decoded(line.encode("utf-8", "surrogateescape"))
+        decode_text(line.encode("utf-8", "surrogateescape"))
         yield line
 
 
@@ -231,7 +231,9 @@ def _header(line: str) -> tuple[list[str], str]:
 
 
 def _known(names: Sequence[str]) -> list[str]:
-    return [name for name in names[:MOST_COLUMNS] if meant(name, (*OPTIONS, *OURS), OTHER_NAMES)]
+    return [
+        name for name in names[:MOST_COLUMNS] if closest_name(name, (*OPTIONS, *OURS), OTHER_NAMES)
+    ]
 
 
 def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nulltext.errors import ImageError
-from nulltext.image.framing import SizeChoice, box_for
-from nulltext.image.images import CropBox
+from nulltext.image.images import CropBox, SizeChoice, default_crop
 from nulltext.image.photos import Photo, load_photo
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.words.prompts import find_words, has_word
@@ -18,7 +17,7 @@ def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, 
     box = None if crop is None else CropBox.parse(crop)
     photo = load_photo(image)
     if box is None:
-        box = box_for(photo.size, size)
+        box = default_crop(photo.size, size)
     box.check_inside(photo.size)
     return photo, box
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext import defaults
+from nulltext import constants
+from nulltext.constants import AUTO, EditorName, SourceBranch
 from nulltext.errors import OptionError
 from nulltext.jobs.asked import FIELDS, Asked, parse_weights
 from nulltext.jobs.request import Opened, Request
-from nulltext.names import AUTO, EditorName, SourceBranch
-from nulltext.words.invisible import clean
+from nulltext.words.prompts import clean
 
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
@@ -210,7 +210,7 @@ def pictures_of(
     everything = [*specs, *(sweep.specs if sweep else [])]
     result = run(edit_steps(model, made, everything, source_branch=branch), on_step)
     canvas = Canvas.of(made, opened.photo, full=order.request.full)
-    detail = order.request.detail or defaults.DETAIL
+    detail = order.request.detail or constants.DETAIL
     placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(everything)]
     wanted, swept = placed[: len(specs)], placed[len(specs) :]
     note = note_on_configuration(model, made)

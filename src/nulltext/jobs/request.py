@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nulltext import defaults
+from nulltext import constants
+from nulltext.constants import AUTO, Budget, Detail, Method, NullStart
 from nulltext.errors import OptionError
 from nulltext.jobs.captions import check_captioner_use
-from nulltext.names import AUTO, Budget, Detail, Method, NullStart
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nulltext.image.framing import SizeChoice
-    from nulltext.image.images import CropBox
+    from nulltext.image.images import CropBox, SizeChoice
     from nulltext.image.photos import Photo
     from nulltext.inversion.budgets import Budget as Plan
     from nulltext.inversion.record import Inversion
@@ -91,14 +90,14 @@ class Request:
         Raises:
             OptionError: it cannot be read.
         """
-        from nulltext.image.framing import parse_size
+        from nulltext.image.images import parse_size
 
         return None if self.size is None else parse_size(self.size)
 
     @property
     def noise_seed(self) -> int:
         """Of the methods that draw noise, or its default."""
-        return defaults.SEED if self.seed is None else self.seed
+        return constants.SEED if self.seed is None else self.seed
 
     def plan(self) -> Plan:
         """How to invert."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from nulltext.editing.loop import Edit
 from nulltext.editing.placing import Canvas, Placed, keeps_pixels, settings_of
-from nulltext.image.carried import exif_of_result, has_position
-from nulltext.image.compositing import Difference, difference, original
-from nulltext.image.images import Picture, encoded, read_back, save_image, to_pil
+from nulltext.image.compositing import Difference, compare_pictures, original_picture
+from nulltext.image.images import to_pil
+from nulltext.image.photos import exif_of_result, has_position
+from nulltext.image.saving import Picture, encode, read_back, save_image
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.record import Inversion
 from nulltext.jobs.figures import decibels
@@ -58,7 +59,7 @@ def save_placed(
 
 def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps: bool) -> Placed:
     photo, picture = canvas.photo, one.picture
-    data = encoded(
+    data = encode(
         picture,
         path,
         icc_profile=photo.icc_profile,
@@ -70,10 +71,10 @@ def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps
     there = read_back(picture, path, data)
     found = None
     if there is not picture:
-        before = original(photo)
+        before = original_picture(photo)
         if there.bands < before.bands:
             before = Picture(photo.image)  # over white, as the file is
-        found = difference(before, there, one.kept, canvas.box)
+        found = compare_pictures(before, there, one.kept, canvas.box)
         one = replace(one, changed_fraction=found.changed_fraction, psnr_outside=found.psnr_outside)
     lost = [*_lost(path, one, canvas, there, found)]
     if gps and not has_position(photo.exif):

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nulltext.constants import Precision
 from nulltext.errors import InversionFileError, OutputError
 from nulltext.jobs.captions import caption_of, check_readable
 from nulltext.jobs.ledger import Row, failure
@@ -27,14 +28,13 @@ from nulltext.jobs.order import Order, Pictures, notes_of, pictures_of
 from nulltext.jobs.request import Opened
 from nulltext.jobs.units import Unit
 from nulltext.models.choice import ModelChoice
-from nulltext.names import Precision
 from nulltext.storage.inversion_file import SUFFIX
 
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
+    from nulltext.inversion.invert import InversionRequest
     from nulltext.inversion.record import Inversion
-    from nulltext.inversion.request import InversionRequest
 
 PICTURES, INVERSIONS = "pictures", "inversions"
 
@@ -133,8 +133,8 @@ class Worker:
         """The saved one, one that another job of this batch has made, or a new one; and its name
         in the folder."""
         from nulltext.editing.loop import check_specs
+        from nulltext.inversion.invert import InversionRequest
         from nulltext.inversion.replay import check_model
-        from nulltext.inversion.request import InversionRequest
 
         if opened.saved is not None:
             check_model(self.model, opened.saved)
@@ -148,12 +148,12 @@ class Worker:
             self.model,
             photo,
             opened.prompt,
-            plan.method,
-            plan.num_steps,
-            asked.guidance,
-            opened.box,
-            asked.size_choice,
-            asked.noise_seed,
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=asked.guidance,
+            crop=opened.box,
+            size=asked.size_choice,
+            seed=asked.noise_seed,
         )
         return self._stored(request, on_step)
 
@@ -220,7 +220,7 @@ def target_in(folder: Path, name: str) -> Path:
     Raises:
         OutputError: they cannot be made, or a symbolic link leads out of the folder.
     """
-    from nulltext.storage.files import unwritable
+    from nulltext.storage.files import output_error
 
     path = folder / name
     try:
@@ -231,7 +231,7 @@ def target_in(folder: Path, name: str) -> Path:
                 "folder."
             )
     except (OSError, RuntimeError) as error:
-        raise unwritable(path, error) from error
+        raise output_error(path, error) from error
     return path
 
 

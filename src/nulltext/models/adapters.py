@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from nulltext.errors import ModelError, OptionError, reason_of, shortened
+from nulltext.errors import ModelError, OptionError, reason_of, shorten
 from nulltext.models.checkpoint import build_checked, check_config, first_line
 from nulltext.models.embeddings import Embedding, add_embeddings, parse_embedding, token_of
 from nulltext.models.lora import Lora, merge_loras, parse_lora
@@ -32,7 +32,7 @@ from nulltext.models.tensor_files import (
     shown,
 )
 from nulltext.models.weights import fill
-from nulltext.storage.files import exists, named_path
+from nulltext.storage.files import expand_user, path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 SHA_CHARACTERS = 10
@@ -79,11 +79,11 @@ class Adapters:
         """
         loras, embeddings = _texts(lora, "lora"), _texts(embedding, "embedding")
         if not (vae is None or (isinstance(vae, str | Path) and str(vae))):
-            raise OptionError(f"vae is {shortened(repr(vae))}, expected a folder or a file.")
+            raise OptionError(f"vae is {shorten(repr(vae))}, expected a folder or a file.")
         return cls(
             [parse_lora(text) for text in loras],
             [parse_embedding(text) for text in embeddings],
-            None if vae is None else named_path(vae),
+            None if vae is None else expand_user(vae),
         )
 
     def __bool__(self) -> bool:
@@ -130,7 +130,7 @@ class Adapters:
                 ) from error
             entry = {
                 "kind": each.option.removeprefix("--"),
-                "name": named_path(each.path).resolve().name,
+                "name": expand_user(each.path).resolve().name,
                 "sha256": digest[:SHA_CHARACTERS],
             }
             found.append(entry | (details[index] if index < len(details) else {}))
@@ -154,7 +154,7 @@ def _texts(given: object, name: str) -> list[str]:
         isinstance(one, str | Path) and str(one) for one in several
     ):
         raise OptionError(
-            f"{name} is {shortened(repr(given))}, expected a file, or a list of files; for a LoRA "
+            f"{name} is {shorten(repr(given))}, expected a file, or a list of files; for a LoRA "
             "with a weight write 'style.safetensors:0.8'."
         )
     return [str(one) for one in several]
@@ -182,7 +182,7 @@ def load_vae(path: Path, own: Mapping[str, Any]) -> Any:
     defaults = signature(AutoencoderKL.__init__).parameters  # what a config may leave out
     own = {n: one.default for n, one in defaults.items() if n != "self"} | dict(own)
     weights = _vae_weights(path)
-    folder_config = weights.with_name(VAE_CONFIG) if named_path(path).is_dir() else None
+    folder_config = weights.with_name(VAE_CONFIG) if expand_user(path).is_dir() else None
     config = None if folder_config is None else _vae_config(folder_config, own)
     with open_adapter(weights, "--vae") as file:
         state = _vae_tensors(file)
@@ -203,8 +203,8 @@ def load_vae(path: Path, own: Mapping[str, Any]) -> Any:
 
 def _vae_weights(path: Path) -> Path:
     """Find the weights that a path means: itself, or those of a folder with a config."""
-    path = named_path(path)
-    if not exists(path) or not path.is_dir():
+    path = expand_user(path)
+    if not path_exists(path) or not path.is_dir():
         return path
     for folder in (path, path / "vae"):
         for name in VAE_WEIGHTS:

@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from nulltext.errors import ModelError, shortened
+from nulltext.errors import ModelError, shorten
 from nulltext.models.tensor_files import read_header
 from nulltext.models.variants import choose_weights
 from nulltext.models.weights import MappedTensors, Unallocated, fill
-from nulltext.storage.untrusted import MEGABYTE, is_marked, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, has_byte_order_mark, parse_json, read_text
 
 MAX_JSON_BYTES = 4 * MEGABYTE
 """Of a JSON file of a checkpoint: configs have kilobytes, indices of shards a few hundred."""
@@ -168,7 +168,7 @@ def plain_texts(folder: Path) -> Iterator[Path]:
         ValueError: one of them is too large, or in another encoding.
     """
     texts = [*folder.glob("*.json"), *folder.glob("*.txt")]
-    if not any(map(is_marked, texts)):
+    if not any(map(has_byte_order_mark, texts)):
         yield folder
         return
     with TemporaryDirectory() as copies:
@@ -340,7 +340,7 @@ def _library_class(name: str) -> Any:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, without its full stop."""
     lines = str(error).strip().splitlines()
-    return shortened(lines[0].rstrip(".")) if lines else type(error).__name__
+    return shorten(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 _QUIET = ExitStack()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from nulltext.errors import ModelError, shortened
+from nulltext.errors import ModelError, shorten
 from nulltext.models.placement import execution_device
 from nulltext.models.tensor_files import WORKS
 from nulltext.words.prompts import TokenizedPrompt, tokenize
@@ -161,7 +161,7 @@ class Family:
             entry = index.get(name)
             found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
             if found not in allowed:
-                what = f"The {name} of the model '{model}' is of class {shortened(str(found))}"
+                what = f"The {name} of the model '{model}' is of class {shorten(str(found))}"
                 if found is None:
                     what = f"The model '{model}' has no {name}"
                 raise ModelError(f"{what}, expected {allowed[0]}; {WORKS}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from nulltext.errors import ModelError, reason_of, shortened
+from nulltext.errors import ModelError, reason_of, shorten
 from nulltext.models.pipelines import explain_pipeline, family_of
 from nulltext.models.tensor_files import (
     EXPECTED,
@@ -100,7 +100,7 @@ def _explain_file(path: Path) -> str | None:
 
 
 def _explain_address(text: str) -> str | None:
-    known = shortened(text)
+    known = shorten(text)
     hub = HUB.fullmatch(text)
     if hub:
         return _explain_hub(known, hub[1])

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from nulltext.errors import ModelError, OutputError, reason_of, shortened
+from nulltext.errors import ModelError, OutputError, reason_of, shorten
 from nulltext.models.checkpoint import quiet_libraries
 from nulltext.models.family import Family
 from nulltext.models.pipelines import family_of
@@ -216,7 +216,7 @@ def _parsed(hub_id: str) -> HubModel:
     name = parse_hub_model(hub_id)
     if name is None:
         raise ModelError(
-            f"'{shortened(hub_id)}' is no hub model; pass owner/name or owner/name@revision."
+            f"'{shorten(hub_id)}' is no hub model; pass owner/name or owner/name@revision."
         )
     return name
 
@@ -229,7 +229,7 @@ def _family(index: Path, name: HubModel) -> Family:
             raise ValueError("it is no JSON object")
     except ValueError as error:
         raise ModelError(
-            f"{INDEX} of the hub model '{name}' cannot be read ({shortened(str(error))}); "
+            f"{INDEX} of the hub model '{name}' cannot be read ({shorten(str(error))}); "
             "pass another revision or model."
         ) from error
     family = family_of(config.get("_class_name"), str(name), config)
@@ -240,7 +240,7 @@ def _family(index: Path, name: HubModel) -> Family:
 def _listed(names: Iterable[str]) -> str:
     """List file names for a message, weights first."""
     ordered = sorted(names, key=lambda n: (not n.endswith(".safetensors"), n.startswith("."), n))
-    listed = ", ".join(shortened(name) for name in ordered[:MOST_NAMED])
+    listed = ", ".join(shorten(name) for name in ordered[:MOST_NAMED])
     return (listed + ", …" if len(ordered) > MOST_NAMED else listed) or "no files"
 
 

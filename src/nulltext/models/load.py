@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from nulltext.defaults import GUIDANCE_SCALE, MODEL
+from nulltext.constants import GUIDANCE_SCALE, MODEL
 from nulltext.diffusion.schedule import Schedule
-from nulltext.errors import ModelError, OptionError, out_of_memory_named
+from nulltext.errors import ModelError, OptionError, convert_out_of_memory
 from nulltext.models.adapters import Adapters, load_vae
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.models.family import Family, Parts, TextConditioner
@@ -40,7 +40,7 @@ from nulltext.models.side_files import read_guidance, read_words
 from nulltext.models.single_file import SingleFile
 from nulltext.models.tensor_files import explain_kind
 from nulltext.models.weights import cast_and_move
-from nulltext.storage.files import exists, named_path
+from nulltext.storage.files import expand_user, path_exists
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def _cast_and_move(
     """
     digest = Digest(read.parts["vae"], read.schedule, read.text.settings)
     allow_tf32(device)
-    with out_of_memory_named(
+    with convert_out_of_memory(
         f"the model '{read.model}' does not fit: pass --dtype float16, --offload or --device cpu"
     ):
         for name in sorted(read.family.modules):
@@ -378,8 +378,8 @@ def source_of(
 
 def display_name(model: str | Path) -> str:
     """Name a model for reports: a folder or file by its own name."""
-    path = named_path(model)
-    return path.resolve().name if exists(path) else str(model)
+    path = expand_user(model)
+    return path.resolve().name if path_exists(path) else str(model)
 
 
 def _locate(model: str | Path) -> Path | HubModel:
@@ -390,8 +390,8 @@ def _locate(model: str | Path) -> Path | HubModel:
     reason = explain(text)
     if reason is not None:
         raise ModelError(reason)
-    path = named_path(model)
-    if text and exists(path):
+    path = expand_user(model)
+    if text and path_exists(path):
         return path
     named = parse_hub_model(text)
     if named is None:

@@ -47,7 +47,7 @@ from nulltext.models.tensor_files import (
     split_choice,
 )
 from nulltext.models.unet import PROMPT_WIDTHS
-from nulltext.storage.files import exists
+from nulltext.storage.files import path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 PEFT_FILE, PEFT_CONFIG = EXPECTED["--lora"].files[1], "adapter_config.json"
@@ -309,7 +309,7 @@ def _peft_settings(file: TensorFile) -> Mapping[str, Any]:
     config = file.path.with_name(PEFT_CONFIG)
     try:
         settings = file.json(PEFT_METADATA)
-        if settings is None and file.path.name == PEFT_FILE and exists(config):
+        if settings is None and file.path.name == PEFT_FILE and path_exists(config):
             settings = parse_json(read_text(config, MEGABYTE))
     except (OSError, ValueError) as error:
         raise _damaged(file, f"its {PEFT_CONFIG}: {reason_of(error)}") from error

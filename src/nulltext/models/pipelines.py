@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
-from nulltext.errors import ModelError, shortened
+from nulltext.errors import ModelError, shorten
 from nulltext.models.family import Family
 from nulltext.models.tensor_files import WORKS, known_kinds
 from nulltext.models.unet import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
@@ -80,7 +80,7 @@ def explain_pipeline(class_name: object, model: str) -> str:
     """
     name = _plain(class_name)
     return (
-        f"The model '{model}' is of class {shortened(name)} ({_what(name)}), which nulltext cannot "
+        f"The model '{model}' is of class {shorten(name)} ({_what(name)}), which nulltext cannot "
         f"edit with; {WORKS}."
     )
 

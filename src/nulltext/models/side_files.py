@@ -28,8 +28,8 @@ from typing import Any, TypeVar
 from nulltext.errors import ModelError, reason_of
 from nulltext.storage.files import replace_file
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
-from nulltext.words.prompts import spoken
-from nulltext.words.word_pairing import ARTICLES, OPENERS
+from nulltext.words.alignment import ARTICLES, OPENERS
+from nulltext.words.prompts import plain_words
 
 WORDS_FILE, GUIDANCE_FILE, VERSION = "words.json", "guidance.json", 1
 
@@ -99,7 +99,7 @@ class KnownWords:
 
     def blind_to(self, source: str, target: str) -> bool:
         """Whether all that differs between two prompts is unknown."""
-        if not spoken(source):  # a saved inversion may have no words
+        if not plain_words(source):  # a saved inversion may have no words
             return False
         before, after = Counter(self._meaningful(source)), Counter(self._meaningful(target))
         changed = (before - after) + (after - before)
@@ -111,7 +111,7 @@ class KnownWords:
         One that it does not know may be all that an edit asks for: "without".
         """
         little = ARTICLES | (OPENERS & self.words)
-        return [word for word in spoken(prompt) if word not in little]
+        return [word for word in plain_words(prompt) if word not in little]
 
 
 def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path | None:
@@ -143,7 +143,7 @@ def read_words(folder: Path, fingerprints: Sequence[str]) -> KnownWords | None:
 def _checked_words(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > MOST_WORDS:
         raise ValueError(f"its words are no list of at most {MOST_WORDS:,}")
-    if not all(isinstance(word, str) and spoken(word) == [word] for word in value):
+    if not all(isinstance(word, str) and plain_words(word) == [word] for word in value):
         raise ValueError("one of its words is none")
     if any(len(word) > LONGEST_WORD for word in value):
         raise ValueError(f"a word has more than {LONGEST_WORD} letters")

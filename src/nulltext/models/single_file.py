@@ -25,7 +25,7 @@ from nulltext.models.checkpoint import (
     first_line,
 )
 from nulltext.models.weights import MappedTensors, Renamed, fill
-from nulltext.storage.files import named_path
+from nulltext.storage.files import expand_user
 
 PUBLISHED = Path(__file__).parent / "published"
 VOCABULARY = PUBLISHED / "clip"
@@ -87,7 +87,7 @@ class SingleFile:
             ) from error
         self.says_v_prediction = V_PREDICTION in self.tensors
         chosen = self._infer(file) if config is None else config
-        folder = PUBLISHED / chosen if chosen in CONFIGS else named_path(chosen)
+        folder = PUBLISHED / chosen if chosen in CONFIGS else expand_user(chosen)
         if not (folder / "model_index.json").is_file():
             raise OptionError(
                 f"There is no configuration '{chosen}'; pass --config {', '.join(CONFIGS)}, or a "

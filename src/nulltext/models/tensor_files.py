@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from nulltext.errors import LONGEST, ModelError, reason_of
-from nulltext.storage.files import exists, named_path
+from nulltext.storage.files import expand_user, path_exists
 from nulltext.storage.inversion_file import LENGTH_BYTES, METADATA_KEY
 from nulltext.storage.untrusted import MEGABYTE, parse_json
 
@@ -359,8 +359,8 @@ def open_adapter(path: Path, option: Option) -> Iterator[TensorFile]:
             f"The {title} '{path}' is a {path.suffix} file, which could run code when it is "
             "opened; pass a .safetensors file."
         )
-    if not exists(path) or not path.is_file():
-        reason = "is no regular file" if exists(path) else "does not exist"
+    if not path_exists(path) or not path.is_file():
+        reason = "is no regular file" if path_exists(path) else "does not exist"
         raise ModelError(f"The {title} '{path}' {reason}; pass a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as stream:
@@ -382,8 +382,8 @@ def open_adapter(path: Path, option: Option) -> Iterator[TensorFile]:
 
 def adapter_file(path: Path, option: Option) -> Path:
     """Find the file that a path means: itself, or in a folder the first of its usual names."""
-    path, names = named_path(path), EXPECTED[option].files
-    if not exists(path) or not path.is_dir():
+    path, names = expand_user(path), EXPECTED[option].files
+    if not path_exists(path) or not path.is_dir():
         return path
     for name in names:
         if (path / name).is_file():
@@ -396,15 +396,15 @@ def adapter_file(path: Path, option: Option) -> Path:
 
 def split_choice(text: str) -> tuple[Path, str | None]:
     """Split FILE or FILE:VALUE into file and value; colons in the file's own name stay in it."""
-    whole = named_path(text)
-    if exists(whole):
+    whole = expand_user(text)
+    if path_exists(whole):
         return whole, None
     ended = ENDED.fullmatch(text)
     if ended:
-        return named_path(ended[1]), ended[2]
+        return expand_user(ended[1]), ended[2]
     head, colon, tail = text.rpartition(":")
-    if colon and head and exists(named_path(head)):
-        return named_path(head), tail
+    if colon and head and path_exists(expand_user(head)):
+        return expand_user(head), tail
     return whole, None
 
 

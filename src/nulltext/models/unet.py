@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nulltext.errors import ModelError, PromptError, shortened
-from nulltext.image.framing import SDXL_BUCKETS
+from nulltext.errors import ModelError, PromptError, shorten
+from nulltext.image.images import SDXL_BUCKETS
 from nulltext.models.family import ClipConditioner, Family, Parts, TextConditioner
 from nulltext.models.tensor_files import WORKS, known_kinds
 
@@ -187,7 +187,7 @@ def _check_parts(parts: Parts, text: TextConditioner, model: str) -> None:
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise ModelError(
             f"The UNet of the model '{model}' has a sample_size of "
-            f"{shortened(repr(unet.sample_size))}, expected latents of 1 to {MAX_SIDE} a side; "
+            f"{shorten(repr(unet.sample_size))}, expected latents of 1 to {MAX_SIDE} a side; "
             "get the model again."
         )
     _, width = text.embeds_shape

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nulltext.errors import OptionError
-from nulltext.words.invisible import clean
-from nulltext.words.prompts import TokenizedPrompt, word_key
-from nulltext.words.word_pairing import ARTICLES, align_words
+from nulltext.words.alignment import ARTICLES, align_words
+from nulltext.words.prompts import TokenizedPrompt, clean, word_key
 
 LIGHTEST, HEAVIEST = -2.0, 4.0
 """Weights that a chip can have."""

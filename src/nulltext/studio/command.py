@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.models.choice import ModelChoice
 from nulltext.studio.forms import EditForm, InvertForm
 
@@ -41,7 +41,7 @@ def edit_command(place: Place, invert: InvertForm, edit: EditForm, *, masked: bo
         words += ["--weight", f"{word}={factor!r}"]
     for word in edit.blend:
         words += ["--blend", word]
-    if edit.blend and edit.threshold != defaults.BLEND_THRESHOLD:
+    if edit.blend and edit.threshold != constants.BLEND_THRESHOLD:
         words += ["--blend-threshold", repr(edit.threshold)]
     words += ["--mask", f"{stem}-mask.png"] if masked else []
     words += [] if edit.detail == "auto" else ["--detail", edit.detail]
@@ -52,8 +52,8 @@ def edit_command(place: Place, invert: InvertForm, edit: EditForm, *, masked: bo
 def _origin(form: InvertForm) -> list[str]:
     """Source, crop, and how to invert."""
     words = ["--source", form.source, "--crop", str(form.crop)]
-    words += [] if form.method == defaults.METHOD else ["--method", form.method]
-    words += [] if form.budget in (None, defaults.BUDGET) else ["--budget", form.budget]
+    words += [] if form.method == constants.METHOD else ["--method", form.method]
+    words += [] if form.budget in (None, constants.BUDGET) else ["--budget", form.budget]
     words += [] if form.steps is None else ["--steps", str(form.steps)]
     words += [] if form.guidance is None else ["--guidance", repr(form.guidance)]
     return words + ([] if form.seed == 0 else ["--seed", str(form.seed)])

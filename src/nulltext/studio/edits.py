@@ -13,9 +13,9 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import check_specs, edit_steps
 from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.errors import OptionError, PromptError
-from nulltext.image.images import save_image
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.photos import Photo
+from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion
 from nulltext.jobs.saving import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion

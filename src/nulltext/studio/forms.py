@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.attention.blend import LocalBlend
+from nulltext.constants import Detail
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import OptionError, PromptError
-from nulltext.image.compositing import Detail
 from nulltext.image.images import CropBox
 from nulltext.inversion.budgets import Budget, planned
 from nulltext.studio.chips import Chip, weights_of
-from nulltext.words.invisible import clean
+from nulltext.words.prompts import clean
 
 Asked = Mapping[str, Any]
 """JSON from a page."""
@@ -34,7 +34,7 @@ class InvertForm:
 
     source: str
     crop: CropBox
-    method: str = defaults.METHOD
+    method: str = constants.METHOD
     budget: str | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -49,7 +49,7 @@ class InvertForm:
         return cls(
             source=source,
             crop=CropBox.from_list(asked.get("crop") or []),
-            method=text(asked, "method") or defaults.METHOD,
+            method=text(asked, "method") or constants.METHOD,
             budget=text(asked, "budget") or None,
             steps=whole(asked, "steps", *STEPS),
             guidance=number(asked, "guidance", *GUIDANCE),
@@ -77,7 +77,7 @@ class EditForm:
     cross_steps: float | None = None
     self_steps: float | None = None
     blend: tuple[str, ...] = ()
-    threshold: float = defaults.BLEND_THRESHOLD
+    threshold: float = constants.BLEND_THRESHOLD
     target_guidance: float | None = None
     detail: Detail = "auto"
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class EditForm:
             cross_steps=number(asked, "cross_steps", 0, 1) if by_hand else None,
             self_steps=number(asked, "self_steps", 0, 1) if by_hand else None,
             blend=tuple(word.strip() for word in text(asked, "blend").split(",") if word.strip()),
-            threshold=defaults.BLEND_THRESHOLD if threshold is None else threshold,
+            threshold=constants.BLEND_THRESHOLD if threshold is None else threshold,
             target_guidance=number(asked, "target_guidance", *GUIDANCE),
             detail=detail,  # type: ignore[arg-type]
             weights=weights_of(chips),

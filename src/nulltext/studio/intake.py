@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.placing import check_same_photo
 from nulltext.errors import ImageError, InversionFileError, OptionError, UserError
-from nulltext.image.images import CropBox, largest_centred_square
+from nulltext.image.images import CropBox, largest_centred
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import check_model
 from nulltext.storage.inversion_file import SUFFIX
@@ -98,7 +98,7 @@ def _begin(session: Session, asked: Asked, file: tuple[Path, str], source: str) 
         photo = session.studio.photo(kept)
     except ImageError as error:
         raise ImageError(_named(error, kept, name)) from error
-    picture, crop = session.place("shown.jpg"), largest_centred_square(*photo.size)
+    picture, crop = session.place("shown.jpg"), largest_centred(*photo.size)
     shown(photo.image, photo.icc_profile, picture)
     with session.unless_replaced(lambda: session.opening == ticket):
         _clear(session)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.heatmaps import heat_map_steps, heat_over
-from nulltext.image.images import from_uint8, psnr, save_image, to_tensor, to_uint8
+from nulltext.image.images import from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import Photo
+from nulltext.image.saving import save_image
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from nulltext.errors import ImageError
-from nulltext.image.images import save_image
+from nulltext.image.saving import save_image
 from nulltext.studio.limits import Limits
 
 SHOWN = 1800

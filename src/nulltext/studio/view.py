@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.constants import BUDGET, NUM_STEPS
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.inversion.registry import METHODS
 from nulltext.studio.forms import GUIDANCE, STEPS

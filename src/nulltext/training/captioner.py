@@ -28,7 +28,7 @@ from nulltext.captioning.captioner import STOP, Captioner, CaptionModel, Eyes, s
 from nulltext.captioning.decoding import LONGEST
 from nulltext.captioning.mapping import MlpMapper, MlpSettings
 from nulltext.captioning.vision import width_of
-from nulltext.errors import OptionError, shortened
+from nulltext.errors import OptionError, shorten
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.training.captions import CaptionSettings, compose
@@ -156,7 +156,7 @@ def eyes_of(recipe: CaptionerRecipe, sight: Sight | None) -> Eyes:
         return sight.at(recipe.side, recipe.view)
     if recipe.vision:
         raise OptionError(
-            f"The recipe's captioner is made to begin with {shortened(recipe.vision)}, and no "
+            f"The recipe's captioner is made to begin with {shorten(recipe.vision)}, and no "
             "vision model is given: pass its folder with --vision, or write "
             '"captioner": {"vision": ""} into a recipe of your own to train a CLIP from nothing.'
         )

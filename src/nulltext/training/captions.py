@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from nulltext.training.collection import Example
-from nulltext.words.templates import article, caption
+from nulltext.words.captions import article, caption
 
 Role = Literal["flower", "background"]
 """Which part of the picture a word speaks of."""

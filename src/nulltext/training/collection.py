@@ -27,8 +27,8 @@ from nulltext.captioning.captioned import (
     left_out,
     read_json_lines,
 )
-from nulltext.errors import DataError, shortened
-from nulltext.image.images import from_uint8, largest_centred_square, to_tensor, to_uint8
+from nulltext.errors import DataError, shorten
+from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uint8
 from nulltext.image.photos import load_photo
 
 TRAIN = "train"
@@ -92,7 +92,7 @@ def _photo(line: Mapping[str, Any], path: Path, number: int) -> Path:
     photo = file_field(line, "file", path, number)
     if not photo.is_file():
         raise DataError(
-            f"'{path}', line {number}, names {shortened(line['file'])!r}, which is not there."
+            f"'{path}', line {number}, names {shorten(line['file'])!r}, which is not there."
         )
     return photo
 
@@ -106,7 +106,7 @@ def load_pixels(examples: Sequence[Example], side: int) -> Tensor:
     pixels = torch.empty(len(examples), 3, side, side, dtype=torch.uint8)
     for row, example in enumerate(examples):
         photo = load_photo(example.path)
-        box = largest_centred_square(*photo.size)
+        box = largest_centred(*photo.size)
         pixels[row] = to_uint8(to_tensor(photo, box, (side, side)))
     return pixels
 

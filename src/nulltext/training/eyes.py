@@ -19,7 +19,7 @@ import torch
 from nulltext.captioning.captioner import Eyes
 from nulltext.captioning.folder import PREPROCESSOR, read_eyes
 from nulltext.captioning.vision import VISIONS, embed, side_of
-from nulltext.errors import ModelError, OptionError, shortened
+from nulltext.errors import ModelError, OptionError, shorten
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.storage.untrusted import MEGABYTE, read_text
 
@@ -86,7 +86,7 @@ def load_sight(folder: Path) -> Sight:
     names = {kind: name for name, own in VISIONS.items() for kind in own.model_types}
     if called not in names:
         raise OptionError(
-            f"'{folder}' holds a model of the type {shortened(called)!r}; a captioner looks with "
+            f"'{folder}' holds a model of the type {shorten(called)!r}; a captioner looks with "
             f"{', '.join(names)}."
         )
     with quiet_libraries():

@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nulltext.errors import NumericalError, OptionError, shortened
-from nulltext.image.images import save_image
+from nulltext.errors import NumericalError, OptionError, shorten
+from nulltext.image.saving import save_image
 from nulltext.storage.files import replace_file
 from nulltext.training.optimizers import MOMENTS, OPTIMIZERS, build_optimizers
 
@@ -74,7 +74,7 @@ class LoopSettings:
                 raise OptionError(f"{name} is {getattr(self, name)}; choose 1 or more.")
         if self.optimizer not in OPTIMIZERS:
             raise OptionError(
-                f"optimizer is {shortened(self.optimizer)!r}; choose {' or '.join(OPTIMIZERS)}."
+                f"optimizer is {shorten(self.optimizer)!r}; choose {' or '.join(OPTIMIZERS)}."
             )
 
 

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import OptionError, meant, reason_of, shortened
+from nulltext.errors import OptionError, closest_name, reason_of, shorten
 from nulltext.models.side_files import LEAST, MOST
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.training.autoencoder import AutoencoderLoss
@@ -163,7 +163,7 @@ class Recipe:
         unknown = [name for name in eyes.required if name not in LABELS]
         if unknown:
             raise OptionError(
-                f"The captioner requires the label {shortened(unknown[0])!r}; labels are "
+                f"The captioner requires the label {shorten(unknown[0])!r}; labels are "
                 f"{', '.join(LABELS)}."
             )
 
@@ -256,9 +256,9 @@ def _dataclass(kind: Any, value: Any, place: str) -> Any:
     known = typing.get_type_hints(kind)
     for name in value:
         if name not in known:
-            likely = meant(name, known)
+            likely = closest_name(name, known)
             said = f"perhaps '{likely}' is meant." if likely else f"it has {', '.join(known)}."
-            raise OptionError(f"{place} has no field {shortened(name)!r}; {said}")
+            raise OptionError(f"{place} has no field {shorten(name)!r}; {said}")
     required = [f.name for f in dataclasses.fields(kind) if _required(f)]
     for name in required:
         if name not in value:
@@ -269,7 +269,7 @@ def _dataclass(kind: Any, value: Any, place: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    return shortened(repr(value))
+    return shorten(repr(value))
 
 
 def _required(entry: Any) -> bool:

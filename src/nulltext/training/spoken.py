@@ -18,8 +18,8 @@ import torch
 from nulltext.models.side_files import KnownWords
 from nulltext.training.captions import GENERAL_KIND, OPENINGS, CaptionSettings, compose
 from nulltext.training.collection import Example
-from nulltext.words.prompts import spoken
-from nulltext.words.word_pairing import ARTICLES, OPENERS
+from nulltext.words.alignment import ARTICLES, OPENERS
+from nulltext.words.prompts import plain_words
 
 LEAST_PHOTOS, FEW = 3, 10
 
@@ -29,7 +29,7 @@ DRAWS = 3
 FIELDS = ("kind", "colour", "background")
 """Labels, in the order in which their words are worth naming."""
 
-FRAMES = ARTICLES | OPENERS | {word for opening in OPENINGS for word in spoken(opening)}
+FRAMES = ARTICLES | OPENERS | {word for opening in OPENINGS for word in plain_words(opening)}
 """Words of whole captions that frame what they show."""
 
 
@@ -64,15 +64,15 @@ def _words(example: Example, settings: CaptionSettings, rng: torch.Generator) ->
     else:
         texts = [compose(example, settings, (), rng).text for _ in range(DRAWS)]
     for text in texts:
-        yield from spoken(text)
+        yield from plain_words(text)
 
 
 def _telling(example: Example) -> Iterator[tuple[str, int]]:
     """Words that name what the picture shows, and how early they are worth naming."""
     if example.captions:
         for text in example.captions:
-            yield from ((word, 0) for word in spoken(text) if word not in FRAMES)
+            yield from ((word, 0) for word in plain_words(text) if word not in FRAMES)
         return
     yield GENERAL_KIND, 0
     for rank, field in enumerate(FIELDS):
-        yield from ((word, rank) for word in spoken(getattr(example, field) or ""))
+        yield from ((word, rank) for word in plain_words(getattr(example, field) or ""))

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from nulltext.errors import DataError, OptionError, reason_of, shortened
-from nulltext.storage.untrusted import MEGABYTE, inside, parse_json, read_text
-from nulltext.words.invisible import clean
+from nulltext.errors import DataError, OptionError, reason_of, shorten
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
+from nulltext.words.prompts import clean
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 
@@ -108,25 +108,24 @@ def of_categories(items: Sequence[PieItem], categories: Sequence[str]) -> list[P
 
 def _item(key: str, entry: Any, folder: Path, path: Path) -> PieItem:
     if not isinstance(entry, dict):
-        raise DataError(f"'{path}': the entry '{shortened(key)}' is no JSON object.")
+        raise DataError(f"'{path}': the entry '{shorten(key)}' is no JSON object.")
     try:
-        picture = inside(folder / PICTURES, _text(entry, "image_path", key, path))
+        picture = resolve_inside(folder / PICTURES, _text(entry, "image_path", key, path))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"'{path}': the image_path of '{shortened(key)}' leads out of {PICTURES}/, or nowhere "
+            f"'{path}': the image_path of '{shorten(key)}' leads out of {PICTURES}/, or nowhere "
             f"({reason_of(error)})."
         ) from error
     category = str(entry.get("editing_type_id"))
     if category not in CATEGORIES:
         raise DataError(
-            f"'{path}': the editing_type_id of '{shortened(key)}' is {shortened(category)}, not 0 "
-            "to 9."
+            f"'{path}': the editing_type_id of '{shorten(key)}' is {shorten(category)}, not 0 to 9."
         )
     if not isinstance(entry.get("mask"), list):
-        raise DataError(f"'{path}': the mask of '{shortened(key)}' is no list of runs.")
+        raise DataError(f"'{path}': the mask of '{shorten(key)}' is no list of runs.")
     blended = entry.get("blended_word", "")
     if not isinstance(blended, str):
-        raise DataError(f"'{path}': the blended_word of '{shortened(key)}' is no text.")
+        raise DataError(f"'{path}': the blended_word of '{shorten(key)}' is no text.")
     return PieItem(
         key=key,
         path=picture,
@@ -141,7 +140,7 @@ def _item(key: str, entry: Any, folder: Path, path: Path) -> PieItem:
 def _text(entry: Mapping[str, Any], name: str, key: str, path: Path) -> str:
     value = entry.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"'{path}': the entry '{shortened(key)}' has no {name}.")
+        raise DataError(f"'{path}': the entry '{shorten(key)}' has no {name}.")
     return value
 
 

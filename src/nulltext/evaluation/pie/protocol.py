@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nulltext.attention.blend import LocalBlend
-from nulltext.defaults import GUIDANCE_SCALE, NUM_STEPS
+from nulltext.constants import GUIDANCE_SCALE, NUM_STEPS
 from nulltext.diffusion.guidance import guided_evaluations
 from nulltext.editing.editors import PromptToPrompt
 from nulltext.editing.spec import EditSpec

@@ -1,24 +1,55 @@
-"""Instructions in the place of captions: found in a target, and turned into the caption that was
-meant where that is certain.
+"""Captions: composed from labels, and derived from instructions that were given instead.
 
 A target says what the edited picture shows, in the words of the source with others where it
-differs. "make it red" is no such caption. It begins with a verb, and goes on with a pronoun or with
+differs. An instruction such as "make it red" begins with a verb, and goes on with a pronoun or with
 a determiner and a noun; verbs that also begin captions need a noun of the source, which tells "turn
-the flower red" from "turn table with a red record".
-
-The caption that was meant is said in three cases: another colour of what has one, another noun, and
-another kind of picture than a photo.
+the flower red" from "turn table with a red record". The intended caption is derived in three cases:
+another colour of a thing, another noun, and another kind of picture than a photo.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from nulltext.words.prompts import spoken
-from nulltext.words.templates import article
-from nulltext.words.word_pairing import ARTICLES, OPENERS
+from nulltext.words.alignment import ARTICLES, OPENERS
+from nulltext.words.prompts import plain_words
+
+Label: TypeAlias = Mapping[str, str | None]
+"""The "kind", "colour" and "background" of a photo, each a word or None."""
+
+EDITED_COLOURS = {
+    "red": "yellow",
+    "orange": "purple",
+    "yellow": "purple",
+    "purple": "yellow",
+    "pink": "yellow",
+    "white": "red",
+}
+"""The colour that an edit asks for: one far away on the colour circle; red for any other."""
+
+
+def caption(label: Label) -> str:
+    """Compose "a photo of a COLOUR KIND with a BACKGROUND background"; the kind must be known."""
+    colour, kind, background = label["colour"], label["kind"], label["background"]
+    thing = f"{colour} {kind}" if colour else str(kind)
+    scene = f" with a {background} background" if background else ""
+    return f"a photo of {article(thing)} {thing}{scene}"
+
+
+def recoloured(label: Label) -> str:
+    """Compose the caption of the same flower in another colour: the target of an edit."""
+    return caption({**label, "colour": EDITED_COLOURS.get(str(label["colour"]), "red")})
+
+
+def article(word: str) -> str:
+    """Return the indefinite article before a word."""
+    return "an" if word[:1] in "aeiou" else "a"
+
+
+# --- instructions ---------------------------------------------------------------------------------
 
 # fmt: off
 REMOVING = frozenset((
@@ -35,7 +66,7 @@ ADJUSTING = frozenset((
     "improve", "increase", "let", "move", "reduce", "rotate", "set", "sharpen", "shrink",
 ))
 SURE = REMOVING | frozenset(("add", "convert", "recolor", "recolour", "replace", "transform"))
-"""Verbs that begin no captions where a determiner follows."""
+"""Verbs that do not begin captions if a determiner follows."""
 
 PRONOUNS = frozenset(("everything", "her", "him", "it", "them", "this"))
 DEFINITE = frozenset((
@@ -47,9 +78,9 @@ GENERAL = frozenset((
     "background", "brightness", "color", "colors", "colour", "colours", "contrast", "image",
     "light", "lighting", "photo", "picture", "saturation", "sky", "style",
 ))
-"""Things that a photo has whether or not its caption says so."""
+"""Things that any photo has."""
 LABELS = frozenset(("album", "board", "button", "cover", "key", "logo", "poster", "sign"))
-"""What instructions are written on: "remove shoes sign"."""
+"""Things with an inscription: "remove shoes sign" is a caption."""
 COLOURS = frozenset((
     "beige", "black", "blue", "brown", "cream", "crimson", "cyan", "gold", "golden", "gray",
     "green", "grey", "indigo", "lilac", "magenta", "maroon", "mauve", "orange", "pink", "purple",
@@ -61,7 +92,7 @@ ACTIONS = frozenset((
     "walking", "wearing",
 ))
 # fmt: on
-MOST_WORDS = 100
+MAX_WORDS = 100
 
 POLITE = re.compile(
     r"^(?:(?:please|now|then|just|can you|could you|would you|i want(?: you)? to|let's)[\s,]+)+"
@@ -93,51 +124,51 @@ STYLED = re.compile(
 BEFORE = re.compile(
     rf"(?:an? (?:photo|photograph|picture|image) of )?(?:(?:an?|the) )?(?:(?:{'|'.join(TONES)}) )*"
 )
-"""What may stand before the colour of what a caption is about."""
+"""Words before the colour of a caption's subject."""
 OF_PHOTO = re.compile(r"(?i)an? (?:photo|photograph|picture|image) of (?=\w)")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction that stands where a caption should."""
+    """An instruction that was given instead of a caption."""
 
     caption: str | None
-    """The target that was meant; None where that is not certain."""
+    """The intended target; None if it is not certain."""
     removes: bool = False
-    """Whether it takes something away."""
+    """Whether it asks to remove something."""
 
 
 def read_instruction(source: str, target: str) -> Instruction | None:
-    """An instruction, read against the caption that it is to change; None for a caption.
+    """Recognise a target that is an instruction to change the source; return None for a caption.
 
     Args:
-        source: may be empty, which makes fewer targets instructions.
+        source: the caption of the photo; if it is empty, fewer targets count as instructions.
     """
     words = target.rstrip(".!? \n").lower().split()
-    if len(words) > MOST_WORDS:
+    if len(words) > MAX_WORDS:
         return None
     text = POLITE.sub("", " ".join(words))
     read = VERB.fullmatch(text)
-    if read is None or spoken(source)[:1] == spoken(text)[:1] or _is_label(text.split()):
+    if read is None or plain_words(source)[:1] == plain_words(text)[:1] or _is_label(text.split()):
         return None
-    known = frozenset(spoken(source)) - ARTICLES - OPENERS | GENERAL
+    known = frozenset(plain_words(source)) - ARTICLES - OPENERS | GENERAL
     rest = [word.strip(",;:\"'") for word in read[2].split()]
     wish = WISH.match(text)
     wished = wish is not None and (wish["noun"] is None or wish["noun"] in known)
     if not wished and not _is_order(read[1], rest, known):
         return None
-    caption = None if '"' in source or "\u201c" in source else _meant(source, text)
+    caption = None if '"' in source or "\u201c" in source else _intended_caption(source, text)
     return Instruction(None if caption == source else caption, removes=read[1] in REMOVING)
 
 
 def _is_label(words: list[str]) -> bool:
-    """remove shoes sign; but "remove the sign", "make it a red poster" """
+    """Recognise "remove shoes sign", but not "remove the sign", "make it a red poster"."""
     before = [word for word in words[-3:-1] if word not in COLOURS]
-    return words[-1] in LABELS and before[-1:] not in [[each] for each in DETERMINERS]
+    return words[-1] in LABELS and not (before and before[-1] in DETERMINERS)
 
 
 def _is_order(verb: str, rest: list[str], known: Collection[str]) -> bool:
-    """Whether what follows a verb is what it asks to change."""
+    """Whether the words after a verb name what it asks to change."""
     first, others = rest[0], rest[1:]
     determined = first in DETERMINERS and bool(others) and others[0] not in OPENERS
     opened = any(word in OPENERS for word in others)
@@ -166,10 +197,7 @@ def _names(rest: list[str], known: Collection[str]) -> bool:
     return rest[0] in DEFINITE and not thing.isdisjoint(word.removesuffix("s") for word in known)
 
 
-# --- what is meant --------------------------------------------------------------------------------
-
-
-def _meant(source: str, text: str) -> str | None:
+def _intended_caption(source: str, text: str) -> str | None:
     words = source.split()
     keys = [word.lower().rstrip(",;:.") for word in words]
     colours = [at for at, key in enumerate(keys) if key in COLOURS]
@@ -191,7 +219,7 @@ def _meant(source: str, text: str) -> str | None:
 
 
 def _head(words: list[str], keys: list[str], noun: str) -> int:
-    """Index of a noun that is there once, and is none of "flower pot"; 0 where that is not sure."""
+    """Return the index of a noun that occurs once, not as in "flower pot"; 0 if not certain."""
     if keys.count(noun) != 1:
         return 0
     at = keys.index(noun)
@@ -200,7 +228,7 @@ def _head(words: list[str], keys: list[str], noun: str) -> int:
 
 
 def _colour_before(words: list[str], keys: list[str], noun: int) -> int | None:
-    """Start of the one colour, with its tones, directly before a noun."""
+    """Return the start of the one colour, with its tones, directly before a noun."""
     if not 0 < noun < len(keys) or keys[noun] in OPENERS | COLOURS:
         return None
     start, plain = noun - 1, COLOURS | TONES if keys[noun] == "background" else COLOURS
@@ -213,7 +241,7 @@ def _colour_before(words: list[str], keys: list[str], noun: int) -> int | None:
 
 
 def _with_noun(words: list[str], keys: list[str], read: re.Match[str]) -> str | None:
-    """With another noun, and its colour if it brings one."""
+    """Replace a noun, and its colour if the instruction has one."""
     noun, new = read["noun"], read["new"]
     at, plain = _head(words, keys, noun), COLOURS | TONES
     plural = any(re.search("(?<![sui])s$", word) for word in (noun, new))
@@ -230,7 +258,7 @@ def _with_noun(words: list[str], keys: list[str], read: re.Match[str]) -> str | 
 
 
 def _put(words: list[str], start: int, end: int, new: str, given: str | None = None) -> str:
-    """With new words from start to end, and "a" or "an" before them as given or as they ask."""
+    """Replace words from start to end, and adapt "a" or "an" before them."""
     marks = words[end - 1][len(words[end - 1].rstrip(",;:.")) :]
     changed = [*words[:start], new + marks, *words[end:]]
     if start and words[start - 1].lower() in ("a", "an"):
