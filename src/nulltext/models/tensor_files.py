@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from nulltext.errors import LONGEST, ModelError, reason_of
+from nulltext.errors import ModelError, reason_of
 from nulltext.storage.files import expand_user, path_exists
 from nulltext.storage.inversion_file import LENGTH_BYTES, METADATA_KEY
 from nulltext.storage.untrusted import MEGABYTE, parse_json
@@ -44,6 +44,8 @@ MAX_METADATA = 4 * MEGABYTE
 """Characters of an entry of the metadata that is read as JSON."""
 FIRST_BYTES, LINE = 4096, 40
 """Of a file that are looked at, and characters of a text that a message repeats."""
+LONGEST_SHOWN = 200
+"""Characters of a name that a message repeats."""
 MOST_EMBEDDINGS, FLAT = 16, 2
 """Learnt words in one file, and dimensions of their tensors."""
 
@@ -408,7 +410,7 @@ def split_choice(text: str) -> tuple[Path, str | None]:
     return whole, None
 
 
-def shown(text: str, longest: int = LONGEST) -> str:
+def shown(text: str, longest: int = LONGEST_SHOWN) -> str:
     """Make a text of a file fit a message: short, and without control characters."""
     plain = "".join(each if each.isprintable() else " " for each in text)
     return plain if len(plain) <= longest else plain[:longest] + "\u2026"
