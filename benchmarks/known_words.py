@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from nulltext.models.known_words import write_words
 from nulltext.models.load import load
+from nulltext.models.side_files import write_words
 from nulltext.training.dataset import (
     TRAIN,
     Example,

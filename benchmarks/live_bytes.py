@@ -26,17 +26,17 @@ from torch.utils._pytree import tree_leaves
 
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.diffusion.schedule import Schedule
-from nulltext.models.families import family_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import (
-    PLANS,
     MemoryNeed,
     decoding_need,
-    lent_bytes,
     memory_need,
     pass_need,
+    shared_bytes,
     weight_bytes,
 )
+from nulltext.models.pipelines import family_of
+from nulltext.models.placement import PLANS
 
 GIGABYTE = 1e9
 STEPS = 50
@@ -129,7 +129,7 @@ def rows_of(model: LatentDiffusion) -> list[tuple[str, float]]:
     def unet_pass(which: LatentDiffusion, *, differentiates: bool) -> float:
         return pass_need(which, size, photos=1, differentiates=differentiates)
 
-    lent = lent_bytes(
+    shared = shared_bytes(
         model.unet, (height, width), model.max_tokens, largest_self_site(height, width)
     )
     figures = [
@@ -137,8 +137,8 @@ def rows_of(model: LatentDiffusion) -> list[tuple[str, float]]:
         ("pass without gradient", unet_pass(model, differentiates=False)),
         ("pass with gradient", unet_pass(model, differentiates=True)),
         ("pass with gradient, --low-memory", unet_pass(low, differentiates=True)),
-        ("edit: cross-attention maps of a row", lent.maps),
-        ("edit: self-attention's states of a row", lent.states),
+        ("edit: cross-attention maps of a row", shared.maps),
+        ("edit: self-attention's states of a row", shared.states),
         ("autoencoder, one picture", decoding_need(model, size)),
         ("inversion in all", in_all(model, differentiates=True)),
         ("inversion in all, --low-memory", in_all(low, differentiates=True)),

@@ -224,7 +224,7 @@ def model_folder(folder: Path) -> None:
 def bundled_tokenizer() -> Any:
     """Load the bundled model's tokenizer."""
     from nulltext.models.checkpoint import Checkpoint
-    from nulltext.models.locate import BUNDLED_FOLDER
+    from nulltext.models.load import BUNDLED_FOLDER
 
     return Checkpoint.at(BUNDLED_FOLDER / "flowers").tokenizer("tokenizer")
 

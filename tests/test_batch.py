@@ -23,7 +23,7 @@ from nulltext.jobs import worker as workers
 from nulltext.jobs.batch import BATCH
 from nulltext.jobs.ledger import read_book
 from nulltext.models.choice import ModelChoice
-from nulltext.models.known_words import KnownWords, write_words
+from nulltext.models.side_files import KnownWords, write_words
 from processes import killed_when
 
 SHORT = {"source": "a cat", "steps": 2, "inner_steps": 1}

@@ -20,7 +20,7 @@ from nulltext.captioning.folder import bundled_captioners, load_captioner, save_
 from nulltext.cli.main import app
 from nulltext.cli.train import Stage
 from nulltext.errors import ModelError, OptionError, PromptError
-from nulltext.models.known_words import KnownWords, write_words
+from nulltext.models.side_files import KnownWords, write_words
 from nulltext.training.captioner import CaptionerStage, build_captioner, word_loss
 from nulltext.training.loop import averaged_weights, checkpoint_path
 from nulltext.training.recipe import Augmentation, LoopSettings, load_recipe

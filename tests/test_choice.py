@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import nulltext
 from nulltext.errors import InversionFileError, ModelError, OptionError
 from nulltext.models.checkpoint import quiet_libraries
-from nulltext.models.locate import BUNDLED_FOLDER
-from nulltext.models.weight_delta import UP, new_delta
+from nulltext.models.load import BUNDLED_FOLDER
+from nulltext.models.network_calls import UP, new_delta
 from published import write_folder, write_single_file
 from tiny import tiny_pipeline
 

@@ -14,8 +14,7 @@ from PIL import Image, ImageCms
 
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
-from nulltext.models.known_words import KnownWords, write_words
-from nulltext.models.suggested_guidance import write_guidance
+from nulltext.models.side_files import KnownWords, write_guidance, write_words
 
 
 def test_names_of_files_in_any_script(here, model, run):

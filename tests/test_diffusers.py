@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import nulltext
-from nulltext.models.locate import BUNDLED_FOLDER
+from nulltext.models.load import BUNDLED_FOLDER
 from tiny import tiny_pipeline
 
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from nulltext.diffusion.schedule import Schedule
-from nulltext.models.distilled import KINDS, recognise
-from nulltext.models.suggested_guidance import LEAST
+from nulltext.models.pipelines import recognise_distilled
+from nulltext.models.side_files import LEAST
+from nulltext.models.tensor_files import known_kinds
+
+KINDS = known_kinds()["distilled"]["kinds"]
 
 BETAS = {
     "beta_start": 0.00085,
@@ -90,7 +93,7 @@ ORDINARY = {
     "name", ["owner/dreamshaper-8", "juggernautXL_v9.safetensors", "/home/turbo/lcm/sd15", ""]
 )
 def test_ordinary_checkpoints_are_not_taken_for_distilled(name, scheduler):
-    assert recognise(name, scheduler) is None
+    assert recognise_distilled(name, scheduler) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_ordinary_checkpoints_are_not_taken_for_distilled(name, scheduler):
     ],
 )
 def test_published_schedulers_say_that_a_model_is_distilled(name, scheduler, kind):
-    found = recognise(name, scheduler)
+    found = recognise_distilled(name, scheduler)
     assert found is not None
     assert "scheduler" in found.reason
     assert found.kind == (kind or "Turbo or Lightning")
@@ -138,7 +141,7 @@ def test_published_schedulers_say_that_a_model_is_distilled(name, scheduler, kin
     ],
 )
 def test_names_say_it_where_the_scheduler_is_the_base_models(name, kind):
-    found = recognise(name, EULER)
+    found = recognise_distilled(name, EULER)
     assert (found and found.kind) == kind
     if found is not None:
         assert found.reason == "its name says so"
@@ -146,13 +149,13 @@ def test_names_say_it_where_the_scheduler_is_the_base_models(name, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_suggests_what_null_text_inversion_can_use(kind):
-    (low, high), scale = KINDS[kind]
+    (low, high), scale = KINDS[kind]["steps"], KINDS[kind]["guidance_scale"]
     assert 1 <= low < high <= 16
     assert LEAST < scale <= 3
 
 
 def test_the_note_is_one_sentence_with_the_steps_and_the_guidance():
-    found = recognise("sd-community/sdxl-flash", EULER)
+    found = recognise_distilled("sd-community/sdxl-flash", EULER)
     assert found is not None
     for word in ("4 to 9 steps", "Flash", "--guidance is 3 ", "weaker"):
         assert word in found.note

@@ -26,7 +26,7 @@ from nulltext.health.noise import LEVELS, noise_errors
 from nulltext.health.report import without_private
 from nulltext.models import known_figure
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known, write_known
-from nulltext.models.locate import BUNDLED_FOLDER, folder_of
+from nulltext.models.load import BUNDLED_FOLDER, folder_of
 from tiny import tiny_pipeline
 
 BUNDLED = BUNDLED_FOLDER / "flowers"

@@ -16,7 +16,7 @@ import nulltext
 from conftest import EXAMPLE
 from nulltext.editing.editors import EDITORS
 from nulltext.inversion.registry import METHODS
-from nulltext.models import families
+from nulltext.models import pipelines
 from tiny import tiny_pipeline
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -47,7 +47,7 @@ def run_extension(monkeypatch):
     """Run an example of extending.md; registries are as before after the test."""
     for registry in (METHODS, EDITORS):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    monkeypatch.setattr(families, "FAMILIES", list(families.FAMILIES))
+    monkeypatch.setattr(pipelines, "FAMILIES", list(pipelines.FAMILIES))
 
     def run(number):
         module = types.ModuleType(f"extending_{number}")

@@ -24,7 +24,7 @@ from safetensors.torch import save_file as save_torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
 
 from nulltext.errors import ModelError
-from nulltext.models.file_kinds import MAX_HEADER_BYTES, explain_kind, kind_of_file
+from nulltext.models.tensor_files import MAX_HEADER_BYTES, explain_kind, kind_of_file
 from nulltext.storage.inversion_file import write_inversion
 from tiny import tiny_pipeline
 

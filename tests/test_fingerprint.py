@@ -23,8 +23,7 @@ from nulltext.models.choice import ModelChoice
 from nulltext.models.fingerprint import fingerprints, known_names, spellings
 from nulltext.models.known_figure import FILE as CHECK
 from nulltext.models.known_figure import write_known
-from nulltext.models.known_words import KnownWords, write_words
-from nulltext.models.suggested_guidance import write_guidance
+from nulltext.models.side_files import KnownWords, write_guidance, write_words
 from tiny import tiny_pipeline
 
 FLOWERS = (

@@ -14,8 +14,8 @@ from nulltext.inversion.base import Problem
 from nulltext.inversion.fitting import Batch, State
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.secant import SecantNullText, TimestepTask
-from nulltext.models import half
-from nulltext.models.half import through_half
+from nulltext.models import network_calls
+from nulltext.models.network_calls import through_half
 from tiny import tiny_pipeline
 
 PROMPT = "a photo of a white daisy"
@@ -67,7 +67,7 @@ def unscaled(linear, rows, dtype):
 def test_a_gradient_that_underflows_in_float16_arrives(tiny, monkeypatch):
     model = hardly_attending(tiny)
     exact, scaled = gradient(model), gradient(cast(model, torch.float16))
-    monkeypatch.setattr(half, "through_half", unscaled)
+    monkeypatch.setattr(network_calls, "through_half", unscaled)
     lost = gradient(cast(model, torch.float16))
     tokens = tiny.max_tokens
     # float16 has 11 bits, and rounding adds up over the layers
@@ -89,7 +89,7 @@ def test_null_text_in_float16_finds_the_embedding_that_float32_finds(tiny, monke
     exact, scaled = found(model), found(cast(model, torch.float16))
     # Adam divides a gradient by its own size: where it is nearly 0 its sign is rounding's
     assert off(scaled, exact) < 0.1
-    monkeypatch.setattr(half, "through_half", unscaled)
+    monkeypatch.setattr(network_calls, "through_half", unscaled)
     assert off(found(cast(model, torch.float16)), exact) > 0.4, "the test underflows nothing"
 
 

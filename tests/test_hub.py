@@ -23,9 +23,7 @@ from safetensors.torch import save_file
 import nulltext
 from conftest import small_disk
 from nulltext.cli.report import Reporter
-from nulltext.models.hub import parse_hub_model
-from nulltext.models.hub_client import HubModel
-from nulltext.models.hub_errors import explained
+from nulltext.models.hub import HubModel, explained, parse_hub_model
 from processes import PATIENCE
 from standin_hub import sha256, standin_hub
 from tiny import tiny_pipeline

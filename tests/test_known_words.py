@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from nulltext.errors import ModelError
-from nulltext.models.beside import MAX_BYTES
 from nulltext.models.checkpoint import Checkpoint
-from nulltext.models.known_words import (
-    FILE,
+from nulltext.models.load import _side_file
+from nulltext.models.prompt_notes import note_on_words
+from nulltext.models.side_files import (
     LONGEST_WORD,
+    MAX_BYTES,
+    WORDS_FILE,
     KnownWords,
-    note_on_words,
     read_words,
     write_words,
 )
-from nulltext.models.load import _beside
 from nulltext.training.dataset import Example, known_words
 from nulltext.training.recipe import CaptionSettings
 from nulltext.words.prompts import plain_words
@@ -113,7 +113,7 @@ def test_no_words_are_no_list(tmp_path):
     """Else every word would be noted, and nothing named that the model knows."""
     assert write_words(KnownWords((), ("x" * (LONGEST_WORD + 1),)), "f", tmp_path) is None
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / FILE).write_text(json.dumps(WHOLE | {"named": []}))
+    (tmp_path / WORDS_FILE).write_text(json.dumps(WHOLE | {"named": []}))
     assert read_words(tmp_path, ("f",)) is None
 
 
@@ -137,10 +137,10 @@ WHOLE = {"version": 1, "fingerprint": "f", "named": ["rose"], "others": []}
     ],
 )
 def test_a_damaged_list_is_said_and_the_model_loads_without(text, tmp_path, caplog):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / WORDS_FILE).write_text(text)
     with pytest.raises(ModelError, match=r"words\.json' cannot be read \(.+\); get it again"):
         read_words(tmp_path, ("f",))
-    assert _beside(Checkpoint.at(tmp_path), "f", read_words) is None
+    assert _side_file(Checkpoint.at(tmp_path), "f", read_words) is None
     (record,) = caplog.records
     assert "cannot be read" in record.getMessage()
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import nulltext
 from nulltext.errors import ModelError, OptionError
-from nulltext.models.locate import BUNDLED_FOLDER, bundled_models
+from nulltext.models.load import BUNDLED_FOLDER, bundled_models
 from tiny import tiny_pipeline
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from nulltext.inversion.solvers.task import StepTask
 from torch.autograd.graph import saved_tensors_hooks
 
 import nulltext
@@ -17,7 +16,14 @@ from nulltext.attention.store import AttentionStore, Recorder
 from nulltext.cli import main as cli
 from nulltext.editing.editors import PromptToPrompt
 from nulltext.errors import OptionError
-from nulltext.models.memory import PLANS, decoding_need, free_memory, lent_bytes, memory_need
+from nulltext.models.memory import (
+    backward_numbers,
+    decoding_need,
+    free_memory,
+    memory_need,
+    shared_bytes,
+)
+from nulltext.models.placement import PLANS
 from tiny import tiny_pipeline
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -35,20 +41,13 @@ def noise(seed, *shape):
 
 
 def differentiate(model):
-    """One null-text gradient."""
-    shape = (1, *model.latents_shape)
-    embeds = model.embed([SOURCE])
-    task = StepTask.at(
-        *(model, noise(0, *shape), noise(1, *shape), embeds),
-        timestep=501,
-        num_steps=2,
-        share=1 - 7.5,
-        prompt_embeds=embeds,
-    )
+    """One gradient in the null embeddings."""
     null_embeds = model.embed([""]).requires_grad_(True)
     with model.frozen():
-        landing = task.evaluate(null_embeds, task.all_rows)
-        return task.pullback(landing.losses, null_embeds, torch.ones(1), task.all_rows)
+        output = model.predict(
+            noise(0, 1, *model.latents_shape), model.schedule.level(500), null_embeds
+        )
+        return torch.autograd.grad(output.square().sum(), null_embeds)[0]
 
 
 def saved_bytes(model):
@@ -101,11 +100,10 @@ def test_fewer_bytes_live_and_the_estimate_holds(flowers):
         peaks.append(live.peak)
         size = flowers.resolution
         need = memory_need(model, photos=1, size=size, num_steps=1, differentiates=True)
-        kept = model.memory.kept
         estimates.append(need)
         assert need.weights == sum(p.nbytes for p in modules_parameters(model))
         pixels = size[0] * size[1] // model.vae_stride**2
-        assert 0.8 < kept_bytes(model, kept, pixels) / live.peak < 1.3
+        assert 0.8 < kept_bytes(model, pixels) / live.peak < 1.3
     assert peaks[1] < 0.5 * peaks[0]
     assert saved_bytes(low(flowers)) < 0.4 * saved_bytes(flowers)
     assert estimates[1].activations <= estimates[0].activations
@@ -115,10 +113,8 @@ def modules_parameters(model):
     return [p for module in model.components.values() for p in module.parameters()]
 
 
-def kept_bytes(model, kept, pixels):
-    from nulltext.models.memory import Numbers
-
-    return kept(Numbers.of(model.unet)) * pixels * model.unet.dtype.itemsize
+def kept_bytes(model, pixels):
+    return backward_numbers(model) * pixels * model.unet.dtype.itemsize
 
 
 def test_the_estimate_grows_with_photos_and_size(flowers):
@@ -164,12 +160,12 @@ def test_half_text_encoders_and_a_half_autoencoder_are_counted_as_they_are():
 
 
 def test_a_large_picture_needs_what_a_tile_needs(tiny_sd1, monkeypatch):
-    from nulltext.models import autoencoding
+    from nulltext.models import placement
 
     height, width = tiny_sd1.resolution
     own = decoding_need(tiny_sd1, (height, width))
     assert decoding_need(tiny_sd1, (4 * height, 4 * width)) == 16 * own
-    monkeypatch.setattr(autoencoding, "WHOLE_BYTES", own)
+    monkeypatch.setattr(placement, "WHOLE_BYTES", own)
     assert decoding_need(tiny_sd1, (4 * height, 4 * width)) == own
 
 
@@ -187,7 +183,7 @@ def test_a_source_lends_the_bytes_that_are_said(tiny, size):
     loan = AttentionStore([plan], 0)
     with torch.no_grad(), attach(tiny.unet, Recorder(loan, guided=True)):
         tiny.predict(noise(0, 2, 4, *size), tiny.schedule.level(500), tiny.embed(["", SOURCE]))
-    said = lent_bytes(tiny.unet, size, tiny.max_tokens, plan.self_pixels)
+    said = shared_bytes(tiny.unet, size, tiny.max_tokens, plan.self_pixels)
     assert said.maps == sum(kept.nbytes for kept in loan.maps.values())
     assert said.states == sum(kept.untyped_storage().nbytes() for kept in loan.queries.values())
 

@@ -15,7 +15,7 @@ from nulltext.attention.controller import Site
 from nulltext.attention.mutual import FOREGROUND, Mutual, MutualAttention
 from nulltext.attention.processor import attach, self_depths
 from nulltext.attention.store import AttentionStore, Recorder, TargetControl
-from nulltext.diffusion.guidance import guided_noise
+from nulltext.diffusion.guidance import guided_output
 from nulltext.editing.targets import rows_of
 from nulltext.errors import OptionError, PromptError
 
@@ -28,7 +28,10 @@ def latents(seed, rows=1):
 
 def predict(model, z, prompts, scale=3.0):
     null, prompt = model.embed([""]), model.embed(prompts)
-    return guided_noise(model, z, 500, null_embeds=null, prompt_embeds=prompt, guidance_scale=scale)
+    level = model.schedule.level(500)
+    return guided_output(
+        model, z, level, null_embeds=null, prompt_embeds=prompt, guidance_scale=scale
+    )
 
 
 def lent(model, plans, step, guided=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from nulltext.models.known_words import KnownWords
-from nulltext.models.notes import notes_on_prompts, notes_on_writing
+from nulltext.models.prompt_notes import notes_on_prompts, notes_on_writing
+from nulltext.models.side_files import KnownWords
 
 
 def said_of(model, source, *targets):

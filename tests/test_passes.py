@@ -13,7 +13,7 @@ from nulltext.editing.editors import EDITORS
 from nulltext.evaluation.plan import VARIANTS
 from nulltext.inversion.registry import METHODS
 from nulltext.inversion.replay import exact_source_step, source_step
-from nulltext.models import half
+from nulltext.models import network_calls
 from tiny import tiny_pipeline
 
 PROMPT = "a photo of a white cat"
@@ -93,7 +93,7 @@ def test_photos_one_by_one_and_runs_at_once_keep_their_costs_apart(tiny_sd1, pho
 
 
 def test_passes_repeated_in_half_precision_count_again(photo, monkeypatch):
-    monkeypatch.setattr(half, "START", 15)
+    monkeypatch.setattr(network_calls, "START", 15)
     model = nulltext.load(tiny_pipeline("sd1").to(torch.float16))
     with torch.no_grad():  # gradients leave float16 at the first scale
         model.unet.conv_out.weight *= 10

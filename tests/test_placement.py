@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import nulltext
 from nulltext.errors import ModelError
-from nulltext.models import autoencoding, placement
+from nulltext.models import placement
 from nulltext.models.placement import at_work, default_dtype, execution_device, note_on_precision
 from tiny import tiny_pipeline
 
@@ -103,8 +103,6 @@ def test_the_second_device_refuses_what_hardware_would(scenarios, fault, said):
 def test_the_precision_follows_the_device():
     assert default_dtype(CPU) == default_dtype(MPS) == torch.float32
     assert default_dtype(CUDA) == torch.float16
-    assert default_dtype(CUDA, torch.bfloat16) == torch.bfloat16
-    assert default_dtype(MPS, torch.bfloat16) == torch.float32
 
 
 def test_half_precision_on_a_processor_is_said_to_be_slow():
@@ -183,9 +181,7 @@ def images(rows, height, width):
 
 def limited(monkeypatch, model, pixels):
     """Work on pictures of so many pixels whole, and on no larger ones."""
-    monkeypatch.setattr(
-        autoencoding, "WHOLE_BYTES", autoencoding.picture_bytes(model.vae, pixels, 4)
-    )
+    monkeypatch.setattr(placement, "WHOLE_BYTES", placement.picture_bytes(model.vae, pixels, 4))
 
 
 def test_a_picture_up_to_the_limit_is_worked_on_whole(tiny_sd1, monkeypatch):
@@ -193,7 +189,7 @@ def test_a_picture_up_to_the_limit_is_worked_on_whole(tiny_sd1, monkeypatch):
     picture = images(1, height, width)
     alone, latents = tiny_sd1.encode(picture), tiny_sd1.encode(images(2, height, width))
     pictures = tiny_sd1.decode(latents)
-    monkeypatch.setattr(autoencoding, "WHOLE_BYTES", 1)
+    monkeypatch.setattr(placement, "WHOLE_BYTES", 1)
     # one picture at the model's own resolution stays whole, whatever the limit
     assert torch.equal(tiny_sd1.encode(picture), alone)
     one_by_one = tiny_sd1.decode(latents)

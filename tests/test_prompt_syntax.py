@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nulltext.models.syntax_notes import KINDS, notes_on_syntax
+from nulltext.models.prompt_notes import SYNTAX_KINDS, notes_on_syntax
 from nulltext.words.prompt_syntax import RULES, find_syntax
 
 # Text, kind, what it is about, its weight, and the text without marks.
@@ -186,14 +186,14 @@ def test_a_learnt_token_is_a_word():
 def test_every_kind_has_its_note():
     assert (
         {rule.kind for rule in RULES}
-        == set(KINDS)
+        == set(SYNTAX_KINDS)
         == {written[1] for written in WRITTEN} | {"escape"}
     )
     for text, kind, *_ in WRITTEN:
         for targets in ((), (text,)):
             (note,) = notes_on_syntax([text], targets, {"<my>"})
             assert note.startswith('Note: "')
-            assert KINDS[kind].is_what in note
+            assert SYNTAX_KINDS[kind].is_what in note
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import nulltext
 from nulltext.errors import PromptError
 from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.order import Order
-from nulltext.models.text import StableDiffusionText
+from nulltext.models.unet import StableDiffusionText
 from nulltext.studio.forms import EditForm, read_chips
 from nulltext.words.prompts import clean, find_words, spelled_words, tokenize
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
@@ -255,8 +255,8 @@ def test_a_tokenizer_without_a_limit_takes_the_text_encoders(
     endless.model_max_length = int(1e30)  # what transformers gives where none is named
     text = tiny_sd1.text
     assert isinstance(text, StableDiffusionText)
-    clip = dataclasses.replace(text.clip, tokenizer=endless)
-    model = dataclasses.replace(tiny_sd1, text=StableDiffusionText(clip))
+    clip = dataclasses.replace(text.clips[0], tokenizer=endless)
+    model = dataclasses.replace(tiny_sd1, text=StableDiffusionText((clip,)))
     expected = clip.encoder.config.max_position_embeddings
     assert model.max_tokens == model.tokenize("a cat").length == expected
     endless.model_max_length = expected - 1

@@ -8,9 +8,8 @@ import diffusers
 import pytest
 
 from nulltext.errors import ModelError
-from nulltext.models.families import FAMILIES, family_of
 from nulltext.models.foreign import explain
-from nulltext.models.strangers import ANOTHER, explain_pipeline
+from nulltext.models.pipelines import ANOTHER, FAMILIES, explain_pipeline, family_of
 
 OURS = {name for family in FAMILIES for name in family.pipelines}
 PIPELINES = sorted(

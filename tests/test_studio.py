@@ -25,7 +25,7 @@ from captioners import captioner
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError
-from nulltext.models.known_words import KnownWords
+from nulltext.models.side_files import KnownWords
 from nulltext.studio import photos
 from nulltext.studio.edits import difference
 from nulltext.studio.forms import Chip, chips_of, weights_of

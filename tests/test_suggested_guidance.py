@@ -9,9 +9,9 @@ import torch
 import nulltext
 from nulltext.constants import GUIDANCE_SCALE
 from nulltext.errors import ModelError, OptionError
-from nulltext.models.locate import folder_of
-from nulltext.models.suggested_guidance import (
-    FILE,
+from nulltext.models.load import folder_of
+from nulltext.models.side_files import (
+    GUIDANCE_FILE,
     MOST,
     read_guidance,
     write_guidance,
@@ -68,7 +68,7 @@ def test_it_is_read_back_for_its_own_weights_only(tmp_path):
 )
 def test_a_damaged_suggestion_is_said_and_the_model_loads_without(text, tmp_path, caplog):
     tiny_pipeline("sd1").save_pretrained(tmp_path)
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / GUIDANCE_FILE).write_text(text)
     with pytest.raises(ModelError, match=r"guidance\.json' cannot be read \(.+\); get it again"):
         read_guidance(tmp_path, ("f",))
     assert nulltext.load(tmp_path).guidance_scale == GUIDANCE_SCALE

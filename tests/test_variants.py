@@ -16,7 +16,7 @@ import nulltext
 from nulltext.errors import InversionFileError, NumericalError, OptionError
 from nulltext.inversion.base import Problem
 from nulltext.inversion.registry import METHODS, method_named, with_options
-from nulltext.models.weight_delta import applied, new_delta
+from nulltext.models.network_calls import applied, new_delta
 
 PROMPT = "a photo of a white daisy"
 OPTIMISING = [

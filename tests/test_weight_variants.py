@@ -7,7 +7,7 @@ import torch
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
 
 from nulltext.errors import ModelError
-from nulltext.models.families import FAMILIES
+from nulltext.models.pipelines import FAMILIES
 from nulltext.models.variants import choose_weights, files_of, needed_files
 from tiny import tiny_pipeline
 

@@ -40,12 +40,12 @@ from nulltext.errors import ModelError, OutputError, shorten
 from nulltext.models.checkpoint import (
     MAX_JSON_BYTES,
     Checkpoint,
+    check_weights,
     first_line,
     plain_texts,
     quiet_libraries,
 )
 from nulltext.models.load import find_device
-from nulltext.models.weight_files import check_weights
 from nulltext.storage.files import replace_file, replacing_folder
 from nulltext.storage.untrusted import parse_json, read_text
 

@@ -167,7 +167,7 @@ def _note_prompts(
     reporter: Reporter, model: LatentDiffusion, items: Sequence[CaptionedPhoto]
 ) -> None:
     """Say what is odd about the first captions and the edits of photos, a few times at most."""
-    from nulltext.models.notes import notes_on_writing
+    from nulltext.models.prompt_notes import notes_on_writing
     from nulltext.words.prompts import SHOWN_WORDS
 
     changes = [(item.captions[0], item.target) for item in items if item.target is not None]

@@ -26,8 +26,9 @@ from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion.record import Inversion
 from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.memory import PLANS, free_memory, memory_need
-from nulltext.models.notes import notes_on_prompts
+from nulltext.models.memory import free_memory, memory_need
+from nulltext.models.placement import PLANS
+from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.storage.files import check_target, clear_temporaries
 from nulltext.storage.inversion_file import SUFFIX
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from nulltext.health.installation import Health, json_safe
 from nulltext.models.hub import parse_hub_model
-from nulltext.models.locate import display_name
+from nulltext.models.load import display_name
 from nulltext.storage.files import replace_file
 
 VERSION = 1

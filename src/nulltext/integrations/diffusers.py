@@ -42,8 +42,7 @@ from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.invert import invert, invert_many
 from nulltext.inversion.record import Inversion
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.load import from_pipe
-from nulltext.models.locate import BUNDLED_FOLDER, bundled_models
+from nulltext.models.load import BUNDLED_FOLDER, bundled_models, from_pipe
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 

@@ -19,7 +19,7 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NumericalError, OptionError
 from nulltext.inversion.base import Problem, Solution
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.passes import Passes
+from nulltext.models.network_calls import Passes
 
 FITTED, SOLVER = "fitted.", "solver."
 """Begin the names of a state's tensors that are many."""

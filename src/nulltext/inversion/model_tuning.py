@@ -25,8 +25,8 @@ from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.fitting import check_effort
 from nulltext.inversion.rollout import rollout_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.memory import PLANS
-from nulltext.models.weight_delta import layers_of, new_delta
+from nulltext.models.network_calls import layers_of, new_delta
+from nulltext.models.placement import PLANS
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from nulltext.inversion.record import Inversion, SavedLevel
 from nulltext.logs import timed
 from nulltext.models.adapters import said_of
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.weight_delta import fits
+from nulltext.models.network_calls import fits
 from nulltext.reprs import short_repr
 
 logger = logging.getLogger(__name__)

@@ -102,7 +102,7 @@ def notes_of(model: LatentDiffusion, order: Order, opened: Opened) -> list[str]:
     Raises:
         PromptError: the model cannot read one of them.
     """
-    from nulltext.models.notes import notes_on_prompts
+    from nulltext.models.prompt_notes import notes_on_prompts
 
     source, asked = opened.prompt, order.asked
     own = [source] if source else []  # a saved inversion may have none

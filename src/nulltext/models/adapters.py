@@ -1,36 +1,65 @@
-"""What is put into a model beside its own weights: LoRAs, learnt tokens, another autoencoder."""
+"""What is put into a model beside its own weights: LoRAs, learnt tokens, another autoencoder.
+
+An autoencoder is a folder of diffusers, or a single file. A single file says by its tensors how
+wide and how deep it is; what they cannot say (the scale of the latents, above all) is the model's
+own, as the UNet was trained on it. Names of the original code (LDM) become diffusers'.
+
+What cannot be read, or is for another kind of model, is refused as a ModelError.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from nulltext.errors import ModelError, OptionError, reason_of, shorten
-from nulltext.models.adapter_files import check_kind, opened
-from nulltext.models.autoencoder_files import autoencoder_files, load_vae
-from nulltext.models.embeddings import (
-    Embedding,
-    add_embeddings,
-    embedding_file,
-    parse_embedding,
-    token_of,
+from nulltext.models.checkpoint import build_checked, check_config, first_line
+from nulltext.models.embeddings import Embedding, add_embeddings, parse_embedding, token_of
+from nulltext.models.lora import Lora, merge_loras, parse_lora
+from nulltext.models.tensor_files import (
+    Option,
+    TensorFile,
+    adapter_file,
+    known_kinds,
+    open_adapter,
+    shown,
 )
-from nulltext.models.file_kinds import Option
-from nulltext.models.lora import Lora, lora_file, merge_loras, parse_lora
-from nulltext.models.weights import Unallocated, fill
-from nulltext.storage.files import expand_user
+from nulltext.models.weights import fill
+from nulltext.storage.files import expand_user, path_exists
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
 
+VAE_CONFIG = "config.json"
+VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+VAE_CLASS = "AutoencoderKL"
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+"""What precedes an autoencoder's tensors in a whole checkpoint's file."""
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+LDM_KEY = re.compile(r"(?:encoder\.down|decoder\.up)\.\d+\.block\.")
+INSTEAD = "pass an AutoencoderKL of the model's own family"
+
+
+class AdapterPath(NamedTuple):
+    """A file that is added to a model."""
+
+    option: Option
+    path: Path
+    """The file or the folder that was passed."""
+    file: Path
+
 
 @dataclass(frozen=True)
 class Adapters:
-    """Everything that is asked for beside a model."""
+    """LoRAs, learnt tokens and an autoencoder that are asked for beside a model."""
 
     loras: Sequence[Lora] = ()
     embeddings: Sequence[Embedding] = ()
@@ -43,7 +72,7 @@ class Adapters:
         embedding: str | Path | Sequence[str | Path] = (),
         vae: str | Path | None = None,
     ) -> Adapters:
-        """From texts as the command line takes them.
+        """Read texts as the command line takes them.
 
         Raises:
             OptionError: a weight or a token cannot be read.
@@ -57,91 +86,69 @@ class Adapters:
             None if vae is None else expand_user(vae),
         )
 
-    def check(self) -> None:
-        """Look at all files, before a model is read or fetched.
-
-        Raises:
-            ModelError: one is missing, damaged, or something else than what it is passed as.
-        """
-        options: list[tuple[Path, str, Option]] = [
-            *((lora_file(one.path), "LoRA", "--lora") for one in self.loras),
-            *((embedding_file(one.path), "embedding", "--embedding") for one in self.embeddings),
-            *((autoencoder_files(p)[1], "autoencoder", "--vae") for p in [self.vae] if p),
-        ]
-        for path, what, option in options:
-            with opened(path, what) as file:
-                check_kind(file, option)
-
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
         return bool(self.loras or self.embeddings or self.vae)
 
-    def autoencoder(self, own: Mapping[str, Any]) -> Any:
-        """The other autoencoder.
-
-        Args:
-            own: config of the one whose place it takes.
-
-        Raises:
-            ModelError: it cannot be read, or its latents are of another kind.
-        """
-        from diffusers import AutoencoderKL
-
-        assert self.vae is not None, "there is another autoencoder"
-        defaults = signature(AutoencoderKL.__init__).parameters  # what a config may leave out
-        own = {n: one.default for n, one in defaults.items() if n != "self"} | dict(own)
-        config, state = load_vae(self.vae, own)
-        with Unallocated():
-            module = AutoencoderKL.from_config(config).requires_grad_(False).eval()
-        fill(module, state)
-        return module
+    def check(self) -> None:
+        """Look at all files, before a model is read or fetched."""
+        for each in self._paths():
+            with open_adapter(each.file, each.option):
+                pass
 
     def put_into(
         self, parts: Mapping[str, Any], tokenizers: Sequence[str], model: str
     ) -> list[str]:
-        """Merge LoRAs and add learnt tokens; returns what there is to say about them.
+        """Merge LoRAs and add learnt tokens; returns notes for the user.
 
         Args:
             parts: modules and tokenizers by name. tokenizers: names of the tokenizers.
             model: for messages.
-
-        Raises:
-            ModelError: a file cannot be read, or is for another kind of model.
         """
         encoders = {name: name.replace("tokenizer", "text_encoder") for name in tokenizers}
         modules = {name: parts[name] for name in ("unet", *encoders.values())}
-        merged = merge_loras(modules, self.loras, model=model)
-        added = add_embeddings(
+        notes = merge_loras(modules, self.loras, model=model)
+        return notes + add_embeddings(
             [parts[name] for name in encoders],
             [parts[name] for name in encoders.values()],
             self.embeddings,
             model=model,
         )
-        return [*merged.notes, *added.notes]
 
     def described(self) -> list[dict[str, Any]]:
-        """Names without folders, weights and the beginnings of SHA-256 sums; JSON can hold it.
-
-        Raises:
-            ModelError: a file cannot be read.
-        """
-        found: list[dict[str, Any]] = []
-        for path, weight in self.loras:
-            found.append(_entry("lora", path, lora_file(path)) | {"weight": float(weight)})
-        for embedding in self.embeddings:
-            entry = _entry("embedding", embedding.path, embedding_file(embedding.path))
-            found.append(entry | {"token": token_of(embedding)})
-        if self.vae is not None:
-            found.append(_entry("vae", self.vae, autoencoder_files(self.vae)[1]))
+        """List names without folders, weights and the beginnings of SHA-256 sums, for JSON."""
+        details: list[dict[str, Any]] = [{"weight": float(one.weight)} for one in self.loras]
+        details += [{"token": token_of(one)} for one in self.embeddings]
+        found = []
+        for index, each in enumerate(self._paths()):
+            try:
+                with each.file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            except (OSError, ValueError) as error:
+                raise ModelError(
+                    f"'{each.file}' cannot be read ({reason_of(error)}); pass a file of tensors."
+                ) from error
+            entry = {
+                "kind": each.option.removeprefix("--"),
+                "name": expand_user(each.path).resolve().name,
+                "sha256": digest[:SHA_CHARACTERS],
+            }
+            found.append(entry | (details[index] if index < len(details) else {}))
         return found
+
+    def _paths(self) -> Iterator[AdapterPath]:
+        """List the files of LoRAs, learnt tokens and the autoencoder, in this order."""
+        for lora in self.loras:
+            yield AdapterPath("--lora", lora.path, adapter_file(lora.path, "--lora"))
+        for embedding in self.embeddings:
+            file = adapter_file(embedding.path, "--embedding")
+            yield AdapterPath("--embedding", embedding.path, file)
+        if self.vae is not None:
+            yield AdapterPath("--vae", self.vae, _vae_weights(self.vae))
 
 
 def _texts(given: object, name: str) -> list[str]:
-    """One text or path, or several, as texts.
-
-    Raises:
-        OptionError: something else is among them.
-    """
+    """Turn one text or path, or several, into texts."""
     several = [given] if isinstance(given, str | Path) else given
     if not isinstance(several, list | tuple) or not all(
         isinstance(one, str | Path) and str(one) for one in several
@@ -154,7 +161,7 @@ def _texts(given: object, name: str) -> list[str]:
 
 
 def said_of(adapters: Sequence[Mapping[str, Any]]) -> str:
-    """Descriptions as a person reads them: "lora style.safetensors (0.8)"; empty for none."""
+    """Write descriptions for a reader: "lora style.safetensors (0.8)"; empty for none."""
     said = []
     for one in adapters:
         of = [f"{one[name]}" for name in ("weight", "token") if name in one]
@@ -162,13 +169,142 @@ def said_of(adapters: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(said)
 
 
-def _entry(kind: str, path: Path, file: Path) -> dict[str, Any]:
+def load_vae(path: Path, own: Mapping[str, Any]) -> Any:
+    """Load an autoencoder that takes the place of a model's own, with weights as they are stored.
+
+    Args:
+        path: a file, a folder of an autoencoder, or a folder of a pipeline.
+        own: config of the autoencoder that the model has.
+    """
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    defaults = signature(AutoencoderKL.__init__).parameters  # what a config may leave out
+    own = {n: one.default for n, one in defaults.items() if n != "self"} | dict(own)
+    weights = _vae_weights(path)
+    folder_config = weights.with_name(VAE_CONFIG) if expand_user(path).is_dir() else None
+    config = None if folder_config is None else _vae_config(folder_config, own)
+    with open_adapter(weights, "--vae") as file:
+        state = _vae_tensors(file)
+        if config is None:
+            config = _config_of_tensors(file, state, own)
+        _check_latents(file, config, own)
+        if any(LDM_KEY.match(name) for name in state):
+            state = convert_ldm_vae_checkpoint(state, dict(config))
     try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        module = build_checked(lambda: AutoencoderKL.from_config(dict(config)), config, [weights])
+        fill(module, state)
+    except Exception as error:  # a config may fail anywhere in the libraries
+        raise ModelError(
+            f"The autoencoder '{weights}' cannot be used: {first_line(error)}; get it again."
+        ) from error
+    return module
+
+
+def _vae_weights(path: Path) -> Path:
+    """Find the weights that a path means: itself, or those of a folder with a config."""
+    path = expand_user(path)
+    if not path_exists(path) or not path.is_dir():
+        return path
+    for folder in (path, path / "vae"):
+        for name in VAE_WEIGHTS:
+            if (folder / VAE_CONFIG).is_file() and (folder / name).is_file():
+                return folder / name
+    raise ModelError(
+        f"The folder '{path}' has no autoencoder ({VAE_CONFIG} with {VAE_WEIGHTS[0]}); pass a "
+        "folder written by save_pretrained(), or a .safetensors file."
+    )
+
+
+def _vae_config(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a folder's config, completed by the scale of the model's own."""
+    try:
+        config = parse_json(read_text(path, MEGABYTE))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+        check_config(config)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"'{file}' cannot be read ({reason_of(error)}); pass a file of tensors."
+            f"The autoencoder's '{path}' cannot be read ({reason_of(error)}); get it again."
         ) from error
-    name = expand_user(path).resolve().name
-    return {"kind": kind, "name": name, "sha256": digest[:SHA_CHARACTERS]}
+    kind = str(config.get("_class_name", VAE_CLASS))
+    if kind != VAE_CLASS:
+        others = known_kinds()["autoencoder"]["classes"]
+        raise _refused(path.parent, others.get(kind, f"of the class {shown(kind)}"))
+    if config.get("scaling_factor") is None:
+        config["scaling_factor"] = own["scaling_factor"]
+    return config
+
+
+def _vae_tensors(file: TensorFile) -> dict[str, Tensor]:
+    """Read the autoencoder's tensors, without what precedes their names."""
+    prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in file.shapes)), "")
+    names = {name: name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)}
+    tables = known_kinds()["autoencoder"]
+    for pattern, kind in tables["names"].items():
+        if any(re.match(pattern, name) for name in names.values()):
+            raise _refused(file.path, tables["classes"][kind])
+    return {bare: file.tensor(name) for name, bare in names.items() if bare.startswith(VAE_PARTS)}
+
+
+def _config_of_tensors(
+    file: TensorFile, state: Mapping[str, Tensor], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make a config by the shapes of a single file's tensors; the rest is the model's own."""
+    ldm = any(LDM_KEY.match(name) for name in state)
+    block = r"encoder\.down\.(\d+)\.block" if ldm else r"encoder\.down_blocks\.(\d+)\.resnets"
+    found = re.compile(block + r"\.(\d+)\.conv1\.weight")
+    matches = [match for match in map(found.fullmatch, state) if match]
+    widths = {int(m[1]): len(state[m[0]]) for m in matches if m[2] == "0"}
+    needed = ("encoder.conv_in.weight", "decoder.conv_in.weight")
+    complete = all(name in state and state[name].ndim == 4 for name in needed)
+    if not complete or sorted(widths) != list(range(len(widths))) or not widths:
+        raise ModelError(
+            f"'{file.path}' holds no whole autoencoder ({len(state)} tensors of an encoder and a "
+            f"decoder); {INSTEAD}."
+        )
+    known = {name: value for name, value in own.items() if not name.startswith("_")}
+    channels = state["encoder.conv_in.weight"].shape[1]
+    return {
+        **known,
+        "_class_name": VAE_CLASS,
+        "in_channels": channels,
+        "out_channels": channels,
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "block_out_channels": [widths[i] for i in range(len(widths))],
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "layers_per_block": 1 + max(int(match[2]) for match in matches),
+        "use_quant_conv": "quant_conv.weight" in state,
+        "use_post_quant_conv": "post_quant_conv.weight" in state,
+    }
+
+
+def _check_latents(file: TensorFile, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse an autoencoder whose latents the model's UNet was not trained on."""
+    channels = config.get("latent_channels", own["latent_channels"])
+    if channels != own["latent_channels"]:
+        what = known_kinds()["autoencoder"]["channels"].get(
+            str(channels), f"an autoencoder with {shown(str(channels))} latent channels"
+        )
+        raise _refused(file.path, f"{what}, where the model's UNet takes {own['latent_channels']}")
+    depth, here = (len(each.get("block_out_channels", ())) for each in (config, own))
+    if depth != here:
+        raise _refused(
+            file.path,
+            f"an autoencoder that shrinks photos {2 ** (depth - 1)}-fold (such as KL-f4 does "
+            f"4-fold), where the model's does {2 ** (here - 1)}-fold"
+            if 0 < depth < 8
+            else f"an autoencoder of {depth} blocks, where the model's has {here}",
+        )
+    scale, expected = config["scaling_factor"], own["scaling_factor"]
+    if not isinstance(scale, int | float) or abs(scale - expected) > 1e-6:
+        raise _refused(
+            file.path,
+            f"an autoencoder whose latents are scaled by {shown(str(scale))}, where the model's "
+            f"are by {expected:g}: it belongs to another family",
+        )
+
+
+def _refused(path: Path, what: str) -> ModelError:
+    return ModelError(f"'{path}' is {what}; {INSTEAD}.")

@@ -1,36 +1,59 @@
-"""Reading a checkpoint in diffusers format, component by component, from its folder.
+"""Read a checkpoint in diffusers format, component by component, from its folder.
 
 Only the library classes named here are ever made: nothing in a checkpoint can choose code to run,
 and only safetensors and JSON are opened.
+
+What a config describes must be held by the files beside it: both are counted before a library opens
+them or makes room for their weights, the config's module on torch's "meta" device, where tensors
+take no memory, the files' by their headers. So a forged config of some bytes cannot ask for
+terabytes, nor for layers without end: settings that say how many are read first, and the building
+stops at more tensors than there are. An index of shards names safetensors files of its own folder
+and nothing else; a config asks for no code and for no other config. What is missing, damaged or
+larger than its files is refused as a ModelError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from logging import CRITICAL
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from nulltext.errors import ModelError, shorten
-from nulltext.models.file_kinds import read_header
+from nulltext.models.tensor_files import read_header
 from nulltext.models.variants import choose_weights
-from nulltext.models.weight_files import check_config, check_index, check_weights
 from nulltext.models.weights import MappedTensors, Unallocated, fill
 from nulltext.storage.untrusted import MEGABYTE, has_byte_order_mark, parse_json, read_text
 
 MAX_JSON_BYTES = 4 * MEGABYTE
 """Of a JSON file of a checkpoint: configs have kilobytes, indices of shards a few hundred."""
 
+LAYERS = ("layer", "depth", "repeat")
+"""Parts of the names of settings that say how often something is repeated; so do long lists."""
+
+FACTOR = "depth_coefficient"
+"""Setting that multiplies how often everything is repeated (EfficientNet)."""
+
+SLACK = 2
+"""How much larger than its files a module may be: the libraries name what is missing by name."""
+
+CODE = ("quantization_config",)
+"""Settings that would bring in other libraries to unpack weights."""
+
+ELSEWHERE = "configuration_files"
+"""Setting by which transformers would read another file in a config's place."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a component in each of its folders."""
+    """A model's folder, with a folder for each component."""
 
     folder: Path
     name: str
@@ -40,15 +63,11 @@ class Checkpoint:
 
     @classmethod
     def at(cls, folder: Path) -> Checkpoint:
-        """A folder that is called by its path."""
+        """Name a folder by its path."""
         return cls(folder, str(folder))
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON object of the checkpoint.
-
-        Raises:
-            ModelError: it is missing or damaged.
-        """
+        """Read a JSON object of the checkpoint."""
         try:
             content = parse_json(read_text(self._file(name), MAX_JSON_BYTES))
         except (ValueError, OSError) as error:
@@ -63,26 +82,20 @@ class Checkpoint:
         return content
 
     def modules(self, classes: Mapping[str, str]) -> dict[str, Any]:
-        """Components by name, each on its files' memory-mapped tensors.
+        """Load components by name, each on its files' memory-mapped tensors.
 
         Args:
             classes: class of each component.
-
-        Raises:
-            ModelError: a config or a file is damaged, a weight is missing, or no safetensors.
         """
-        files = self._weights(classes)
-        return {part: self._module(part, kind, files[part]) for part, kind in classes.items()}
-
-    def _module(self, part: str, class_name: str, files: list[Path]) -> Any:
-        with refused_as_unusable(part, self.name):
-            module = build(self, part, class_name, files)
-        with refused_as_unusable(part, self.name):
-            fill(module, MappedTensors(files))
-        return module
+        files, modules = self._weights(classes), {}
+        for part, kind in classes.items():
+            with refused_as_unusable(part, self.name):
+                modules[part] = build(self, part, kind, files[part])
+                fill(modules[part], MappedTensors(files[part]))
+        return modules
 
     def _weights(self, classes: Mapping[str, str]) -> dict[str, list[Path]]:
-        """The safetensors files of each component."""
+        """Choose the safetensors files of each component, and check that they are whole."""
         folders = [self.folder / part for part in classes if (self.folder / part).is_dir()]
         held = [f"{folder.name}/{path.name}" for folder in folders for path in folder.iterdir()]
         chosen = choose_weights(held, classes, self.name, self.variant)
@@ -98,17 +111,12 @@ class Checkpoint:
         return files
 
     def component(self, part: str, class_name: str) -> Any:
-        """A component in float32, loaded by its own library: for captioners' parts.
+        """Load a component in float32 through transformers, as captioners' parts need it."""
+        from transformers import GenerationConfig
 
-        Raises:
-            ModelError: a file or a weight is missing, damaged, or no safetensors.
-        """
         (files,) = self._weights({part: class_name}).values()
         with refused_as_unusable(part, self.name):
             build(self, part, class_name, files)
-        from transformers import GenerationConfig
-
-        try:
             kind = _library_class(class_name)
             with plain_texts(self.folder / part) as texts:
                 config = kind.config_class.from_pretrained(str(texts))
@@ -121,26 +129,13 @@ class Checkpoint:
                 output_loading_info=True,
                 generation_config=GenerationConfig(),  # unused, and else read from the folder
             )
-        except Exception as error:  # the libraries raise many kinds; the reason is in the text
-            raise ModelError(
-                f"The {part} of the model '{self.name}' cannot be loaded from safetensors "
-                f"({first_line(error)}); get the model again, or convert it with "
-                "save_pretrained(..., safe_serialization=True)."
-            ) from error
-        missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-        if missing:
-            raise ModelError(
-                f"The {part} of the model '{self.name}' lacks {len(missing)} weights "
-                f"({missing[0]}, …); get the model again."
-            )
+            missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+            if missing:
+                raise ValueError(f"it lacks {len(missing)} weights ({missing[0]}, …)")
         return module
 
     def tokenizer(self, name: str) -> Any:
-        """A CLIP tokenizer, by its folder's name.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
+        """Load a CLIP tokenizer by its folder's name."""
         from transformers import CLIPTokenizer
 
         try:
@@ -164,10 +159,10 @@ class Checkpoint:
 
 @contextmanager
 def plain_texts(folder: Path) -> Iterator[Path]:
-    """A folder whose configs and vocabularies the libraries can read, while the block runs.
+    """Give a folder whose configs and vocabularies the libraries can read, inside the block.
 
-    It is the folder itself; where a text in it begins with a byte-order mark, at which they stop,
-    it has copies of its texts in plain UTF-8.
+    It is the folder itself, or where a text in it begins with a byte-order mark, at which they
+    stop, one with copies of its texts in plain UTF-8.
 
     Raises:
         ValueError: one of them is too large, or in another encoding.
@@ -195,27 +190,13 @@ def checked_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-class Configured(Protocol):
-    """Where a component's config is."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder that holds a folder for each component."""
-        ...
-
-    def json(self, name: str) -> dict[str, Any]:
-        """A JSON object of that folder."""
-        ...
-
-
-def build(source: Configured, part: str, class_name: str, files: Sequence[Path]) -> Any:
-    """A component without numbers, as its config describes it.
+def build(source: Checkpoint, part: str, class_name: str, files: Sequence[Path]) -> Any:
+    """Make a component without numbers, as its config describes it.
 
     Of a larger model's config (CLIP's) transformers takes the part that the class is for.
 
     Raises:
-        ValueError: the config asks for code, or for more than the files hold; the libraries raise
-            more.
+        ValueError: see `build_checked`; the libraries raise more.
     """
     config, kind = source.json(f"{part}/config.json"), _library_class(class_name)
 
@@ -227,6 +208,17 @@ def build(source: Configured, part: str, class_name: str, files: Sequence[Path])
             module = kind.from_config(dict(config))
         return module
 
+    return build_checked(make, config, files)
+
+
+def build_checked(
+    make: Callable[[], torch.nn.Module], config: Mapping[str, Any], files: Sequence[Path]
+) -> torch.nn.Module:
+    """Make a module without numbers, after checking that its files hold what its config describes.
+
+    Raises:
+        ValueError: the config asks for code, or for more than the files hold.
+    """
     check_config(config)
     module = check_weights(make, config, files)
     if any(True for _ in module.buffers()):  # some are in no file, and have to be real
@@ -235,9 +227,89 @@ def build(source: Configured, part: str, class_name: str, files: Sequence[Path])
     return module.requires_grad_(False).eval()
 
 
+def check_index(index: Mapping[str, Any]) -> list[str]:
+    """List the files of an index of shards.
+
+    Raises:
+        ValueError: it names something else than safetensors files beside it.
+    """
+    table = index.get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ValueError("its index of weights names no files")
+    for name in table.values():
+        plain = isinstance(name, str) and PurePath(name).name == name
+        if not plain or not name.endswith(".safetensors") or "\\" in name:
+            raise ValueError(f"its index names {str(name)[:80]!r}, no safetensors file beside it")
+    return sorted(set(table.values()))
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a config that asks for code: `auto_map` is ignored, as only named classes are made.
+
+    Raises:
+        ValueError: it, or a part of it, asks for attention from the hub, for another library's
+            weights, or for another config in its place.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_config(value)
+        if name == ELSEWHERE:
+            raise ValueError(f"its config names others in its place ({name}), which are not read")
+        kernel = name.endswith("_implementation") or name.endswith("_implementation_internal")
+        if name in CODE or (kernel and "/" in str(value)):
+            raise ValueError(f"its config asks for code of its own ({name}), which is never run")
+
+
+def check_weights(
+    make: Callable[[], torch.nn.Module], config: Mapping[str, Any], files: Sequence[Path]
+) -> torch.nn.Module:
+    """Refuse a config of a larger module than there are weights for.
+
+    Args:
+        make: builds the module of this config; is called where tensors take no memory.
+
+    Returns:
+        the module, all of it on the meta device.
+
+    Raises:
+        ValueError: it is larger.
+        ModelError: a file is no safetensors file.
+    """
+    shapes = [shape for path in files for shape in read_header(path).shapes.values()]
+    tensors, held = len(shapes), sum(map(math.prod, shapes))
+    repeats = max(_repeats(config), default=0) * max(1, _repeated(config.get(FACTOR, 1)))
+    if repeats > tensors:
+        raise ValueError(f"its config describes {repeats:.9g} layers, its files hold {tensors:,}")
+    with torch.device("meta"), Unallocated(SLACK * tensors):
+        module = make()
+    described = sum(parameter.numel() for parameter in module.parameters())
+    if described > SLACK * held:
+        raise ValueError(f"its config describes {described:,} numbers, its files hold {held:,}")
+    return module
+
+
+def _repeats(value: Any, name: str = "") -> Iterator[int]:
+    """Find all numbers of a config that say how often something is repeated."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _repeats(entry, str(key))
+    elif isinstance(value, list):
+        yield len(value)
+        for entry in value:
+            yield from _repeats(entry, name)
+    elif isinstance(value, int | float) and name != FACTOR and any(part in name for part in LAYERS):
+        yield _repeated(value)
+
+
+def _repeated(value: Any) -> int:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"its config repeats something {str(value)[:80]!r} times")
+    return math.ceil(value)
+
+
 @contextmanager
 def refused_as_unusable(part: str, name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise into one sentence about a model's component."""
+    """Turn the errors of the libraries into one sentence about a model's component."""
     try:
         yield
     except ModelError:
@@ -266,7 +338,7 @@ def _library_class(name: str) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its full stop and whatever comes below."""
+    """Return the first line of an error's text, without its full stop."""
     lines = str(error).strip().splitlines()
     return shorten(lines[0].rstrip(".")) if lines else type(error).__name__
 

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nulltext.models.latent_diffusion import LatentDiffusion
-    from nulltext.models.memory import MemoryName
+    from nulltext.models.placement import MemoryName
 
 
 def _about(text: str, placeholder: str | None = None) -> dict[str, Any]:
-    """What the command line says of a field."""
     return {"help": text, "metavar": placeholder}
 
 
@@ -84,10 +83,7 @@ class ModelChoice:
     )
 
     def load(self, on_bytes: Callable[[int, int], None] | None = None) -> LatentDiffusion:
-        """Load it; see `models.load.load`.
-
-        Args:
-            on_bytes: called with (done, total) bytes while files of the hub are fetched.
+        """Load the model; see `models.load.load`.
 
         Raises:
             UserError: it cannot be loaded.
@@ -99,7 +95,7 @@ class ModelChoice:
         return load(given.pop("model"), memory=memory, on_bytes=on_bytes, **given)
 
     def as_arguments(self) -> list[str]:
-        """The options that differ from their defaults, as a command line writes them."""
+        """Write the options that differ from their defaults, as on a command line."""
         words: list[str] = []
         for one in fields(self):
             value, flag = getattr(self, one.name), f"--{one.name.replace('_', '-')}"
@@ -112,7 +108,7 @@ class ModelChoice:
         return words
 
     def check(self) -> None:
-        """Look at the files that are added, before the model is read or fetched.
+        """Check the files that are added, before the model is read or fetched.
 
         Raises:
             UserError: one is missing, or something else than what it is passed as.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from nulltext.errors import ModelError, OptionError
-from nulltext.models.adapter_files import (
-    TWO_ENCODERS,
-    WITHOUT_TOKEN,
-    AdapterFile,
-    check_kind,
-    file_in,
-    opened,
+from nulltext.models.tensor_files import (
+    TensorFile,
+    adapter_file,
+    open_adapter,
     shown,
     split_choice,
 )
 
-EMBEDDING_FILES = ("learned_embeds.safetensors",)
-"""What diffusers calls a learnt token in a folder."""
+WITHOUT_TOKEN = "emb_params"
+"""The only tensor in an embedding file of A1111's web UI, which does not name its token."""
+TWO_ENCODERS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+"""Names of the two tensors in an embedding file for SDXL."""
 WIDTHS = {
     768: "Stable Diffusion 1 (or SDXL's first encoder)",
     1024: "Stable Diffusion 2",
@@ -48,18 +46,8 @@ class Embedding(NamedTuple):
     """Its name in prompts; None for the one that the file says, or the file's own."""
 
 
-@dataclass(frozen=True)
-class EmbeddingReport:
-    """What was added."""
-
-    tokens: tuple[tuple[str, ...], ...] = ()
-    """The tokens of each file; several where it has several vectors."""
-    notes: tuple[str, ...] = ()
-    """Sentences for the one who asked: what to write in a prompt."""
-
-
 def parse_embedding(text: str) -> Embedding:
-    """FILE[:TOKEN] as file and token; "cat.safetensors:<cat>".
+    """Read FILE[:TOKEN], such as "cat.safetensors:<cat>".
 
     Raises:
         OptionError: the token is empty or has spaces.
@@ -70,23 +58,16 @@ def parse_embedding(text: str) -> Embedding:
     return Embedding(path, token)
 
 
-def embedding_file(path: Path) -> Path:
-    """The file of a learnt token: the path itself, or diffusers' file in a folder.
-
-    Raises:
-        ModelError: the folder has none.
-    """
-    return file_in(path, EMBEDDING_FILES, "embedding")
-
-
 def add_embeddings(
     tokenizers: Sequence[Any],
     encoders: Sequence[nn.Module],
     embeddings: Sequence[Embedding],
     *,
     model: str = "model",
-) -> EmbeddingReport:
+) -> list[str]:
     """Add learnt tokens to a model's tokenizers and text encoders.
+
+    Returns notes for the user: what to write in a prompt.
 
     Args:
         tokenizers, encoders: of the same order and number, two for SDXL.
@@ -97,10 +78,9 @@ def add_embeddings(
             fewer or more of them, or its token is a word that the model has.
         OptionError: the name of the token, or of the file that it is taken from, has spaces.
     """
-    added, notes = [], []
+    notes = []
     for path, asked in embeddings:
-        with opened(embedding_file(path), "embedding") as file:
-            check_kind(file, "--embedding")
+        with open_adapter(adapter_file(path, "--embedding"), "--embedding") as file:
             names = _tensor_names(file, len(encoders), model)
             token = asked if asked is not None else _own_token(file)
             _check_token(token, file.path)
@@ -111,20 +91,15 @@ def add_embeddings(
             _check_new(tokenizer, tokens, file, model)
         for tokenizer, encoder, rows in zip(tokenizers, encoders, vectors, strict=True):
             _add(tokenizer, encoder, tokens, rows)
-        added.append(tuple(tokens))
         if asked is None or len(tokens) > 1:
             several = f" ({len(tokens)} vectors)" if len(tokens) > 1 else ""
             what = f"the embedding '{file.path.name}' is called {token} in prompts{several}"
             notes.append(f"Note: {what}.")
-    return EmbeddingReport(tuple(added), tuple(notes))
+    return notes
 
 
-def _tensor_names(file: AdapterFile, encoders: int, model: str) -> list[str]:
-    """The tensors for each encoder, in their order.
-
-    Raises:
-        ModelError: there are fewer or more of them.
-    """
+def _tensor_names(file: TensorFile, encoders: int, model: str) -> list[str]:
+    """Name the tensors for each encoder, in their order; ModelError if fewer or more are there."""
     pair = next((pair for pair in TWO_ENCODERS if set(pair) & set(file.shapes)), None)
     found = [name for name in pair or file.shapes if name in file.shapes]
     if len(found) == encoders and len(found) == (len(file.shapes) if pair is None else len(pair)):
@@ -145,18 +120,14 @@ def _tensor_names(file: AdapterFile, encoders: int, model: str) -> list[str]:
 
 
 def token_of(embedding: Embedding) -> str:
-    """The token that is asked for, or else the one that the file says, or the file's own name.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-    """
+    """Return the token that is asked for, else the one that the file says, or the file's name."""
     if embedding.token is not None:
         return embedding.token
-    with opened(embedding_file(embedding.path), "embedding") as file:
+    with open_adapter(adapter_file(embedding.path, "--embedding"), "--embedding") as file:
         return _own_token(file)
 
 
-def _own_token(file: AdapterFile) -> str:
+def _own_token(file: TensorFile) -> str:
     unnamed = {WITHOUT_TOKEN, *(name for pair in TWO_ENCODERS for name in pair)}
     names = list(file.shapes)
     return names[0] if len(names) == 1 and names[0] not in unnamed else file.path.stem
@@ -171,12 +142,12 @@ def _check_token(token: str, path: Path) -> None:
 
 
 def _count(shape: tuple[int, ...]) -> int:
-    """How many vectors a tensor of this shape is."""
+    """Count the vectors in a tensor of this shape."""
     return 1 if len(shape) == 1 else shape[0]
 
 
 def _check_shapes(
-    file: AdapterFile, names: Sequence[str], encoders: Sequence[Any], model: str
+    file: TensorFile, names: Sequence[str], encoders: Sequence[Any], model: str
 ) -> None:
     """Refuse vectors that are not as wide as those of the encoders, or too many."""
     shapes = [file.shapes[name] for name in names]
@@ -203,7 +174,7 @@ def _check_shapes(
         )
 
 
-def _check_new(tokenizer: Any, tokens: Sequence[str], file: AdapterFile, model: str) -> None:
+def _check_new(tokenizer: Any, tokens: Sequence[str], file: TensorFile, model: str) -> None:
     known = tokenizer.get_vocab()
     for token in tokens:
         if token in known or f"{token.lower()}</w>" in known:

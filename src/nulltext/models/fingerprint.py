@@ -1,4 +1,4 @@
-"""A fingerprint of a checkpoint's weights, cheap enough to take whenever it matters.
+"""Take a fingerprint of a checkpoint's weights, cheap enough to take whenever it matters.
 
 The digest runs over the name, the shape and up to 64 evenly spaced values of every tensor of every
 component, upcast to float32, and over the settings that give them their meaning (schedule, what
@@ -49,11 +49,7 @@ class Digest:
     """Fingerprints that are taken tensor by tensor, components and names in alphabetical order."""
 
     def __init__(self, vae: Any, schedule: Schedule, settings: str = "") -> None:
-        """Begin with what gives the weights their meaning.
-
-        Args:
-            vae: its config is read. settings: whatever else decides what the weights mean.
-        """
+        """Begin with what gives the weights their meaning: the config of `vae`, and settings."""
         begun = hashlib.sha256((_settings(vae, schedule) + settings).encode())
         self._hashes = (begun, begun.copy())
 
@@ -65,12 +61,12 @@ class Digest:
                 digest.update(values.numpy().tobytes())
 
     def hexes(self) -> tuple[str, ...]:
-        """Of what has been taken in so far: the fingerprint, then the older one."""
+        """Return the fingerprint of what has been taken in, then the older one."""
         return tuple(digest.hexdigest()[:DIGEST_CHARACTERS] for digest in self._hashes)
 
 
 def known_names(component: str, name: str) -> tuple[str, str]:
-    """A weight's name in the newest libraries, and in transformers before 5.6."""
+    """Return a weight's name in the newest libraries, and in transformers before 5.6."""
     if component not in (TEXT_ENCODER, PREFIXED_ENCODER):
         return name, name
     bare = name.removeprefix(TEXT_MODEL)
@@ -81,11 +77,10 @@ def known_names(component: str, name: str) -> tuple[str, str]:
 def fingerprints(
     components: Mapping[str, torch.nn.Module], schedule: Schedule, settings: str = ""
 ) -> tuple[str, ...]:
-    """Hex digests of named modules and their schedule, independent of the device they are on: the
-    fingerprint, then the one that older libraries led to.
+    """Compute the fingerprint of named modules, and the one that older libraries led to.
 
     Args:
-        settings: whatever else decides what the weights mean.
+        settings: what else decides what the weights mean.
     """
     digest = Digest(components["vae"], schedule, settings)
     for component, module in sorted(components.items()):
@@ -94,7 +89,7 @@ def fingerprints(
 
 
 def spellings(content: Content, fingerprints: Sequence[str]) -> list[Content]:
-    """JSON that names the first of a model's fingerprints, once with each of them.
+    """Repeat JSON that names the first of a model's fingerprints with each of them.
 
     Named are whole ones, and their first eight characters, as messages and settings have them.
     """
@@ -104,7 +99,7 @@ def spellings(content: Content, fingerprints: Sequence[str]) -> list[Content]:
 
 
 def sample_positions(numel: int) -> Tensor:
-    """Where a tensor of so many numbers is read: up to 64 positions, int64, from first to last.
+    """Choose where a tensor of so many numbers is read: up to 64 positions, int64.
 
     Up to 2**24 numbers, position k is k (numel - 1) / 63 in float32, as in all saved inversions,
     computed on the CPU, since devices round differently. Beyond that float32 cannot count; there it
@@ -138,18 +133,18 @@ def _settings(vae: Any, schedule: Schedule) -> str:
 
 
 def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by their names without adapters, and the strengths of adapters and FreeU."""
-    sleeping: list[str] = []
+    """List parameters by names without adapters, and the strengths of adapters and FreeU."""
+    inactive: list[str] = []
     for path, layer in _adapted_layers(module):
-        awake = () if layer.disable_adapters else layer.active_adapters
+        active = () if layer.disable_adapters else layer.active_adapters
         for kind in layer.adapter_layer_names:
-            sleeping += [f"{path}.{kind}.{a}." for a in getattr(layer, kind) if a not in awake]
-        for adapter in awake:
+            inactive += [f"{path}.{kind}.{a}." for a in getattr(layer, kind) if a not in active]
+        for adapter in active:
             if adapter in getattr(layer, "scaling", {}):
                 yield f"{path}.{adapter}.scaling", torch.tensor(float(layer.scaling[adapter]))
     for name, parameter in module.named_parameters():
         fused = any(f".{layer}." in name for layer in FUSED)
-        if not fused and not f"{name}.".startswith(tuple(sleeping)):
+        if not fused and not f"{name}.".startswith(tuple(inactive)):
             yield name.replace(".base_layer.", "."), parameter
     for path, block in module.named_modules():
         strengths = [getattr(block, name, None) for name in FREEU]
@@ -158,7 +153,7 @@ def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _adapted_layers(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """Layers that peft has put adapters on, as diffusers does to load a LoRA."""
+    """List the layers that peft has put adapters on, as diffusers does to load a LoRA."""
     if "peft" not in sys.modules:
         return
     from peft.tuners.tuners_utils import BaseTunerLayer

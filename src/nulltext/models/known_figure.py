@@ -1,4 +1,4 @@
-"""Does a model still compute what it computed when it was made?
+"""Check that a model still computes what it computed when it was made.
 
 Each component is given a fixed input made of sines, no random numbers, and some of its output is
 kept beside the weights, in `check.json`, under their fingerprint:
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.models.beside import read_beside, write_beside
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.side_files import read_side_file, write_side_file
 
 FILE, VERSION = "check.json", 1
 
@@ -31,7 +31,6 @@ PROMPT = "a photo of a flower"
 
 VALUES = 24
 """Kept of each component's output, evenly spaced."""
-
 DIGITS = 7
 """Significant, of each value."""
 
@@ -41,7 +40,7 @@ TOLERANCE = 5e-3
 
 @torch.no_grad()
 def figures(model: LatentDiffusion) -> dict[str, list[float]]:
-    """`VALUES` numbers of each component's output, by component. Costs one UNet evaluation."""
+    """Compute `VALUES` numbers of each component's output; costs one UNet evaluation."""
     channels, height, width = model.latents_shape
     rows, columns = model.resolution
     c, i, j = torch.meshgrid(
@@ -68,22 +67,14 @@ def _sampled(output: Tensor) -> list[float]:
 
 
 def write_known(model: LatentDiffusion, folder: Path) -> Path:
-    """Keep what the model computes now beside its weights; returns the file.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Keep what the model computes now beside its weights; returns the file."""
     content = {"figures": figures(model)}
-    return write_beside(folder / FILE, VERSION, model.fingerprint, content)
+    return write_side_file(folder / FILE, VERSION, model.fingerprint, content)
 
 
 def read_known(folder: Path) -> dict[str, Any] | None:
-    """What was kept beside a model's weights; None where nothing was.
-
-    Raises:
-        ModelError: the file is damaged, or of another version.
-    """
-    return read_beside(folder / FILE, VERSION, _checked)
+    """Read the figures kept beside a model's weights; None where there are none."""
+    return read_side_file(folder / FILE, VERSION, _checked)
 
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +87,7 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
 def deviations(
     model: LatentDiffusion, known: Mapping[str, Mapping[str, list[float]]]
 ) -> dict[str, float]:
-    """By component, how far the model's figures are from the known ones; infinite where one of
-    them is missing."""
+    """Measure each component's deviation from the known figures; infinite where one is missing."""
     now, then = figures(model), known["figures"]
     return {name: _distance(now.get(name), then.get(name)) for name in now | dict(then)}
 

@@ -1,4 +1,4 @@
-"""A latent diffusion model as four functions: encode, decode, embed, predict.
+"""Latent diffusion as four functions: encode, decode, embed, predict.
 
     z_0 = s (mode of q(z | x) - m)      encode, s the autoencoder's scaling factor, m its shift
     x   = D(z_0 / s + m)                decode
@@ -6,7 +6,7 @@
     o   = UNet(z, t, C)                 predict: eps, v or x0, as the checkpoint was trained
 
 Everything that depends on the checkpoint (scale, prediction type, token limit, resolution) is read
-from its configs, and what its family is conditioned on is its `TextConditioner`'s business. Latents
+from its configs; its `TextConditioner` makes what its family is conditioned on. Latents
 and embeddings are float32 whatever the weights are (float64 for float64 weights).
 Source: Rombach et al. 2022, sec. 3.
 """
@@ -27,15 +27,19 @@ from nulltext.diffusion.levels import Level, noise_estimate
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import convert_out_of_memory
 from nulltext.image.images import Sizes
-from nulltext.models.autoencoding import in_pieces, safe_dtype
+from nulltext.models.family import TextConditioner
 from nulltext.models.fingerprint import fingerprints
-from nulltext.models.half import differentiable_in_half
-from nulltext.models.known_words import KnownWords
-from nulltext.models.memory import PLANS, MemoryPlan
-from nulltext.models.passes import Passes
-from nulltext.models.placement import at_work, execution_device, is_hooked
-from nulltext.models.text import TextConditioner
-from nulltext.models.weight_delta import applied
+from nulltext.models.network_calls import Passes, applied, differentiable_in_half
+from nulltext.models.placement import (
+    PLANS,
+    MemoryPlan,
+    at_work,
+    execution_device,
+    in_pieces,
+    is_hooked,
+    safe_dtype,
+)
+from nulltext.models.side_files import KnownWords
 from nulltext.words.prompts import TokenizedPrompt
 
 if TYPE_CHECKING:
@@ -71,11 +75,11 @@ class LatentDiffusion:
     """Whether text encoders and autoencoder are on the UNet's device only while they work. Their
     own weights then stay where they are, on the CPU as a rule."""
     known_words: KnownWords | None = None
-    """What it was taught, where that was kept beside its weights; None for most checkpoints."""
+    """Words that it was taught, where they were kept beside its weights."""
     adapters: Sequence[Mapping[str, Any]] = ()
     """LoRAs, learnt tokens and another autoencoder that were added; see `Adapters.described`."""
     notes: tuple[str, ...] = ()
-    """What a person should know of it before using it, in whole sentences."""
+    """What its user should know before using it, in whole sentences."""
     guidance_scale: float = GUIDANCE_SCALE
     """w of inversions that are given none: what is suggested beside its weights, else 7.5."""
     passes: Passes = field(default_factory=Passes, compare=False)
@@ -90,9 +94,9 @@ class LatentDiffusion:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights as they are now; a saved inversion is bound to it.
+        """The identity of the weights as they are now, to which a saved inversion is bound.
 
-        It changes where a LoRA is loaded, put to sleep or merged, and comes back with the weights.
+        It changes where a LoRA is loaded, switched off or merged, and returns with the weights.
         """
         return self.fingerprints[0]
 
@@ -224,7 +228,7 @@ class LatentDiffusion:
         return embeds
 
     def counted(self, photos: int = 1) -> LatentDiffusion:
-        """The same model with a count of UNet evaluations of its own, from zero."""
+        """Return the same model with its own count of UNet evaluations, from zero."""
         return replace(self, passes=Passes(photos))
 
     def predict(
@@ -287,7 +291,7 @@ class LatentDiffusion:
                 parameter.requires_grad_(True)
 
     def to_diffusers(self) -> Any:
-        """This model as its family's stock diffusers pipeline with a DDIM scheduler.
+        """Make its family's stock diffusers pipeline with a DDIM scheduler.
 
         Weights are shared: what is loaded into the pipeline works through this model, too.
         """
@@ -309,8 +313,10 @@ class LatentDiffusion:
 
     @contextmanager
     def _autoencoder(self, batch: int, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
-        """Have the autoencoder where it computes, in a precision that holds its numbers and in
-        pieces that fit; gives the device and dtype that it takes its input in."""
+        """Run the autoencoder where it computes, in a safe precision and in pieces that fit.
+
+        Gives the device and dtype that it takes its input in.
+        """
         device = self._home_of(self.vae) or execution_device(self.vae)
         dtype = safe_dtype(self.vae)
         cast = None if dtype == self.vae.dtype else dtype
@@ -322,7 +328,7 @@ class LatentDiffusion:
             yield {"device": device, "dtype": dtype}
 
     def _home_of(self, part: torch.nn.Module) -> torch.device | None:
-        """Where a part is to be taken for its work; None where it stays, or accelerate moves it."""
+        """Find where a part is taken for its work; None if it stays, or accelerate moves it."""
         return self.device if self.offload and not is_hooked(part) else None
 
     @property

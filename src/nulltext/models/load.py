@@ -1,6 +1,6 @@
-"""Loading a checkpoint: a bundled name, a folder, a single file, a hub id, or a pipeline in hand.
+"""Load a checkpoint: a bundled name, a folder, a single file, a hub id, or a pipeline in hand.
 
-All of them end in the same `LatentDiffusion`. The fingerprint is taken of the weights as they are
+All of them become the same `LatentDiffusion`. The fingerprint is taken of the weights as they are
 in their files, so that it does not depend on the precision that they are used in.
 """
 
@@ -19,38 +19,38 @@ import torch
 from nulltext.constants import GUIDANCE_SCALE, MODEL
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError, convert_out_of_memory
-from nulltext.models.adapters import Adapters
+from nulltext.models.adapters import Adapters, load_vae
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
-from nulltext.models.distilled import recognise
-from nulltext.models.families import (
-    Family,
-    Parts,
-    check_architecture,
-    check_config,
-    check_not_refiner,
-    family_of,
-)
+from nulltext.models.family import Family, Parts, TextConditioner
 from nulltext.models.fingerprint import Digest, fingerprints
-from nulltext.models.known_words import read_words
+from nulltext.models.foreign import explain
+from nulltext.models.hub import HubModel, OnBytes, fetch, fetch_file, parse_hub_model
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.locate import Source, display_name, source_of
-from nulltext.models.memory import MemoryName, memory_plan
+from nulltext.models.pipelines import family_of, recognise_distilled
 from nulltext.models.placement import (
+    MemoryName,
     allow_tf32,
     check_weights_present,
     default_dtype,
+    memory_plan,
     note_on_precision,
     use_channels_last,
 )
+from nulltext.models.side_files import read_guidance, read_words
 from nulltext.models.single_file import SingleFile
-from nulltext.models.suggested_guidance import read_guidance
-from nulltext.models.text import TextConditioner
+from nulltext.models.tensor_files import explain_kind
 from nulltext.models.weights import cast_and_move
+from nulltext.storage.files import expand_user, path_exists
 
 logger = logging.getLogger(__name__)
 
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+Source = Checkpoint | SingleFile
+"""Where configs, tokenizers and weights of a model are read from."""
+
 DType = Literal["float32", "float16", "bfloat16"]
-Content = TypeVar("Content")
+SideContent = TypeVar("SideContent")
 
 
 def load(
@@ -65,7 +65,7 @@ def load(
     lora: str | Path | Sequence[str | Path] = (),
     embedding: str | Path | Sequence[str | Path] = (),
     vae: str | Path | None = None,
-    on_bytes: Callable[[int, int], None] | None = None,
+    on_bytes: OnBytes | None = None,
 ) -> LatentDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL base checkpoint.
 
@@ -111,27 +111,32 @@ def load(
     with quiet_libraries():
         source = source_of(model, variant=variant, config=config, on_bytes=on_bytes)
         read = _read(source, adapters, str(model))
-        digests = _settled(read, precision, target, torch.device("cpu") if offload else target)
+        home = torch.device("cpu") if offload else target
+        digests = _cast_and_move(read, precision, device=target, home=home)
     loaded = _assembled(read, display_name(model), digests)
-    said = [*read.notes, *filter(None, [note_on_precision(target, precision)])]
-    kept_for = read.original or digests
-    guidance = _beside(source, kept_for, read_guidance)
-    distilled = recognise(str(model), read.scheduler)
+    notes = [*read.notes, *filter(None, [note_on_precision(target, precision)])]
+    known_for = read.original or digests
+    guidance = _side_file(source, known_for, read_guidance)
+    distilled = recognise_distilled(str(model), read.scheduler)
     if guidance is None and distilled is not None:
         guidance = distilled.guidance_scale
-        said.append(distilled.note)
+        notes.append(distilled.note)
     logger.info(
         "load: %s (%s), %s, %s, %.2f s",
-        *(loaded.name, digests[0][:8], target, precision, time.perf_counter() - started),
+        loaded.name,
+        digests[0][:8],
+        target,
+        precision,
+        time.perf_counter() - started,
     )
     return replace(
         loaded,
         memory=plan,
         offload=offload,
-        known_words=_beside(source, kept_for, read_words),
+        known_words=_side_file(source, known_for, read_words),
         guidance_scale=guidance or GUIDANCE_SCALE,
         adapters=adapters.described(),
-        notes=tuple(said),
+        notes=tuple(notes),
     )
 
 
@@ -159,15 +164,11 @@ class _Read:
 
 
 def _read(source: Source, adapters: Adapters, model: str) -> _Read:
-    """Read a checkpoint, with weights as they are in their files, and put the adapters in.
-
-    Raises:
-        ModelError: see `load`.
-    """
+    """Read a checkpoint, with weights as they are in their files, and put the adapters in."""
     index = source.json("model_index.json")
     unet = partial(source.json, "unet/config.json")
     family = family_of(index.get("_class_name"), model, index, unet)
-    check_config(family, index, model)
+    family.check_index(index, model)
     single, own = isinstance(source, SingleFile), dict(family.modules)
     if single and adapters.vae:  # it may have none
         del own["vae"]
@@ -178,24 +179,21 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
     read = _Read(model, family, parts, text, scheduler, schedule)
     original = read.digests if adapters and not single else None
     if adapters.vae:
-        parts["vae"] = adapters.autoencoder(source.json("vae/config.json"))
+        parts["vae"] = load_vae(adapters.vae, source.json("vae/config.json"))
     notes = [source.note] if isinstance(source, SingleFile) else []
     notes += adapters.put_into(parts, family.tokenizers, model)
-    check_architecture(family, parts, text, model)
+    family.check_parts(parts, text, model)
     return replace(read, notes=notes, original=original)
 
 
-def _settled(
-    read: _Read, dtype: torch.dtype, device: torch.device, home: torch.device
+def _cast_and_move(
+    read: _Read, dtype: torch.dtype, *, device: torch.device, home: torch.device
 ) -> tuple[str, ...]:
     """Cast and move all weights; returns their fingerprints, taken in the precision of the files.
 
     Args:
         dtype: of the UNet and the text encoders; the autoencoder becomes float32.
         device: of the UNet. home: of the other parts.
-
-    Raises:
-        OutOfMemoryError: they do not fit.
     """
     digest = Digest(read.parts["vae"], read.schedule, read.text.settings)
     allow_tf32(device)
@@ -240,7 +238,6 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     config = getattr(pipe, "config", {})
     name = str(getattr(config, "_name_or_path", "") or kind)
     family = family_of(kind, name, _index(pipe), lambda: _unwrapped(pipe.unet).config)
-    check_not_refiner(config, name)
     names = (*family.modules, *family.tokenizers)
     wrapped = {name: getattr(pipe, name, None) for name in names}
     parts: dict[str, Any] = {n: _unwrapped(part) for n, part in wrapped.items()}
@@ -250,21 +247,22 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     check_weights_present({part: parts[part] for part in family.modules}, kind)
     schedule = Schedule.from_config(pipe.scheduler.config)
     text = family.text(parts, config)
-    check_architecture(family, parts, text, name)
+    family.check_parts(parts, text, name)
     read = _Read(name, family, parts, text, pipe.scheduler.config, schedule)
     return _assembled(read, name, read.digests)
 
 
-def _index(pipe: Any) -> dict[str, list[str]]:
-    """What model_index.json would say of its parts as they are now."""
-    entries = getattr(pipe, "config", {}).items()
-    names = [name for name, entry in entries if isinstance(entry, tuple | list)]
+def _index(pipe: Any) -> dict[str, Any]:
+    """Write the model_index.json of a pipeline's parts as they are now."""
+    config = getattr(pipe, "config", {})
+    names = [name for name, entry in config.items() if isinstance(entry, tuple | list)]
     parts = {name: _unwrapped(getattr(pipe, name, None)) for name in names}
-    return {n: ["", type(part).__name__] for n, part in parts.items() if part is not None}
+    index = {n: ["", type(part).__name__] for n, part in parts.items() if part is not None}
+    return index | {"requires_aesthetics_score": config.get("requires_aesthetics_score")}
 
 
 def _unwrapped(part: Any) -> Any:
-    """A part without what `torch.compile` and parallel training put around it."""
+    """Take a part out of what `torch.compile` and parallel training put around it."""
     part = getattr(part, "_orig_mod", part)
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     return _unwrapped(part.module) if isinstance(part, parallel) else part
@@ -285,13 +283,12 @@ def _assembled(read: _Read, name: str, digests: tuple[str, ...]) -> LatentDiffus
     )
 
 
-def _beside(
+def _side_file(
     source: Source,
     fingerprints: Sequence[str],
-    read: Callable[[Path, Sequence[str]], Content | None],
-) -> Content | None:
-    """Read a side file of a folder (words.json, guidance.json); a damaged one is logged and
-    ignored."""
+    read: Callable[[Path, Sequence[str]], SideContent | None],
+) -> SideContent | None:
+    """Read a side file of a folder, such as words.json; a damaged one is logged and ignored."""
     if not isinstance(source, Checkpoint):
         return None
     try:
@@ -302,7 +299,7 @@ def _beside(
 
 
 def find_device(device: str | None) -> torch.device:
-    """A device by name (OptionError if it cannot be used), or the best there is."""
+    """Return a device by name (OptionError if it cannot be used), or the best there is."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -326,3 +323,81 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in known:
         raise OptionError(f"The dtype is '{dtype}'; choose one of {', '.join(known)}.")
     return known[name]
+
+
+def bundled_models() -> tuple[str, ...]:
+    """List the names of the models that come with the package."""
+    return tuple(sorted(p.parent.name for p in BUNDLED_FOLDER.glob("*/model_index.json")))
+
+
+def folder_of(model: str | Path) -> Path | None:
+    """Find the folder of a model's files; None where it is one file, or one of the hub's."""
+    found = _locate(model)
+    return found if isinstance(found, Path) and found.is_dir() else None
+
+
+def source_of(
+    model: str | Path,
+    *,
+    variant: str | None = None,
+    config: str | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Source:
+    """Find a model's files; those of the hub's models are fetched.
+
+    Args:
+        variant: of the weights, such as "fp16"; see `variants`.
+        config: of a single file; see `SingleFile`.
+        on_bytes: called with (done, total) bytes while files are fetched.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be fetched.
+        OptionError: an option does not fit this kind of source.
+    """
+    place = _locate(model)
+    if isinstance(place, HubModel) and place.file is not None:
+        place = fetch_file(str(model), on_bytes=on_bytes)
+        reason = explain_kind(place)
+        if reason is not None:
+            raise ModelError(reason)
+    if isinstance(place, Path) and place.is_file():
+        if variant is not None:
+            raise OptionError(
+                f"--variant selects weights in a folder or a hub repository, and '{model}' is a "
+                "single file; leave it out."
+            )
+        return SingleFile(place, str(model), config)
+    if config is not None:
+        raise OptionError(
+            f"--config is for a single file, and '{model}' has its own; leave it out."
+        )
+    if isinstance(place, HubModel):
+        place = fetch(str(model), variant=variant, on_bytes=on_bytes)
+    return Checkpoint(place, str(model), variant)
+
+
+def display_name(model: str | Path) -> str:
+    """Name a model for reports: a folder or file by its own name."""
+    path = expand_user(model)
+    return path.resolve().name if path_exists(path) else str(model)
+
+
+def _locate(model: str | Path) -> Path | HubModel:
+    """Find the folder or file of a model, or its name on the hub."""
+    text = str(model)
+    if text in bundled_models():
+        return BUNDLED_FOLDER / text
+    reason = explain(text)
+    if reason is not None:
+        raise ModelError(reason)
+    path = expand_user(model)
+    if text and path_exists(path):
+        return path
+    named = parse_hub_model(text)
+    if named is None:
+        raise ModelError(
+            f"There is no model '{model}': it is neither bundled "
+            f"({', '.join(bundled_models())}), nor an existing folder or .safetensors file, nor a "
+            "hub id (owner/name)."
+        )
+    return named

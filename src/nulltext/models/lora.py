@@ -9,14 +9,27 @@ alpha is the file's; without one the scale is 1; rank-stabilised LoRAs divide by
 Source: Hu et al. 2022 (LoRA), sec. 4.1; LyCORIS (LoCon); Kalajdzievski 2023 (rsLoRA), eq. 8.
 
 Tensors of a model are never written to: a layer gets a new one, in float32 or the model's float64.
+
+A file's keys name layers in one of several ways:
+
+    diffusers   unet.down_blocks.0…attn1.to_q.lora.down.weight
+                unet.down_blocks.0…attn1.processor.to_q_lora.down.weight
+    PEFT        base_model.model.down_blocks.0…attn1.to_q.lora_A.weight
+    kohya       lora_unet_down_blocks_0…attn1_to_q.lora_down.weight
+    LDM         lora_unet_input_blocks_1_1…attn1_to_q.lora_down.weight (kohya's of SDXL)
+
+A key is split into its stem and which factor it is; stems are compared with the layers that the
+model has, with all separators as underscores, so that a key means a layer or nothing. The model
+that a file is for is told by the widths of its layers, and where no width decides by what the
+trainer wrote into the file's metadata, which may be missing.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,53 +37,108 @@ import torch
 from torch import Tensor, nn
 
 from nulltext.errors import ModelError, OptionError, reason_of
-from nulltext.models.adapter_files import (
-    AdapterFile,
-    check_kind,
-    file_in,
-    opened,
+from nulltext.models.tensor_files import (
+    EXPECTED,
+    TensorFile,
+    adapter_file,
+    known_kinds,
+    open_adapter,
     shown,
     split_choice,
 )
-from nulltext.models.lora_kinds import check_method, meant_for, model_is, notes_on
-from nulltext.models.lora_names import by_component, split_key, split_stem
+from nulltext.models.unet import PROMPT_WIDTHS
 from nulltext.storage.files import path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
-LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-"""What diffusers and PEFT call a LoRA in a folder."""
-PEFT_CONFIG = "adapter_config.json"
-"""Beside PEFT's file: where its alpha is."""
+PEFT_FILE, PEFT_CONFIG = EXPECTED["--lora"].files[1], "adapter_config.json"
+"""PEFT's file in a folder, and where its alpha is."""
 PEFT_METADATA = "lora_adapter_metadata"
 """In the metadata of diffusers' files: the same, of each component."""
 
+FACTOR = re.compile(
+    r"(.+?)[._]lora(?:[._]|_linear_layer\.)(down|up|mid|A|B)(?:\.[\w-]+)?\.weight", re.DOTALL
+)
+ALPHA = re.compile(r"(.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha", re.DOTALL)
+ROLES = ("down", "up", "mid", "alpha")
+PEFT_ROLES = {"A": "down", "B": "up"}
+
+PREFIXES = {
+    "base_model.model.": None,
+    "lora_unet_": "unet",
+    "unet.": "unet",
+    "diffusion_model.": "unet",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te_": "text_encoder",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+}
+"""What precedes a layer's name, and the component that it says."""
+
+OLD_PROJECTIONS = {
+    "q_proj": "to_q",
+    "k_proj": "to_k",
+    "v_proj": "to_v",
+    "out_proj": "to_out",
+}
+"""Projections of text encoders as the first LoRAs of diffusers name them."""
+
+LDM_RESNET = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+LDM_OUTSIDE = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+BLOCK = re.compile(
+    r"(down_blocks|mid_block|up_blocks)(?:\.(\d+))?"
+    r"\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
+
+BIAS = re.compile(r"lora[._](?:linear_layer\.)?(?:up|down|A|B)(?:\.[\w-]+)?\.bias$")
+
+CROSS = re.compile(r"attn2[._](?:processor\.)?to_[kv]$")
+
+UNET_KEY = re.compile(r"(?:down|up)_blocks[._]\d|mid_block|(?:input|output)_blocks_\d|middle_block")
+
+SAID_BASE = ("modelspec.architecture", "ss_base_model_version")
+
+DISTILLED = re.compile(
+    r"(?:^|[^a-z])(lcm|lightning|hyper-?sd\w*|turbo|dmd2?|tcd|pcm|flash-?sd\w*)(?:[^a-z]|$)",
+    re.IGNORECASE,
+)
+"""Parts of the names of LoRAs that distil a model to a few steps."""
+MAX_TITLE = 200
+MAX_TRIGGERS = 3
+
 
 class Lora(NamedTuple):
-    """A LoRA that is asked for."""
+    """A LoRA file and its weight."""
 
     path: Path
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class LoraReport:
-    """What merging did."""
+class Layer(NamedTuple):
+    """A layer of a model."""
 
-    layers: int = 0
-    """How many weights were changed, counted once for each LoRA."""
-    notes: tuple[str, ...] = ()
-    """Sentences for the one who asked: keys without a layer, words to use, distillation."""
+    component: str
+    path: str
 
 
-ROLES = ("down", "up", "mid", "alpha")
-Place = tuple[str, str]
-"""A component and a layer of it."""
 Keys = dict[str, str]
 """A layer's keys in the file by their roles: "down", "up", "mid", "alpha"."""
 
 
 def parse_lora(text: str) -> Lora:
-    """FILE[:WEIGHT] as file and weight; "style.safetensors:0.8".
+    """Read FILE[:WEIGHT], such as "style.safetensors:0.8".
 
     Raises:
         OptionError: the weight is no finite number.
@@ -90,19 +158,12 @@ def parse_lora(text: str) -> Lora:
     return Lora(path, weight)
 
 
-def lora_file(path: Path) -> Path:
-    """The file of a LoRA: the path itself, or the file of diffusers or PEFT in a folder.
-
-    Raises:
-        ModelError: the folder has neither.
-    """
-    return file_in(path, LORA_FILES, "LoRA")
-
-
 def merge_loras(
     modules: Mapping[str, nn.Module], loras: Sequence[Lora], *, model: str = "model"
-) -> LoraReport:
+) -> list[str]:
     """Merge LoRAs into the weights of a UNet and its text encoders.
+
+    Returns notes for the user: keys without a layer, words to use, distillation.
 
     Args:
         modules: by their names in a checkpoint's folder, with tensors that hold numbers.
@@ -113,36 +174,53 @@ def merge_loras(
             other models. Of that LoRA nothing is merged then.
     """
     notes: list[str] = []
-    layers = 0
-    names = by_component(modules) if loras else {}
+    names = {
+        name: layer_names(name, module)
+        for name, module in modules.items()
+        if loras and name in PREFIXES.values()
+    }
     for path, weight in loras:
-        with opened(lora_file(path), "LoRA") as file:
-            check_kind(file, "--lora")
+        with open_adapter(adapter_file(path, "--lora"), "--lora") as file:
             check_method(file)
             factors, unused = _matched(file, names)
-            _check_fit(file, modules, factors, unused, model)
-            scaling = _PeftScaling.of(file)
-            for (component, layer), keys in factors.items():
-                module: Any = modules[component].get_submodule(layer)
-                down, up, mid, alpha = (_read(file, keys, role) for role in ROLES)
-                assert down is not None
-                assert up is not None
-                if alpha is not None:
-                    scale = float(alpha) / len(down)
+            reason = _misfit(file, modules, factors, unused)
+            if reason is not None:
+                meant, here = meant_for(file), model_is(modules)
+                other = meant and meant not in here
+                why = f"is for {meant}" if other else f"does not fit: {reason}"
+                raise ModelError(
+                    f"The LoRA '{file.path.name}' {why}, and the model '{model}' is {here}; pass "
+                    "a LoRA that was trained on the model's own family."
+                )
+            settings = _peft_settings(file)
+            for layer, keys in factors.items():
+                module: Any = modules[layer.component].get_submodule(layer.path)
+                read = {role: file.tensor(key) for role, key in keys.items()}
+                rank = len(read["down"])
+                if "alpha" in read:
+                    scale = float(read["alpha"]) / rank
                 else:
-                    scale = scaling.scale(component, layer, len(down))
+                    scale = _peft_scale(settings, layer, rank)
                 old = module.weight.detach()
-                merged = lora_delta(old, down, up, mid=mid, scale=weight * scale).add_(old)
-                module.weight = nn.Parameter(merged, requires_grad=False)
-            layers += len(factors)
-            notes += [*_note_on_unused(file, unused, model), *notes_on(file)]
-    return LoraReport(layers, tuple(notes))
+                delta = lora_delta(
+                    old, read["down"], read["up"], mid=read.get("mid"), scale=weight * scale
+                )
+                module.weight = nn.Parameter(delta.add_(old), requires_grad=False)
+            if unused:
+                more = ", …" if len(unused) > 1 else ""
+                notes.append(
+                    f"Note: {len(unused)} of the {len(file.shapes)} tensors of the LoRA "
+                    f"'{file.path.name}' match no layer of the model '{model}' and are not used "
+                    f"({shown(unused[0])}{more})."
+                )
+            notes += notes_on(file)
+    return notes
 
 
 def lora_delta(
     weight: Tensor, down: Tensor, up: Tensor, *, mid: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
-    """The difference that two factors, or three, make to a layer's weight.
+    """Compute the difference that two factors, or three, make to a layer's weight.
 
     Args:
         weight: W, [out, in] or [out, in, k, k]; gives the difference its shape, its device and,
@@ -161,51 +239,48 @@ def lora_delta(
 
 
 def _matched(
-    file: AdapterFile, names: Mapping[str, Mapping[str, str]]
-) -> tuple[dict[Place, Keys], list[str]]:
-    """Factors by their layers, and the keys that mean none."""
-    factors: dict[Place, Keys] = {}
+    file: TensorFile, names: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[Layer, Keys], list[str]]:
+    """Find factors by their layers, and the keys that mean none."""
+    factors: dict[Layer, Keys] = {}
     unused = []
     for key in file.shapes:
         split = split_key(key)
         component, name = split_stem(split[0]) if split else ("", "")
-        layer = names.get(component, {}).get(name)
-        if split is None or layer is None:
+        path = names.get(component, {}).get(name)
+        if split is None or path is None:
             unused.append(key)
             continue
-        keys = factors.setdefault((component, layer), {})
+        keys = factors.setdefault(Layer(component, path), {})
         if split[1] in keys:
             raise _damaged(file, f"it has two of {shown(key)}")
         keys[split[1]] = key
     return factors, unused
 
 
-def _check_fit(
-    file: AdapterFile,
+def _misfit(
+    file: TensorFile,
     modules: Mapping[str, nn.Module],
-    factors: Mapping[Place, Keys],
+    factors: Mapping[Layer, Keys],
     unused: Sequence[str],
-    model: str,
-) -> None:
-    """Refuse a LoRA of which most means no layer here, or some has another shape."""
+) -> str | None:
+    """Say that most of a LoRA means no layer here, or some has another shape; None if it fits."""
     if len(unused) > len(file.shapes) / 2 or not factors:
         what = f"{len(unused)} of its {len(file.shapes)} tensors match no layer"
-        raise _unfit(file, modules, model, f"{what} ({shown((unused or [''])[0])})")
-    for (component, layer), keys in factors.items():
-        module: Any = modules[component].get_submodule(layer)
+        return f"{what} ({shown((unused or [''])[0])})"
+    for layer, keys in factors.items():
+        module: Any = modules[layer.component].get_submodule(layer.path)
         shapes = {role: file.shapes[key] for role, key in keys.items()}
         absent = {"down", "up"} - shapes.keys()
         if absent:
             raise _damaged(file, f"{shown(next(iter(keys.values())))} lacks its {absent.pop()}")
         if not _fits(tuple(module.weight.shape), shapes):
             down, up = (list(shapes[role]) for role in ("down", "up"))
-            raise _unfit(
-                file,
-                modules,
-                model,
+            return (
                 f"its factors {down} and {up} do not make the weight {list(module.weight.shape)} "
-                f"of {component}.{layer}",
+                f"of {layer.component}.{layer.path}"
             )
+    return None
 
 
 def _fits(weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -222,78 +297,213 @@ def _fits(weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> boo
     return rank > 0 and pointwise and up[:2] == (out, rank) and math.prod(down[1:]) == inputs
 
 
-def _read(file: AdapterFile, keys: Keys, role: str) -> Tensor | None:
-    return file.tensor(keys[role]) if role in keys else None
-
-
-def _unfit(
-    file: AdapterFile, modules: Mapping[str, nn.Module], model: str, reason: str
-) -> ModelError:
-    meant, here = meant_for(file), model_is(modules)
-    why = f"is for {meant}" if meant and meant not in here else f"does not fit: {reason}"
-    return ModelError(
-        f"The LoRA '{file.path.name}' {why}, and the model '{model}' is {here}; pass a LoRA that "
-        "was trained on the model's own family."
-    )
-
-
-def _damaged(file: AdapterFile, reason: str) -> ModelError:
+def _damaged(file: TensorFile, reason: str) -> ModelError:
     return ModelError(f"The LoRA '{file.path.name}' is damaged ({reason}); get it again.")
 
 
-def _note_on_unused(file: AdapterFile, unused: Sequence[str], model: str) -> list[str]:
-    if not unused:
-        return []
-    more = ", …" if len(unused) > 1 else ""
-    return [
-        f"Note: {len(unused)} of the {len(file.shapes)} tensors of the LoRA '{file.path.name}' "
-        f"match no layer of the model '{model}' and are not used ({shown(unused[0])}{more})."
-    ]
+def _peft_settings(file: TensorFile) -> Mapping[str, Any]:
+    """Read PEFT's settings from the file's metadata, or from PEFT's config beside it.
+
+    They are of one component or, with its name and a dot before each, of several.
+    """
+    config = file.path.with_name(PEFT_CONFIG)
+    try:
+        settings = file.json(PEFT_METADATA)
+        if settings is None and file.path.name == PEFT_FILE and path_exists(config):
+            settings = parse_json(read_text(config, MEGABYTE))
+    except (OSError, ValueError) as error:
+        raise _damaged(file, f"its {PEFT_CONFIG}: {reason_of(error)}") from error
+    settings = settings if isinstance(settings, dict) else {}
+    for name, value in settings.items():
+        if name.endswith("lora_alpha") and not _is_number(value):
+            raise _damaged(file, f"its {shown(name)} is no number")
+    return settings
 
 
-@dataclass(frozen=True)
-class _PeftScaling:
-    """Scales of layers by PEFT's settings, which its files keep beside the tensors."""
-
-    settings: Mapping[str, Any]
-    """Of one component or, with its name and a dot before each, of several."""
-
-    @classmethod
-    def of(cls, file: AdapterFile) -> _PeftScaling:
-        """From the file's metadata, or from PEFT's config beside it.
-
-        Raises:
-            ModelError: they are there and damaged.
-        """
-        config = file.path.with_name(PEFT_CONFIG)
-        try:
-            settings = file.json(PEFT_METADATA)
-            if settings is None and file.path.name == LORA_FILES[1] and path_exists(config):
-                settings = parse_json(read_text(config, MEGABYTE))
-        except (OSError, ValueError) as error:
-            raise _damaged(file, f"its {PEFT_CONFIG}: {reason_of(error)}") from error
-        scaling = cls(settings if isinstance(settings, dict) else {})
-        for name, value in scaling.settings.items():
-            if name.endswith("lora_alpha") and not _is_number(value):
-                raise _damaged(file, f"its {shown(name)} is no number")
-        return scaling
-
-    def scale(self, component: str, layer: str, rank: int) -> float:
-        """alpha / rank, or alpha / sqrt(rank) of a rank-stabilised LoRA; 1 without an alpha."""
-        alpha = self._setting(component, "lora_alpha")
-        patterns = self._setting(component, "alpha_pattern")
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            if f".{layer}".endswith(f".{pattern}") and _is_number(value):
-                alpha = value
-        if alpha is None:
-            return 1.0
-        stable = self._setting(component, "use_rslora") is True
-        return float(alpha) / (math.sqrt(rank) if stable else rank)
-
-    def _setting(self, component: str, name: str) -> Any:
-        return self.settings.get(f"{component}.{name}", self.settings.get(name))
+def _peft_scale(settings: Mapping[str, Any], layer: Layer, rank: int) -> float:
+    """alpha / rank, or alpha / sqrt(rank) of a rank-stabilised LoRA; 1 without an alpha."""
+    alpha, patterns, stable = (
+        settings.get(f"{layer.component}.{name}", settings.get(name))
+        for name in ("lora_alpha", "alpha_pattern", "use_rslora")
+    )
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if f".{layer.path}".endswith(f".{pattern}") and _is_number(value):
+            alpha = value
+    if alpha is None:
+        return 1.0
+    return float(alpha) / (math.sqrt(rank) if stable is True else rank)
 
 
 def _is_number(value: object) -> bool:
     whole = isinstance(value, int) and not isinstance(value, bool)
     return whole or (isinstance(value, float) and math.isfinite(value))
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """Split a key into stem and role: "down", "up", "mid" or "alpha"; None for any other key."""
+    match = FACTOR.fullmatch(key)
+    if match:
+        return match[1], PEFT_ROLES.get(match[2], match[2])
+    match = ALPHA.fullmatch(key)
+    return (match[1], "alpha") if match else None
+
+
+def split_stem(stem: str) -> tuple[str, str]:
+    """Split a stem into component and layer, separators as underscores.
+
+    A stem without a component's name is the UNet's, or a text encoder's by how it begins.
+    """
+    component, rest = None, stem
+    while True:
+        prefix = next((prefix for prefix in PREFIXES if rest.startswith(prefix)), None)
+        if prefix is None:
+            break
+        component, rest = PREFIXES[prefix] or component, rest.removeprefix(prefix)
+    if component is None:
+        component = "text_encoder" if rest.startswith("text_model") else "unet"
+    return component, _flat(rest.replace(".processor.", "."))
+
+
+def layer_names(component: str, module: nn.Module) -> dict[str, str]:
+    """Map each name that files have for a component's layers to the layers' paths."""
+    paths = [
+        path
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
+    ]
+    names = {_flat(path): path for path in paths}
+    others = _unet_names(module.config, paths) if component == "unet" else _text_names(paths)
+    return dict(others) | names
+
+
+def _flat(path: str) -> str:
+    flat = path.replace(".", "_")
+    return flat.removeprefix("text_model_")  # transformers has it for some encoders only
+
+
+def _text_names(paths: list[str]) -> Iterator[tuple[str, str]]:
+    for path in paths:
+        head, _, last = path.rpartition(".")
+        if last in OLD_PROJECTIONS:
+            yield _flat(f"{head}.{OLD_PROJECTIONS[last]}"), path
+
+
+def _unet_names(config: Any, paths: list[str]) -> Iterator[tuple[str, str]]:
+    layers = config.layers_per_block
+    per_block = layers + 1 if isinstance(layers, int) else None
+    crossed = {path.split(".attentions.")[0] for path in paths if ".attentions." in path}
+    for path in paths:
+        names = [path, *_ldm_names(path, per_block, crossed)]
+        for name in names:
+            yield _flat(name.removesuffix(".0") if name.endswith("to_out.0") else name), path
+            yield _flat(name), path
+
+
+def _ldm_names(path: str, per_block: int | None, crossed: set[str]) -> Iterator[str]:
+    """Name a UNet's layer as the original code does; nothing where blocks are of unequal depth.
+
+    Args:
+        per_block: entries of each block there: its layers, and a sampler or one layer more.
+        crossed: blocks with attention, which is an entry's second part.
+    """
+    if path in LDM_OUTSIDE:
+        yield LDM_OUTSIDE[path]
+    match = BLOCK.fullmatch(path)
+    if match is None or per_block is None:
+        return
+    block, number, kind, index, rest = match.groups()
+    first, place = int(number or 0) * per_block, int(index)
+    rest = LDM_RESNET.get(rest, rest) if kind == "resnets" else rest
+    inner = int(kind == "attentions")
+    if block == "mid_block":
+        yield f"middle_block.{1 if inner else 2 * place}.{rest}"
+    elif kind == "downsamplers":
+        yield f"input_blocks.{first + per_block}.0.op"
+    elif kind == "upsamplers":
+        inner = 2 if f"up_blocks.{number}" in crossed else 1
+        yield f"output_blocks.{first + per_block - 1}.{inner}.{rest}"
+    elif block == "down_blocks":
+        yield f"input_blocks.{1 + first + place}.{inner}.{rest}"
+    else:
+        yield f"output_blocks.{first + place}.{inner}.{rest}"
+
+
+def check_method(file: TensorFile) -> None:
+    """Refuse what is no plain low-rank difference of weights."""
+    methods = known_kinds()["lora"]["methods"]
+    for name in file.shapes:
+        method = next((what for part, what in methods.items() if _has(name, part)), None)
+        if BIAS.search(name):
+            method = "a LoRA with biases"
+        if method is not None:
+            raise ModelError(
+                f"The LoRA '{file.path.name}' is {method} ({shown(name)}), which nulltext cannot "
+                "merge; merge it into a checkpoint with the tool that made it and pass that with "
+                "--model, or pass a plain LoRA."
+            )
+
+
+def _has(name: str, part: str) -> bool:
+    """Whether a key has a part; full differences are told by the key's end (`diffusion_model`)."""
+    return name.endswith(part) if part.startswith(".diff") else part in name
+
+
+def meant_for(file: TensorFile) -> str | None:
+    """Name the models that a LoRA was trained on, as far as it tells."""
+    for name, shape in file.shapes.items():
+        stem, role = split_key(name) or ("", "")
+        if role == "down" and CROSS.search(stem) and len(shape) > 1 and shape[1] in PROMPT_WIDTHS:
+            return PROMPT_WIDTHS[shape[1]]
+    unet = any(UNET_KEY.search(name) for name in file.shapes)
+    for part, model in known_kinds()["lora"]["models"].items():
+        clear = model == "Stable Diffusion XL" or "video" in model
+        if (clear or not unet) and any(part in name for name in file.shapes):
+            return str(model)
+    for key in SAID_BASE:
+        said = file.metadata.get(key, "").lower()
+        for pattern, model in known_kinds()["lora"]["bases"].items():
+            if re.match(pattern, said):
+                return str(model)
+    return None
+
+
+def model_is(modules: Mapping[str, nn.Module]) -> str:
+    """Name a model by its UNet: "Stable Diffusion 1 (prompt width 768)"."""
+    config: Any = modules["unet"].config
+    width = config.cross_attention_dim
+    named = PROMPT_WIDTHS.get(width) if isinstance(width, int) else None
+    return f"{named or 'a model of its own kind'} (prompt width {width})"
+
+
+def notes_on(file: TensorFile) -> Iterator[str]:
+    """Write notes on what a LoRA's name and metadata tell its user."""
+    name = file.path.name
+    titles = (name, file.path.parent.name, file.metadata.get("modelspec.title", "")[:MAX_TITLE])
+    match = next(filter(None, map(DISTILLED.search, titles)), None)
+    if match:
+        yield (
+            f"Note: by its name ({match[1]}), the LoRA '{name}' distils a model to a few steps "
+            "without guidance; inversions, which take many steps with guidance, come out worse "
+            "with it."
+        )
+    words = _trigger_words(file)
+    if words:
+        yield f"Note: the LoRA '{name}' was trained with the words {', '.join(map(repr, words))}."
+
+
+def _trigger_words(file: TensorFile) -> list[str]:
+    """Find what a prompt should say for a LoRA to act: its phrase, or its most frequent tags."""
+    phrase = file.metadata.get("modelspec.trigger_phrase", "").strip()
+    if phrase:
+        return [shown(phrase)]
+    try:
+        folders = file.json("ss_tag_frequency")
+    except ValueError:
+        return []
+    counts: dict[str, float] = {}
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if isinstance(count, int | float) and math.isfinite(count) and tag.strip():
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    most = sorted(counts, key=lambda tag: -counts[tag])[:MAX_TRIGGERS]
+    return [shown(tag, 40) for tag in most if 2 * counts[tag] > counts[most[0]]]

@@ -1,4 +1,4 @@
-"""How much of a device's memory the work may take: plans of equal results, and what a run needs.
+"""Estimate how much memory a run needs beside what the model's weights take.
 
 A backward pass needs what the forward pass kept. Let c h w / 4^l be the numbers in a feature map of
 c channels at level l of the UNet, and N the sum over its ResNet blocks and transformer blocks, M
@@ -15,36 +15,30 @@ the same with a whole transformer counted once. Then, for B photos and s bytes a
 on top.
 
 While Prompt-to-Prompt edits, each row that others are edited from keeps one step's attention
-beside this (`lent_bytes`): at a site of n pixels, a heads of d numbers and L tokens, 4 a n L bytes
-of cross-attention's map, and s a n d of the hidden states that self-attention follows from. In
-float16 that is at most 66 MB + 3 MB in Stable Diffusion 1.5 at 512 px, and 505 MB + 157 MB in SDXL
-at 1024 px, where the self-attention maps themselves would be 5 GB.
-The autoencoder's picture is `autoencoding`'s. With `offload` text encoders and autoencoder add
-their weights to their own work instead of to the UNet's.
+beside this (`shared_bytes`): at a site of n pixels, a heads of d numbers and L tokens, 4 a n L
+bytes of cross-attention's map, and s a n d of the hidden states that self-attention follows from.
+In float16 that is at most 66 MB + 3 MB in Stable Diffusion 1.5 at 512 px, and 505 MB + 157 MB in
+SDXL at 1024 px, where the self-attention maps themselves would be 5 GB.
+The autoencoder's picture is `placement`'s. With `offload` text encoders and autoencoder add their
+weights to their own work instead of to the UNet's.
 Source: recomputation, Chen et al. 2016, "Training deep nets with sublinear memory cost".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 
-from nulltext.errors import OptionError
-from nulltext.models.autoencoding import is_tiled, picture_bytes, safe_dtype
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.placement import is_tiled, picture_bytes, safe_dtype
 
-if TYPE_CHECKING:
-    from nulltext.models.latent_diffusion import LatentDiffusion
-
-MemoryName = Literal["plenty", "low"]
-
-FORWARD_ONLY = 2.4
-"""Live numbers per number of M where nothing is differentiated."""
+KEEPING, RECOMPUTING, FORWARD_ONLY = 17, 6, 2.4
+"""Live numbers per number of N, of M, and of M where nothing is differentiated."""
 
 STATE_BYTES = 4
 """Of a latent or an embedding: float32 whatever the UNet is."""
@@ -60,41 +54,15 @@ LEVELS: dict[str, Callable[[int, int], int]] = {
 """A UNet stage to the level that its block of some index works at."""
 
 
-@contextmanager
-def recompute_blocks(unet: Any) -> Iterator[None]:
-    """Let a backward pass compute each block again from its input, inside the block."""
-    if unet.is_gradient_checkpointing:  # as whoever made the pipeline wanted it
-        yield
-        return
-    unet.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        unet.disable_gradient_checkpointing()
-
-
-def keep_activations(unet: Any) -> AbstractContextManager[None]:  # noqa: ARG001
-    """Leave the UNet as it is."""
-    return nullcontext()
+def level_of(name: str, levels: int) -> int:
+    """Return the level that a layer of the UNet works at, by the layer's name."""
+    stage, index, *_ = name.split(".")
+    return LEVELS[stage](int(index) if index.isdigit() else 0, levels)
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """How work is cut; pictures and inversions are the same under all plans, to rounding."""
-
-    photos: int
-    """Photos that are inverted side by side."""
-    targets: int
-    """Targets that pass the UNet together."""
-    backward: Callable[[Any], AbstractContextManager[None]]
-    """What the UNet is put into while it is differentiated."""
-    kept: Callable[[Numbers], float]
-    """Live numbers per latent pixel and photo during a backward pass."""
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A UNet's feature maps, in numbers per latent pixel."""
+class FeatureMaps:
+    """Sizes of a UNet's feature maps, in numbers per latent pixel."""
 
     blocks: float
     """N / (h w)."""
@@ -102,7 +70,7 @@ class Numbers:
     """M / (h w)."""
 
     @classmethod
-    def of(cls, unet: Any) -> Numbers:
+    def of(cls, unet: Any) -> FeatureMaps:
         """Count the blocks of a `UNet2DConditionModel`."""
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
@@ -111,10 +79,9 @@ class Numbers:
         blocks = stages = 0.0
         levels = len(unet.down_blocks)
         for name, module in unet.named_modules():
-            stage, *rest = name.split(".")
-            if stage not in LEVELS or not rest:
+            if name.partition(".")[0] not in LEVELS or "." not in name:
                 continue
-            area = 4.0 ** -LEVELS[stage](int(rest[0]) if rest[0].isdigit() else 0, levels)
+            area = 4.0 ** -level_of(name, levels)
             if isinstance(module, ResnetBlock2D):
                 blocks += module.out_channels * area
                 stages += module.out_channels * area
@@ -123,23 +90,6 @@ class Numbers:
             elif isinstance(module, Transformer2DModel):
                 stages += module.inner_dim * area
         return cls(blocks, stages)
-
-
-PLANS: dict[str, MemoryPlan] = {
-    "plenty": MemoryPlan(8, 4, keep_activations, lambda numbers: 17 * numbers.blocks),
-    "low": MemoryPlan(1, 1, recompute_blocks, lambda numbers: 6 * numbers.stages),
-}
-
-
-def memory_plan(name: str) -> MemoryPlan:
-    """A plan by its name.
-
-    Raises:
-        OptionError: there is none of that name.
-    """
-    if name not in PLANS:
-        raise OptionError(f"There is no memory plan '{name}'; choose {', '.join(PLANS)}.")
-    return PLANS[name]
 
 
 @dataclass(frozen=True)
@@ -192,20 +142,26 @@ def memory_need(
     )
 
 
+def backward_numbers(model: LatentDiffusion) -> float:
+    """Estimate live numbers per latent pixel and photo in a backward pass."""
+    maps = FeatureMaps.of(model.unet)
+    return RECOMPUTING * maps.stages if model.memory.recomputes else KEEPING * maps.blocks
+
+
 def pass_need(
     model: LatentDiffusion, size: tuple[int, int], *, photos: int, differentiates: bool
 ) -> int:
-    """Bytes of activations of a guided pass of the UNet, or of a gradient where that is more."""
-    numbers = Numbers.of(model.unet)
-    kept = FORWARD_ONLY * numbers.stages * GUIDED_ROWS
+    """Estimate bytes of a guided pass of the UNet, or of a gradient where that is more."""
+    maps = FeatureMaps.of(model.unet)
+    kept = FORWARD_ONLY * maps.stages * GUIDED_ROWS
     if differentiates:
-        kept = max(kept, photos * model.memory.kept(numbers))
+        kept = max(kept, photos * backward_numbers(model))
     pixels = size[0] * size[1] // model.vae_stride**2
     return int(kept * pixels * model.unet.dtype.itemsize)
 
 
 def decoding_need(model: LatentDiffusion, size: tuple[int, int]) -> int:
-    """Bytes that decoding one picture of (height, width) takes beside the weights that stay."""
+    """Estimate bytes that decoding one picture of (height, width) takes beside the weights."""
     vae, dtype, own = model.vae, safe_dtype(model.vae), model.resolution
     tiled = is_tiled(vae, size, own, dtype.itemsize)
     pixels = max(own) ** 2 if tiled else size[0] * size[1]
@@ -215,12 +171,12 @@ def decoding_need(model: LatentDiffusion, size: tuple[int, int]) -> int:
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Bytes of a module's parameters."""
+    """Count the bytes of a module's parameters."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
 @dataclass(frozen=True)
-class Lent:
+class SharedAttention:
     """What a row keeps for the rows that Prompt-to-Prompt edits from it, in one step, in bytes."""
 
     maps: int
@@ -229,8 +185,10 @@ class Lent:
     """Hidden states that self-attention's queries and keys are made of."""
 
 
-def lent_bytes(unet: Any, size: tuple[int, int], tokens: int, self_pixels: int) -> Lent:
-    """What one row lends at most.
+def shared_bytes(
+    unet: Any, size: tuple[int, int], tokens: int, self_pixels: int
+) -> SharedAttention:
+    """Bound what one row keeps for others.
 
     Args:
         size: (h, w) of the latents. tokens: L. self_pixels: most pixels of a site at which
@@ -243,18 +201,16 @@ def lent_bytes(unet: Any, size: tuple[int, int], tokens: int, self_pixels: int) 
     for name, module in unet.named_modules():
         if not isinstance(module, Transformer2DModel):
             continue
-        stage, index, *_ = name.split(".")
-        level = LEVELS[stage](int(index) if index.isdigit() else 0, levels)
-        pixels = math.prod(-(-side // 2**level) for side in size)
+        pixels = math.prod(-(-side // 2 ** level_of(name, levels)) for side in size)
         for block in module.transformer_blocks:
             maps += block.attn2.heads * pixels * tokens * STATE_BYTES
             if pixels <= self_pixels:
                 states += pixels * block.attn1.query_dim * unet.dtype.itemsize
-    return Lent(maps, states)
+    return SharedAttention(maps, states)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device has left; None where it does not say."""
+    """Ask how many bytes a device has left; None where it does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)

@@ -1,25 +1,47 @@
-"""Where a model's parts compute, in which precision, and for how long they stay there.
+"""Where a model's parts compute, in which precision, and in pieces that fit the memory.
 
 A part (UNet, autoencoder, text encoder) computes where accelerate's hooks say, as a diffusers
 pipeline that offloads itself has them, else where its weights are. For one call it can compute
 elsewhere or in another precision: copies of its weights stand in for them inside a block, and the
 very same tensors are back behind it, whatever they are (mapped files included).
+
+The decoder's last stage is what a picture costs: three feature maps of its widest channels c at the
+picture's own size, so with s bytes a number
+
+    bytes = 3 c H W s          c = 256 in Stable Diffusion: 0.75 GiB at 512 px, 3 GiB at 1024 px
+
+counted by `benchmarks/live_bytes.py` (3.00 decoding, 2.55 encoding). A batch that needs at
+most `WHOLE_BYTES` is worked on whole, a larger one picture by picture. A single picture that needs
+more by itself, and is larger than the model's own resolution, goes in overlapping tiles of that
+resolution, blended over a quarter of their sides. Each tile is normalised by itself, so
+tiles change a picture's colours a little: see docs/speed.md for how much.
+Source: recomputation, Chen et al. 2016, "Training deep nets with sublinear memory cost".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock, RLock
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from nulltext.errors import ModelError
+from nulltext.errors import ModelError, OptionError
 
 HALF = (torch.float16, torch.bfloat16)
+
+PICTURE_MAPS = 3
+"""Feature maps at the picture's size that the decoder holds at once: in, normalised, out."""
+
+WHOLE_BYTES = 4 * 2**30
+"""The most that a picture may cost to be worked on whole; 1182 x 1182 in Stable Diffusion."""
+
+MemoryName = Literal["plenty", "low"]
 
 _LOCKS: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
 """One lock per part: another thread waits until the weights are back."""
@@ -27,20 +49,58 @@ _LOCKS: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = Lock()
 
 
-def default_dtype(device: torch.device, half: torch.dtype = torch.float16) -> torch.dtype:
-    """The precision to load a model in where none is asked for.
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How work is cut; pictures and inversions are the same under all plans, to rounding."""
+
+    photos: int
+    """Photos that are inverted side by side."""
+    targets: int
+    """Targets that pass the UNet together."""
+    recomputes: bool
+    """Whether a backward pass computes each block of the UNet again from its input."""
+
+    @contextmanager
+    def backward(self, unet: Any) -> Iterator[None]:
+        """Have the UNet keep for a backward pass what the plan says, inside the block."""
+        if not self.recomputes or unet.is_gradient_checkpointing:
+            yield
+            return
+        unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            unet.disable_gradient_checkpointing()
+
+
+PLANS: dict[str, MemoryPlan] = {
+    "plenty": MemoryPlan(photos=8, targets=4, recomputes=False),
+    "low": MemoryPlan(photos=1, targets=1, recomputes=True),
+}
+
+
+def memory_plan(name: str) -> MemoryPlan:
+    """Return a plan by its name.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name not in PLANS:
+        raise OptionError(f"There is no memory plan '{name}'; choose {', '.join(PLANS)}.")
+    return PLANS[name]
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Choose the precision to load a model in where none is asked for.
 
     float32 on a CPU, where half precision is slow, and on MPS, whose half kernels nulltext has not
     been tried with; half precision on CUDA.
-
-    Args:
-        half: which one, for a family that leaves the finite numbers in float16: bfloat16.
     """
-    return half if device.type == "cuda" else torch.float32
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def note_on_precision(device: torch.device, dtype: torch.dtype) -> str | None:
-    """A sentence for the person who chose a precision that does not fit the device."""
+    """Say in a sentence that a precision does not fit the device; None where it does."""
     if device.type == "cpu" and dtype in HALF:
         name = str(dtype).removeprefix("torch.")
         return (
@@ -87,24 +147,28 @@ def check_weights_present(parts: Mapping[str, Any], pipeline: str) -> None:
             or something unknown is wrapped around a part.
     """
     for name, module in parts.items():
+        reason = None
         if not hasattr(module, "config"):
-            raise ModelError(
-                f"The {name} of the {pipeline} is of class {type(module).__name__}, which has no "
-                "config as the parts of diffusers have; pass a pipeline of the part itself."
+            reason = (
+                f"is of class {type(module).__name__}, which has no config as the parts of "
+                "diffusers have; pass a pipeline of the part itself"
             )
-        if any(tensor.device.type == "meta" for tensor in module.parameters()):
-            raise ModelError(
-                f"The {name} of the {pipeline} has no weights in memory, as sequential offload and "
-                "device maps that spill over leave it; load the pipeline without them, and pass "
-                "memory='low' and offload=True where memory is short."
+        elif any(tensor.device.type == "meta" for tensor in module.parameters()):
+            reason = (
+                "has no weights in memory, as sequential offload and device maps that spill over "
+                "leave it; load the pipeline without them, and pass memory='low' and offload=True "
+                "where memory is short"
             )
-        packed = any(not tensor.is_floating_point() for tensor in module.parameters())
-        if packed or getattr(module, "hf_quantizer", None) is not None:
-            raise ModelError(
-                f"The {name} of the {pipeline} is quantised, and nulltext does not invert through "
-                "quantised weights; load it in float16, and pass memory='low' and offload=True "
-                "where memory is short."
+        elif (
+            any(not tensor.is_floating_point() for tensor in module.parameters())
+            or getattr(module, "hf_quantizer", None) is not None
+        ):
+            reason = (
+                "is quantised, and nulltext does not invert through quantised weights; load it in "
+                "float16, and pass memory='low' and offload=True where memory is short"
             )
+        if reason is not None:
+            raise ModelError(f"The {name} of the {pipeline} {reason}.")
 
 
 def is_hooked(module: torch.nn.Module) -> bool:
@@ -113,7 +177,7 @@ def is_hooked(module: torch.nn.Module) -> bool:
 
 
 def execution_device(module: torch.nn.Module) -> torch.device:
-    """Where a part computes: what accelerate's hooks say, else where its weights are."""
+    """Find where a part computes: what accelerate's hooks say, else where its weights are."""
     if is_hooked(module):
         for each in module.modules():
             said = getattr(getattr(each, "_hf_hook", None), "execution_device", None)
@@ -129,14 +193,13 @@ def at_work(
 ) -> Iterator[None]:
     """Run the block with a part on a device and in a precision; None leaves either as it is.
 
-    Where its weights differ, temporary copies take their place; the original tensors are restored
-    afterwards. One thread at a time is in such a
-    block of a part, others wait.
+    Where its weights differ, temporary copies take their place, and the original tensors are
+    restored afterwards. One thread at a time is in such a block of a part, others wait.
     """
     with _LOCKS_GUARD:
         lock = _LOCKS.setdefault(module, RLock())
     with lock:
-        kept = _stand_in(module, device, dtype)
+        kept = _replace_weights(module, device, dtype)
         try:
             yield
         finally:
@@ -144,7 +207,7 @@ def at_work(
                 slots[name] = tensor
 
 
-def _stand_in(
+def _replace_weights(
     module: torch.nn.Module, device: torch.device | None, dtype: torch.dtype | None
 ) -> list[tuple[dict[str, Any], str, Tensor]]:
     """Put copies in the place of all weights that are elsewhere; returns what was there."""
@@ -175,3 +238,49 @@ def _is_there(tensor: Tensor, device: torch.device | None, dtype: torch.dtype | 
         return True
     same = device.index is None or tensor.device.index in (None, device.index)
     return tensor.device.type == device.type and same
+
+
+def picture_bytes(vae: Any, pixels: int, itemsize: int) -> int:
+    """Bytes that pictures of so many pixels in all need beside the autoencoder's weights."""
+    return int(PICTURE_MAPS * max(vae.config.block_out_channels[:2]) * pixels * itemsize)
+
+
+def safe_dtype(vae: Any) -> torch.dtype:
+    """Choose the precision of an autoencoder: float32 where it would overflow in half.
+
+    `force_upcast` says so in its config; one without it overflows, as `AutoencoderKL` presumes.
+    """
+    stored: torch.dtype = vae.dtype
+    fragile = torch.finfo(stored).bits < torch.finfo(torch.float32).bits
+    return torch.float32 if fragile and getattr(vae.config, "force_upcast", True) else stored
+
+
+def is_tiled(vae: Any, size: tuple[int, int], own: tuple[int, int], itemsize: int) -> bool:
+    """Whether a picture of `size` = (height, width) is worked on in tiles; `own`: the model's."""
+    pixels = math.prod(size)
+    return pixels > math.prod(own) and picture_bytes(vae, pixels, itemsize) > WHOLE_BYTES
+
+
+@contextmanager
+def in_pieces(vae: Any, batch: int, size: tuple[int, int], own: tuple[int, int]) -> Iterator[None]:
+    """Let an autoencoder cut what is too large for it inside the block; see the module.
+
+    What a pipeline's owner switched on stays on, with its own tiles.
+
+    Args:
+        size: (height, width) of a picture. own: of one at the model's own resolution.
+    """
+    itemsize = safe_dtype(vae).itemsize
+    names = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_size")
+    before = {name: getattr(vae, name) for name in names}
+    if batch > 1 and picture_bytes(vae, batch * math.prod(size), itemsize) > WHOLE_BYTES:
+        vae.use_slicing = True
+    if is_tiled(vae, size, own, itemsize) and not vae.use_tiling:
+        stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        vae.use_tiling = True
+        vae.tile_sample_min_size, vae.tile_latent_min_size = max(own), max(own) // stride
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)

@@ -1,16 +1,16 @@
-"""A checkpoint in one `.safetensors` file, as most fine-tunes are shared.
+"""Read a checkpoint in one `.safetensors` file, as most fine-tunes are shared.
 
 The file holds all components under the names of the original code (`model.diffusion_model.…`,
 `first_stage_model.…`, `cond_stage_model.…`) and no configs, which come from the published
-checkpoint of its family, or from a folder that is given. Names are translated by diffusers.
+checkpoint of its family, or from a folder that is given. Names are translated by diffusers. What is
+missing, damaged or does not fit is refused as a ModelError.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,67 +67,58 @@ PARTS = {
 }
 
 
-@dataclass(frozen=True)
 class SingleFile:
     """One file with all weights, and the configs that belong to it."""
 
-    file: Path
-    name: str
-    """What it is called in messages."""
-    config: str | None = None
-    """Name of a published configuration, or a folder with configs; by default inferred."""
-    tensors: MappedTensors = field(init=False, repr=False)
+    def __init__(self, file: Path, name: str, config: str | None = None) -> None:
+        """Open the file and find its configs.
 
-    def __post_init__(self) -> None:
-        """Open the file.
-
-        Raises:
-            ModelError: it is no safetensors file.
+        Args:
+            name: what it is called in messages.
+            config: name of a published configuration, or a folder with configs; by default
+                inferred.
         """
+        self.file, self.name, self.config = file, name, config
         try:
-            object.__setattr__(self, "tensors", MappedTensors([self.file]))
+            self.tensors = MappedTensors([file])
         except Exception as error:  # safetensors raises several kinds
             raise ModelError(
-                f"'{self.name}' is no complete safetensors file ({first_line(error)}); "
-                "get it again."
+                f"'{name}' is no complete safetensors file ({first_line(error)}); get it again."
             ) from error
-
-    @property
-    def folder(self) -> Path:
-        """Where the configs are."""
-        return self._configs.folder
+        self.says_v_prediction = V_PREDICTION in self.tensors
+        chosen = self._infer(file) if config is None else config
+        folder = PUBLISHED / chosen if chosen in CONFIGS else expand_user(chosen)
+        if not (folder / "model_index.json").is_file():
+            raise OptionError(
+                f"There is no configuration '{chosen}'; pass --config {', '.join(CONFIGS)}, or a "
+                "folder with model_index.json and the components' config.json files."
+            )
+        title = f"{name} ({CONFIGS[chosen]})" if chosen in CONFIGS else str(folder)
+        self.folder, self.configs = folder, Checkpoint(folder, title)
 
     @property
     def note(self) -> str:
-        """What was inferred, for the person who passed the file."""
+        """A sentence on how the file is read."""
         kind = self.folder.name
         if self.config is not None:
-            own = " and v-prediction, as it says itself" if self._says_v_prediction else ""
+            own = " and v-prediction, as it says itself" if self.says_v_prediction else ""
             return f"Note: '{self.name}' is read with the configuration '{self.config}'{own}."
-        said = CONFIGS[kind] + (", v-prediction" if self._says_v_prediction else "")
+        said = CONFIGS[kind] + (", v-prediction" if self.says_v_prediction else "")
         other = {"sd21": " sd21b", "sd21b": " sd21"}.get(kind, f" {', '.join(CONFIGS)}")
         return f"Note: '{self.name}' is read as {said}; if that is wrong, pass --config{other}."
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON object of the configs.
-
-        Raises:
-            ModelError: see `Checkpoint.json`.
-        """
-        content = self._configs.json(name)
-        if name == "scheduler/scheduler_config.json" and self._says_v_prediction:
+        """Read a JSON object of the configs."""
+        content = self.configs.json(name)
+        if name == "scheduler/scheduler_config.json" and self.says_v_prediction:
             content |= {"prediction_type": "v_prediction"}
             content |= {"rescale_betas_zero_snr": ZERO_SNR in self.tensors}
         return content
 
     def tokenizer(self, name: str) -> Any:
-        """A CLIP tokenizer; its vocabulary is the published one where the configs have none.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
+        """Load a CLIP tokenizer, with the published vocabulary where the configs have none."""
         if (self.folder / name / "vocab.json").is_file() or self.folder.parent != PUBLISHED:
-            return self._configs.tokenizer(name)
+            return self.configs.tokenizer(name)
         from transformers import CLIPTokenizer
 
         settings = self.json(f"{name}/tokenizer_config.json")
@@ -136,13 +127,9 @@ class SingleFile:
         return checked_tokenizer(CLIPTokenizer.from_pretrained(VOCABULARY, **settings))
 
     def modules(self, classes: Mapping[str, str]) -> dict[str, Any]:
-        """Components by name, each on the file's memory-mapped tensors.
-
-        Raises:
-            ModelError: the file lacks a component or a weight, or the configs are of another model.
-        """
+        """Load components by name, each on the file's memory-mapped tensors."""
         for part in classes:
-            if not any(name.startswith(PREFIXES[part]) for name in self.tensors):
+            if not self._has(*PREFIXES[part]):
                 advice = f"pass a whole checkpoint, or another --config than {self.folder.name}"
                 if part == "vae":
                     advice = "pass one with --vae"
@@ -151,7 +138,7 @@ class SingleFile:
 
     def _module(self, part: str, class_name: str) -> Any:
         try:
-            module = build(self, part, class_name, [self.file])
+            module = build(self.configs, part, class_name, [self.file])
             tensors = translated(self.tensors, partial(_diffusers_names, part, module.config))
             fill(module, tensors)
         except ModelError:
@@ -164,40 +151,23 @@ class SingleFile:
             ) from error
         return module
 
-    @cached_property
-    def _configs(self) -> Checkpoint:
-        chosen = self._inferred() if self.config is None else self.config
-        if chosen in CONFIGS:
-            return Checkpoint(PUBLISHED / chosen, f"{self.name} ({CONFIGS[chosen]})")
-        folder = expand_user(chosen)
-        if not (folder / "model_index.json").is_file():
-            raise OptionError(
-                f"There is no configuration '{chosen}'; pass --config {', '.join(CONFIGS)}, or a "
-                "folder with model_index.json and the components' config.json files."
-            )
-        return Checkpoint(folder, str(folder))
-
-    def _inferred(self) -> str:
-        """The published configuration that the names of the tensors speak of."""
+    def _infer(self, file: Path) -> str:
+        """Choose the published configuration that the names of the tensors belong to."""
         if self._has("conditioner.embedders.1."):
             return "sdxl"
         if self._has("cond_stage_model.model."):
-            base = any(mark in self.file.stem.lower() for mark in BASE_MARKS)
+            base = any(mark in file.stem.lower() for mark in BASE_MARKS)
             return "sd21b" if base else "sd21"
         return "sd15"
 
-    @property
-    def _says_v_prediction(self) -> bool:
-        return V_PREDICTION in self.tensors
-
-    def _has(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.tensors)
+    def _has(self, *prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in self.tensors)
 
 
 def translated(
     tensors: MappedTensors, translate: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 ) -> Mapping[str, Tensor]:
-    """Tensors under the names that `translate` gives them, each still read when it is asked for.
+    """Give tensors the names that `translate` makes; each is still read when it is asked for.
 
     A translation mostly renames, and takes a few tensors apart. So it is run on tensors without
     numbers first; what comes out of it as it went in has only been renamed.
@@ -214,7 +184,7 @@ def translated(
 
 
 def _diffusers_names(part: str, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A component's tensors by diffusers' (transformers') names."""
+    """Give a component's tensors the names of diffusers or transformers."""
     from diffusers.loaders import single_file_utils as original
 
     own = {name: t for name, t in tensors.items() if name.startswith(PREFIXES[part])}

@@ -1,4 +1,4 @@
-"""Which files of a model are read: configs, tokenizers, and one set of weights per component.
+"""Choose the files of a model that are read: configs, tokenizers, a set of weights per component.
 
 A component's weights are one file or shards with an index, plain or of a variant ("fp16", "bf16",
 "non_ema"), named as diffusers and transformers name them (S is the stem, V the variant):
@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nulltext.errors import ModelError, shorten
-from nulltext.models import known_words, suggested_guidance
+from nulltext.models.side_files import GUIDANCE_FILE, WORDS_FILE
+from nulltext.models.tensor_files import UNSAFE
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -36,14 +37,11 @@ TOKENIZER_FILES = (
 )
 VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
 """Files of which a tokenizer needs either set."""
-BESIDE = (known_words.FILE, suggested_guidance.FILE)
-"""Files of nulltext that a model may have."""
+SIDE_FILES = (WORDS_FILE, GUIDANCE_FILE)
 
 DIFFUSERS = ("UNet2DConditionModel", "AutoencoderKL")
 """Classes whose weights diffusers writes; those of all others transformers does."""
-RUNS_CODE = (".bin", ".ckpt", ".pt", ".pth")
-"""Endings of weights that could run code when opened."""
-NOT_READ = (*RUNS_CODE, ".msgpack", ".h5", ".onnx")
+NOT_READ = (*UNSAFE, ".msgpack", ".h5", ".onnx")
 
 COMMON = ("fp32", "fp16", "bf16")
 """Variants in the order in which they stand in for plain weights; others come after, by name."""
@@ -67,13 +65,12 @@ Variants = Mapping[str | None, Weights]
 """What weights a component has."""
 
 
-def stem_of(class_name: str) -> str:
-    """What the files of weights of a class are called."""
+def _stem_of(class_name: str) -> str:
     return "diffusion_pytorch_model" if class_name in DIFFUSERS else "model"
 
 
 def files_of(folder: Path) -> list[str]:
-    """Paths of all files of a model's folder and of its components' folders."""
+    """List the paths of all files of a model's folder and of its components' folders."""
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
     paths = [path for place in places for path in sorted(place.iterdir()) if path.is_file()]
     return [path.relative_to(folder).as_posix() for path in paths]
@@ -82,7 +79,7 @@ def files_of(folder: Path) -> list[str]:
 def choose_weights(
     names: Iterable[str], modules: Mapping[str, str], model: str, variant: str | None = None
 ) -> dict[str, Weights]:
-    """The weights to read of each component.
+    """Choose the weights to read of each component.
 
     Without `variant`: the plain ones; where a component has none, the variant that most such
     components have. With it: that variant; a component that lacks it is read as without it, as
@@ -97,10 +94,10 @@ def choose_weights(
         ModelError: a component has no safetensors weights, or no component has the variant.
     """
     names = list(names)
-    held = {part: _variants(names, part, stem_of(kind)) for part, kind in modules.items()}
+    held = {part: _variants(names, part, _stem_of(kind)) for part, kind in modules.items()}
     for part, kind in modules.items():
         if not held[part]:
-            raise ModelError(_without_weights(names, part, stem_of(kind), model))
+            raise ModelError(_without_weights(names, part, _stem_of(kind), model))
     if variant is not None and not any(variant in found for found in held.values()):
         others = sorted({name or "plain" for found in held.values() for name in found})
         raise ModelError(
@@ -121,12 +118,9 @@ def needed_files(
     model: str,
     variant: str | None = None,
 ) -> list[str]:
-    """Paths of all files that a model is loaded from, small ones first.
+    """List the paths of all files that a model is loaded from, small ones first.
 
     Args: as for `choose_weights`.
-
-    Raises:
-        ModelError: one is missing, or see `choose_weights`.
     """
     names = set(names)
     chosen = choose_weights(names, modules, model, variant)
@@ -145,11 +139,11 @@ def needed_files(
         words += [f"{part}/{name}" for name in own]
     indices = [weights.index for weights in chosen.values() if weights.index]
     weights = [file for part in chosen.values() for file in part.files]
-    return [*configs, *words, *(name for name in BESIDE if name in names), *indices, *weights]
+    return [*configs, *words, *(name for name in SIDE_FILES if name in names), *indices, *weights]
 
 
 def _variants(names: Iterable[str], component: str, stem: str) -> Variants:
-    """All complete sets of weights of a component; one file is preferred to shards."""
+    """Find all complete sets of weights of a component; one file is preferred to shards."""
     inside = {n.removeprefix(f"{component}/") for n in names if n.startswith(f"{component}/")}
     shards: dict[tuple[str | None, int], dict[int, str]] = {}
     whole: dict[str | None, Weights] = {}
@@ -179,7 +173,7 @@ def _pattern(stem: str) -> re.Pattern[str]:
 
 
 def _indices(stem: str, variant: str | None) -> list[str]:
-    """What an index of shards may be called."""
+    """List the names that an index of shards may have."""
     if variant is None:
         return [f"{stem}.safetensors.index.json"]
     return [
@@ -190,7 +184,7 @@ def _indices(stem: str, variant: str | None) -> list[str]:
 
 
 def _stand_ins(held: Iterable[Variants]) -> list[str]:
-    """Variants in the order in which they are read where there are no plain weights."""
+    """Order the variants that are read where there are no plain weights."""
     lacking = [found for found in held if None not in found]
     every = {name for found in lacking for name in found if name is not None}
 
@@ -202,7 +196,7 @@ def _stand_ins(held: Iterable[Variants]) -> list[str]:
 
 
 def _without_weights(names: Iterable[str], component: str, stem: str, model: str) -> str:
-    """Why a component has no weights to read, and what to do."""
+    """Say why a component has no weights to read, and what to do."""
     inside = sorted(n.removeprefix(f"{component}/") for n in names if n.startswith(f"{component}/"))
     of = f"The {component} of the model '{model}'"
     if any((found := _pattern(stem).fullmatch(name)) and found["number"] for name in inside):
@@ -210,7 +204,7 @@ def _without_weights(names: Iterable[str], component: str, stem: str, model: str
     others = [name for name in inside if name.endswith(NOT_READ)]
     if not others:
         return f"{of} has no weights ({component}/{stem}.safetensors); get the model again."
-    danger = ", which could run code when opened," if others[0].endswith(RUNS_CODE) else ""
+    danger = ", which could run code when opened," if others[0].endswith(UNSAFE) else ""
     return (
         f"{of} has its weights as {shorten(others[0])}{danger} and not as safetensors; look for "
         "a revision or a copy with safetensors, or convert the model where you trust it, with "

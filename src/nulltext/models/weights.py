@@ -1,4 +1,4 @@
-"""Weights tensor by tensor: memory-mapped from their files, cast one at a time, never held twice.
+"""Read weights tensor by tensor: memory-mapped from their files, cast one at a time.
 
 A module is built without storage, its files' tensors are assigned to it memory-mapped and in the
 precision of the file (`fill`), and each is then cast and moved (`cast_and_move`). Where the
@@ -132,8 +132,8 @@ class Unallocated(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Assign a file's tensors to a module, without copying; returns the names that were not used.
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Assign a file's tensors to a module, without copying.
 
     Args:
         tensors: by the module's names, or by older names that are known for the same weights.
@@ -156,30 +156,20 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
                 )
             found = found.reshape(shape)  # a linear layer that was written as a 1 x 1 convolution
         assign(module, name, found)
-    return sorted(set(tensors) - set(places.values()))
 
 
 def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, str]:
-    """The module's names to those under which the weights are held."""
+    """Map the module's names to those under which the weights are held."""
     places: dict[str, str] = {}
     for key in held:
-        for name in (
-            key,
-            modern_attention_name(key),
-            key.removeprefix(TEXT_MODEL),
-            TEXT_MODEL + key,
-        ):
-            if name in wanted:
-                places.setdefault(name, key)
-                break
+        modern = key
+        for old, new in OLD_ATTENTION.items():
+            modern = modern.replace(old, new)
+        names = (key, modern, key.removeprefix(TEXT_MODEL), TEXT_MODEL + key)
+        found = next((name for name in names if name in wanted), None)
+        if found is not None:
+            places.setdefault(found, key)
     return places
-
-
-def modern_attention_name(name: str) -> str:
-    """Translate a name of an attention weight that was written before diffusers 0.15."""
-    for old, new in OLD_ATTENTION.items():
-        name = name.replace(old, new)
-    return name
 
 
 def assign(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -206,15 +196,11 @@ def cast_and_move(
         on_weight: called with each parameter's (name, tensor) as it was in the file.
     """
     for name in sorted(module.state_dict()):
-        tensor = _of(module, name)
+        path, _, leaf = name.rpartition(".")
+        tensor = getattr(module.get_submodule(path), leaf)
         if isinstance(tensor, nn.Parameter):
             on_weight((name, tensor))
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
         if tensor.dtype != wanted or tensor.device != device:
             assign(module, name, tensor.detach().to(device, wanted))
     module.to(device)  # what no file holds
-
-
-def _of(module: nn.Module, name: str) -> Any:
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)

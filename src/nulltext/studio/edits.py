@@ -16,7 +16,7 @@ from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion
 from nulltext.jobs.saving import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.notes import notes_on_prompts
+from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.studio.forms import EditForm, PageRequest, edit_command, read_integer, read_painting
 from nulltext.studio.session import EditRecord, OpenInversion, Session, url
 from nulltext.studio.worker import Meter

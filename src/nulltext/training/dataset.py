@@ -39,7 +39,7 @@ from nulltext.captioning.caption_files import (
 from nulltext.errors import DataError, shorten
 from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uint8
 from nulltext.image.photos import load_photo
-from nulltext.models.known_words import KnownWords
+from nulltext.models.side_files import KnownWords
 from nulltext.training.recipe import CaptionSettings
 from nulltext.words.alignment import ARTICLES, OPENERS
 from nulltext.words.captions import article, caption

@@ -19,7 +19,7 @@ from typing import Any
 
 from nulltext.captioning.caption_files import LABELS
 from nulltext.errors import OptionError, closest_name, reason_of, shorten
-from nulltext.models.suggested_guidance import LEAST, MOST
+from nulltext.models.side_files import LEAST, MOST
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 CONFIGS = resources.files("nulltext.training") / "configs"
