@@ -2,7 +2,7 @@
 
 A safetensors file's kind is known by its header alone: tensor names, shapes and metadata. Names are
 those of the original training code ("ldm"), of diffusers and of the common trainers. Any other file
-is known by its first bytes and the ending of its name. Nothing is run, unpacked or unpickled. What
+is known by its first bytes and the ending of its name. Nothing is run, unpacked or executed. What
 cannot be read is refused as a ModelError that says what it is.
 """
 
