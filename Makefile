@@ -55,10 +55,11 @@ $(LOWEST)/.installed: pyproject.toml
 	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
 	@touch $@
 
-lint: setup  ## Run ruff and mypy.
+lint: setup  ## Run ruff, mypy and import-linter.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 LIMIT ?= 32
 bench: $(PLAIN)  ## Measure reconstruction on photos: make bench DATA=folder LIMIT=32.
