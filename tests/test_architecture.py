@@ -20,8 +20,9 @@ PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["constants", "errors", "logs", "reprs"],
+    ["errors", "logs", "reprs"],
     ["plugins"],
+    ["constants"],
     ["storage", "words"],
     ["image"],
     ["attention"],

@@ -185,7 +185,9 @@ def test_latents_of_another_architecture_are_refused(flowers, tiny_sd1, inversio
         nulltext.replay(flowers, replace(inversion, header=forged))
 
 
-def test_timesteps_of_another_schedule_are_refused(tiny_sd1, inversion):
-    forged = replace(inversion.header, timesteps=[700, 3])
+@pytest.mark.parametrize("change", [{"fed": 700}, {"alpha": 0.5}])
+def test_levels_of_another_schedule_are_refused(tiny_sd1, inversion, change):
+    first, *others = inversion.header.levels
+    forged = replace(inversion.header, levels=[replace(first, **change), *others])
     with pytest.raises(InversionFileError, match="schedule"):
         nulltext.replay(tiny_sd1, replace(inversion, header=forged))

@@ -11,7 +11,6 @@ import torch
 
 from nulltext.errors import ModelError
 from nulltext.models.checkpoint import Checkpoint
-from nulltext.models.load import _side_file
 from nulltext.models.prompt_notes import note_on_words
 from nulltext.models.side_files import (
     LONGEST_WORD,
@@ -21,9 +20,8 @@ from nulltext.models.side_files import (
     read_words,
     write_words,
 )
-from nulltext.training.captions import CaptionSettings
-from nulltext.training.collection import Example
-from nulltext.training.spoken import known_words
+from nulltext.training.dataset import Example, known_words
+from nulltext.training.recipe import CaptionSettings
 from nulltext.words.prompts import plain_words
 
 KNOWN = KnownWords(("rose", "daisy", "red", "white"), ("a", "photo", "of", "with", "roses"))

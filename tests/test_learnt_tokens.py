@@ -20,7 +20,7 @@ from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import PromptError
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.models.side_files import KnownWords
-from nulltext.studio.chips import Chip, chips_of, weights_of
+from nulltext.studio.forms import Chip, chips_of, weights_of
 from nulltext.words.alignment import attention_map, check_edit, token_weights
 from nulltext.words.prompts import blank_learnt_words, clean, find_words, spelled_words, tokenize
 from studios import Visitor, studio_on

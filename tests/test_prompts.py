@@ -17,8 +17,7 @@ from nulltext.errors import PromptError
 from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.order import Order
 from nulltext.models.unet import StableDiffusionText
-from nulltext.studio.chips import read_chips
-from nulltext.studio.forms import EditForm
+from nulltext.studio.forms import EditForm, read_chips
 from nulltext.words.prompts import clean, find_words, spelled_words, tokenize
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
 
@@ -123,7 +122,7 @@ def test_prompts_are_cleaned_wherever_they_come_in(
     assert request.prompt == expected
     assert nulltext.EditSpec(said).target == expected
     assert read_chips([{"source": None, "text": said}], 0)[0].text == expected
-    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, [])
+    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, 0)
     assert (form.target, form.blend) == (expected, (expected, "cat"))
     order = Order.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
     assert (order.request.source, order.asked.targets) == (expected, [expected])

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nulltext.captioning.captioned import note_on_left_out, read_json_lines
+from nulltext.captioning.caption_files import note_on_left_out, read_json_lines
 from nulltext.errors import DataError
-from nulltext.evaluation.datasets import read_items
+from nulltext.evaluation.datasets import read_photos
 from nulltext.evaluation.pie.dataset import read_pie
 from nulltext.storage.untrusted import (
     DEPTH,
@@ -22,7 +22,7 @@ from nulltext.storage.untrusted import (
     read_text,
     resolve_inside,
 )
-from nulltext.training.collection import read_collection
+from nulltext.training.dataset import read_dataset
 from nulltext.training.recipe import load_recipe
 
 PLAIN = st.recursive(
@@ -101,10 +101,10 @@ def test_other_encodings_are_refused_with_what_to_do(tmp_path, words, data):
     (tmp_path / "a.txt").write_bytes(data)
     (tmp_path / "a.jpg").touch()
     with pytest.raises(DataError, match=rf"a\.txt' cannot be read.*{words}.*save it as UTF-8"):
-        read_items(tmp_path)
+        read_photos(tmp_path)
     (tmp_path / "captions.jsonl").write_bytes(data)
     with pytest.raises(DataError, match=rf"captions\.jsonl'.*{words}"):
-        read_items(tmp_path)
+        read_photos(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -117,16 +117,16 @@ def test_tables_and_captions_are_read_as_notepad_and_excel_write_them(tmp_path, 
 
     write("a.txt", f"\u200b{said}\n\n{said} \n")
     expected = "a \u00e9clair on a plate"
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         assert [one.captions for one in reader(tmp_path)] == [(expected, expected)]
     line = {"file": "a.jpg", "caption": said, "target": f"{said}\ufeff"}
     write("captions.jsonl", f"{json.dumps(line, ensure_ascii=False)}\n")
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         assert [one.captions for one in reader(tmp_path)] == [(expected,)]
-    assert read_items(tmp_path)[0].target == expected
+    assert read_photos(tmp_path)[0].target == expected
     write("captions.jsonl", '{"file": "a.jpg", "caption": "\u200b\u00ad"}')
     with pytest.raises(DataError, match='line 1, has no "caption"'):
-        read_items(tmp_path)
+        read_photos(tmp_path)
     edit = {
         "image_path": "a.jpg",
         "editing_type_id": 0,
@@ -155,7 +155,7 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
         (tmp_path / hidden).parent.mkdir(exist_ok=True)
         (tmp_path / hidden).write_bytes(b"\0\5\x16\7\xff")
     expected = {"a.JPG": "a.JPG", "b.jpg": "b.jpg", "c.png": "first of all"}
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         assert {one.path.name: one.captions[0] for one in reader(tmp_path)} == expected
     assert note_on_left_out(tmp_path) == (
         f"Note: left out of '{tmp_path}': 5 pictures without a caption (below/g.png, below/h.webp, "
@@ -168,7 +168,7 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
     for name in ("captions.jsonl", *names.values(), "c.txt"):
         (tmp_path / name).unlink()
     assert note_on_left_out(tmp_path) == ""  # which is an error of its own
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         with pytest.raises(
             DataError, match=r"no captioned photo, but 8 pictures without .* 1 file"
         ):
@@ -194,7 +194,7 @@ def test_a_field_of_another_name_is_told_apart_from_a_missing_one(tmp_path, tabl
     (tmp_path / "a.txt").write_text("a cat")
     (tmp_path / table).write_text(json.dumps(line))
     with pytest.raises(DataError, match=words):
-        read_items(tmp_path)
+        read_photos(tmp_path)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_no_name_leads_out_of_its_folder(folder, name):
 @pytest.mark.parametrize("name", [*OUTSIDE[:3], "x" * 5000])
 @pytest.mark.parametrize("table", ["labels.jsonl", "captions.jsonl", "mask", "coco"])
 def test_no_table_names_a_file_outside_its_folder(folder, table, name):
-    read = [read_items] if table in ("mask", "coco") else [read_items, read_collection]
+    read = [read_photos] if table in ("mask", "coco") else [read_photos, read_dataset]
     line = {"file": name, "caption": "a cat", "kind": "rose", "colour": "red", "split": "train"}
     if table == "mask":
         line |= {"file": "inner.png", "mask": name}
@@ -236,7 +236,7 @@ def test_no_table_names_a_file_outside_its_folder(folder, table, name):
         path = folder / "captions_val2017.json"
         path.write_text(json.dumps({"images": images, "annotations": notes}))
     for reader in read:
-        options = {"split": "train"} if reader is read_items else {}
+        options = {"split": "train"} if reader is read_photos else {}
         with pytest.raises(DataError) as caught:
             reader(folder, **options)
         assert len(str(caught.value)) < 1000
@@ -256,7 +256,7 @@ def test_no_table_names_a_file_outside_its_folder(folder, table, name):
 )
 def test_malformed_lines_are_refused_by_number(folder, line):
     (folder / "captions.jsonl").write_text('{"file": "inner.png", "caption": "a"}\n' + line)
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         with pytest.raises(DataError, match="line 2"):
             reader(folder)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+from nulltext.plugins import EDITORS_GROUP, METHODS_GROUP, members_of
+
 __version__ = "0.1.0"
 
 NullStart = Literal["empty", "prompt"]
@@ -47,7 +49,7 @@ MASA_LAYER = 0.625
 
 
 class Method(StrEnum):
-    """Names of the inversion methods."""
+    """Names of the inversion methods: built in, then those of installed packages."""
 
     NULL_TEXT = "null-text"
     NULL_TEXT_SECANT = "null-text-secant"
@@ -61,6 +63,7 @@ class Method(StrEnum):
     TEXTUAL_PIVOT = "textual-pivot"
     TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
     MODEL_TUNING = "model-tuning"
+    locals().update(members_of(METHODS_GROUP))  # a class's namespace, which may be written to
 
 
 class Budget(StrEnum):
@@ -72,7 +75,8 @@ class Budget(StrEnum):
 
 
 class EditorName(StrEnum):
-    """Names of the editors."""
+    """Names of the editors: built in, then those of installed packages."""
 
     PROMPT_TO_PROMPT = "prompt-to-prompt"
     MASACTRL = "masactrl"
+    locals().update(members_of(EDITORS_GROUP))

@@ -8,9 +8,10 @@ what was expected, and what to do next.
 from __future__ import annotations
 
 import errno
+import importlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 
 class NulltextError(Exception):
@@ -81,6 +82,21 @@ OUT_OF_MEMORY = (
 LOWER_MEMORY = (
     "pass --low-memory, a smaller --size, --offload or --dtype float16 on a GPU, or --device cpu"
 )
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional library.
+
+    Raises:
+        ExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ExtraError(
+            f"{purpose} needs {module.partition('.')[0]}, which is not installed: "
+            f"pip install 'nulltext[{extra}]'."
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,9 +25,10 @@ from nulltext.cli.row_bars import make_rows
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.pie.benchmark import Schedule
+    from nulltext.evaluation.pie.dataset import PieItem
     from nulltext.evaluation.pie.metrics import Networks
-    from nulltext.evaluation.results import Book
+    from nulltext.evaluation.rows import Schedule
+    from nulltext.jobs.ledger import Book
 
 benchmark = typer.Typer(no_args_is_help=True)
 
@@ -116,7 +117,7 @@ def pie(
     protocol, lines = request.protocol(), request.lines()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
-    from nulltext.evaluation.results import done_already, failed_among, open_book
+    from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.models.fingerprint import spellings
 
     loaded = open_model(reporter, chosen)
@@ -130,10 +131,10 @@ def pie(
     settings = request.settings(everything, loaded, protocol, networks)
     older = spellings(settings, loaded.fingerprints)
     if estimate:
-        done = done_already(output, settings, older, fresh=fresh, retry_failed=retry_failed)
+        done = finished_keys(output, settings, older, fresh=fresh, retry_failed=retry_failed)
         _estimate(reporter, plan_pie(items, lines, protocol, done), len(items))
         return
-    with open_book(output, settings, fresh=fresh, older=older) as book:
+    with open_results(output, settings, fresh=fresh, older=older) as book:
         if retry_failed:
             book.forget_failed()
         schedule = plan_pie(items, lines, protocol, book.keys)
@@ -141,19 +142,19 @@ def pie(
         _remarks(reporter, networks, protocol.deviations)
         steps_of = pie_steps(loaded, schedule, book, networks)
         make_rows(reporter, steps_of, book, schedule.all_rows)
-        _hand_over(reporter, book, settings, schedule)
-    end_of_rows(reporter, failed_among(book.rows, schedule.keys))
+        _hand_over(reporter, book, settings, schedule, protocol.deviations)
+    end_of_rows(reporter, failed_rows(book.rows, schedule.keys))
 
 
-def _estimate(reporter: Reporter, schedule: Schedule, edits: int) -> None:
+def _estimate(reporter: Reporter, schedule: Schedule[PieItem], edits: int) -> None:
     """What it would cost."""
     found = {"edits": edits, "rows": schedule.all_rows, "unet_evaluations": schedule.evaluations}
     reporter.answer(found, [_said(schedule, edits)])
 
 
-def _said(schedule: Schedule, edits: int) -> str:
+def _said(schedule: Schedule[PieItem], edits: int) -> str:
     """What is ahead, in one line."""
-    done = schedule.all_rows - len(schedule.open_rows)
+    done = schedule.all_rows - schedule.open_rows
     return ahead(counted(edits, "edit"), schedule.all_rows, done, schedule.evaluations)
 
 
@@ -166,35 +167,40 @@ def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> N
 
 
 def _hand_over(
-    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: Schedule
+    reporter: Reporter,
+    book: Book,
+    settings: Mapping[str, Any],
+    schedule: Schedule[PieItem],
+    deviations: list[str],
 ) -> None:
     """Write summary and page, and print the table."""
-    from nulltext.evaluation.pie.report import publish
-    from nulltext.evaluation.pie.table import (
+    from nulltext.evaluation.pie.report import (
         PUBLISHED_SOURCE,
-        as_json,
-        as_text,
         by_category,
         overall,
+        publish,
+        to_json,
+        to_text,
     )
-    from nulltext.evaluation.results import ROWS, failed_among
+    from nulltext.evaluation.rows import failed_rows
+    from nulltext.jobs.ledger import ROWS
 
     with reporter.busy("Writing the report …"):
         files = publish(book.folder, settings, book.rows)
     lines = overall(book.rows)
-    failed = len(failed_among(book.rows, schedule.keys))
+    failed = len(failed_rows(book.rows, schedule.keys))
     result = {
         "rows": len(book.rows),
         "asked": schedule.all_rows,
         "failed": failed,
-        "table": as_json(lines),
-        "by_category": as_json(by_category(book.rows)),
+        "table": to_json(lines),
+        "by_category": to_json(by_category(book.rows)),
         "published_source": PUBLISHED_SOURCE,
-        "deviations": schedule.protocol.deviations,
+        "deviations": deviations,
         "results": str(book.folder / ROWS),
         "report": str(files[0]),
         "files": [str(file) for file in files[1:]],
     }
-    said = [*as_text(lines), f"{counted(len(book.rows), 'row')} in {book.folder / ROWS}."]
+    said = [*to_text(lines), f"{counted(len(book.rows), 'row')} in {book.folder / ROWS}."]
     said += [f"{counted(failed, 'row')} failed; --retry-failed tries again."] if failed else []
     reporter.result(result, [*said, f"Report: {files[0]}"])

@@ -12,9 +12,9 @@ from nulltext.constants import __version__
 from nulltext.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
+    from nulltext.evaluation.pie.benchmark import Protocol
     from nulltext.evaluation.pie.dataset import PieItem
     from nulltext.evaluation.pie.metrics import Networks
-    from nulltext.evaluation.pie.protocol import Protocol
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -42,8 +42,8 @@ class PieRequest:
             UserError: an option is out of range, the folder is no PIE-Bench, or a library is
                 missing.
         """
-        from nulltext.evaluation.extras import require
-        from nulltext.evaluation.pie.dataset import of_categories, read_pie
+        from nulltext.errors import require
+        from nulltext.evaluation.pie.dataset import read_pie, select_categories
 
         require("skimage.metrics", "study", "The benchmark's SSIM")
         if self.limit is not None and self.limit < 1:
@@ -57,12 +57,12 @@ class PieRequest:
         everything = read_pie(self.folder)
         items = everything
         if self.categories is not None:
-            items = of_categories(items, listed(self.categories, "categories", str))
+            items = select_categories(items, listed(self.categories, "categories", str))
         return everything, items[: self.limit]
 
     def protocol(self) -> Protocol:
         """The published one, with what was asked to differ."""
-        from nulltext.evaluation.pie.protocol import Protocol
+        from nulltext.evaluation.pie.benchmark import Protocol
 
         given: dict[str, Any] = {"seed": self.seed, "inner_steps": self.inner_steps}
         if self.steps is not None:
@@ -71,17 +71,21 @@ class PieRequest:
 
     def lines(self) -> tuple[str, ...]:
         """The methods that are compared."""
-        from nulltext.evaluation.pie.protocol import METHODS, check_methods
+        from nulltext.evaluation.pie.benchmark import METHODS
+        from nulltext.inversion.registry import method_named
 
-        return (
-            METHODS if self.methods is None else check_methods(listed(self.methods, "methods", str))
-        )
+        if self.methods is None:
+            return METHODS
+        names = dict.fromkeys(listed(self.methods, "methods", str))
+        for name in names:
+            method_named(name)
+        return tuple(names)
 
     def networks(self, model: LatentDiffusion) -> Networks:
         """What looks at the pictures."""
-        from nulltext.evaluation.pie.metrics import open_networks
+        from nulltext.evaluation.pie.metrics import load_networks
 
-        return open_networks(self.dino, self.clip, self.lpips, model.device)
+        return load_networks(self.dino, self.clip, self.lpips, model.device)
 
     def settings(
         self,
@@ -91,7 +95,7 @@ class PieRequest:
         networks: Networks,
     ) -> dict[str, Any]:
         """What all rows of a folder have in common; the rest only chooses among rows."""
-        from nulltext.evaluation.pie.benchmark import digest
+        from nulltext.evaluation.pie.dataset import items_digest
 
         height, width = model.resolution
         return {
@@ -102,5 +106,5 @@ class PieRequest:
             "dtype": str(model.unet.dtype).removeprefix("torch."),
             **{name.replace("_", " "): value for name, value in asdict(protocol).items()},
             **networks.names,
-            "edits": digest(everything),
+            "edits": items_digest(everything),
         }

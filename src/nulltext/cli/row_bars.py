@@ -10,11 +10,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from nulltext.cli.report import Reporter, counted
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.results import Book
-    from nulltext.evaluation.study import StudyInfo
+    from nulltext.evaluation.rows import Progress as RowProgress
+    from nulltext.jobs.ledger import Book
 
 
-def make_rows(reporter: Reporter, steps: Iterable[StudyInfo], book: Book, all_rows: int) -> None:
+def make_rows(reporter: Reporter, steps: Iterable[RowProgress], book: Book, all_rows: int) -> None:
     """Run the generator under the bar; Ctrl-C says what is kept, and ends as Ctrl-C does."""
     columns = (
         TextColumn("{task.fields[rows]}"),
@@ -34,7 +34,7 @@ def make_rows(reporter: Reporter, steps: Iterable[StudyInfo], book: Book, all_ro
                     total=info.all_evaluations,
                     completed=info.evaluations,
                     rows=f"{info.rows}/{info.all_rows} rows",
-                    doing=info.doing,
+                    doing=info.title,
                 )
     except KeyboardInterrupt:
         reporter.note(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nulltext import constants
-from nulltext.captioning.captioned import note_on_left_out
+from nulltext.captioning.caption_files import note_on_left_out
 from nulltext.cli.exit_codes import end_of_rows
 from nulltext.cli.model_options import CHOICE, takes_model
 from nulltext.cli.options import (
@@ -23,12 +23,13 @@ from nulltext.cli.options import (
 from nulltext.cli.report import Reporter, ahead, counted
 from nulltext.cli.row_bars import make_rows
 from nulltext.cli.study_request import StudyRequest
+from nulltext.errors import OptionError
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.datasets import Item
-    from nulltext.evaluation.results import Book
-    from nulltext.evaluation.study import Schedule
+    from nulltext.evaluation.datasets import CaptionedPhoto
+    from nulltext.evaluation.study import StudySchedule
+    from nulltext.jobs.ledger import Book
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -118,45 +119,53 @@ def study(
         *(folder, output, quick, limit, sample, methods, experiments, iterations),
         *(edits, split, clip, steps, guidance, resume, seed),
     )
-    plan, everybody, items = request.open()
+    plan, all_photos, items = request.open()
     from nulltext.cli.work import open_model
-    from nulltext.evaluation.agreement import open_judge
-    from nulltext.evaluation.crew import Tools, check_workers, crew_steps
-    from nulltext.evaluation.results import done_already, failed_among, open_book
-    from nulltext.evaluation.study import plan_study, study_steps
+    from nulltext.evaluation.judges import load_judge
+    from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
+    from nulltext.evaluation.study import (
+        StudyWorker,
+        parallel_study_steps,
+        plan_study,
+        study_steps,
+    )
     from nulltext.models.fingerprint import spellings
 
-    check_workers(workers)
-
+    if workers < 1:
+        raise OptionError(f"--workers is {workers}; choose 1 or more.")
     loaded = open_model(reporter, chosen)
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
-    judge = open_judge(clip, loaded, plan.seed)
-    settings = request.settings(plan, everybody, loaded, judge)
+    judge = load_judge(clip, loaded, plan.seed)
+    settings = request.settings(plan, all_photos, loaded, judge)
     older, fresh = spellings(settings, loaded.fingerprints), resume is False
     if estimate:
-        done = done_already(output, settings, older, fresh=fresh, retry_failed=retry_failed)
-        schedule = plan_study(items, everybody, plan, done, judge.unet_evaluations)
+        done = finished_keys(output, settings, older, fresh=fresh, retry_failed=retry_failed)
+        schedule = plan_study(items, all_photos, plan, done, judge.unet_evaluations)
         _estimate(reporter, schedule, len(items))
         return
     _note_prompts(reporter, loaded, items)
-    with open_book(output, settings, fresh=fresh, older=older) as book:
+    with open_results(output, settings, fresh=fresh, older=older) as book:
         if retry_failed:
             book.forget_failed()
-        schedule = plan_study(items, everybody, plan, book.keys, judge.unet_evaluations)
+        schedule = plan_study(items, all_photos, plan, book.keys, judge.unet_evaluations)
         reporter.note(_said(schedule, len(items)))
         if request.without_edits(items):
             reporter.note("Note: " + request.without_edits(items))
         if left_out := note_on_left_out(folder):
             reporter.note(left_out)
-        alone = study_steps(loaded, schedule, plan, book, judge)
-        tools = Tools(chosen, clip, plan, output)
-        together = alone if workers == 1 else crew_steps(tools, workers, schedule, book)
-        make_rows(reporter, together, book, schedule.all_rows)
+        if workers == 1:
+            steps_of = study_steps(loaded, schedule, plan, book, judge)
+        else:
+            worker = StudyWorker(chosen, clip, plan, output)
+            steps_of = parallel_study_steps(worker, workers, schedule, book)
+        make_rows(reporter, steps_of, book, schedule.all_rows)
         _hand_over(reporter, book, settings, schedule)
-    end_of_rows(reporter, failed_among(book.rows, schedule.keys))
+    end_of_rows(reporter, failed_rows(book.rows, schedule.keys))
 
 
-def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[Item]) -> None:
+def _note_prompts(
+    reporter: Reporter, model: LatentDiffusion, items: Sequence[CaptionedPhoto]
+) -> None:
     """Say what is odd about the first captions and the edits of photos, a few times at most."""
     from nulltext.models.prompt_notes import notes_on_writing
     from nulltext.words.prompts import SHOWN_WORDS
@@ -167,7 +176,7 @@ def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[It
         reporter.note(note)
 
 
-def _estimate(reporter: Reporter, schedule: Schedule, photos: int) -> None:
+def _estimate(reporter: Reporter, schedule: StudySchedule, photos: int) -> None:
     """What it would cost."""
     found = {
         "photos": photos,
@@ -177,28 +186,28 @@ def _estimate(reporter: Reporter, schedule: Schedule, photos: int) -> None:
     reporter.answer(found, [_said(schedule, photos)])
 
 
-def _said(schedule: Schedule, photos: int) -> str:
+def _said(schedule: StudySchedule, photos: int) -> str:
     """What is ahead, in one line."""
-    still = sum(len(tasks) for _, tasks in schedule.photos)
-    done = schedule.all_rows - still
+    done = schedule.all_rows - schedule.open_rows
     return ahead(counted(photos, "photo"), schedule.all_rows, done, schedule.evaluations)
 
 
 def _hand_over(
-    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: Schedule
+    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: StudySchedule
 ) -> None:
     """Write summary, plots and report, and say where they are.
 
     Rows stand in the plan's order, in whichever they were made; those of earlier plans come last.
     """
-    from nulltext.evaluation.publish import publish
-    from nulltext.evaluation.results import ROWS, failed_among, key_of
+    from nulltext.evaluation.report import publish
+    from nulltext.evaluation.rows import failed_rows, key_of
+    from nulltext.jobs.ledger import ROWS
 
     places = {key: place for place, key in enumerate(schedule.keys)}
     rows = sorted(book.rows, key=lambda row: places.get(key_of(row), len(places)))
     with reporter.busy("Writing the report …"):
         files = publish(book.folder, settings, rows)
-    failed = len(failed_among(book.rows, schedule.keys))
+    failed = len(failed_rows(book.rows, schedule.keys))
     result = {
         "rows": len(book.rows),
         "asked": schedule.all_rows,

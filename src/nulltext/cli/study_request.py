@@ -12,9 +12,9 @@ from nulltext.constants import __version__
 from nulltext.errors import OptionError
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.agreement import Judge
-    from nulltext.evaluation.datasets import Item
-    from nulltext.evaluation.plan import Plan
+    from nulltext.evaluation.datasets import CaptionedPhoto
+    from nulltext.evaluation.judges import Judge
+    from nulltext.evaluation.plan import StudyPlan
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 QUICK_PHOTOS = 4
@@ -40,33 +40,37 @@ class StudyRequest:
     resume: bool | None
     seed: int
 
-    def open(self) -> tuple[Plan, list[Item], list[Item]]:
+    def open(self) -> tuple[StudyPlan, list[CaptionedPhoto], list[CaptionedPhoto]]:
         """(plan, all photos, photos to study).
 
         Raises:
             UserError: an option is out of range, the folder has no photos, or a library is missing.
         """
-        from nulltext.evaluation.datasets import read_items, sample_items
-        from nulltext.evaluation.extras import require
+        from nulltext.errors import require
+        from nulltext.evaluation.datasets import read_photos, sample_photos
 
         plan = self._plan()
         require("skimage.metrics", "study", "The study's SSIM")
         require("matplotlib.figure", "study", "The study's plots")
         if self.resume and not self.output.is_dir():
             raise OptionError(f"There is no '{self.output}' to continue; leave --resume out.")
-        everybody = read_items(self.folder, split=self.split, edits=self.edits)
+        all_photos = read_photos(self.folder, split=self.split, edits=self.edits)
         if self.sample is not None:
-            everybody = sample_items(everybody, self.sample, self.seed)
+            all_photos = sample_photos(all_photos, self.sample, self.seed)
         limit = QUICK_PHOTOS if self.quick and self.limit is None else self.limit
         if limit is not None and limit < 1:
             raise OptionError(f"The limit is {limit}; choose 1 photo or more.")
-        return plan, everybody, everybody[:limit]
+        return plan, all_photos, all_photos[:limit]
 
     def settings(
-        self, plan: Plan, everybody: Sequence[Item], model: LatentDiffusion, judge: Judge
+        self,
+        plan: StudyPlan,
+        all_photos: Sequence[CaptionedPhoto],
+        model: LatentDiffusion,
+        judge: Judge,
     ) -> dict[str, Any]:
         """What all rows of a folder have in common; the rest only chooses among rows."""
-        from nulltext.evaluation.datasets import digest
+        from nulltext.evaluation.datasets import photos_digest
 
         return {
             "nulltext": __version__,
@@ -78,10 +82,10 @@ class StudyRequest:
             "strengths": list(plan.strengths),
             "seed": plan.seed,
             "judge of edits": judge.name,
-            "photos and captions": digest(everybody),
+            "photos and captions": photos_digest(all_photos),
         }
 
-    def without_edits(self, items: Sequence[Item]) -> str:
+    def without_edits(self, items: Sequence[CaptionedPhoto]) -> str:
         """What to tell about photos that have no edit prompt; empty if all have one."""
         missing = sum(item.target is None for item in items)
         if not missing:
@@ -91,9 +95,8 @@ class StudyRequest:
             'give some with --edits FILE, lines of {"file": …, "target": …}.'
         )
 
-    def _plan(self) -> Plan:
-        from nulltext.evaluation.plan import EXPERIMENTS, QUICK, STANDARD
-        from nulltext.evaluation.variants import check_lines
+    def _plan(self) -> StudyPlan:
+        from nulltext.evaluation.plan import EXPERIMENTS, QUICK, STANDARD, check_variants
 
         given: dict[str, Any] = {"seed": self.seed}
         if self.steps is not None:
@@ -103,7 +106,7 @@ class StudyRequest:
         if self.iterations is not None:
             given["iterations"] = tuple(sorted(set(listed(self.iterations, "iterations", int))))
         if self.methods is not None:
-            given["lines"] = check_lines(listed(self.methods, "methods", str))
+            given["variants"] = check_variants(listed(self.methods, "methods", str))
         if self.experiments is not None:
             named = listed(self.experiments, "experiments", str)
             unknown = [name for name in named if name not in EXPERIMENTS]

@@ -199,7 +199,7 @@ def pictures_of(
     from nulltext.diffusion.loops import run
     from nulltext.editing.loop import edit_steps
     from nulltext.editing.placing import Canvas, place
-    from nulltext.health.configuration import note_on_configuration
+    from nulltext.health.noise import note_on_configuration
     from nulltext.inversion.replay import exact_source_step, source_step
 
     branches = {

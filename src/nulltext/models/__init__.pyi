@@ -5,3 +5,5 @@ from .latent_diffusion import LatentDiffusion as LatentDiffusion
 from .load import find_device as find_device
 from .load import from_pipe as from_pipe
 from .pipelines import FAMILIES as FAMILIES
+from .pipelines import register_family as register_family
+from .unet import StableDiffusionText as StableDiffusionText

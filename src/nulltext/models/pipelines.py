@@ -21,12 +21,12 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
-from nulltext.errors import ModelError, shorten
+from nulltext.errors import ModelError, OptionError, shorten
 from nulltext.models.family import Family
 from nulltext.models.tensor_files import WORKS, known_kinds
 from nulltext.models.unet import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+FAMILIES: list[Family] = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL]
 
 LATENT_CHANNELS = 4
 
@@ -41,6 +41,19 @@ BESIDE = {
     "image_encoder",
 }
 """Parts of a pipeline that do not change what its network computes."""
+
+
+def register_family(family: Family) -> Family:
+    """Add a family for this process, before its models are loaded.
+
+    Raises:
+        OptionError: a pipeline of that name is in another family.
+    """
+    taken = {name for other in FAMILIES for name in other.pipelines} & {*family.pipelines}
+    if taken:
+        raise OptionError(f"The pipeline {min(taken)} is in a family; register another name.")
+    FAMILIES.append(family)
+    return family
 
 
 def family_of(
