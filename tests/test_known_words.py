@@ -11,6 +11,7 @@ import torch
 
 from nulltext.errors import ModelError
 from nulltext.models.checkpoint import Checkpoint
+from nulltext.models.load import _side_file
 from nulltext.models.prompt_notes import note_on_words
 from nulltext.models.side_files import (
     LONGEST_WORD,
