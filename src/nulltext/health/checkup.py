@@ -45,10 +45,9 @@ from nulltext.inversion.invert import invert
 from nulltext.inversion.record import Inversion
 from nulltext.models.choice import ModelChoice
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
-from nulltext.models.known_figure import FILE as GUIDANCE_FILE
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import bundled_models, find_device, folder_of
-from nulltext.models.side_files import read_guidance, read_words
+from nulltext.models.side_files import GUIDANCE_FILE, read_guidance, read_words
 
 SOURCE = "a photo of an orange flower with a dark background"
 TARGET = "a photo of a red flower with a dark background"

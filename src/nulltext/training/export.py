@@ -17,10 +17,9 @@ from nulltext.captioning.folder import check_captioner_target, save_captioner
 from nulltext.captioning.networks import vision_class
 from nulltext.errors import OptionError, OutputError
 from nulltext.models.checkpoint import quiet_libraries
-from nulltext.models.known_figure import FILE as GUIDANCE_FILE
 from nulltext.models.known_figure import write_known
 from nulltext.models.load import load
-from nulltext.models.side_files import write_guidance, write_words
+from nulltext.models.side_files import GUIDANCE_FILE, write_guidance, write_words
 from nulltext.storage.files import replace_file, replacing_folder
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.training.captioner import LICENCE, build_captioner
