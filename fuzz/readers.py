@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fuzz.surroundings import captioner_folder, model_folder, nothing, two_photos
 
 if TYPE_CHECKING:
-    from nulltext.jobs.jobs import Job
+    from nulltext.jobs.job_files import Job
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Reader:
 
 def read_inversion(path: Path) -> None:
     """As `nulltext inspect` does."""
-    from nulltext.cli.inspect import described
+    from nulltext.cli.saved import described
     from nulltext.inversion.record import Inversion
 
     described(Inversion.load(path))
@@ -74,8 +74,8 @@ def read_collections(path: Path) -> None:
 def read_jobs(path: Path) -> None:
     """As `nulltext batch --dry-run` does; the first line that is refused is the file's refusal."""
     from nulltext.errors import DataError
-    from nulltext.jobs.jobs import Refused
-    from nulltext.jobs.jobs import read_jobs as lines
+    from nulltext.jobs.job_files import Refused
+    from nulltext.jobs.job_files import read_jobs as lines
 
     refused = [job.reason if isinstance(job, Refused) else _unmeant(job) for job in lines(path)]
     if reasons := [reason for reason in refused if reason]:
@@ -84,9 +84,10 @@ def read_jobs(path: Path) -> None:
 
 def _unmeant(job: Job) -> str:
     from nulltext.errors import UserError
+    from nulltext.jobs.request import check_options
 
     try:
-        job.order().check()
+        check_options(job.edit_options())
     except UserError as error:
         return str(error)
     return ""

@@ -11,7 +11,7 @@ from PIL import Image
 import nulltext
 from nulltext.errors import OptionError
 from nulltext.image.images import to_pil
-from nulltext.jobs.sweep import parse_axis
+from nulltext.jobs.edits import parse_axis
 from test_cli import pixels
 
 
@@ -78,12 +78,12 @@ def test_masactrl_with_its_options(here, model, run, saved):
 
 
 def test_a_sweep_over_two_knobs_shows_each_pair(here, model, run, saved, monkeypatch):
-    from nulltext.jobs import saving
+    from nulltext.jobs import pictures
 
     drawn = []
-    plain = saving.labelled_grid
+    plain = pictures.labelled_grid
     monkeypatch.setattr(
-        saving, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
+        pictures, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
     )
     code, _, err = run(
         *("edit", "--inversion", saved, "--model", model, "--target", "a dog", "-o", "o.png"),

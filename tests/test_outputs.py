@@ -22,7 +22,7 @@ from nulltext.image.compositing import composite_picture, difference, faded_insi
 from nulltext.image.images import CropBox, Picture, encoded, to_tensor
 from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion.record import Inversion
-from nulltext.jobs.saving import save_placed
+from nulltext.jobs.pictures import save_placed
 from pictures import noise, png, png_chunk
 
 Base, Block = ExifTags.Base, ExifTags.IFD

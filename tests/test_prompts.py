@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 import nulltext
 from nulltext.errors import PromptError
 from nulltext.inversion.request import InversionRequest
-from nulltext.jobs.order import Order
+from nulltext.jobs.options import EditOptions
 from nulltext.models.text import StableDiffusionText
 from nulltext.studio.chips import read_chips
 from nulltext.studio.forms import EditForm
@@ -126,9 +126,9 @@ def test_prompts_are_cleaned_wherever_they_come_in(
     assert read_chips([{"source": None, "text": said}], 0)[0].text == expected
     form = EditForm.read({"target": said, "blend": f"{said}, cat"}, [])
     assert (form.target, form.blend) == (expected, (expected, "cat"))
-    order = Order.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
-    assert (order.request.source, order.asked.targets) == (expected, [expected])
-    assert order.asked.own == {"weight": [f"{expected}=2"]}
+    options = EditOptions.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
+    assert (options.source, options.target) == (expected, (expected,))
+    assert options.weight == (f"{expected}=2",)
 
 
 def test_pieces_that_share_a_token_are_one_word() -> None:

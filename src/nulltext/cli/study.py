@@ -3,109 +3,153 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from nulltext import defaults
 from nulltext.captioning.captioned import note_on_left_out
-from nulltext.cli.exit_codes import end_of_rows
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import (
-    EstimateOption,
-    JsonOption,
-    QuietOption,
-    ResumeOption,
-    RetryFailedOption,
-    StudySeedOption,
-)
-from nulltext.cli.report import Reporter, ahead, counted
-from nulltext.cli.row_bars import make_rows
-from nulltext.cli.study_request import StudyRequest
+from nulltext.cli.options import RowOptions, listed, takes_options
+from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
+from nulltext.errors import OptionError
+from nulltext.jobs.options import about
 from nulltext.models.choice import ModelChoice
+from nulltext.version import __version__
 
 if TYPE_CHECKING:
+    from nulltext.evaluation.agreement import Judge
     from nulltext.evaluation.datasets import Item
+    from nulltext.evaluation.plan import Plan
     from nulltext.evaluation.results import Book
     from nulltext.evaluation.study import Schedule
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 
-@takes_model
-def study(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Photos with captions: captions.jsonl, labels.jsonl, COCO, or NAME.txt files.",
+QUICK_PHOTOS = 4
+
+
+@dataclass(frozen=True)
+class StudyOptions(RowOptions):
+    """The options of `study`."""
+
+    folder: Path = field(
+        kw_only=True,
+        metadata=about(
+            "Photos with captions: captions.jsonl, labels.jsonl, COCO, or NAME.txt files.",
+            "DIR",
+            positional=True,
         ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder of rows and report.")
-    ] = Path("study"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Four photos, ten steps: minutes, not to be quoted.")
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="The first N photos only.")
-    ] = None,
-    sample: Annotated[
-        int | None,
-        typer.Option("--sample", metavar="N", help="Draw N photos and a caption of each."),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option("--methods", metavar="A,B", help="Variants; default: all (docs/study.md)."),
-    ] = None,
-    experiments: Annotated[
-        str | None,
-        typer.Option(
-            "--experiments",
-            metavar="A,B",
-            help="Of reconstruction, captions, guidance, attention, editing; default: all.",
+    )
+    output: Path = field(
+        default=Path("study"), metadata=about("Folder of rows and report.", "OUT", short="-o")
+    )
+    quick: bool = field(
+        default=False, metadata=about("Four photos, ten steps: minutes, not to be quoted.")
+    )
+    limit: int | None = field(default=None, metadata=about("The first N photos only.", "N"))
+    sample: int | None = field(
+        default=None, metadata=about("Draw N photos and a caption of each.", "N")
+    )
+    methods: str | None = field(
+        default=None, metadata=about("Variants; default: all (docs/study.md).", "A,B")
+    )
+    experiments: str | None = field(
+        default=None,
+        metadata=about(
+            "Of reconstruction, captions, guidance, attention, editing; default: all.", "A,B"
         ),
-    ] = None,
-    iterations: Annotated[
-        str | None,
-        typer.Option(
-            "--iterations", metavar="N,N", help="Gradients per timestep, the curve's points."
+    )
+    iterations: str | None = field(
+        default=None, metadata=about("Gradients per timestep, the curve's points.", "N,N")
+    )
+    edits: Path | None = field(
+        default=None, metadata=about('JSON lines of {"file", "target", "mask"?}.', "FILE")
+    )
+    split: str = field(default="validation", metadata=about("Which photos of a labels.jsonl."))
+    clip: str | None = field(
+        default=None,
+        metadata=about(
+            "Folder or hub id of CLIP to judge edits; default: the model judges.", "CLIP"
         ),
-    ] = None,
-    edits: Annotated[
-        Path | None,
-        typer.Option("--edits", metavar="FILE", help='JSON lines of {"file", "target", "mask"?}.'),
-    ] = None,
-    split: Annotated[
-        str, typer.Option("--split", help="Which photos of a labels.jsonl.")
-    ] = "validation",
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            "--clip",
-            metavar="CLIP",
-            help="Folder or hub id of CLIP to judge edits; default: the model judges.",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="T", help="DDIM steps; default 50.")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option("--guidance", metavar="W", help="Of every replay; default 7.5, the paper's."),
-    ] = None,
-    resume: ResumeOption = None,
-    retry_failed: RetryFailedOption = False,
-    workers: Annotated[
-        int,
-        typer.Option("--workers", metavar="N", help="Processes that share the photos."),
-    ] = 1,
-    estimate: EstimateOption = False,
-    chosen: ModelChoice = CHOICE,
-    seed: StudySeedOption = defaults.SEED,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    )
+    steps: int | None = field(default=None, metadata=about("DDIM steps; default 50.", "T"))
+    guidance: float | None = field(
+        default=None, metadata=about("Of every replay; default 7.5, the paper's.", "W")
+    )
+    workers: int = field(default=1, metadata=about("Processes that share the photos.", "N"))
+
+    def open(self) -> tuple[Plan, list[Item], list[Item]]:
+        """(plan, all photos, photos to study).
+
+        Raises:
+            UserError: an option is out of range, the folder has no photos, or a library is missing.
+        """
+        from nulltext.evaluation.datasets import read_items, sample_items
+        from nulltext.evaluation.extras import require
+
+        plan = self._plan()
+        require("skimage.metrics", "study", "The study's SSIM")
+        require("matplotlib.figure", "study", "The study's plots")
+        if self.resume and not self.output.is_dir():
+            raise OptionError(f"There is no '{self.output}' to continue; leave --resume out.")
+        everybody = read_items(self.folder, split=self.split, edits=self.edits)
+        if self.sample is not None:
+            everybody = sample_items(everybody, self.sample, self.seed)
+        limit = QUICK_PHOTOS if self.quick and self.limit is None else self.limit
+        if limit is not None and limit < 1:
+            raise OptionError(f"The limit is {limit}; choose 1 photo or more.")
+        return plan, everybody, everybody[:limit]
+
+    def settings(
+        self, plan: Plan, everybody: Sequence[Item], model: LatentDiffusion, judge: Judge
+    ) -> dict[str, Any]:
+        """What all rows of a folder have in common; the rest only chooses among rows."""
+        from nulltext.evaluation.datasets import digest
+
+        return {
+            "nulltext": __version__,
+            "model": f"{model.name} ({model.fingerprint[:8]})",
+            "dtype": str(model.unet.dtype).removeprefix("torch."),
+            "steps T": plan.num_steps,
+            "guidance w": plan.guidance_scale,
+            "N beyond the curve": plan.inner_steps,
+            "strengths": list(plan.strengths),
+            "seed": plan.seed,
+            "judge of edits": judge.name,
+            "photos and captions": digest(everybody),
+        }
+
+    def without_edits(self, items: Sequence[Item]) -> str:
+        """What to tell about photos that have no edit prompt; empty if all have one."""
+        missing = sum(item.target is None for item in items)
+        if not missing:
+            return ""
+        return (
+            f"{missing} of {len(items)} photos have no edit prompt, so no rows of editing; "
+            'give some with --edits FILE, lines of {"file": …, "target": …}.'
+        )
+
+    def _plan(self) -> Plan:
+        from nulltext.evaluation.plan import EXPERIMENTS, QUICK, STANDARD
+        from nulltext.evaluation.variants import check_lines
+
+        given: dict[str, Any] = {"seed": self.seed}
+        if self.steps is not None:
+            given["num_steps"] = self.steps
+        if self.guidance is not None:
+            given["guidance_scale"] = self.guidance
+        if self.iterations is not None:
+            given["iterations"] = tuple(sorted(set(listed(self.iterations, "iterations", int))))
+        if self.methods is not None:
+            given["lines"] = check_lines(listed(self.methods, "methods", str))
+        if self.experiments is not None:
+            named = listed(self.experiments, "experiments", str)
+            unknown = [name for name in named if name not in EXPERIMENTS]
+            given["experiments"] = tuple(unknown + [n for n in EXPERIMENTS if n in named])
+        return replace(QUICK if self.quick else STANDARD, **given)
+
+
+@takes_options
+def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Rerun the paper's ablations on your photos: rows, table, curves, report.
 
     Example: [bold]nulltext study photos/ -o study --quick[/bold]
@@ -113,12 +157,7 @@ def study(
     It may be stopped at any moment: the same command continues where it stopped. Exit code: 0 all
     rows done; 2 some failed, all for bad input; 1 some for another reason.
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
-    request = StudyRequest(
-        *(folder, output, quick, limit, sample, methods, experiments, iterations),
-        *(edits, split, clip, steps, guidance, resume, seed),
-    )
-    plan, everybody, items = request.open()
+    plan, everybody, items = options.open()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.agreement import open_judge
     from nulltext.evaluation.crew import Tools, check_workers, crew_steps
@@ -126,14 +165,15 @@ def study(
     from nulltext.evaluation.study import plan_study, study_steps
     from nulltext.models.fingerprint import spellings
 
-    check_workers(workers)
+    check_workers(options.workers)
 
     loaded = open_model(reporter, chosen)
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
-    judge = open_judge(clip, loaded, plan.seed)
-    settings = request.settings(plan, everybody, loaded, judge)
-    older, fresh = spellings(settings, loaded.fingerprints), resume is False
-    if estimate:
+    judge = open_judge(options.clip, loaded, plan.seed)
+    settings = options.settings(plan, everybody, loaded, judge)
+    older, output = spellings(settings, loaded.fingerprints), options.output
+    fresh, retry_failed = options.fresh, options.retry_failed
+    if options.estimate:
         done = done_already(output, settings, older, fresh=fresh, retry_failed=retry_failed)
         schedule = plan_study(items, everybody, plan, done, judge.unet_evaluations)
         _estimate(reporter, schedule, len(items))
@@ -144,14 +184,15 @@ def study(
             book.forget_failed()
         schedule = plan_study(items, everybody, plan, book.keys, judge.unet_evaluations)
         reporter.note(_said(schedule, len(items)))
-        if request.without_edits(items):
-            reporter.note("Note: " + request.without_edits(items))
-        if left_out := note_on_left_out(folder):
+        if options.without_edits(items):
+            reporter.note("Note: " + options.without_edits(items))
+        if left_out := note_on_left_out(options.folder):
             reporter.note(left_out)
-        alone = study_steps(loaded, schedule, plan, book, judge)
-        tools = Tools(chosen, clip, plan, output)
-        together = alone if workers == 1 else crew_steps(tools, workers, schedule, book)
-        make_rows(reporter, together, book, schedule.all_rows)
+        steps = study_steps(loaded, schedule, plan, book, judge)
+        tools = Tools(chosen, options.clip, plan, output)
+        if options.workers > 1:
+            steps = crew_steps(tools, options.workers, schedule, book)
+        make_rows(reporter, steps, book, schedule.all_rows)
         _hand_over(reporter, book, settings, schedule)
     end_of_rows(reporter, failed_among(book.rows, schedule.keys))
 

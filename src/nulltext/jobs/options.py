@@ -11,6 +11,7 @@ To add an option, add a field here and the code that uses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
@@ -19,6 +20,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nulltext import defaults
+from nulltext.errors import OptionError
 from nulltext.names import (
     Align,
     Budget,
@@ -66,11 +68,15 @@ class About:
     editor: EditorName | None = None
     """The editor that it belongs to; None for all."""
     setting: str | None = None
-    """Its field of that editor, or of `EditSpec`, where a number of it can be set as it is."""
+    """Its field of that editor, where the value is set as it is."""
     by_strength: bool = False
     """Whether `strength` sets it, too."""
     knob: str | None = None
     """Its name in `--over`; None where a sweep cannot vary it."""
+    flags: str | None = None
+    """Its flags, where they are not those that follow from its name: "--resume/--fresh"."""
+    least: int | None = None
+    """Least value that the command line itself lets pass."""
     in_form: bool = False
     """Whether the studio shows a field for it that has no other place on the page."""
     no_job: str | None = None
@@ -100,7 +106,7 @@ class Option:
     @property
     def help(self) -> str:
         """What it does, and what holds without it."""
-        text = self.about.help.format(knobs=", ".join(KNOBS))
+        text = self.about.help.replace("{knobs}", ", ".join(KNOBS))
         return text if self.about.unset is None else f"{text[:-1]}; default {self.about.unset}."
 
     @property
@@ -117,8 +123,8 @@ class Option:
         return clean(value) if isinstance(value, str) else type(value)(map(clean, value))
 
 
-def _about(text: str, metavar: str | None = None, **more: Any) -> dict[str, About]:
-    """The metadata of a field; `more` are further fields of `About`."""
+def about(text: str, metavar: str | None = None, **more: Any) -> dict[str, About]:
+    """Make the metadata of a field of an options class; `more` are further fields of `About`."""
     return {"about": About(text, metavar, **more)}
 
 
@@ -127,11 +133,11 @@ class InversionOptions:
     """How a photo is inverted. None: not given."""
 
     method: Method | None = field(
-        default=None, metadata=_about("How to invert.", unset=Method.NULL_TEXT)
+        default=None, metadata=about("How to invert.", unset=Method.NULL_TEXT)
     )
     steps: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "DDIM steps, 1 to 1000; more is slower. Default 30 (20 by --budget fast, 50 by paper "
             "and other methods).",
             "T",
@@ -141,26 +147,26 @@ class InversionOptions:
     )
     budget: Budget | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "How much work null-text may do: sets --steps, --solver, --inner-steps, --null-start; "
             "default balanced, paper is as published."
         ),
     )
-    solver: Solver | None = field(default=None, metadata=_about("What minimises null-text's loss."))
+    solver: Solver | None = field(default=None, metadata=about("What minimises null-text's loss."))
     inner_steps: int | None = field(
         default=None,
-        metadata=_about("N where something is optimised: T N steps.", "N", low=0, high=9999),
+        metadata=about("N where something is optimised: T N steps.", "N", low=0, high=9999),
     )
     null_start: NullStart | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Where the null embeddings begin: at the prompt's (default), which saves most of the "
             "work, or at the empty prompt's, as published."
         ),
     )
     guidance: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "How strongly words steer; default: what the model suggests (flowers: 3), else 7.5.",
             "W",
             low=0,
@@ -168,7 +174,7 @@ class InversionOptions:
     )
     captioner: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Captioner that `nulltext train --stage captioner` or `convert-captioner` made; "
             "default: the bundled one, which knows flowers only.",
             "FOLDER",
@@ -176,24 +182,24 @@ class InversionOptions:
     )
     crop: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Square to edit, or X,Y,WIDTH,HEIGHT; default: the largest centred one.", "X,Y,SIZE"
         ),
     )
     size: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Size that the model works at, such as 768x512; photo: the whole photo in its own "
             "proportions; default: the model's own.",
             "WIDTHxHEIGHT",
         ),
     )
     seed: int | None = field(
-        default=None, metadata=_about("For the methods that draw noise.", "N", unset=defaults.SEED)
+        default=None, metadata=about("For the methods that draw noise.", "N", unset=defaults.SEED)
     )
     fresh: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "Start over, even where an inversion that was broken off can go on.",
             no_job="it is the whole batch's: nulltext batch --fresh",
         ),
@@ -209,21 +215,21 @@ class EditOptions(InversionOptions):
 
     image: Path | None = field(
         default=None,
-        metadata=_about("The photo; may be left out with --inversion.", "[IMAGE]", positional=True),
+        metadata=about("The photo; may be left out with --inversion.", "[IMAGE]", positional=True),
     )
     source: str | None = field(
         default=None,
-        metadata=_about("What the photo shows, in words; auto: ask a captioner.", prose=True),
+        metadata=about("What the photo shows, in words; auto: ask a captioner.", prose=True),
     )
     target: tuple[str, ...] = field(
-        default=(), metadata=_about("What it shall show instead; may be repeated.", prose=True)
+        default=(), metadata=about("What it shall show instead; may be repeated.", prose=True)
     )
     then: tuple[str, ...] = field(
-        default=(), metadata=_about(f"The next edit, {_CHAINED}", "TARGET", prose=True)
+        default=(), metadata=about(f"The next edit, {_CHAINED}", "TARGET", prose=True)
     )
     then_strength: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "How far each --then may go from the picture before it; default: as far as the first.",
             "S",
             low=0,
@@ -232,7 +238,7 @@ class EditOptions(InversionOptions):
     )
     output: Path | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Default: IMAGE's name-edited.png; several pictures add -1, -2, …",
             "OUT.png",
             short="-o",
@@ -241,28 +247,28 @@ class EditOptions(InversionOptions):
     )
     strip: Path | bool = field(
         default=False,
-        metadata=_about("Also photo, bound, reconstruction, edits in a row.", "STRIP.png"),
+        metadata=about("Also photo, bound, reconstruction, edits in a row.", "STRIP.png"),
     )
     full: bool = field(
-        default=False, metadata=_about("Paste the edit back into the photo at its own size.")
+        default=False, metadata=about("Paste the edit back into the photo at its own size.")
     )
     keep_gps: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "Write where the photo was taken into the result, too; date, exposure, kind of camera "
             "and lens, author and copyright are always kept, comments and serial numbers never."
         ),
     )
     editor: EditorName = field(
         default=EditorName.PROMPT_TO_PROMPT,
-        metadata=_about(
+        metadata=about(
             "prompt-to-prompt changes what things are and keeps their shapes; masactrl changes "
             "shapes and keeps the look."
         ),
     )
     weight: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "Stress a word of the target: yellow=2, red=-1.",
             "WORD=FACTOR",
             prose=True,
@@ -271,7 +277,7 @@ class EditOptions(InversionOptions):
     )
     strength: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "How far the edit may go: 0 the reconstruction (with --full, the photo), 0.5 the "
             "default, 1 the words alone.",
             "S",
@@ -282,25 +288,24 @@ class EditOptions(InversionOptions):
     )
     target_guidance: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "How strongly the target's words steer; the photo's own stay as inverted.",
             "W",
             low=0,
-            setting="guidance_scale",
             knob="target-guidance",
             in_form=True,
         ),
     )
     sweep: Path | bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "Also a labelled grid over one knob or two (--over); default: strengths 0 to 1.",
             "GRID.png",
         ),
     )
     over: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "What --sweep varies: strength=0:1:5 (five values) or cross=0,0.5,1; a second --over "
             "goes down the grid. Knobs: {knobs}.",
             "KNOB=VALUES",
@@ -308,7 +313,7 @@ class EditOptions(InversionOptions):
     )
     cross_steps: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Fraction of steps in which words keep their places.",
             unset=defaults.CROSS_STEPS,
             low=0,
@@ -321,7 +326,7 @@ class EditOptions(InversionOptions):
     )
     self_steps: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Fraction of steps in which shapes are kept.",
             unset=defaults.SELF_STEPS,
             low=0,
@@ -334,7 +339,7 @@ class EditOptions(InversionOptions):
     )
     masa_start: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "masactrl: fraction of steps in which the words alone lay out the picture.",
             "S",
             unset=defaults.MASA_START,
@@ -348,7 +353,7 @@ class EditOptions(InversionOptions):
     )
     masa_layer: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "masactrl: share of the self-attention layers that keep to themselves.",
             "L",
             unset=defaults.MASA_LAYER,
@@ -361,7 +366,7 @@ class EditOptions(InversionOptions):
     )
     masa_word: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "masactrl: the word for the foreground, which is copied from the source's foreground, "
             "as the background is from its background; may be repeated.",
             "WORD",
@@ -372,20 +377,20 @@ class EditOptions(InversionOptions):
     )
     mask: Path | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "White where the photo may change; of its proportions; an image or .npy.", "FILE"
         ),
     )
     blend: tuple[str, ...] = field(
         default=(),
-        metadata=_about("Change only where this word looks; may be repeated.", "WORD", prose=True),
+        metadata=about("Change only where this word looks; may be repeated.", "WORD", prose=True),
     )
     blend_except: tuple[str, ...] = field(
-        default=(), metadata=_about("But not where this word looks.", "WORD", prose=True)
+        default=(), metadata=about("But not where this word looks.", "WORD", prose=True)
     )
     blend_threshold: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "0 to 1; higher keeps the change of a --blend smaller.",
             unset=defaults.BLEND_THRESHOLD,
             low=0,
@@ -394,7 +399,7 @@ class EditOptions(InversionOptions):
     )
     detail: Detail | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Fine detail of the photo, put back over the edit with --full, --mask or --blend: "
             "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
             "the shapes stayed (auto, the default).",
@@ -403,11 +408,11 @@ class EditOptions(InversionOptions):
     )
     source_branch: SourceBranch = field(
         default="replay",
-        metadata=_about("What targets follow: the replay, or the photo's exact trajectory."),
+        metadata=about("What targets follow: the replay, or the photo's exact trajectory."),
     )
     align: Align | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Which source word a target word takes its place from: auto (default) swaps changed "
             "words and adds new ones, refine leaves changed words free, replace pairs by position.",
             editor=EditorName.PROMPT_TO_PROMPT,
@@ -415,11 +420,11 @@ class EditOptions(InversionOptions):
         ),
     )
     inversion: Path | None = field(
-        default=None, metadata=_about("A saved inversion: no need to invert.", "FILE")
+        default=None, metadata=about("A saved inversion: no need to invert.", "FILE")
     )
     save_inversion: Path | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Keep the inversion for later.", "FILE", no_job="a batch keeps every inversion itself"
         ),
     )
@@ -457,17 +462,30 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def check_range(option: Option, value: float) -> None:
+    """Refuse a number that is out of an option's range.
+
+    Raises:
+        OptionError: it is.
+    """
+    low, high = option.about.low, option.about.high
+    if low is not None and not low <= value <= (math.inf if high is None else high):
+        to = "up" if high is None else f"to {high:g}"
+        raise OptionError(f"{option.flag} is {value:g}; choose a number from {low:g} {to}.")
+
+
 def options_of(group: type) -> dict[str, Option]:
     """The options of an options class by name, its own before those that it inherits."""
     hints = get_type_hints(group)
-    ordered = sorted(fields(group), key=lambda one: one.name not in group.__annotations__)
+    taken = [one for one in fields(group) if one.init]
+    ordered = sorted(taken, key=lambda one: one.name not in group.__annotations__)
     return {
         one.name: Option(
             name=one.name,
             kind=_kind_of(hints[one.name]),
             type=_given_type(hints[one.name]),
             default=one.default,
-            about=one.metadata["about"],
+            about=one.metadata.get("about") or About(**one.metadata),
         )
         for one in ordered
     }

@@ -16,7 +16,7 @@ from nulltext.image.images import save_image
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.photos import Photo
 from nulltext.inversion.record import Inversion, StepInfo
-from nulltext.jobs.saving import save_placed
+from nulltext.jobs.pictures import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.notes import notes_on_prompts
 from nulltext.studio.chips import difference, read_chips
