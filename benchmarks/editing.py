@@ -44,7 +44,7 @@ import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
 from nulltext.image.images import from_uint8
-from nulltext.inversion.budgets import BUDGETS, Plan, planned
+from nulltext.inversion.budgets import BUDGETS, Budget, planned
 from nulltext.training.petals import outline
 
 METHODS = ("ddim", "null-text", "balanced", "fast", "negative-prompt", "direct")
@@ -220,11 +220,11 @@ def measure(
     return rows
 
 
-def plan_of(method: str, steps: int) -> Plan:
+def plan_of(method: str, steps: int) -> Budget:
     """How one of `METHODS` inverts; `steps`: of all but the budgets."""
     if method in BUDGETS:
-        return planned("null-text", budget=method)
-    return planned(method, num_steps=steps, budget="paper" if method == "null-text" else None)
+        return planned(budget=method)
+    return planned(method, num_steps=steps)
 
 
 def measured(method: str, editor: str, branch: str) -> bool:

@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import torch
 
 import nulltext
 from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.health.checkup import SOURCE, TARGET
 from nulltext.health.examine import examine
 from nulltext.health.measures import gradient_norm
@@ -40,7 +41,7 @@ from nulltext.image.photos import load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.record import StepInfo, run
+from nulltext.inversion.registry import with_options
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.files import replace_file
 from nulltext.version import __version__
@@ -108,7 +109,7 @@ def problem_of(model: nulltext.LatentDiffusion, num_steps: int) -> Problem:
     return Problem(
         latents=inversion.trajectory[:1].to(model.device),
         prompt_embeds=model.embed([SOURCE]),
-        num_steps=num_steps,
+        grid=model.schedule.grid(num_steps),
         guidance_scale=GUIDANCE,
         generator=torch.Generator().manual_seed(0),
     )
@@ -160,7 +161,7 @@ def method_of(loop: str) -> tuple[InversionMethod, int]:
     if loop == "paper":
         return NullText(**never), NUM_STEPS  # type: ignore[arg-type]
     budget = BUDGETS[BUDGET]
-    return replace(budget.method(), **never), budget.num_steps  # type: ignore[arg-type]
+    return with_options(budget.method, **never), budget.num_steps
 
 
 def edit_part(bench: Bench, kind: str) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def edits_part(bench: Bench, loop: str) -> dict[str, Any]:
         method: InversionMethod = ReferenceLoop()
         steps, own = NUM_STEPS, with_naive_attention(model)
     else:
-        method, steps, own = BUDGETS[BUDGET].method(), BUDGETS[BUDGET].num_steps, model
+        method, steps, own = BUDGETS[BUDGET].method, BUDGETS[BUDGET].num_steps, model
     peak, started = Peak(model.device), time.perf_counter()
     inversion = nulltext.invert(
         own,

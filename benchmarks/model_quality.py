@@ -40,7 +40,7 @@ from torch.nn import functional
 
 import nulltext
 from judge import Judge, load_judge
-from nulltext.attention.maps import Bystander, StepMaps, Watched, word_map
+from nulltext.attention.maps import NoOpController, ProbedController, StepMaps, word_map
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.image.images import psnr, save_image, to_pil
@@ -221,13 +221,12 @@ def pointing_figures(
         clean = model.encode(as_floats(shrink(pixels[None], model.resolution[0])))
         embeds = model.embed([plain(example)])
         for timestep in POINTING_TIMESTEPS:
-            signal = model.schedule.alpha_cumprod(timestep)
+            level = model.schedule.level(timestep)
             rng = torch.Generator().manual_seed(number)
             noise = torch.randn(clean.shape, generator=rng)
             eye = StepMaps(largest_self_site(*clean.shape[-2:]))
-            with attach(model.unet, Watched(Bystander(guided=False), eye)):
-                noisy = signal**0.5 * clean + (1 - signal) ** 0.5 * noise
-                model.predict_noise(noisy, timestep, embeds)
+            with attach(model.unet, ProbedController(NoOpController(guided=False), eye)):
+                model.predict(level.add_noise(clean, noise), level, embeds)
             attention = word_map(eye.token_maps()[0], tokens)
             share = functional.interpolate(
                 torch.from_numpy(mask)[None, None].float(), attention.shape, mode="area"

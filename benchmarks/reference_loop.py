@@ -17,10 +17,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nulltext.diffusion.guidance import guide, guided_noise
+from nulltext.diffusion.guidance import guide
+from nulltext.diffusion.levels import Step
+from nulltext.diffusion.loops import Conditions, StepInfo, pivot_steps, sample_step
 from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.record import StepInfo
-from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -53,21 +53,19 @@ class ReferenceLoop:
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
         """Pivot, then the published double loop."""
-        total = problem.num_steps
-        trajectory = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, total)
-        latents, null_embed = trajectory[-1:], model.embed([""])
+        prompt_embeds, total = problem.prompt_embeds, len(problem.grid)
+        trajectory = yield from pivot_steps(model, problem.latents, prompt_embeds, problem.grid)
+        latents, null_embed = trajectory[-1], model.embed([""])
         null_embeds = []
-        for index, timestep in enumerate(model.schedule.timesteps(total)):
-            target = trajectory[total - index - 1][None]
-            null_embed, inner = self._fit(
-                model, problem, latents, target, null_embed, timestep, index
-            )
+        for index, step in enumerate(problem.grid):
+            target = trajectory[total - index - 1]
+            null_embed, inner = self._fit(model, problem, step, latents, target, null_embed, index)
             null_embeds.append(null_embed)
-            with torch.no_grad():
-                latents = _step(model, problem, latents, null_embed, timestep)
-            yield StepInfo("optimise", index + 1, total, timestep, inner_steps=inner)
+            conditions = Conditions(null_embed, prompt_embeds)
+            latents = sample_step(model, step, latents, conditions, problem.guidance_scale).latents
+            yield StepInfo("optimise", index + 1, total, step.noisier, inner_steps=inner)
         return Solution(
-            trajectory=trajectory,
+            trajectory=trajectory[:, 0],
             null_embeds=torch.cat(null_embeds),
             replayed=latents,
         )
@@ -76,23 +74,22 @@ class ReferenceLoop:
         self,
         model: LatentDiffusion,
         problem: Problem,
+        step: Step,
         latents: Tensor,
         target: Tensor,
         start: Tensor,
-        timestep: int,
         index: int,
     ) -> tuple[Tensor, int]:
         """(embedding, inner steps that were taken)."""
         null_embed = start.clone().detach().requires_grad_(True)
         optimiser = torch.optim.Adam([null_embed], lr=1e-2 * (1.0 - index / 100.0))
-        cleaner = model.schedule.cleaner(timestep, problem.num_steps)
         with torch.no_grad():
-            noise_prompt = model.predict_noise(latents, timestep, problem.prompt_embeds)
+            output_prompt = model.predict(latents, step.noisier, problem.prompt_embeds)
         inner = 0
         while inner < self.inner_steps:
-            noise_null = model.predict_noise(latents, timestep, null_embed)
-            noise_pred = guide(noise_null, noise_prompt, problem.guidance_scale)
-            landed = model.schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+            output_null = model.predict(latents, step.noisier, null_embed)
+            output = guide(output_null, output_prompt, problem.guidance_scale)
+            landed = step.denoise(latents, output)
             loss = torch.nn.functional.mse_loss(landed, target)
             optimiser.zero_grad()
             loss.backward()
@@ -101,18 +98,3 @@ class ReferenceLoop:
             if self.tolerance >= 0 and loss.item() < self.tolerance + index * 2e-5:
                 break
         return null_embed.detach(), inner
-
-
-def _step(
-    model: LatentDiffusion, problem: Problem, latents: Tensor, null_embed: Tensor, timestep: int
-) -> Tensor:
-    noise_pred = guided_noise(
-        model,
-        latents,
-        timestep,
-        null_embeds=null_embed,
-        prompt_embeds=problem.prompt_embeds,
-        guidance_scale=problem.guidance_scale,
-    )
-    cleaner = model.schedule.cleaner(timestep, problem.num_steps)
-    return model.schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)

@@ -1,4 +1,4 @@
-"""PSNR against UNet evaluations, for each solver and start over budgets: null-text alone.
+"""PSNR against UNet evaluations, for null-text and its accelerated form, over starts, T and N.
 
     python benchmarks/solver_curve.py --data DIR --limit 8 --guidance 12
 
@@ -15,22 +15,27 @@ from typing import TypeAlias
 
 import nulltext
 from captions import captioned_photos
+from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText
-from nulltext.names import NullStart
+from nulltext.inversion.registry import method_named, with_options
 
-Point: TypeAlias = tuple[NullStart, str, int, int]
-"""(start, solver, T, N)."""
+Point: TypeAlias = tuple[str, str, int, int]
+"""(start, method, T, N)."""
 
 POINTS: list[Point] = [
-    *[("empty", "adam", 50, inner) for inner in (1, 3, 10)],
-    *[("empty", "adam", 20, inner) for inner in (3, 10)],
-    *[("empty", "gauss-newton", 20, inner) for inner in (1, 2)],
-    *[("empty", "secant", 20, inner) for inner in (1, 2, 4)],
-    *[("prompt", "adam", 50, inner) for inner in (1, 10)],
-    *[("prompt", "secant", 50, inner) for inner in (0, 1)],
-    *[("prompt", "secant", 30, inner) for inner in (0, 1, 2)],
-    *[("prompt", "secant", 20, inner) for inner in (0, 1, 2)],
+    *[("empty", "null-text", 50, inner) for inner in (1, 3, 10)],
+    *[("empty", "null-text", 20, inner) for inner in (3, 10)],
+    *[("empty", "null-text-secant", 20, inner) for inner in (1, 2, 4)],
+    *[("prompt", "null-text-secant", 50, inner) for inner in (0, 1)],
+    *[("prompt", "null-text-secant", 30, inner) for inner in (0, 1, 2)],
+    *[("prompt", "null-text-secant", 20, inner) for inner in (0, 1, 2)],
 ]
+
+
+def method_of(start: str, name: str, inner_steps: int) -> InversionMethod:
+    """The method of a point."""
+    options = {} if name == NullText.name else {"start": start}
+    return with_options(method_named(name), inner_steps=inner_steps, **options)
 
 
 def main() -> None:
@@ -49,14 +54,14 @@ def main() -> None:
     table: dict[Point, list[dict[str, float]]] = {point: [] for point in POINTS}
     for photo in captioned_photos(options.data, options.split, options.limit):
         for point in POINTS:
-            start, solver, steps, inner = point
+            start, name, steps, inner = point
             key = f"{model.fingerprint} {photo.path.name} {options.guidance} {point}"
             if key not in known:
                 header = nulltext.invert(
                     model,
                     photo.path,
                     photo.caption,
-                    method=NullText(start=start, solver=solver, inner_steps=inner),
+                    method=method_of(start, name, inner),
                     num_steps=steps,
                     guidance_scale=options.guidance,
                 ).header
@@ -70,11 +75,11 @@ def main() -> None:
                 print(known[key], flush=True)
             table[point].append(known[key])
     print(f"\nw = {options.guidance:g}, {options.limit} photos\n")
-    print("| start | solver | T | N | evaluations | PSNR to the bound |")
+    print("| start | method | T | N | evaluations | PSNR to the bound |")
     print("|---|---|--:|--:|--:|--:|")
-    for (start, solver, steps, inner), rows in table.items():
+    for (start, name, steps, inner), rows in table.items():
         evaluations, gap = (statistics.mean(r[k] for r in rows) for k in ("evaluations", "gap"))
-        print(f"| {start} | {solver} | {steps} | {inner} | {evaluations:.0f} | {gap:+.2f} dB |")
+        print(f"| {start} | {name} | {steps} | {inner} | {evaluations:.0f} | {gap:+.2f} dB |")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def contenders(model: nulltext.LatentDiffusion, budgets: list[str]) -> dict[str,
         REFERENCE: (with_naive_attention(model), ReferenceLoop(), NUM_STEPS)
     }
     for name in budgets:
-        found[name] = (model, BUDGETS[name].method(), BUDGETS[name].num_steps)
+        found[name] = (model, BUDGETS[name].method, BUDGETS[name].num_steps)
     return found
 
 

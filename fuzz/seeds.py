@@ -170,7 +170,10 @@ def _inversions() -> Iterator[tuple[str, dict[str, torch.Tensor], dict[str, Any]
         "prompt": "a photo of a caf\u00e9",
         "model": "small",
         "fingerprint": "0" * 64,
-        "timesteps": [501, 1],
+        "levels": [
+            {"fed": 501, "alpha": 0.5, "sigma": 0.75**0.5},
+            {"fed": 1, "alpha": 0.999, "sigma": 0.0447},
+        ],
         "guidance_scale": 7.5,
         "method": "null-text",
         "method_config": {"solver": {"name": "adam", "tolerances": [0.1, 0.2]}, "inner_steps": 10},

@@ -19,7 +19,7 @@ from PIL import Image
 import nulltext
 from nulltext.attention.blend import LocalBlend
 from nulltext.editing.heatmaps import heat_map_steps
-from nulltext.inversion.null_text import NullText
+from nulltext.inversion.registry import method_named, with_options
 from second_device import DEVICE, METER, NAME, PretendTensor
 from tiny import tiny_pipeline
 
@@ -75,12 +75,12 @@ def method(name: str) -> dict[str, Any]:
     return {"finite": bool(made.trajectory.isfinite().all())}
 
 
-def half(solver: str) -> dict[str, Any]:
+def half(name: str) -> dict[str, Any]:
     """float16, with the gradients that it takes care of."""
     pipe = tiny_pipeline("sd1")
     pipe.unet.half()
     model = nulltext.load(pipe.to(DEVICE))
-    result = sampled(model, NullText(solver=solver, inner_steps=1))
+    result = sampled(model, with_options(method_named(name), inner_steps=1))
     return {"finite": all(bool(tensor.isfinite().all()) for tensor in result.values())}
 
 
@@ -136,7 +136,7 @@ def planted(fault: str) -> dict[str, Any]:
     model = nulltext.load(tiny_pipeline("sd1").to(DEVICE))
     latents = torch.zeros(1, 4, 8, 8, device=DEVICE)
     if fault == "mixed":
-        model.predict_noise(latents, 1, model.embed([""]).cpu())
+        model.predict(latents, model.schedule.level(1), model.embed([""]).cpu())
     elif fault == "float64":
         latents * torch.ones(8, dtype=torch.float64).to(DEVICE)
     elif fault == "generator":
@@ -150,7 +150,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     **{f"whole {family}": (lambda f=family: whole(f)) for family in ("sd1", "sd2", "sdxl")},
     **{f"offload {family}": (lambda f=family: offload(f)) for family in ("sd1", "sdxl")},
     "hooks sd1": lambda: hooks("sd1"),
-    **{f"half {s}": (lambda s=s: half(s)) for s in ("adam", "secant")},
+    **{f"half {s}": (lambda s=s: half(s)) for s in ("null-text", "null-text-secant")},
     **{
         f"method {name}": (lambda n=name: method(n))
         for name in ("direct", "negative-prompt", "textual-pivot", "model-tuning", "textual")

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import nulltext
-from nulltext.inversion.record import StepInfo
+from nulltext.diffusion.levels import Level
+from nulltext.diffusion.loops import StepInfo
 from nulltext.models.choice import ModelChoice
 from nulltext.studio.handlers import handle
 from nulltext.studio.house import Studio
@@ -75,4 +76,4 @@ class Gate:
     def steps(self) -> Iterator[StepInfo]:
         self.begun.set()
         while not self.open.wait(0.01):
-            yield StepInfo("edit", 1, 2, 0)
+            yield StepInfo("edit", 1, 2, Level(1.0, 0.0, 0))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nulltext.attention import controller as controlling
 from nulltext.attention.controller import Action, Heads, Layer, Site
-from nulltext.attention.lending import Loan, Recorder, Turn
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector, largest_self_site
+from nulltext.attention.store import AttentionStore, Recorder, TargetControl
 from nulltext.errors import ModelError
 
 L = 24
@@ -61,7 +61,7 @@ def batch(model, size=(8, 8), rows=2):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(rows, 4, *size, generator=generator)
     prompts = ["", "a cat", "a photo of a daisy", "a sofa"][:rows]
-    return latents, 500, model.embed(prompts)
+    return latents, model.schedule.level(500), model.embed(prompts)
 
 
 def processors(model):
@@ -70,28 +70,28 @@ def processors(model):
 
 @torch.no_grad()
 def test_ignoring_and_observing_leave_the_output_bit_equal(tiny):
-    plain = tiny.predict_noise(*batch(tiny))
+    plain = tiny.predict(*batch(tiny))
     for what in ("ignore", "observe"):
         probe = Probe(what)
         with attach(tiny.unet, probe):
-            assert torch.equal(tiny.predict_noise(*batch(tiny)), plain)
+            assert torch.equal(tiny.predict(*batch(tiny)), plain)
         assert {site.kind for site in probe.sites} == {"cross", "self"}
 
 
 @torch.no_grad()
 def test_editing_with_the_own_probabilities_is_plain_to_rounding(tiny):
-    plain = tiny.predict_noise(*batch(tiny))
+    plain = tiny.predict(*batch(tiny))
     with attach(tiny.unet, Probe("edit")):
-        edited = tiny.predict_noise(*batch(tiny))
+        edited = tiny.predict(*batch(tiny))
     torch.testing.assert_close(edited, plain, atol=1e-5, rtol=1e-5)  # float32, fused or not
 
 
 @torch.no_grad()
 def test_editing_reaches_the_prompt_rows_and_never_the_null_rows(tiny):
-    plain = tiny.predict_noise(*batch(tiny, rows=4))
+    plain = tiny.predict(*batch(tiny, rows=4))
     with attach(tiny.unet, Probe("edit", change=lambda own: own.roll(1, dims=-1))):
-        edited = tiny.predict_noise(*batch(tiny, rows=4))
-    assert torch.equal(edited[:2], tiny.predict_noise(*batch(tiny, rows=4))[:2]) or torch.allclose(
+        edited = tiny.predict(*batch(tiny, rows=4))
+    assert torch.equal(edited[:2], tiny.predict(*batch(tiny, rows=4))[:2]) or torch.allclose(
         edited[:2], plain[:2], atol=1e-5
     )
     assert (edited[2:] - plain[2:]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
@@ -112,11 +112,11 @@ def test_probabilities_are_those_of_diffusers_unfused_processor(tiny):
 
     probe, spy = Probe("observe"), Spy()
     with attach(tiny.unet, probe):
-        tiny.predict_noise(*batch(tiny))
+        tiny.predict(*batch(tiny))
     before = processors(tiny)
     tiny.unet.set_attn_processor(spy)
     try:
-        tiny.predict_noise(*batch(tiny))
+        tiny.predict(*batch(tiny))
     finally:
         tiny.unet.set_attn_processor({f"{n}.processor": p for n, p in before.items()})
     modules = dict(tiny.unet.named_modules())
@@ -131,7 +131,7 @@ def test_probabilities_are_those_of_diffusers_unfused_processor(tiny):
 def test_sites_have_their_true_height_and_width(tiny):
     probe = Probe("observe")
     with attach(tiny.unet, probe):
-        tiny.predict_noise(*batch(tiny, size=(4, 12)))
+        tiny.predict(*batch(tiny, size=(4, 12)))
     sizes = {(s.height, s.width) for s in probe.sites}
     # SDXL has no attention at the latents' own size
     assert sizes == ({(2, 6)} if tiny.unet.config.addition_embed_type else {(4, 12), (2, 6)})
@@ -148,7 +148,7 @@ def test_processors_and_hooks_are_restored_after_an_exception(tiny):
 
     probe = Probe("edit", change=fail)
     with pytest.raises(RuntimeError, match="inside"), attach(tiny.unet, probe):
-        tiny.predict_noise(*batch(tiny))
+        tiny.predict(*batch(tiny))
     assert processors(tiny) == before
     assert not any(m._forward_pre_hooks for m in tiny.unet.modules())
 
@@ -180,8 +180,10 @@ def injection(*, gate=None, weights=None, cross_until=5, self_until=3):
 
 def injector(injections, step, source=None):
     """An injector of rows that all start from a source with these maps at "layer"."""
-    loan = Loan(injections, step, maps={} if source is None else {"layer": source})
-    return MapInjector([Turn(i, loan, Loan([], step)) for i in injections], step, guided=True)
+    loan = AttentionStore(injections, step, maps={} if source is None else {"layer": source})
+    return MapInjector(
+        [TargetControl(i, loan, AttentionStore([], step)) for i in injections], step, guided=True
+    )
 
 
 def maps(rows, keys, seed):
@@ -255,7 +257,7 @@ def test_borrowed_attention_is_the_parents_probabilities_on_own_values(tiny):
     """M V*, with M the softmax of the parent's queries and keys, made by hand."""
     probe = Probe("observe")
     with attach(tiny.unet, probe):
-        tiny.predict_noise(*batch(tiny, rows=4))
+        tiny.predict(*batch(tiny, rows=4))
     name = next(n for n in probe.layers if probe.layers[n].context is None)
     layer, modules = probe.layers[name], dict(tiny.unet.named_modules())
     attn, rows, parent = modules[name], layer.hidden_states[2:], layer.hidden_states[:1]
@@ -278,7 +280,7 @@ def test_borrowed_attention_is_the_parents_probabilities_on_own_values(tiny):
             return asked
 
     with attach(tiny.unet, Borrowing("borrow")):
-        tiny.predict_noise(*batch(tiny, rows=4))
+        tiny.predict(*batch(tiny, rows=4))
     handle.remove()
     # float32, fused or by hand
     torch.testing.assert_close(outputs["got"][2:], expected, atol=1e-5, rtol=1e-5)
@@ -290,11 +292,11 @@ def test_borrowing_the_own_queries_is_plain_to_rounding(tiny):
         def action(self, site):
             return "borrow" if site.kind == "self" else "ignore"
 
-    plain = tiny.predict_noise(*batch(tiny, rows=4))
+    plain = tiny.predict(*batch(tiny, rows=4))
     with attach(tiny.unet, Borrowing("borrow")):
-        own = tiny.predict_noise(*batch(tiny, rows=4))
+        own = tiny.predict(*batch(tiny, rows=4))
     with attach(tiny.unet, Borrowing("borrow", change=lambda rows: rows.flip(0))):
-        swapped = tiny.predict_noise(*batch(tiny, rows=4))
+        swapped = tiny.predict(*batch(tiny, rows=4))
     torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(swapped[:2], plain[:2], atol=1e-5, rtol=1e-5)
     assert (swapped[2:] - plain[2:]).abs().amax(dim=(1, 2, 3)).min() > 1e-4
@@ -307,7 +309,7 @@ def test_heads_in_slices_are_the_heads_in_one_piece(tiny, monkeypatch):
         monkeypatch.setattr(controlling, "SLICE_BYTES", limit)
         probe = Probe("edit")
         with attach(tiny.unet, probe):
-            output = tiny.predict_noise(*batch(tiny, rows=4))
+            output = tiny.predict(*batch(tiny, rows=4))
         assert all((some.stop - some.first == some.total) == (limit > 1) for some in probe.pieces)
         found.append((output, probe.seen))
     (whole, one), (sliced, other) = found
@@ -319,7 +321,7 @@ def test_heads_in_slices_are_the_heads_in_one_piece(tiny, monkeypatch):
 def test_recorder_keeps_just_what_the_injector_will_ask_for():
     for step in range(6):
         injections = [injection(cross_until=4, self_until=2)]
-        recorder = Recorder(Loan(injections, step), guided=True)
+        recorder = Recorder(AttentionStore(injections, step), guided=True)
         controller = injector(injections, step)
         for site in (
             Site("a", "cross", 64, 64),
@@ -348,11 +350,11 @@ def test_threads_on_one_model_do_not_disturb_each_other(tiny):
         for _ in range(rounds):
             with torch.no_grad():
                 if shift is None:
-                    results.append(tiny.predict_noise(*batch(tiny)))
+                    results.append(tiny.predict(*batch(tiny)))
                     continue
                 probe = Probe("edit", change=lambda own: own.roll(shift, dims=-1))
                 with attach(tiny.unet, probe):
-                    results.append(tiny.predict_noise(*batch(tiny)))
+                    results.append(tiny.predict(*batch(tiny)))
         return results
 
     expected = {shift: sample(shift)[0] for shift in (None, 1, 2)}
@@ -367,11 +369,11 @@ def test_threads_on_one_model_do_not_disturb_each_other(tiny):
 @torch.no_grad()
 def test_processors_of_the_pipeline_keep_working_underneath(tiny):
     pipe = tiny.to_diffusers()
-    plain, fused = tiny.predict_noise(*batch(tiny)), tiny.unet.attn_processors
+    plain, fused = tiny.predict(*batch(tiny)), tiny.unet.attn_processors
     pipe.enable_attention_slicing(1)
     try:
         with attach(tiny.unet, Probe("observe")):
-            sliced = tiny.predict_noise(*batch(tiny))
+            sliced = tiny.predict(*batch(tiny))
     finally:
         tiny.unet.set_attn_processor(fused)
     torch.testing.assert_close(sliced, plain, atol=1e-5, rtol=1e-5)

@@ -12,7 +12,7 @@ import nulltext
 from nulltext.attention.blend import LocalBlend, PromptTokens, blend_mask, blend_tokens
 from nulltext.editing.regions import Region, Words, on_latents
 from nulltext.errors import OptionError, PromptError
-from nulltext.inversion.sampling import exact_source_step
+from nulltext.inversion.replay import exact_source_step
 
 PROMPT = "a white cat"
 

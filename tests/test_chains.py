@@ -11,9 +11,9 @@ import nulltext
 from conftest import DAHLIA_PROMPT
 from nulltext.attention.blend import LocalBlend
 from nulltext.attention.controller import Heads, Site
-from nulltext.attention.lending import Loan, Turn
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector
-from nulltext.editing.lineage import passes_of, rows_of
+from nulltext.attention.store import AttentionStore, TargetControl
+from nulltext.editing.rows import passes_of, rows_of
 from nulltext.editing.spec import with_parents
 from nulltext.errors import OptionError, PromptError
 from nulltext.words.alignment import attention_map
@@ -86,11 +86,11 @@ def test_a_links_maps_come_from_the_maps_of_the_link_before():
     for old, new, weight in zip(prompts, prompts[1:], weights[::-1], strict=False):
         words = attention_map(old, new)
         plans.append(Injection(words.mapping, words.gate, weight, 5, 0, 256))
-    source = Loan(plans[:1], 0, maps={"layer": maps[0][None]})
-    middle = Loan(plans[1:], 0)
+    source = AttentionStore(plans[:1], 0, maps={"layer": maps[0][None]})
+    middle = AttentionStore(plans[1:], 0)
     site, given = Site("layer", "cross", 3, 3), []
     for plan, parent, own, row in ((plans[0], source, middle, 1), (plans[1], middle, None, 2)):
-        turn = Turn(plan, parent, own or Loan([], 0))
+        turn = TargetControl(plan, parent, own or AttentionStore([], 0))
         controller, heads = MapInjector([turn], 0, guided=True), Heads(0, 2, 2)
         given.append(controller.edit(maps[row][None], site, heads)[0])
 

@@ -260,7 +260,7 @@ def test_a_difference_of_weights_acts_in_its_own_thread_alone(tiny_sd1):
 
     def predicted(model):
         with torch.no_grad():
-            return model.predict_noise(latents, 500, embeds)
+            return model.predict(latents, model.schedule.level(500), embeds)
 
     plain, wrong, inside = predicted(tiny_sd1), [], threading.Event()
 

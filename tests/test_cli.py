@@ -322,7 +322,6 @@ def make_bad_files(folder):
         "--method=ddim",
         "--crop=0,0,9",
         "--budget=fast",
-        "--solver=adam",
         "--null-start=empty",
         "--seed=1",
     ],
@@ -363,7 +362,7 @@ def test_out_of_memory_says_what_to_lower(here, model, run, monkeypatch):
 
         return torch.empty(2**60)
 
-    monkeypatch.setattr(LatentDiffusion, "predict_noise", exhausted)
+    monkeypatch.setattr(LatentDiffusion, "predict", exhausted)
     code, _, err = run(*EDIT, "--model", model, "--steps", 2)
     assert code == 2
     assert "out of memory" in err

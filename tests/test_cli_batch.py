@@ -27,14 +27,15 @@ SHORT = ("--budget", "paper", "--steps", 3, "--inner-steps", 2, "--size", "photo
 
 
 def test_where_the_null_embeddings_begin_is_said_or_the_default(here, model, run):
-    asked = {"default": (), "empty": ("--null-start", "empty"), "fast": ("--budget", "fast")}
+    asked = {"default": (), "empty": ("--null-start", "empty"), "paper": ("--budget", "paper")}
     line = ("invert", "cat.png", "--prompt", "a cat", "--steps", 2, "--model", model)
     for name, more in asked.items():
         code, _, err = run(*line, *more, "-o", f"{name}.safetensors")
         assert code == 0, err
     made = [nulltext.Inversion.load(f"{name}.safetensors").header for name in asked]
-    assert [header.method_config["start"] for header in made] == ["prompt", "empty", "prompt"]
-    assert [header.method_config["solver"] for header in made] == ["secant", "adam", "secant"]
+    assert [header.method_config.get("start") for header in made] == ["prompt", "empty", None]
+    named = ["null-text-secant", "null-text-secant", "null-text"]
+    assert [header.method for header in made] == named
     edit = ("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--steps", 2)
     code, _, err = run(
         *(*edit, "--null-start", "empty", "--model", model),

@@ -63,8 +63,10 @@ def test_each_part_computes_what_it_does_on_the_cpu(there, dtype, photo):
     off["decode"] = distance(moved.decode(own_latents), model.decode(latents))
     both, own_both = latents.repeat(2, 1, 1, 1), own_latents.repeat(2, 1, 1, 1)
     with torch.no_grad():
-        noise = model.predict_noise(both, 500, embeds)
-        off["unet"] = distance(moved.predict_noise(own_both, 500, own_embeds), noise)
+        noise = model.predict(both, model.schedule.level(500), embeds)
+        off["unet"] = distance(
+            moved.predict(own_both, moved.schedule.level(500), own_embeds), noise
+        )
     off["gradient"] = distance(*(gradient(*one) for one in ((moved, own_both), (model, both))))
     exact = {"text", "encode", "decode"}  # these stay float32
     for name, value in off.items():
@@ -74,7 +76,7 @@ def test_each_part_computes_what_it_does_on_the_cpu(there, dtype, photo):
 def gradient(model, latents):
     embeds = model.embed(["a cat", "a dog"]).requires_grad_(True)
     with model.frozen():
-        loss = model.predict_noise(latents, 500, embeds).square().mean()
+        loss = model.predict(latents, model.schedule.level(500), embeds).square().mean()
         (found,) = torch.autograd.grad(loss, embeds)
     return found
 

@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
+from nulltext.diffusion.loops import run
 from nulltext.errors import OutOfMemoryError, UserError, is_out_of_memory, out_of_memory_named
-from nulltext.inversion.record import run
 
 ABSURD = 2**50
 """Numbers that no machine has the memory for."""

@@ -313,11 +313,8 @@ def test_the_diffusion_judge_prefers_what_the_model_painted(flowers):
         z = torch.randn(1, *flowers.latents_shape, generator=torch.Generator().manual_seed(1))
         embeds = flowers.embed([prompt])
         with torch.no_grad():
-            for t in flowers.schedule.timesteps(5):
-                noise = flowers.predict_noise(z, t, embeds)
-                z = flowers.schedule.step(
-                    z, noise, noisier=t, cleaner=flowers.schedule.cleaner(t, 5)
-                )
+            for step in flowers.schedule.grid(5):
+                z = step.denoise(z, flowers.predict(z, step.noisier, embeds))
         pictures.append(flowers.decode(z)[0])
     for index, picture_of in enumerate(pictures):
         mine, other = prompts[index], prompts[1 - index]

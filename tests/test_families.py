@@ -12,7 +12,8 @@ import nulltext
 from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import ModelError, OptionError, PromptError
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.sampling import replay_steps
+from nulltext.inversion.replay import replay_steps
+from nulltext.inversion.secant import SecantNullText
 from nulltext.models.load import load
 from tiny import tiny_pipeline
 
@@ -21,17 +22,17 @@ PROMPT = "a photo of a white cat"
 
 @dataclass(frozen=True)
 class Shared(nulltext.LatentDiffusion):
-    """A model that predicts the noise of each timestep once, and repeats itself."""
+    """A model that gives the same output at a noise level, whatever the latents."""
 
     said: dict = field(default_factory=dict)
 
-    def predict_noise(self, latents, timestep, prompt_embeds, rows=None):
-        if timestep not in self.said:
-            self.said[timestep] = super().predict_noise(latents, timestep, prompt_embeds)
-        return self.said[timestep].expand_as(latents)
+    def predict(self, latents, level, prompt_embeds, rows=None):
+        if level not in self.said:
+            self.said[level] = super().predict(latents, level, prompt_embeds, rows)
+        return self.said[level].expand_as(latents)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])  # v turns with the level: none is shared
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 def test_in_float64_ddim_replay_is_exact_under_shared_noise_predictions(family, guidance, photo):
     model = nulltext.load(tiny_pipeline(family).to(torch.float64))
@@ -76,12 +77,11 @@ def test_an_sdxl_folder_from_photo_to_edit_through_a_file(tmp_path, photo):
     assert [word.word for word in maps.words] == PROMPT.split()
 
 
-@pytest.mark.parametrize("solver", ["adam", "gauss-newton", "secant"])
-def test_the_pooled_null_embedding_moves_only_when_asked(tiny_sdxl, photo, solver):
+def test_the_pooled_null_embedding_moves_only_when_asked(tiny_sdxl, photo):
     tokens, start = tiny_sdxl.max_tokens, tiny_sdxl.embed([""])
     pooled = {}
     for choice in ("fixed", "optimised"):
-        method = NullText(solver=solver, inner_steps=1, pooled=choice)
+        method = SecantNullText(inner_steps=1, start="empty", pooled=choice)
         made = nulltext.invert(tiny_sdxl, photo, PROMPT, method=method, num_steps=2)
         moved = (made.null_embeds - start)[0]
         assert bool(moved[:tokens, :32].any()), "the first encoder's half"
@@ -93,7 +93,7 @@ def test_the_pooled_null_embedding_moves_only_when_asked(tiny_sdxl, photo, solve
 
 def test_pooled_is_checked():
     with pytest.raises(OptionError, match="'fixed' or 'optimised'"):
-        NullText(pooled="maybe")
+        SecantNullText(pooled="maybe")
 
 
 def test_the_size_that_sdxl_is_told_is_the_size_that_is_sampled(tiny_sdxl):
@@ -105,7 +105,7 @@ def test_the_size_that_sdxl_is_told_is_the_size_that_is_sampled(tiny_sdxl):
     try:
         with torch.no_grad():
             embeds = tiny_sdxl.embed(["a cat", ""])
-            tiny_sdxl.predict_noise(torch.randn(2, 4, 6, 10), 500, embeds)
+            tiny_sdxl.predict(torch.randn(2, 4, 6, 10), tiny_sdxl.schedule.level(500), embeds)
     finally:
         handle.remove()
     assert told[0].tolist() == [[24, 40, 0, 0, 24, 40]] * 2

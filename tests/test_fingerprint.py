@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import nulltext
+from nulltext.diffusion.loops import run as run_steps
 from nulltext.health.examine import examine
 from nulltext.inversion import partial as partials
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.partial import digests_of
-from nulltext.inversion.record import run as run_steps
-from nulltext.inversion.sampling import check_model
+from nulltext.inversion.replay import check_model
 from nulltext.jobs.ledger import Kind, open_book
 from nulltext.models.choice import ModelChoice
 from nulltext.models.fingerprint import fingerprints, known_names, spellings

@@ -131,7 +131,7 @@ def test_odd_latents_go_through_the_unet_and_their_sites_are_read(tiny, size):
 
     latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
     with attach(tiny.unet, Probe()):
-        noise = tiny.predict_noise(latents, 500, tiny.embed(["a cat"]))
+        noise = tiny.predict(latents, tiny.schedule.level(500), tiny.embed(["a cat"]))
     assert noise.shape == latents.shape
     halves = tuple(math.ceil(side / 2) for side in size)
     assert halves in seen

@@ -20,13 +20,13 @@ from PIL import Image
 
 import nulltext
 from counting import unet_passes
+from nulltext.diffusion.levels import affine
 from nulltext.diffusion.schedule import Schedule
 from nulltext.editing.editors import EDITORS
 from nulltext.inversion.base import Problem
-from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import METHODS, method_named
-from nulltext.inversion.sampling import Conditions, exact_source_step, model_of, source_step
-from nulltext.inversion.solvers.registry import SOLVERS
+from nulltext.inversion.replay import Replaying, exact_source_step, source_step
+from nulltext.inversion.secant import SecantNullText
 
 PROMPT = "a photo of a white daisy"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -51,11 +51,10 @@ def on_grid(model, **config):
 
 
 def eager(name, **options):
-    """A method that makes one inner step, by the default budget's solver, where it has some."""
+    """A method that makes one inner step, where it has some, and does not stop early."""
     method = method_named(name)
     own = {field.name for field in fields(method)}
-    wanted = {"inner_steps": 1, "solver": "secant", "loss_tolerance": 0.0}
-    wanted |= {"loss_tolerance_slope": 0.0} | options
+    wanted = {"inner_steps": 1, "loss_tolerance": 0.0, "loss_tolerance_slope": 0.0} | options
     return replace(method, **{key: value for key, value in wanted.items() if key in own})
 
 
@@ -66,14 +65,12 @@ def assert_claims_hold(model, made, still):
     claimed = made.header.psnr_reconstruction
     # float32: both branches of guidance share a UNet call in a replay, and not in a fit
     assert nulltext.replay(model, made).psnr == pytest.approx(claimed, abs=1e-2)
-    schedule, grid = model.schedule, made.header.timesteps
-    steps = [schedule.coefficients(start=t, end=schedule.cleaner(t, len(grid))) for t in grid]
+    grid = model.schedule.grid(made.num_steps)
+    steps = [affine(step.prediction, step.noisier, step.cleaner) for step in grid]
     assert [index for index, step in enumerate(steps) if step == (1.0, 0.0)] == still
-    worn, latents = model_of(model, made), made.trajectory[-1:]
+    replaying, latents = Replaying.of(model, replace(made, corrections=None)), made.trajectory[-1:]
     for index in still:
-        plain = replace(made, corrections=None)
-        landed, _ = source_step(worn, plain, Conditions.of(model, made), latents, index)
-        assert torch.equal(landed, latents)
+        assert torch.equal(source_step(replaying, latents, index).latents, latents)
     for embeds in fitted:
         for index in (i for i in still if 0 < i < len(embeds)):
             assert torch.equal(embeds[index], embeds[index - 1])
@@ -103,17 +100,21 @@ def test_methods_pass_the_edges_under_v_prediction(tiny_sd2, photo, edge, name):
     assert_claims_hold(model, made, still)
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
+FITTED = ("null-text", "null-text-secant")
+
+
+@pytest.mark.parametrize("name", FITTED)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_no_solver_works_on_an_identity(tiny_sd1, solver, prediction):
+def test_no_fit_works_on_an_identity(tiny_sd1, name, prediction):
     model = on_grid(tiny_sd1, timestep_spacing="linspace", prediction_type=prediction, **NOTEBOOK)
     draw = torch.Generator().manual_seed(5)
     latents = torch.randn(2, 4, 8, 8, generator=draw)
     model, embeds = model.counted(2), model.embed([PROMPT])
-    problems = [Problem(row[None], embeds, 3, 7.5, draw) for row in latents]
+    grid = model.schedule.grid(3)
+    problems = [Problem(row[None], embeds, grid, 7.5, draw) for row in latents]
     steps, counts = [], []
     nulltext.run(
-        eager("null-text", solver=solver).batch_steps(model, problems),
+        eager(name).batch_steps(model, problems),
         lambda info: (steps.append(info), counts.append((info.kept or {}).get("counts"))),
     )
     fitted = [info for info in steps if info.stage == "optimise"]
@@ -128,7 +129,8 @@ def test_no_solver_works_on_an_identity(tiny_sd1, solver, prediction):
 def test_shared_fits_take_no_gradient_of_an_identity(tiny_sd1, name):
     model = on_grid(tiny_sd1, timestep_spacing="linspace", **NOTEBOOK)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    problem = Problem(latents, model.embed([PROMPT]), 3, 7.5, torch.Generator().manual_seed(0))
+    draw, grid = torch.Generator().manual_seed(0), model.schedule.grid(3)
+    problem = Problem(latents, model.embed([PROMPT]), grid, 7.5, draw)
     model, losses = model.counted(), []
     with unet_passes() as seen:
         solution = nulltext.run(
@@ -139,15 +141,18 @@ def test_shared_fits_take_no_gradient_of_an_identity(tiny_sd1, name):
     assert losses[-1] > 0, "what the other steps left is reported"
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
-@pytest.mark.parametrize(("name", "guidance"), [("null-text", 1 + 1e-9), ("textual-pivot", 1e-30)])
-def test_a_branch_that_counts_for_nothing_is_left_alone(tiny_sd1, solver, name, guidance):
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [("null-text", 1 + 1e-9), ("null-text-secant", 1 + 1e-9), ("textual-pivot", 1e-30)],
+)
+def test_a_branch_that_counts_for_nothing_is_left_alone(tiny_sd1, name, guidance):
     draw = torch.Generator().manual_seed(5)
     latents = torch.randn(1, 4, 8, 8, generator=draw)
-    problem = Problem(latents, tiny_sd1.embed([PROMPT]), 3, guidance, draw)
+    grid = tiny_sd1.schedule.grid(3)
+    problem = Problem(latents, tiny_sd1.embed([PROMPT]), grid, guidance, draw)
     model = tiny_sd1.counted()
-    solution = nulltext.run(eager(name, solver=solver).steps(model, problem))
-    embeds = solution.null_embeds if name == "null-text" else solution.prompt_embeds
+    solution = nulltext.run(eager(name).steps(model, problem))
+    embeds = solution.prompt_embeds if name == "textual-pivot" else solution.null_embeds
     assert torch.equal(embeds, embeds[:1].expand_as(embeds))
     assert (solution.iterations, model.passes.total) == (0, 3 + 3 * 2)
     assert solution.replayed.isfinite().all()
@@ -165,7 +170,8 @@ def test_a_branch_that_counts_for_nothing_is_left_alone(tiny_sd1, solver, name, 
 )
 def test_every_editor_passes_an_identity(request, photo, family, branch, editor):
     model = on_grid(request.getfixturevalue(family), timestep_spacing="linspace", **NOTEBOOK)
-    made = nulltext.invert(model, photo, "a white cat", method=NullText("secant", 1), num_steps=3)
+    method = SecantNullText(inner_steps=1, start="empty")
+    made = nulltext.invert(model, photo, "a white cat", method=method, num_steps=3)
     spec = nulltext.EditSpec("a white dog", editor=EDITORS[editor]())
     landed = []
     edit = nulltext.edit(

@@ -171,9 +171,9 @@ def test_attention_is_read_with_the_lora_in_it(pipe, tmp_path):
     pipe.load_lora_weights(lora_folder(pipe, tmp_path))
     model = nulltext.from_pipe(pipe)
     latents, embeds = torch.randn(1, 4, 8, 8), model.embed([PROMPT])
-    plain = model.predict_noise(latents, 500, embeds)
+    plain = model.predict(latents, model.schedule.level(500), embeds)
     with attach(model.unet, Identity()):
-        controlled = model.predict_noise(latents, 500, embeds)
+        controlled = model.predict(latents, model.schedule.level(500), embeds)
     # float32: explicit softmax against the fused kernel
     torch.testing.assert_close(controlled, plain, atol=1e-5, rtol=1e-4)
 

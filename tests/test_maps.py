@@ -9,7 +9,13 @@ from torch.nn.functional import interpolate
 
 import nulltext
 from nulltext.attention.controller import Heads, Site
-from nulltext.attention.maps import Bystander, RunningMean, StepMaps, Watched, word_map
+from nulltext.attention.maps import (
+    NoOpController,
+    ProbedController,
+    RunningMean,
+    StepMaps,
+    word_map,
+)
 from nulltext.attention.processor import attach
 from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.editing.loop import edit_steps
@@ -36,7 +42,7 @@ def cross_attention_by_hand(model, latents, timestep, embeds):
     for module in model.unet.modules():
         if isinstance(module, Attention):
             handles.append(module.register_forward_hook(record, with_kwargs=True))
-    model.predict_noise(latents, timestep, embeds)
+    model.predict(latents, model.schedule.level(timestep), embeds)
     for handle in handles:
         handle.remove()
     return list(found.values())
@@ -47,8 +53,8 @@ def test_token_maps_are_the_mean_over_heads_and_layers(tiny):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     embeds = tiny.embed(["a white cat"])
     maps = StepMaps(256)
-    with attach(tiny.unet, Watched(Bystander(guided=False), maps)):
-        tiny.predict_noise(latents, 500, embeds)
+    with attach(tiny.unet, ProbedController(NoOpController(guided=False), maps)):
+        tiny.predict(latents, tiny.schedule.level(500), embeds)
     layers = cross_attention_by_hand(tiny, latents, 500, embeds)
     finest = max(int(layer.shape[-1] ** 0.5) for layer in layers)
     expected = torch.zeros(tiny.max_tokens, finest, finest)

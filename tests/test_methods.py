@@ -10,7 +10,7 @@ import torch
 
 import nulltext
 from nulltext.errors import OptionError
-from nulltext.inversion.sampling import source_step
+from nulltext.inversion.replay import source_step
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0, 7.5])
@@ -31,7 +31,7 @@ def test_direct_corrections_are_what_the_guided_step_misses_by(tiny, photo):
     inversion = nulltext.invert(tiny, photo, "a cat", method="direct", num_steps=4)
     plain = nulltext.invert(tiny, photo, "a cat", method="ddim", num_steps=4)
     torch.testing.assert_close(inversion.trajectory, plain.trajectory)
-    from nulltext.inversion.sampling import Conditions
+    from nulltext.diffusion.loops import Conditions
 
     for index in range(4):
         row = 4 - index

@@ -12,11 +12,11 @@ from torch.nn.functional import interpolate
 
 import nulltext
 from nulltext.attention.controller import Site
-from nulltext.attention.lending import Loan, Recorder, Turn
 from nulltext.attention.mutual import FOREGROUND, Mutual, MutualAttention
 from nulltext.attention.processor import attach, self_depths
+from nulltext.attention.store import AttentionStore, Recorder, TargetControl
 from nulltext.diffusion.guidance import guided_noise
-from nulltext.editing.lineage import rows_of
+from nulltext.editing.rows import rows_of
 from nulltext.errors import OptionError, PromptError
 
 SOURCE, TARGET = "a white cat", "a white cat on a sofa"
@@ -33,7 +33,7 @@ def predict(model, z, prompts, scale=3.0):
 
 def lent(model, plans, step, guided=True):
     """What a source's pass lends to these plans."""
-    loan = Loan(plans, step)
+    loan = AttentionStore(plans, step)
     with attach(model.unet, Recorder(loan, guided)):
         predict(model, latents(0), [SOURCE], 3.0 if guided else 1.0)
     return loan
@@ -42,7 +42,7 @@ def lent(model, plans, step, guided=True):
 def mutual(model, plans, prompts, step, maps=None, source_guided=True):
     """The targets' noise, under MutualAttention."""
     loan = lent(model, plans, step, source_guided)
-    turns = [Turn(plan, loan, Loan([], step), maps) for plan in plans]
+    turns = [TargetControl(plan, loan, AttentionStore([], step), maps) for plan in plans]
     with attach(model.unet, MutualAttention(turns, step, guided=True)):
         return predict(model, latents(1, len(plans)), prompts)
 
@@ -165,7 +165,7 @@ def test_steps_and_layers_before_the_start_are_untouched(tiny):
     plain = predict(tiny, latents(1), [TARGET])
     assert torch.equal(mutual(tiny, [plan], [TARGET], step=2), plain)
     for depth, action in ((0.0, "ignore"), (0.49, "ignore"), (0.5, "redirect"), (0.9, "redirect")):
-        turns = [Turn(plan, Loan([plan], 3), Loan([], 3))]
+        turns = [TargetControl(plan, AttentionStore([plan], 3), AttentionStore([], 3))]
         site = Site("layer", "self", 4, 4, depth)
         assert MutualAttention(turns, 3, guided=True).action(site) == action
     cross = Site("layer", "cross", 4, 4, 0.9)
@@ -187,7 +187,10 @@ def test_only_what_is_asked_for_is_kept(tiny):
 def test_with_the_sources_own_latents_and_words_nothing_changes(tiny):
     plan = Mutual(0, 0.0, None)
     loan = lent(tiny, [plan], 0)
-    with attach(tiny.unet, MutualAttention([Turn(plan, loan, Loan([], 0))], 0, guided=True)):
+    with attach(
+        tiny.unet,
+        MutualAttention([TargetControl(plan, loan, AttentionStore([], 0))], 0, guided=True),
+    ):
         got = predict(tiny, latents(0), [SOURCE])
     torch.testing.assert_close(got, predict(tiny, latents(0), [SOURCE]), atol=1e-6, rtol=1e-5)
 
@@ -197,9 +200,14 @@ def test_a_source_without_null_row_is_asked_by_both_branches(tiny):
     plan = Mutual(0, 0.0, None)
     seen = lent(tiny, [plan], 0, guided=False)
     assert {kept.shape[0] for kept in seen.inputs.values()} == {1}
-    doubled = Loan([plan], 0, inputs={k: torch.cat([v, v]) for k, v in seen.inputs.items()})
+    doubled = AttentionStore(
+        [plan], 0, inputs={k: torch.cat([v, v]) for k, v in seen.inputs.items()}
+    )
     got = mutual(tiny, [plan], [TARGET], 0, source_guided=False)
-    with attach(tiny.unet, MutualAttention([Turn(plan, doubled, Loan([], 0))], 0, guided=True)):
+    with attach(
+        tiny.unet,
+        MutualAttention([TargetControl(plan, doubled, AttentionStore([], 0))], 0, guided=True),
+    ):
         expected = predict(tiny, latents(1), [TARGET])
     torch.testing.assert_close(got, expected)
 

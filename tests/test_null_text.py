@@ -14,11 +14,12 @@ from conftest import DAHLIA_PROMPT, EXAMPLE
 from nulltext.errors import NumericalError, OptionError
 from nulltext.image.images import largest_centred_square, to_tensor
 from nulltext.inversion.null_text import NullText
+from nulltext.inversion.secant import SecantNullText
 
 PROMPT = "a photo of a white daisy"
 
 
-def transcription(pipe, latents, prompt, *, steps, inner, guidance, start):
+def transcription(pipe, latents, prompt, *, steps, inner, guidance):
     """The algorithm of the paper in plain loops, with diffusers' scheduler and raw modules.
 
     Returns null embeddings [T, L, D], the trajectory [T + 1, C, h, w], and the final latents.
@@ -28,8 +29,6 @@ def transcription(pipe, latents, prompt, *, steps, inner, guidance, start):
     grid = scheduler.timesteps.tolist()
 
     (prompt_embed, added), (null, added_null) = embeddings(pipe, prompt, latents)
-    if start == "prompt":
-        null, added_null = prompt_embed, added
     alphas = scheduler.alphas_cumprod.double()
 
     def alpha(t):
@@ -44,7 +43,8 @@ def transcription(pipe, latents, prompt, *, steps, inner, guidance, start):
     for t in reversed(grid):
         z, cleaner = trajectory[-1], t - 1000 // steps
         with torch.no_grad():
-            eps = to_noise(pipe.unet(z, t, prompt_embed, added_cond_kwargs=added).sample, z, t)
+            output = pipe.unet(z, t, prompt_embed, added_cond_kwargs=added).sample
+            eps = to_noise(output, z, cleaner)
         x0 = (z - (1 - alpha(cleaner)) ** 0.5 * eps) / alpha(cleaner) ** 0.5
         trajectory.append(alpha(t) ** 0.5 * x0 + (1 - alpha(t)) ** 0.5 * eps)
 
@@ -86,12 +86,12 @@ def embeddings(pipe, prompt, latents):
     return (prompt_embed, added[0]), (null, added[1])
 
 
-def assert_equals_transcription(model, latents, prompt, *, steps, inner, start="empty"):
+def assert_equals_transcription(model, latents, prompt, *, steps, inner):
     pipe = copy.deepcopy(model.to_diffusers())
     nulls, trajectory, landed = transcription(
-        pipe, latents, prompt, steps=steps, inner=inner, guidance=7.5, start=start
+        pipe, latents, prompt, steps=steps, inner=inner, guidance=7.5
     )
-    config = NullText(inner_steps=inner, start=start)
+    config = NullText(inner_steps=inner)
     solution = solve(model, latents, prompt, steps=steps, config=config)
     scale = trajectory.abs().max()
     # float32 throughout; diffusers' scheduler coefficients are float32, ours float64, and Adam
@@ -99,7 +99,7 @@ def assert_equals_transcription(model, latents, prompt, *, steps, inner, start="
     torch.testing.assert_close(solution.trajectory, trajectory, atol=2e-4 * scale, rtol=2e-4)
     tokens = model.max_tokens  # the rows behind them hold SDXL's pooled embedding, which stays
     torch.testing.assert_close(solution.null_embeds[:, :tokens], nulls, atol=2e-3, rtol=2e-3)
-    first = model.embed([prompt if start == "prompt" else ""])
+    first = model.embed([""])
     assert torch.equal(solution.null_embeds[:, tokens:], first[:, tokens:].expand(steps, -1, -1))
     torch.testing.assert_close(solution.replayed, landed, atol=2e-3 * scale, rtol=2e-3)
     assert (nulls - first[:, :tokens]).abs().max() > 5e-3, "nothing was optimised"
@@ -108,19 +108,19 @@ def assert_equals_transcription(model, latents, prompt, *, steps, inner, start="
 def solve(model, latents, prompt, *, steps, config):
     from nulltext.inversion.base import Problem
 
-    problem = Problem(latents, model.embed([prompt]), steps, 7.5, torch.Generator())
+    grid = model.schedule.grid(steps)
+    problem = Problem(latents, model.embed([prompt]), grid, 7.5, torch.Generator())
     return nulltext.run(config.steps(model, problem))
 
 
-@pytest.mark.parametrize("start", ["empty", "prompt"])
-def test_equals_the_transcription_on_tiny_models(tiny, start):
+def test_equals_the_transcription_on_tiny_models(tiny):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert_equals_transcription(tiny, latents, PROMPT, steps=5, inner=3, start=start)
+    assert_equals_transcription(tiny, latents, PROMPT, steps=5, inner=3)
 
 
 def test_begun_at_the_prompt_without_steps_it_is_negative_prompt_inversion(tiny):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    idle = NullText(inner_steps=0, start="prompt")
+    idle = SecantNullText(inner_steps=0)
     counted = tiny.counted()
     ours = solve(counted, latents, PROMPT, steps=4, config=idle)
     theirs = solve(tiny, latents, PROMPT, steps=4, config=nulltext.NegativePrompt())
@@ -136,7 +136,7 @@ def test_a_start_at_the_prompt_is_nearer_after_as_much_work(flowers):
             flowers,
             EXAMPLE,
             DAHLIA_PROMPT,
-            method=NullText(inner_steps=1, start=start),
+            method=SecantNullText(inner_steps=1, start=start),
             num_steps=8,
         ).header
         for start in ("empty", "prompt")
@@ -144,11 +144,6 @@ def test_a_start_at_the_prompt_is_nearer_after_as_much_work(flowers):
     assert from_prompt.unet_evaluations <= from_empty.unet_evaluations
     assert from_prompt.psnr_reconstruction > from_empty.psnr_reconstruction + 1.0
     assert from_prompt.method_config["start"] == "prompt"
-
-
-def test_an_unknown_start_is_refused():
-    with pytest.raises(OptionError, match="start is 'noise'"):
-        NullText(start="noise")
 
 
 def test_equals_the_transcription_on_the_bundled_model(flowers):
@@ -192,7 +187,11 @@ def test_an_inner_loop_never_ends_worse_than_it_began(tiny_sd1):
         loop = config.steps(
             tiny_sd1,
             nulltext.inversion.base.Problem(
-                latents, tiny_sd1.embed([PROMPT]), 4, 7.5, torch.Generator()
+                latents,
+                tiny_sd1.embed([PROMPT]),
+                tiny_sd1.schedule.grid(4),
+                7.5,
+                torch.Generator(),
             ),
         )
         nulltext.run(loop, lambda i, name=name: losses[name].append(i.loss))
@@ -216,13 +215,13 @@ def test_a_non_finite_loss_stops_with_the_timestep(tiny_sd1):
         def __getattr__(self, name):
             return getattr(tiny_sd1, name)
 
-        def predict_noise(self, latents, timestep, embeds, rows=None):
-            noise = tiny_sd1.predict_noise(latents, timestep, embeds)
+        def predict(self, latents, level, embeds, rows=None):
+            output = tiny_sd1.predict(latents, level, embeds, rows)
             is_null = torch.equal(embeds, tiny_sd1.embed([""]))
-            return noise * float("nan") if is_null else noise
+            return output * float("nan") if is_null else output
 
     latents = torch.randn(1, 4, 8, 8)
-    first = tiny_sd1.schedule.timesteps(4)[0]
+    first = tiny_sd1.schedule.grid(4)[0].noisier.fed
     with pytest.raises(NumericalError, match=f"timestep {first}"):
         solve(Broken(), latents, PROMPT, steps=4, config=NullText())
 
@@ -233,28 +232,26 @@ def test_guidance_without_a_null_branch_is_explained(tiny_sd1, photo, guidance):
         nulltext.invert(tiny_sd1, photo, PROMPT, guidance_scale=guidance)
 
 
-def test_learning_rate_stays_positive_on_long_grids():
-    config = NullText()
-    assert config.learning_rate_at(0) == pytest.approx(0.01)
-    assert config.learning_rate_at(49) == pytest.approx(0.0051)
-    assert config.learning_rate_at(999) > 0
-    assert config.tolerance_at(10) == pytest.approx(2.1e-4)
+def test_learning_rate_stays_positive_on_long_grids(tiny_sd1, monkeypatch):
+    rates, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr: rates.append(lr) or adam(p, lr=lr))
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    solve(tiny_sd1, latents, PROMPT, steps=110, config=NullText(inner_steps=0))
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[49] == pytest.approx(0.0051)
+    assert rates[109] == pytest.approx(1e-4)
 
 
-def test_ddim_replay_at_w_1_is_exact_under_shared_noise_predictions(tiny_sd1):
+def test_ddim_replay_at_w_1_is_exact_under_shared_outputs(tiny_sd1):
     latents = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    schedule, grid = tiny_sd1.schedule, tiny_sd1.schedule.timesteps(10)
-    trajectory, noises = [latents], []
-    for t in reversed(grid):
-        noises.append(tiny_sd1.predict_noise(trajectory[-1], t, tiny_sd1.embed([PROMPT])).double())
-        trajectory.append(
-            schedule.invert_step(
-                trajectory[-1], noises[-1], cleaner=schedule.cleaner(t, 10), noisier=t
-            )
-        )
+    grid, trajectory, outputs = tiny_sd1.schedule.grid(10), [latents], []
+    for step in reversed(grid):
+        output = tiny_sd1.predict(trajectory[-1], step.noisier, tiny_sd1.embed([PROMPT]))
+        outputs.append(output.double())
+        trajectory.append(step.invert(trajectory[-1], outputs[-1]))
     back = trajectory[-1]
-    for t, noise in zip(grid, reversed(noises), strict=True):
-        back = schedule.step(back, noise, noisier=t, cleaner=schedule.cleaner(t, 10))
+    for step, output in zip(grid, reversed(outputs), strict=True):
+        back = step.denoise(back, output)
     torch.testing.assert_close(back, latents, atol=1e-10, rtol=0)  # float64
 
 
@@ -262,7 +259,7 @@ def test_header_tells_how_it_was_made(dahlia_inversion, flowers):
     header = dahlia_inversion.header
     assert header.model == "flowers"
     assert header.fingerprint == flowers.fingerprint
-    assert header.method == "null-text"
+    assert header.method == "null-text-secant"
     assert header.method_config["start"] == "prompt"
     assert header.method_config["inner_steps"] == 2
     assert header.image_size == [640, 427]

@@ -14,23 +14,22 @@ from safetensors.torch import load_file, save_file
 
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE, small_disk
+from nulltext.diffusion.loops import run
 from nulltext.errors import OutputError
 from nulltext.inversion import partial as partials
+from nulltext.inversion.ablations import RandomPivot, TextualPivot
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.partial import METADATA_KEY, partial_of
-from nulltext.inversion.random_pivot import RandomPivot
-from nulltext.inversion.record import run
-from nulltext.inversion.textual_pivot import TextualPivot
+from nulltext.inversion.secant import SecantNullText
 from nulltext.storage.files import _own_prefix, clear_temporaries, replace_file
 from processes import killed_when
 from tiny import tiny_pipeline
 
 STEPS = 4
 METHODS = [
-    NullText(solver="adam", inner_steps=2),
-    NullText(solver="secant", inner_steps=2),
-    NullText(solver="gauss-newton", inner_steps=1),
+    NullText(inner_steps=2),
+    SecantNullText(inner_steps=2, start="empty"),
     TextualPivot(inner_steps=2),
     RandomPivot(inner_steps=2),
 ]
@@ -68,7 +67,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     ("method", "after"),
     [*((method, 2) for method in METHODS), (METHODS[1], 1), (METHODS[1], STEPS)],
-    ids=lambda value: f"{value.name}-{value.solver}" if hasattr(value, "name") else str(value),
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_going_on_ends_where_an_undisturbed_run_does(tiny_sd1, photo, tmp_path, method, after):
     path = tmp_path / "x.partial"
@@ -96,7 +95,7 @@ def test_a_partial_file_holds_no_more_than_it_must(tiny_sd1, photo, tmp_path):
         {"seed": 4},
         {"guidance_scale": 5.0},
         {"num_steps": 6},
-        {"method": NullText(solver="adam", inner_steps=3)},
+        {"method": NullText(inner_steps=3)},
         {"size": (24, 16)},
         {"crop": nulltext.CropBox(0, 0, 40, 40)},
     ],

@@ -163,7 +163,7 @@ def by_default(run, given, out):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_folder_of_every_kind_works_by_every_verb(here, run, checkpoint, plain, kind):
     header = plain(kind).inversion.header
-    assert (header.model, header.timesteps) == (kind, [501, 1])
+    assert (header.model, [level.fed for level in header.levels]) == (kind, [501, 1])
     guided = by_default(run, checkpoint(kind, "plain"), here / "guided.png")
     assert guided.pixels != plain(kind).picture.pixels
 
@@ -182,7 +182,7 @@ def test_every_layout_of_the_same_weights_gives_the_same_picture(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_linspace_scheduler_gives_another_grid(here, run, checkpoint, plain, kind):
     ours, other = by_every_verb(run, checkpoint(kind, "linspace"), here / "own"), plain(kind)
-    assert ours.inversion.header.timesteps[0] == 999
+    assert ours.inversion.header.levels[0].fed == 999
     assert ours.inversion.header.fingerprint != other.inversion.header.fingerprint
     assert ours.picture.pixels != other.picture.pixels
     guided = by_default(run, checkpoint(kind, "linspace"), here / "guided.png")

@@ -1,4 +1,4 @@
-"""The grid and the steps, against diffusers' own DDIMScheduler and against closed forms."""
+"""Grids and steps, against diffusers' schedulers and against closed forms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from nulltext.diffusion.levels import Level, Step, affine, clean_estimate, noise_estimate
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError
 
@@ -38,9 +39,9 @@ def test_grid_and_step_equal_diffusers(spacing, to_one, offset, steps):
     assert ours.timesteps(steps) == tuple(theirs.timesteps.tolist())
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 1, 4, 8, 8, generator=generator)
-    for timestep in ours.timesteps(steps)[:: max(1, steps // 7)]:
-        expected = theirs.step(noise, timestep, latents).prev_sample
-        got = ours.step(latents, noise, noisier=timestep, cleaner=ours.cleaner(timestep, steps))
+    for step in ours.grid(steps)[:: max(1, steps // 7)]:
+        expected = theirs.step(noise, step.noisier.fed, latents).prev_sample
+        got = step.denoise(latents, noise)
         # diffusers' coefficients are float32 products of up to 1000 factors
         torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
 
@@ -56,10 +57,9 @@ def test_every_prediction_type_and_beta_schedule_equals_diffusers(prediction, be
     theirs.set_timesteps(10)
     generator = torch.Generator().manual_seed(1)
     latents, output = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
-    for timestep in ours.timesteps(10)[1:]:
-        expected = theirs.step(output, timestep, latents).prev_sample
-        noise = ours.noise_from_output(output, latents, timestep)
-        got = ours.step(latents, noise, noisier=timestep, cleaner=ours.cleaner(timestep, 10))
+    for step in ours.grid(10)[1:]:
+        expected = theirs.step(output, step.noisier.fed, latents).prev_sample
+        got = step.denoise(latents, output)
         # their alpha-bar is a float32 product, and x0 is divided by sqrt(1 - alpha-bar) here
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
@@ -74,26 +74,78 @@ def test_zero_terminal_snr_equals_diffusers_under_v_prediction():
     theirs.set_timesteps(20)
     generator = torch.Generator().manual_seed(2)
     latents, output = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
-    first = ours.timesteps(20)[0]
-    assert first == 999
-    noise = ours.noise_from_output(output, latents, first)
-    got = ours.step(latents, noise, noisier=first, cleaner=ours.cleaner(first, 20))
-    expected = theirs.step(output, first, latents).prev_sample
+    first = ours.grid(20)[0]
+    assert first.noisier.fed == 999
+    got = first.denoise(latents, output)
+    expected = theirs.step(output, 999, latents).prev_sample
     # alpha-bar is 2^-24 here and 0 there: sqrt(2^-24) = 2.4e-4 bounds the difference
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_invert_step_equals_the_inverse_scheduler_of_diffusers():
-    inverse = DDIMInverseScheduler(**{k: v for k, v in SD1.items() if k != "steps_offset"})
-    ours = Schedule.from_config(SD1 | {"steps_offset": 0})
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_inversion_equals_the_inverse_scheduler_of_diffusers(prediction):
+    config = SD1 | {"prediction_type": prediction}
+    inverse = DDIMInverseScheduler(**{k: v for k, v in config.items() if k != "steps_offset"})
+    inverse.alphas_cumprod = inverse.alphas_cumprod.double()
+    ours = Schedule.from_config(config | {"steps_offset": 0})
     generator = torch.Generator().manual_seed(3)
-    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
+    latents, output = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
     inverse.set_timesteps(50)
     # their step at timestep t moves from t - 20 to t, as ours from cleaner to noisier
     for timestep in (20, 400, 960):
-        expected = inverse.step(noise, timestep, latents).prev_sample
-        got = ours.invert_step(latents, noise, cleaner=timestep - 20, noisier=timestep)
-        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        (step,) = (step for step in ours.grid(50) if step.noisier.fed == timestep)
+        expected = inverse.step(output, timestep, latents).prev_sample
+        # their alpha-bar is a float32 product of up to 1000 factors
+        torch.testing.assert_close(step.invert(latents, output), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_steps_equal_the_euler_scheduler_of_diffusers(shift):
+    euler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    euler.set_timesteps(10)
+    euler.sigmas = euler.sigmas.double()
+    generator = torch.Generator().manual_seed(4)
+    latents, output = torch.randn(2, 1, 16, 8, 8, generator=generator, dtype=torch.float64)
+    levels = [Level(1.0 - sigma, sigma, 1000 * sigma) for sigma in euler.sigmas.tolist()]
+    for timestep, noisier, cleaner in zip(euler.timesteps, levels, levels[1:], strict=False):
+        assert noisier.fed == pytest.approx(float(timestep), rel=1e-6)
+        step = Step(noisier, cleaner, "flow")
+        expected = euler.step(output, timestep, latents).prev_sample
+        landed = step.denoise(latents, output)
+        # their step rounds its result to float32
+        torch.testing.assert_close(landed, expected.double(), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(step.invert(landed, output), latents, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow", "sample"])
+def test_every_prediction_of_a_true_mixture_leads_to_the_same_places(prediction):
+    draw = torch.Generator().manual_seed(5)
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=draw, dtype=torch.float64)
+    if prediction == "flow":
+        noisier, cleaner = Level(0.3, 0.7, 700), Level(0.8, 0.2, 200)
+    else:
+        noisier, cleaner = Level(0.28, 0.96, 700), Level(0.8, 0.6, 200)
+    mixed = noisier.add_noise(clean, noise)
+    output = {
+        "epsilon": noise,
+        "v_prediction": noisier.alpha * noise - noisier.sigma * clean,
+        "flow": noise - clean,
+        "sample": clean,
+    }[prediction]
+    close = {"atol": 1e-12, "rtol": 0}  # float64
+    step = Step(noisier, cleaner, prediction)
+    torch.testing.assert_close(
+        step.denoise(mixed, output), cleaner.add_noise(clean, noise), **close
+    )
+    torch.testing.assert_close(step.clean_estimate(mixed, output), clean, **close)
+    torch.testing.assert_close(clean_estimate(prediction, noisier, mixed, output), clean, **close)
+    torch.testing.assert_close(noise_estimate(prediction, noisier, mixed, output), noise, **close)
+
+
+def test_v_and_flow_are_not_divided_at_noise_alone():
+    noise, clean = Level(0.0, 1.0, 999), Level(1.0, 0.0, 0)
+    assert affine("v_prediction", noise, clean) == (0.0, -1.0)
+    assert affine("flow", noise, clean) == (1.0, -1.0)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -104,28 +156,12 @@ def test_inverting_undoes_stepping_under_the_same_noise(spacing, steps):
     start = torch.randn(1, 4, 8, 8, generator=generator, dtype=torch.float64)
     noises = torch.randn(steps, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
     latents = start
-    grid = schedule.timesteps(steps)
-    for timestep, noise in zip(reversed(grid), noises, strict=True):
-        cleaner = schedule.cleaner(timestep, steps)
-        latents = schedule.invert_step(latents, noise, cleaner=cleaner, noisier=timestep)
-    for timestep, noise in zip(grid, noises.flip(0), strict=True):
-        cleaner = schedule.cleaner(timestep, steps)
-        latents = schedule.step(latents, noise, noisier=timestep, cleaner=cleaner)
+    grid = schedule.grid(steps)
+    for step, noise in zip(reversed(grid), noises, strict=True):
+        latents = step.invert(latents, noise)
+    for step, noise in zip(grid, noises.flip(0), strict=True):
+        latents = step.denoise(latents, noise)
     torch.testing.assert_close(latents, start, atol=1e-8, rtol=0)  # float64, up to 1000 steps
-
-
-def test_a_step_keeps_noise_and_image_of_a_true_mixture():
-    schedule = Schedule.from_config(SD1)
-    image, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    mixed = {
-        t: schedule.alpha_cumprod(t) ** 0.5 * image + (1 - schedule.alpha_cumprod(t)) ** 0.5 * noise
-        for t in (901, 301)
-    }
-    got = schedule.step(mixed[901], noise, noisier=901, cleaner=301)
-    torch.testing.assert_close(got, mixed[301], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        schedule.clean_estimate(mixed[301], noise, 301), image, atol=1e-5, rtol=1e-5
-    )
 
 
 def test_a_thousand_steps_stay_on_the_training_grid():
@@ -136,7 +172,7 @@ def test_a_thousand_steps_stay_on_the_training_grid():
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_steps_outside_the_training_grid_are_refused(steps):
     with pytest.raises(OptionError, match="from 1 to 1000"):
-        Schedule.from_config(SD1).timesteps(steps)
+        Schedule.from_config(SD1).grid(steps)
 
 
 @pytest.mark.parametrize(

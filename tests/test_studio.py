@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw
 
 import nulltext
 from captioners import captioner
+from nulltext.diffusion.levels import Level
+from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError
-from nulltext.inversion.record import StepInfo
 from nulltext.models.known_words import KnownWords
 from nulltext.studio import inverting
 from nulltext.studio import meter as meters
@@ -457,7 +458,7 @@ def test_the_line_is_first_come_first_served():
 
 def test_a_job_that_fails_does_not_stop_the_worker():
     def failing():
-        yield StepInfo("edit", 1, 1, 0)
+        yield StepInfo("edit", 1, 1, Level(1.0, 0.0, 0))
         raise NulltextError("no")
 
     worker = Worker()
@@ -476,7 +477,7 @@ def test_a_cancelled_job_is_closed_before_it_is_over():
         try:
             while True:
                 begun.set()
-                yield StepInfo("edit", 1, 2, 0)
+                yield StepInfo("edit", 1, 2, Level(1.0, 0.0, 0))
         finally:
             closed.set()
 
@@ -515,12 +516,12 @@ def test_time_left_and_curve(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     meter = meters.Meter("Starting")
     assert meter.progress(2) == meters.Progress("Starting", ahead=2)
-    meter.show(StepInfo("optimise", 1, 10, 0))
+    meter.show(StepInfo("optimise", 1, 10, Level(1.0, 0.0, 0)))
     assert meter.progress(0).left is None
     monkeypatch.setattr(time, "monotonic", lambda: 16.0)
-    meter.show(StepInfo("optimise", 4, 10, 0))
+    meter.show(StepInfo("optimise", 4, 10, Level(1.0, 0.0, 0)))
     assert meter.progress(0).left == pytest.approx(6 * (16.0 - 10.0) / 3)
-    meter.show(StepInfo("pivot", 4, 10, 0))
+    meter.show(StepInfo("pivot", 4, 10, Level(1.0, 0.0, 0)))
     assert meter.progress(0).left is None
 
 

@@ -399,14 +399,13 @@ def test_sdedit_at_full_strength_is_sampling_from_noise_and_at_none_is_the_photo
     )
     latents = tiny_sd1.encode(bench.crop[None])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    first = tiny_sd1.schedule.timesteps(4)[-2]
-    z = tiny_sd1.schedule.add_noise(latents, noise, first)
+    steps = tiny_sd1.schedule.grid(4)[-2:]
+    z = steps[0].noisier.add_noise(latents, noise)
     empty, prompt = tiny_sd1.embed(["", "a dog"]).chunk(2)
     with torch.no_grad():
-        for t in tiny_sd1.schedule.timesteps(4)[-2:]:
-            null, cond = (tiny_sd1.predict_noise(z, t, e) for e in (empty, prompt))
-            eps = null + 3.0 * (cond - null)
-            z = tiny_sd1.schedule.step(z, eps, noisier=t, cleaner=tiny_sd1.schedule.cleaner(t, 4))
+        for step in steps:
+            null, cond = (tiny_sd1.predict(z, step.noisier, e) for e in (empty, prompt))
+            z = step.denoise(z, null + 3.0 * (cond - null))
     torch.testing.assert_close(
         bench.sdedit("a dog", 0.5, 3.0), tiny_sd1.decode(z)[0], atol=1e-4, rtol=1e-4
     )

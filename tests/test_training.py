@@ -108,7 +108,7 @@ def test_what_it_makes_is_an_ordinary_pipeline(model_folder):
     embeds = ours.embed(["a red dot on grass"])
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        own = ours.predict_noise(latents, 500, embeds)
+        own = ours.predict(latents, ours.schedule.level(500), embeds)
         other = theirs.unet.float()(latents, 500, encoder_hidden_states=embeds).sample
     torch.testing.assert_close(own, other)
     assert theirs.scheduler.config.prediction_type == "epsilon"

@@ -41,9 +41,8 @@ def eager(name, **options):
 
 def solve(model, method, *, steps=3, guidance=7.5, seed=0):
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    problem = Problem(
-        latents, model.embed([PROMPT]), steps, guidance, torch.Generator().manual_seed(seed)
-    )
+    draw, grid = torch.Generator().manual_seed(seed), model.schedule.grid(steps)
+    problem = Problem(latents, model.embed([PROMPT]), grid, guidance, draw)
     chosen = method_named(method) if isinstance(method, str) else method
     return nulltext.run(chosen.steps(model, problem))
 
@@ -108,8 +107,8 @@ def test_a_random_pivot_is_the_closed_form(tiny_sd1):
     z0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     assert torch.equal(solution.trajectory[:1], z0)
-    for row, timestep in enumerate(reversed(tiny_sd1.schedule.timesteps(4)), start=1):
-        ab = tiny_sd1.schedule.alphas_cumprod[timestep]
+    for row, step in enumerate(reversed(tiny_sd1.schedule.grid(4)), start=1):
+        ab = tiny_sd1.schedule.alphas_cumprod[step.noisier.fed]
         expected = math.sqrt(ab) * z0 + math.sqrt(1 - ab) * noise
         torch.testing.assert_close(solution.trajectory[row][None], expected)
     other = solve(tiny_sd1, eager("random-pivot", inner_steps=1), steps=4, seed=4)
@@ -117,7 +116,7 @@ def test_a_random_pivot_is_the_closed_form(tiny_sd1):
 
 
 def test_the_global_embedding_equals_a_plain_double_loop(tiny_sd1):
-    model, schedule, w = tiny_sd1, tiny_sd1.schedule, 7.5
+    model, w = tiny_sd1, 7.5
     rounds, rate = 3, 1e-2
     method = nulltext.GlobalNull(inner_steps=rounds, learning_rate=rate)
     solution = solve(model, method, steps=3)
@@ -125,18 +124,18 @@ def test_the_global_embedding_equals_a_plain_double_loop(tiny_sd1):
     null = torch.nn.Parameter(empty.clone())
     adam = torch.optim.Adam([null], lr=rate)
 
-    def advanced(z, t):
-        noise_null = model.predict_noise(z, t, null)
-        noise = noise_null + w * (model.predict_noise(z, t, prompt) - noise_null)
-        return schedule.step(z, noise, noisier=t, cleaner=schedule.cleaner(t, 3))
+    def advanced(z, step):
+        output_null = model.predict(z, step.noisier, null)
+        output = output_null + w * (model.predict(z, step.noisier, prompt) - output_null)
+        return step.denoise(z, output)
 
     for _ in range(rounds):
         z = solution.trajectory[-1:]
-        for index, t in enumerate(schedule.timesteps(3)):
-            loss = (advanced(z, t) - solution.trajectory[2 - index]).square().mean()
+        for index, step in enumerate(model.schedule.grid(3)):
+            loss = (advanced(z, step) - solution.trajectory[2 - index]).square().mean()
             (null.grad,) = torch.autograd.grad(loss, null)  # the shared model keeps no gradients
             adam.step()
-            z = advanced(z, t).detach()
+            z = advanced(z, step).detach()
     # float32; Adam turns the sign of a gradient into a whole step
     torch.testing.assert_close(solution.null_embeds, null.detach(), atol=2e-3, rtol=2e-3)
 
@@ -146,10 +145,11 @@ def test_without_a_pivot_the_noise_and_the_timesteps_are_random(tiny_sd1, name):
     seen = []
     method = eager(name, inner_steps=4)
     latents = torch.randn(1, 4, 8, 8)
-    problem = Problem(latents, tiny_sd1.embed([PROMPT]), 3, 7.5, torch.Generator().manual_seed(0))
+    draw, grid = torch.Generator().manual_seed(0), tiny_sd1.schedule.grid(3)
+    problem = Problem(latents, tiny_sd1.embed([PROMPT]), grid, 7.5, draw)
     solution = nulltext.run(
         method.steps(tiny_sd1, problem),
-        lambda info: seen.append(info.timestep) if info.stage == "optimise" else None,
+        lambda info: seen.append(info.level) if info.stage == "optimise" else None,
     )
     assert len(seen) == 12
     assert len(set(seen)) > 9, "timesteps are drawn from all training steps"
@@ -165,11 +165,10 @@ def test_textual_inversion_lowers_the_denoising_loss(tiny_sd1):
     def loss(embeds):
         draw, total = torch.Generator().manual_seed(99), 0.0
         for timestep in range(100, 1000, 100):
+            level = tiny_sd1.schedule.level(timestep)
             noise = torch.randn(z0.shape, generator=draw)
             with torch.no_grad():
-                guess = tiny_sd1.predict_noise(
-                    tiny_sd1.schedule.add_noise(z0, noise, timestep), timestep, embeds
-                )
+                guess = tiny_sd1.predict_noise(level.add_noise(z0, noise), level, embeds)
             total += (noise - guess).square().mean().item()
         return total
 
@@ -210,20 +209,21 @@ class TestModelTuning:
                 layer.weight.data += product.view_as(layer.weight)
         z, embeds = torch.randn(2, 4, 8, 8), tiny_sd1.embed(["", PROMPT])
         with torch.no_grad():
-            expected = merged.predict_noise(z, 300, embeds)
+            level = merged.schedule.level(300)
+            expected = merged.predict(z, level, embeds)
             worn = replace(tiny_sd1, weight_delta=tuned.weight_delta)
             torch.testing.assert_close(
-                worn.predict_noise(z, 300, embeds), expected, atol=1e-4, rtol=1e-4
+                worn.predict(z, level, embeds), expected, atol=1e-4, rtol=1e-4
             )
-            assert not torch.allclose(tiny_sd1.predict_noise(z, 300, embeds), expected, atol=1e-3)
+            assert not torch.allclose(tiny_sd1.predict(z, level, embeds), expected, atol=1e-3)
 
     def test_a_new_difference_is_none_and_errors_take_it_off(self, tiny_sd1):
         delta = new_delta(tiny_sd1.unet, 2, torch.Generator())
         z, embeds = torch.randn(1, 4, 8, 8), tiny_sd1.embed([PROMPT])
         with torch.no_grad():
-            plain = tiny_sd1.predict_noise(z, 300, embeds)
+            plain = tiny_sd1.predict_noise(z, tiny_sd1.schedule.level(300), embeds)
             worn = replace(tiny_sd1, weight_delta=delta)
-            assert torch.equal(plain, worn.predict_noise(z, 300, embeds))
+            assert torch.equal(plain, worn.predict_noise(z, worn.schedule.level(300), embeds))
         with pytest.raises(ZeroDivisionError), applied(tiny_sd1.unet, delta):
             1 / 0  # noqa: B018
         assert not any(layer._forward_hooks for layer in tiny_sd1.unet.modules())
@@ -302,13 +302,12 @@ def test_options_of_another_method_are_refused():
 
 
 def test_guided_ddim_inversion_equals_the_formula(tiny_sd1):
-    schedule, w = tiny_sd1.schedule, 3.0
+    w = 3.0
     solution = solve(tiny_sd1, nulltext.DDIM(inversion_guidance=w), steps=3)
     empty, prompt = tiny_sd1.embed(["", PROMPT]).chunk(2)
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    for row, t in enumerate(reversed(schedule.timesteps(3)), start=1):
+    for row, step in enumerate(reversed(tiny_sd1.schedule.grid(3)), start=1):
         with torch.no_grad():
-            null, cond = (tiny_sd1.predict_noise(z, t, e) for e in (empty, prompt))
-        noise = (1 - w) * null + w * cond
-        z = schedule.invert_step(z, noise, cleaner=schedule.cleaner(t, 3), noisier=t)
+            null, cond = (tiny_sd1.predict(z, step.noisier, e) for e in (empty, prompt))
+        z = step.invert(z, (1 - w) * null + w * cond)
         torch.testing.assert_close(solution.trajectory[row][None], z, atol=1e-4, rtol=1e-4)

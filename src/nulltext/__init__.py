@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nulltext.attention.blend import LocalBlend
     from nulltext.captioning.captioner import Captioner
     from nulltext.captioning.folder import load_captioner
+    from nulltext.diffusion.loops import StepInfo, run
     from nulltext.editing.editors import Editor, MasaCtrl, PromptToPrompt
     from nulltext.editing.heatmaps import PromptMaps, WordMap, heat_map_steps
     from nulltext.editing.loop import Edit, edit, edit_steps
@@ -31,30 +32,31 @@ if TYPE_CHECKING:
     from nulltext.image.compositing import composite, region_of_change
     from nulltext.image.images import CropBox, psnr, to_pil
     from nulltext.image.photos import Photo, load_photo
+    from nulltext.inversion.ablations import (
+        GlobalNull,
+        NullTextNoPivot,
+        RandomPivot,
+        Textual,
+        TextualPivot,
+        TextualPivotShared,
+    )
     from nulltext.inversion.budgets import Budget, budget_named
     from nulltext.inversion.ddim import DDIM
     from nulltext.inversion.direct import Direct
-    from nulltext.inversion.global_null import GlobalNull
     from nulltext.inversion.header import InversionHeader
     from nulltext.inversion.invert import invert, invert_steps
     from nulltext.inversion.model_tuning import ModelTuning
     from nulltext.inversion.negative_prompt import NegativePrompt
     from nulltext.inversion.null_text import NullText
-    from nulltext.inversion.null_text_no_pivot import NullTextNoPivot
-    from nulltext.inversion.random_pivot import RandomPivot
-    from nulltext.inversion.record import Inversion, StepInfo, run
-    from nulltext.inversion.sampling import (
+    from nulltext.inversion.record import Inversion
+    from nulltext.inversion.replay import (
         Replay,
         exact_source_step,
         replay,
         replay_steps,
         source_step,
     )
-    from nulltext.inversion.solvers.gauss_newton import GaussNewton
-    from nulltext.inversion.solvers.secant import Secant
-    from nulltext.inversion.textual import Textual
-    from nulltext.inversion.textual_pivot import TextualPivot
-    from nulltext.inversion.textual_pivot_shared import TextualPivotShared
+    from nulltext.inversion.secant import SecantNullText
     from nulltext.models.latent_diffusion import LatentDiffusion
     from nulltext.models.load import from_pipe, load
 
@@ -67,8 +69,7 @@ _HOMES = {
     "Edit": "editing.loop",
     "EditSpec": "editing.spec",
     "Editor": "editing.editors",
-    "GaussNewton": "inversion.solvers.gauss_newton",
-    "GlobalNull": "inversion.global_null",
+    "GlobalNull": "inversion.ablations",
     "Inversion": "inversion.record",
     "InversionHeader": "inversion.header",
     "LatentDiffusion": "models.latent_diffusion",
@@ -77,19 +78,19 @@ _HOMES = {
     "ModelTuning": "inversion.model_tuning",
     "NegativePrompt": "inversion.negative_prompt",
     "NullText": "inversion.null_text",
-    "NullTextNoPivot": "inversion.null_text_no_pivot",
+    "NullTextNoPivot": "inversion.ablations",
     "NulltextError": "errors",
     "Photo": "image.photos",
     "PromptMaps": "editing.heatmaps",
     "PromptToPrompt": "editing.editors",
-    "RandomPivot": "inversion.random_pivot",
-    "Replay": "inversion.sampling",
-    "Secant": "inversion.solvers.secant",
+    "RandomPivot": "inversion.ablations",
+    "Replay": "inversion.replay",
+    "SecantNullText": "inversion.secant",
     "Steering": "editing.strength",
-    "StepInfo": "inversion.record",
-    "Textual": "inversion.textual",
-    "TextualPivot": "inversion.textual_pivot",
-    "TextualPivotShared": "inversion.textual_pivot_shared",
+    "StepInfo": "diffusion.loops",
+    "Textual": "inversion.ablations",
+    "TextualPivot": "inversion.ablations",
+    "TextualPivotShared": "inversion.ablations",
     "UserError": "errors",
     "WordMap": "editing.heatmaps",
     "at_strength": "editing.strength",
@@ -98,7 +99,7 @@ _HOMES = {
     "composite": "image.compositing",
     "edit": "editing.loop",
     "edit_steps": "editing.loop",
-    "exact_source_step": "inversion.sampling",
+    "exact_source_step": "inversion.replay",
     "from_pipe": "models.load",
     "heat_map_steps": "editing.heatmaps",
     "invert": "inversion.invert",
@@ -109,10 +110,10 @@ _HOMES = {
     "mask_for": "editing.regions",
     "psnr": "image.images",
     "region_of_change": "image.compositing",
-    "replay": "inversion.sampling",
-    "replay_steps": "inversion.sampling",
-    "run": "inversion.record",
-    "source_step": "inversion.sampling",
+    "replay": "inversion.replay",
+    "replay_steps": "inversion.replay",
+    "run": "diffusion.loops",
+    "source_step": "inversion.replay",
     "to_pil": "image.images",
 }
 
@@ -125,7 +126,6 @@ __all__ = [
     "Edit",
     "EditSpec",
     "Editor",
-    "GaussNewton",
     "GlobalNull",
     "Inversion",
     "InversionHeader",
@@ -142,7 +142,7 @@ __all__ = [
     "PromptToPrompt",
     "RandomPivot",
     "Replay",
-    "Secant",
+    "SecantNullText",
     "Steering",
     "StepInfo",
     "Textual",

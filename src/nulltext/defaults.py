@@ -8,8 +8,8 @@ MODEL = "flowers"
 CAPTIONER = "flowers"
 """The bundled captioner."""
 
-METHOD = "null-text"
-"""The faithful inversion."""
+METHOD = "null-text-secant"
+"""Of the default budget."""
 
 NUM_STEPS = 50
 """T of both papers."""

@@ -13,6 +13,7 @@ class Method(StrEnum):
     """Names of the inversion methods."""
 
     NULL_TEXT = "null-text"
+    NULL_TEXT_SECANT = "null-text-secant"
     DDIM = "ddim"
     DIRECT = "direct"
     NEGATIVE_PROMPT = "negative-prompt"
@@ -23,14 +24,6 @@ class Method(StrEnum):
     TEXTUAL_PIVOT = "textual-pivot"
     TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
     MODEL_TUNING = "model-tuning"
-
-
-class Solver(StrEnum):
-    """Names of the null-text solvers."""
-
-    ADAM = "adam"
-    GAUSS_NEWTON = "gauss-newton"
-    SECANT = "secant"
 
 
 class Budget(StrEnum):

@@ -1,4 +1,4 @@
-"""Local blend: an edit stays where its words look.
+"""Local blend: an edit stays where its words attend.
 
 With A^s, A^t the token maps of source and target, averaged over heads, sites and the steps so far
 (see `attention.maps`), W the tokens of the words to blend that the prompt has, X those of the words
@@ -38,9 +38,9 @@ class LocalBlend:
     """Which words an edit stays at."""
 
     words: tuple[str, ...]
-    """Words of source or target: the picture may change where they look."""
+    """Words of source or target: the picture may change where they attend."""
     except_words: tuple[str, ...] = ()
-    """Words of source or target: it may not change where these look."""
+    """Words of source or target: it may not change where these attend."""
     threshold: float = BLEND_THRESHOLD
     """Part of a map's maximum above which a place belongs to it: higher changes less."""
     start: float = 0.2

@@ -1,4 +1,4 @@
-"""What an attention layer and whoever controls it tell each other; see `processor`.
+"""The interface between an attention layer and its controller; see `processor`.
 
     probabilities = softmax(Q K^T / sqrt(d))
 
@@ -109,17 +109,17 @@ class Redirection:
 
 
 class AttentionController:
-    """What `attach` consults; a subclass says what it does, and how."""
+    """Base of what `attach` consults: a subclass decides the action at each site."""
 
     guided: bool
     """Whether the first half of each batch are null rows."""
 
     def action(self, site: Site) -> Action:
-        """What to do at a site during this pass."""
+        """Return what to do at a site during this pass."""
         raise NotImplementedError
 
     def observe(self, layer: Layer, site: Site) -> None:  # noqa: ARG002
-        """Look at a layer (only after action "observe")."""
+        """Read a layer's inputs (only after action "observe")."""
         raise AssertionError(site)
 
     def reads(self, site: Site) -> bool:  # noqa: ARG002
@@ -127,26 +127,26 @@ class AttentionController:
         return False
 
     def read(self, own: Tensor, site: Site, heads: Heads) -> None:  # noqa: ARG002
-        """Look at the prompt rows' probabilities, some heads at a time (only where it `reads`).
+        """Read the prompt rows' probabilities, some heads at a time (only where it `reads`).
 
         Args: own: [rows, heads, queries, keys], float32.
         """
         raise AssertionError(site)
 
     def edit(self, own: Tensor, site: Site, heads: Heads) -> Tensor:  # noqa: ARG002
-        """Give the prompt rows' probabilities, some heads at a time (only after action "edit").
+        """Return the prompt rows' probabilities, some heads at a time (only after action "edit").
 
         Args: own: the layer's, [rows, heads, queries, keys], float32.
         """
         raise AssertionError(site)
 
     def borrow(self, layer: Layer, site: Site) -> Tensor:  # noqa: ARG002
-        """Give the hidden states that queries and keys of the prompt rows are made of, [rows, N,
+        """Return the hidden states that queries and keys of the prompt rows are made of, [rows, N,
         C]; values stay the rows' own (only after action "borrow", in self-attention)."""
         raise AssertionError(site)
 
     def redirect(self, layer: Layer, site: Site) -> Sequence[Redirection]:  # noqa: ARG002
-        """Say what to attend to (only after "redirect"); shares of one query sum to 1."""
+        """Return what to attend to (only after "redirect"); shares of one query sum to 1."""
         raise AssertionError(site)
 
 

@@ -1,4 +1,4 @@
-"""Where words look: cross-attention, gathered into one map per token.
+"""Token maps: cross-attention, gathered into one map per token.
 
 With M_s [heads, pixels, L] the probabilities at site s (of the prompt rows, as they acted, word
 weights included), and U the bilinear enlargement to the grid of the largest site that is read:
@@ -6,8 +6,8 @@ weights included), and U the bilinear enlargement to the grid of the largest sit
     A_t[l] = mean over sites s of U( mean over heads |M_s[:, :, l]| )         one step
     A[l]   = mean over steps of A_t[l]                                       a whole run
 
-The modulus is for words with a negative weight: they look somewhere, too. A word's map is the sum
-over its tokens, the share of each pixel's attention that the word gets. Only sites of at most
+The modulus is for words with a negative weight, which attend somewhere, too. A word's map is the
+sum over its tokens, the share of each pixel's attention that the word gets. Only sites of at most
 `largest_self_site` pixels are read: that is where words have places.
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, fig. 4; Tang et al. 2023 (DAAM), eq. 5.
 """
@@ -90,7 +90,7 @@ class RunningMean:
 
     @property
     def value(self) -> Tensor:
-        """The mean; there must have been a step."""
+        """The mean, of one step at least."""
         assert self.total is not None
         return self.total / self.count
 
@@ -100,21 +100,21 @@ def word_map(token_maps: Tensor, tokens: Sequence[int]) -> Tensor:
     return token_maps[list(tokens)].sum(dim=0)
 
 
-class Bystander(AttentionController):
-    """A controller that leaves all attention alone."""
+class NoOpController(AttentionController):
+    """A controller that ignores every site."""
 
     def __init__(self, *, guided: bool) -> None:
         self.guided = guided
 
     def action(self, site: Site) -> Action:  # noqa: ARG002
-        """Ignore, everywhere."""
+        """Ignore the site."""
         return "ignore"
 
 
-class Watched(AttentionController):
-    """A controller whose cross-attention, after whatever it does, is also shown to `StepMaps`.
+class ProbedController(AttentionController):
+    """A controller whose cross-attention is also read into `StepMaps`, after its edits.
 
-    The UNet's output is that of the controller alone, bit for bit.
+    The output is that of the controller alone, bit for bit.
     """
 
     def __init__(self, controller: AttentionController, maps: StepMaps) -> None:
@@ -127,33 +127,33 @@ class Watched(AttentionController):
         return "observe" if action == "ignore" and self.maps.wants(site) else action
 
     def observe(self, layer: Layer, site: Site) -> None:
-        """Show the layer to the controller, if that observes it."""
+        """Pass the layer on to the controller, if that observes it."""
         if self.controller.action(site) == "observe":
             self.controller.observe(layer, site)
 
     def reads(self, site: Site) -> bool:
-        """Where either does."""
+        """Whether the controller or the maps read there."""
         return self.controller.reads(site) or self.maps.wants(site)
 
     def read(self, own: Tensor, site: Site, heads: Heads) -> None:
-        """Show the probabilities to those that read them."""
+        """Pass the probabilities on to controller and maps."""
         if self.controller.reads(site):
             self.controller.read(own, site, heads)
         if self.maps.wants(site):
             self.maps.add(own, site, heads)
 
     def edit(self, own: Tensor, site: Site, heads: Heads) -> Tensor:
-        """The controller's probabilities, on their way also read."""
+        """Return the controller's probabilities, and read them."""
         edited = self.controller.edit(own, site, heads)
         if self.maps.wants(site):
             self.maps.add(edited, site, heads)
         return edited
 
     def borrow(self, layer: Layer, site: Site) -> Tensor:
-        """The controller's; self-attention is not read."""
+        """Return the controller's hidden states; self-attention is not read."""
         return self.controller.borrow(layer, site)
 
     def redirect(self, layer: Layer, site: Site) -> Sequence[Redirection]:
-        """The controller's; cross-attention, which alone is read, is never redirected."""
+        """Return the controller's; only self-attention is redirected, only cross- is read."""
         assert not self.maps.wants(site), f"{site}: redirected cross-attention cannot be read"
         return self.controller.redirect(layer, site)

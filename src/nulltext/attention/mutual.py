@@ -1,8 +1,8 @@
-"""Mutual self-attention control: a target asks what its parent, the source say, looks like.
+"""Mutual self-attention control: a target attends to its parent's keys and values.
 
 In a self-attention layer, from step S and layer L on, with Q the target's queries and K^p, V^p the
-keys and values of its parent in the same layer, branch by branch (null rows ask null rows,
-conditional rows conditional ones; a parent that is not guided is asked by both):
+keys and values of its parent in the same layer, branch by branch (null rows attend to null rows,
+conditional rows to conditional ones, both to the only ones of a parent that is not guided):
 
     out = softmax(Q K^p^T / sqrt(d)) V^p
 
@@ -13,7 +13,7 @@ words look (A: token maps, averaged over the steps so far; U bilinear, to the la
     h = U sum over the words' tokens of A,    m = [(h - min h) / (max h - min h) > k]
     out = m softmax(Q K^p^T / sqrt(d) + ln m^p) V^p + (1 - m) softmax(… + ln (1 - m^p)) V^p
 
-A parent without foreground, or all foreground, is asked without a mask.
+A parent without foreground, or all foreground, is attended without a mask.
 Source: Cao et al. 2023 (MasaCtrl), "mutual self-attention control" and its mask-guided form; step
 S = 4 of 50, layer L = 10 of 16 and k = 0.1 as in the published code, whose token maps are those of
 the present step alone.
@@ -35,8 +35,8 @@ from nulltext.attention.controller import (
     Redirection,
     Site,
 )
-from nulltext.attention.lending import Turn, lend_inputs
 from nulltext.attention.maps import word_map
+from nulltext.attention.store import TargetControl, store_inputs
 
 FOREGROUND = 0.1
 """k."""
@@ -54,51 +54,51 @@ class Mutual:
     """Tokens of the foreground's words in parent and target; None: no masks."""
 
     def takes_maps(self, step: int, site: Site) -> bool:  # noqa: ARG002
-        """Never."""
+        """False: no maps are taken."""
         return False
 
     def takes_queries(self, step: int, site: Site) -> bool:  # noqa: ARG002
-        """Never."""
+        """False: the target's own queries are kept."""
         return False
 
     def takes_inputs(self, step: int, site: Site) -> bool:
-        """Whether the target asks its parent there."""
+        """Whether the target attends to its parent there."""
         return site.kind == "self" and step >= self.first_step and site.depth >= self.first_depth
 
     @classmethod
     def controller(
-        cls, turns: Sequence[Turn[Mutual]], step: int, *, guided: bool
+        cls, controls: Sequence[TargetControl[Mutual]], step: int, *, guided: bool
     ) -> MutualAttention:
-        """What redirects."""
-        return MutualAttention(turns, step, guided)
+        """Return the controller of these rows."""
+        return MutualAttention(controls, step, guided)
 
 
 @dataclass
 class MutualAttention(AttentionController):
-    """Lets the target rows of one step ask their parents; one turn per row."""
+    """Lets the target rows of one step attend to their parents; one control per row."""
 
-    turns: Sequence[Turn[Mutual]]
+    controls: Sequence[TargetControl[Mutual]]
     step: int
     guided: bool
     found: dict[tuple[int, int, int], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
     """Masks by row, height and width: layers of one size share them."""
 
     def action(self, site: Site) -> Action:
-        """Redirect where some row asks its parent; observe where one only lends."""
-        if any(turn.plan.takes_inputs(self.step, site) for turn in self.turns):
+        """Redirect where a row attends to its parent; observe where a store wants inputs."""
+        if any(control.plan.takes_inputs(self.step, site) for control in self.controls):
             return "redirect"
-        lends = any(turn.own.wants_inputs(site) for turn in self.turns)
-        return "observe" if lends else "ignore"
+        wanted = any(control.own.wants_inputs(site) for control in self.controls)
+        return "observe" if wanted else "ignore"
 
     def observe(self, layer: Layer, site: Site) -> None:
-        """Lend the rows' inputs."""
-        lend_inputs(self.turns, layer, site)
+        """Store the rows' inputs."""
+        store_inputs(self.controls, layer, site)
 
     def redirect(self, layer: Layer, site: Site) -> Sequence[Redirection]:
-        """Keys and values by the module's formula; rows that do not ask keep their own."""
-        lend_inputs(self.turns, layer, site)
-        asked = [self._asked(layer, row, site) for row in range(layer.rows)]
-        hidden_states = self._batched([row[0] for row in asked], [row[-1] for row in asked])
+        """Keys and values by the module's formula; other rows keep their own."""
+        store_inputs(self.controls, layer, site)
+        attended = [self._attended(layer, row, site) for row in range(layer.rows)]
+        hidden_states = self._batched([row[0] for row in attended], [row[-1] for row in attended])
         masks = [self._masks(row, site) for row in range(layer.rows)]
         if all(mask is None for mask in masks):
             return [Redirection(hidden_states)]
@@ -114,18 +114,18 @@ class MutualAttention(AttentionController):
         """Rows in the order of the UNet's batch."""
         return torch.stack([*null, *prompt] if self.guided else [*prompt])
 
-    def _asked(self, layer: Layer, row: int, site: Site) -> Tensor:
+    def _attended(self, layer: Layer, row: int, site: Site) -> Tensor:
         """[1 or 2, N, C]: what a row attends to, its null branch's first if there are two."""
-        turn = self.turns[row]
-        if turn.plan.takes_inputs(self.step, site):
-            return turn.parent.inputs[site.name]
+        control = self.controls[row]
+        if control.plan.takes_inputs(self.step, site):
+            return control.parent.inputs[site.name]
         return layer.inputs_of(row)
 
     def _masks(self, row: int, site: Site) -> tuple[Tensor, Tensor] | None:
         """m^p and m, [N] of 0 and 1 each; None where a row is not masked here."""
-        turn = self.turns[row]
-        plan = turn.plan
-        if plan.foreground is None or turn.maps is None:
+        control = self.controls[row]
+        plan = control.plan
+        if plan.foreground is None or control.maps is None:
             return None
         if not plan.takes_inputs(self.step, site):
             return None
@@ -133,7 +133,7 @@ class MutualAttention(AttentionController):
         if key not in self.found:
             parent, target = (
                 foreground(word_map(maps, tokens), (site.height, site.width)).flatten()
-                for maps, tokens in zip(turn.maps, plan.foreground, strict=True)
+                for maps, tokens in zip(control.maps, plan.foreground, strict=True)
             )
             one_kind = bool(parent.all()) or not bool(parent.any())
             self.found[key] = None if one_kind else (parent, target)
@@ -142,7 +142,7 @@ class MutualAttention(AttentionController):
     @staticmethod
     def _part(hidden_states: Tensor, keys: Tensor, queries: Tensor) -> Redirection:
         """Foreground or background: masks [rows, N]."""
-        # A row without a single key would be NaN; it is asked in full, for a share of nothing.
+        # Without a single key a row would be NaN: it attends to all of them, at a share of 0.
         keys = torch.where(keys.any(dim=1, keepdim=True), keys, torch.ones_like(keys))
         dtype = hidden_states.dtype
         return Redirection(

@@ -1,10 +1,10 @@
-"""Reaching the attention of a UNet, and giving it back untouched.
+"""Attach a controller to the attention layers of a UNet, and restore them.
 
 Inside `attach(unet, controller)` every attention layer of the UNet's transformers asks the
 controller what to do at its site (name, kind, true height and width):
 
-    ignore    the layer's own processor runs, as if nobody were there (fused kernels and all);
-    observe   the layer's own processor runs, and the controller is shown the layer: its inputs and,
+    ignore    the layer's own processor runs, unchanged (fused kernels and all);
+    observe   the layer's own processor runs, and the controller reads the layer: its inputs and,
               computed beside it if it reads them, the probabilities of the prompt rows. The output
               is bit for bit the plain one;
     edit      the prompt rows are attended with the controller's probabilities; the null rows
@@ -190,7 +190,7 @@ def _projected(attn: Any, mixed: Tensor, hidden_states: Tensor) -> Tensor:
 
 @contextmanager
 def attach(unet: UNet2DConditionModel, controller: AttentionController) -> Iterator[None]:
-    """Put a controller over the UNet's attention for the length of the block.
+    """Run the UNet's attention with a controller for the length of the block.
 
     The processors that were there are back afterwards, also after an exception.
 

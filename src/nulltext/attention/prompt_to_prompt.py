@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from nulltext.attention.controller import Action, AttentionController, Heads, Layer, Site
-from nulltext.attention.lending import Turn, lend_maps
+from nulltext.attention.store import TargetControl, store_maps
 
 SELF_DIVISOR = 4
 """Self-attention is injected at or below this fraction of the latents' side (16 x 16 of 64)."""
@@ -66,7 +66,7 @@ class Injection:
 
     @property
     def foreground(self) -> None:
-        """No token maps are looked at."""
+        """None: no token maps are needed."""
         return
 
     @cached_property
@@ -83,76 +83,76 @@ class Injection:
         return site.kind == "self" and step < self.self_until and site.pixels <= self.self_pixels
 
     def takes_inputs(self, step: int, site: Site) -> bool:  # noqa: ARG002
-        """Never."""
+        """False: no inputs are taken."""
         return False
 
     @classmethod
     def controller(
-        cls, turns: Sequence[Turn[Injection]], step: int, *, guided: bool
+        cls, controls: Sequence[TargetControl[Injection]], step: int, *, guided: bool
     ) -> MapInjector:
-        """What injects."""
-        return MapInjector(turns, step, guided)
+        """Return the controller of these rows."""
+        return MapInjector(controls, step, guided)
 
 
 @dataclass
 class MapInjector(AttentionController):
-    """Gives the target rows of one step their attention; one turn per row."""
+    """Gives the target rows of one step their attention; one control per row."""
 
-    turns: Sequence[Turn[Injection]]
+    controls: Sequence[TargetControl[Injection]]
     step: int
     guided: bool
 
     def action(self, site: Site) -> Action:
         """Edit cross-attention where some row injects or re-weights, borrow self-attention where
-        some row injects; observe where one only lends."""
-        if any(self._changes(turn.plan, site) for turn in self.turns):
+        some row injects; observe where a store wants something."""
+        if any(self._changes(control.plan, site) for control in self.controls):
             return "edit"
-        if any(turn.plan.takes_queries(self.step, site) for turn in self.turns):
+        if any(control.plan.takes_queries(self.step, site) for control in self.controls):
             return "borrow"
-        lends = any(t.own.wants_maps(site) or t.own.wants_queries(site) for t in self.turns)
-        return "observe" if lends else "ignore"
+        wanted = any(t.own.wants_maps(site) or t.own.wants_queries(site) for t in self.controls)
+        return "observe" if wanted else "ignore"
 
     def observe(self, layer: Layer, site: Site) -> None:
-        """Lend the rows' own queries."""
-        for row, turn in enumerate(self.turns):
-            if turn.own.wants_queries(site):
-                turn.own.keep_queries(layer, row, site)
+        """Store the rows' own queries."""
+        for row, control in enumerate(self.controls):
+            if control.own.wants_queries(site):
+                control.own.keep_queries(layer, row, site)
 
     def reads(self, site: Site) -> bool:
-        """Where some row lends."""
-        return any(turn.own.wants_maps(site) for turn in self.turns)
+        """Whether a store wants maps there."""
+        return any(control.own.wants_maps(site) for control in self.controls)
 
     def read(self, own: Tensor, site: Site, heads: Heads) -> None:
-        """Lend the rows' own attention."""
-        lend_maps(self.turns, site, heads, list(own))
+        """Store the rows' own attention."""
+        store_maps(self.controls, site, heads, list(own))
 
     def edit(self, own: Tensor, site: Site, heads: Heads) -> Tensor:
-        """Cross-attention [targets, heads, queries, keys] by the module's formula."""
+        """Return cross-attention [targets, heads, queries, keys] by the module's formula."""
         rows = []
-        for turn, row in zip(self.turns, own, strict=True):
-            plan = turn.plan
+        for control, row in zip(self.controls, own, strict=True):
+            plan = control.plan
             if plan.takes_maps(self.step, site):
-                carried = turn.parent.maps[site.name][0, heads.span] @ plan.mapping
+                carried = control.parent.maps[site.name][0, heads.span] @ plan.mapping
                 row = plan.gate * carried + (1 - plan.gate) * row
                 row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo().tiny)
             rows.append(row)
-        lend_maps(self.turns, site, heads, rows)
+        store_maps(self.controls, site, heads, rows)
         return torch.stack(
-            [row * turn.plan.weights for turn, row in zip(self.turns, rows, strict=True)]
+            [row * control.plan.weights for control, row in zip(self.controls, rows, strict=True)]
         )
 
     def borrow(self, layer: Layer, site: Site) -> Tensor:
-        """The parents' hidden states, or a row's own where it injects nothing."""
+        """Return the parents' hidden states, or a row's own where it injects nothing."""
         rows = []
-        for row, turn in enumerate(self.turns):
-            if turn.plan.takes_queries(self.step, site):
-                taken = turn.parent.queries[site.name]
-                if turn.own.wants_queries(site):
-                    turn.own.queries[site.name] = taken
+        for row, control in enumerate(self.controls):
+            if control.plan.takes_queries(self.step, site):
+                taken = control.parent.queries[site.name]
+                if control.own.wants_queries(site):
+                    control.own.queries[site.name] = taken
             else:
                 taken = layer.inputs_of(row)[-1:]
-                if turn.own.wants_queries(site):
-                    turn.own.keep_queries(layer, row, site)
+                if control.own.wants_queries(site):
+                    control.own.keep_queries(layer, row, site)
             rows.append(taken)
         return torch.cat(rows)
 

@@ -26,7 +26,7 @@ from nulltext.jobs.options import about
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
-    from nulltext.inversion.record import StepInfo
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.jobs.batch import Batch, BatchInfo, Executor, Outcome
     from nulltext.jobs.worker import Setup
 

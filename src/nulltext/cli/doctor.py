@@ -14,8 +14,8 @@ from nulltext.errors import OptionError
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.health.installation import Health
-    from nulltext.inversion.record import StepInfo
 
 GIB = 1024**3
 MIB = 1024**2

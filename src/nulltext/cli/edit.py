@@ -53,7 +53,7 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     inputs = open_inputs(options)
     base_edit(options)  # refuses values that the library does not take
     from nulltext.cli.work import open_model, with_caption
-    from nulltext.inversion.sampling import check_model
+    from nulltext.inversion.replay import check_model
     from nulltext.jobs.pictures import PictureFiles, pictures_of, prompt_notes
 
     inputs = with_caption(reporter, inputs, chosen.device)

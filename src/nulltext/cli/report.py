@@ -34,10 +34,10 @@ from nulltext.jobs.options import about
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.evaluation.results import Book
     from nulltext.evaluation.study import StudyInfo
     from nulltext.inversion.previews import Previews
-    from nulltext.inversion.record import StepInfo
     from nulltext.jobs.ledger import Row
     from nulltext.models.latent_diffusion import LatentDiffusion
 

@@ -41,8 +41,8 @@ def replay(
     from nulltext.cli.work import open_model
     from nulltext.image.images import check_writable, from_uint8, save_image, to_pil
     from nulltext.inversion.record import Inversion
-    from nulltext.inversion.sampling import check_model
-    from nulltext.inversion.sampling import replay as replay_inversion
+    from nulltext.inversion.replay import check_model
+    from nulltext.inversion.replay import replay as replay_inversion
 
     target = output or Path(f"{file.stem}-replay.png")
     check_writable(target)
@@ -162,11 +162,12 @@ def attention(
     Example: [bold]nulltext attention dahlia.safetensors -o attention.png[/bold]
     """
     from nulltext.cli.work import look_at_prompts, open_model
+    from nulltext.diffusion.loops import run
     from nulltext.editing.heatmaps import heat_map_steps
     from nulltext.editing.loop import EditSpec, check_specs
     from nulltext.image.images import check_writable, save_image
-    from nulltext.inversion.record import Inversion, run
-    from nulltext.inversion.sampling import check_model
+    from nulltext.inversion.record import Inversion
+    from nulltext.inversion.replay import check_model
     from nulltext.storage.files import check_target
 
     picture = output or Path(f"{file.stem}-attention.png")
@@ -201,22 +202,22 @@ def heat_grid(
 
     A map is drawn between its own minimum and maximum, which the caption gives in per cent.
     """
-    from nulltext.editing.heat_colours import heat_over
+    from nulltext.editing.heatmaps import heat_over
     from nulltext.image.images import from_uint8, to_pil
     from nulltext.image.strip import Tile, tile_grid
 
     photo = to_pil(from_uint8(inversion.photo))
-    timesteps = inversion.header.timesteps
+    levels = inversion.header.levels
     rows = []
     for maps in prompts:
         whole = Tile(photo, maps.prompt)
         rows.append(
             [whole, *(Tile(heat_over(photo, w.heat), _label(w.word, w.heat)) for w in maps.words)]
         )
-        for index in range(0, len(timesteps), every) if every else ():
+        for index in range(0, len(levels), every) if every else ():
             rows.append(
                 [
-                    Tile(photo, f"step {index + 1}, t = {timesteps[index]}"),
+                    Tile(photo, f"step {index + 1}, t = {levels[index].fed:g}"),
                     *(Tile(heat_over(photo, w.steps[index]), w.word) for w in maps.words),
                 ]
             )

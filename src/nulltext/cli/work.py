@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nulltext.cli.report import Reporter
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.health.configuration import note_on_configuration
 from nulltext.image.images import (
     CropBox,
@@ -20,10 +21,10 @@ from nulltext.image.images import (
 )
 from nulltext.image.photos import Photo
 from nulltext.inversion.base import BatchInversionMethod
-from nulltext.inversion.budgets import Plan
+from nulltext.inversion.budgets import Budget
 from nulltext.inversion.invert import invert, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
-from nulltext.inversion.record import Inversion, StepInfo, run
+from nulltext.inversion.record import Inversion
 from nulltext.jobs.options import InversionOptions
 from nulltext.jobs.request import Inputs, caption_of, seed_of, size_of
 from nulltext.models.choice import ModelChoice
@@ -94,7 +95,7 @@ def invert_with_bars(
     prompt: str,
     box: CropBox,
     options: InversionOptions,
-    plan: Plan,
+    plan: Budget,
     partial: Path | None = None,
 ) -> Inversion:
     """Invert one photo, with progress bars and the PSNR so far.
@@ -164,7 +165,7 @@ def save_whole(inversion: Inversion, target: Path) -> None:
 
 
 def batches_of(
-    model: LatentDiffusion, plan: Plan, count: int, batch_size: int | None
+    model: LatentDiffusion, plan: Budget, count: int, batch_size: int | None
 ) -> list[slice]:
     """Which of `count` photos are worked on side by side, batch by batch."""
     together = isinstance(plan.method, BatchInversionMethod)
@@ -178,7 +179,7 @@ def invert_batch_with_bars(
     photos: Sequence[tuple[Photo, CropBox]],
     prompts: Sequence[str],
     options: InversionOptions,
-    plan: Plan,
+    plan: Budget,
 ) -> list[Inversion]:
     """Invert several photos side by side, with progress bars."""
     size = size_of(options)
@@ -200,7 +201,7 @@ def invert_batch_with_bars(
 
 
 def warn_of_memory(
-    reporter: Reporter, model: LatentDiffusion, plan: Plan, sizes: Sequence[tuple[int, int]]
+    reporter: Reporter, model: LatentDiffusion, plan: Budget, sizes: Sequence[tuple[int, int]]
 ) -> None:
     """Say, before an inversion of photos at these sizes, that it will hardly fit."""
     need = memory_need(
@@ -227,7 +228,7 @@ def warn_of_memory(
 def note_what_is_odd(
     reporter: Reporter,
     model: LatentDiffusion,
-    plan: Plan,
+    plan: Budget,
     seed: int | None,
     made: Sequence[Inversion],
 ) -> None:
@@ -238,7 +239,7 @@ def note_what_is_odd(
             reporter.note(note)
 
 
-def note_unused_seed(reporter: Reporter, plan: Plan, seed: int | None) -> None:
+def note_unused_seed(reporter: Reporter, plan: Budget, seed: int | None) -> None:
     """Say that a seed which was given changes nothing, where the method draws no noise."""
     if seed is not None and not plan.method.draws:
         reporter.note(

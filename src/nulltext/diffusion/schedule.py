@@ -1,25 +1,19 @@
-"""The DDIM grid and its two elementary steps.
+"""The noise schedule of a checkpoint that was trained on discrete timesteps, and its grids.
 
-With alpha-bar the cumulative product of 1 - beta (`alphas_cumprod`, written ab), latents at a
-timestep are z = sqrt(ab) x0 + sqrt(1 - ab) eps. A deterministic DDIM step from timestep s to
-timestep r keeps eps and re-mixes, which is affine in (z, eps):
+With alpha-bar the cumulative product of 1 - beta (`alphas_cumprod`, written ab), the noise level of
+a timestep is alpha = sqrt(ab), sigma = sqrt(1 - ab), and the network is fed the timestep. The steps
+between levels are those of `levels`.
 
-    z_r = a z_s + b eps,    a = sqrt(ab_r / ab_s),    b = sqrt(1 - ab_r) - a sqrt(1 - ab_s)
+The grid and the final alpha-bar follow diffusers' `DDIMScheduler`, so that a checkpoint means here
+what it means there: every timestep s has the cleaner neighbour s - train_steps // num_steps, also
+where (linspace, some trailing grids) the next timestep that is visited lies a little beside it.
 
-`step` takes it towards the image (r cleaner than s), `invert_step` towards noise; under the same
-eps one is the exact inverse of the other. Coefficients are float64, latents keep their dtype.
-
-Source: Song et al. 2021 (DDIM), eq. 12 with sigma = 0. The grid and the final alpha-bar follow
-diffusers' `DDIMScheduler`, so that a checkpoint means here what it means there: every timestep s
-has the cleaner neighbour s - train_steps // num_steps, also where (linspace, some trailing grids)
-the next timestep that is visited lies a little beside it.
-
-A step between equal alpha-bars is the identity: a = 1, b = 0, whatever eps is. The last step of a
-grid that visits timestep 0 is one where the final alpha-bar is that of timestep 0
-(`set_alpha_to_one` false, as in SD 1.x and 2.x). Such grids are linspace (the default of DPM++ and
-Euler schedulers, which keep SD's `set_alpha_to_one` where `from_config` made them), leading with
-`steps_offset` 0 (the DDIM scheduler of the null-text paper's notebooks), and those of all training
-steps. Replays pass through it unchanged, and nothing can be fitted there: `inversion.solvers.task`.
+The last step of a grid that visits timestep 0 is the identity where the final alpha-bar is that of
+timestep 0 (`set_alpha_to_one` false, as in SD 1.x and 2.x). Such grids are linspace (the default of
+DPM++ and Euler schedulers, which keep SD's `set_alpha_to_one` where `from_config` made them),
+leading with `steps_offset` 0 (the DDIM scheduler of the null-text paper's notebooks), and those of
+all training steps. Replays pass through it unchanged, and nothing can be fitted there:
+`levels.Step.moves`.
 """
 
 from __future__ import annotations
@@ -31,13 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nulltext.diffusion.levels import Grid, Level, Prediction, Step
 from nulltext.errors import ModelError, OptionError, shortened
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
 Spacing = Literal["leading", "linspace", "trailing"]
-Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 """Stands in for zero at a zero-terminal-SNR timestep, where noise alone does not fix x0
@@ -58,7 +52,7 @@ MAX_BETA = 0.999
 
 @dataclass(frozen=True)
 class Schedule:
-    """A checkpoint's noise schedule, and DDIM on it."""
+    """A checkpoint's noise schedule, over discrete timesteps."""
 
     alphas_cumprod: np.ndarray
     """[train_steps], float64, decreasing in (0, 1)."""
@@ -145,76 +139,36 @@ class Schedule:
             grid = (np.round(n - np.arange(num_steps) * (n / num_steps)) - 1).astype(np.int64)
         return tuple(int(t) for t in grid)
 
-    def cleaner(self, timestep: int, num_steps: int) -> int:
-        """The timestep that a step from `timestep` arrives at; negative for the clean image."""
-        return timestep - self.train_steps // num_steps
+    def grid(self, num_steps: int) -> Grid:
+        """The `num_steps` steps of a run, noisiest first.
 
-    def alpha_cumprod(self, timestep: int) -> float:
-        """alpha-bar at a timestep; the final one at any negative timestep."""
-        return self.final_alpha_cumprod if timestep < 0 else float(self.alphas_cumprod[timestep])
-
-    def coefficients(self, *, start: int, end: int) -> tuple[float, float]:
-        """(a, b) of z_end = a z_start + b eps; see the module's formula."""
-        ab_start, ab_end = self.alpha_cumprod(start), self.alpha_cumprod(end)
-        a = math.sqrt(ab_end / ab_start)
-        return a, math.sqrt(1.0 - ab_end) - a * math.sqrt(1.0 - ab_start)
-
-    def step(self, latents: Tensor, noise_pred: Tensor, *, noisier: int, cleaner: int) -> Tensor:
-        """Move latents one DDIM step towards the image.
-
-        Source: Song et al. 2021 (DDIM), eq. 12 with sigma = 0.
-
-        Args:
-            latents, noise_pred: [B, C, h, w], scaled latents at `noisier` and eps there.
-
-        Returns:
-            [B, C, h, w] at `cleaner`, dtype of the arguments.
+        Raises:
+            OptionError: num_steps is outside 1 … train_steps.
         """
-        a, b = self.coefficients(start=noisier, end=cleaner)
-        return a * latents + b * noise_pred
+        stride = self.train_steps // max(1, num_steps)
+        return tuple(
+            Step(self.level(timestep), self.level(timestep - stride), self.prediction)
+            for timestep in self.timesteps(num_steps)
+        )
 
-    def invert_step(
-        self, latents: Tensor, noise_pred: Tensor, *, cleaner: int, noisier: int
-    ) -> Tensor:
-        """Move latents one DDIM step towards noise: the inverse of `step` under the same eps.
+    def level(self, timestep: int) -> Level:
+        """The noise level of a timestep; of any negative one, that of the clean image."""
+        ab = self.final_alpha_cumprod if timestep < 0 else float(self.alphas_cumprod[timestep])
+        return Level(math.sqrt(ab), math.sqrt(1.0 - ab), max(timestep, 0))
 
-        First order: eps, predicted from the cleaner latents, is held over the step.
-        Source: Song et al. 2021 (DDIM), eq. 12, run backwards; Mokady et al. 2023, sec. 3.2.
+    def level_at(self, fraction: float) -> Level:
+        """The noise level at a fraction (0 to below 1) of the training's timesteps."""
+        return self.level(round(fraction * self.train_steps))
 
-        Args:
-            latents, noise_pred: [B, C, h, w], scaled latents at `cleaner` and eps.
+    def random_level(self, generator: torch.Generator) -> Level:
+        """Draw a level as training does: its timestep is uniform over the training's."""
+        import torch
 
-        Returns:
-            [B, C, h, w] at `noisier`, dtype of the arguments.
-        """
-        a, b = self.coefficients(start=cleaner, end=noisier)
-        return a * latents + b * noise_pred
+        return self.level(int(torch.randint(self.train_steps, (), generator=generator)))
 
-    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """Draw from q(z_t | z_0): sqrt(ab) z_0 + sqrt(1 - ab) eps, [B, C, h, w].
-
-        Source: Ho et al. 2020 (DDPM), eq. 4.
-        """
-        ab = self.alpha_cumprod(timestep)
-        return math.sqrt(ab) * latents + math.sqrt(1.0 - ab) * noise
-
-    def clean_estimate(self, latents: Tensor, noise_pred: Tensor, timestep: int) -> Tensor:
-        """x0 that eps implies: (z - sqrt(1 - ab) eps) / sqrt(ab), [B, C, h, w]."""
-        ab = self.alpha_cumprod(timestep)
-        return (latents - math.sqrt(1.0 - ab) * noise_pred) / math.sqrt(ab)
-
-    def noise_from_output(self, output: Tensor, latents: Tensor, timestep: int) -> Tensor:
-        """Turn the UNet's output into eps, whatever the checkpoint predicts.
-
-        epsilon: eps = output. v: eps = sqrt(ab) v + sqrt(1 - ab) z (Salimans & Ho 2022, sec. 4).
-        sample: eps = (z - sqrt(ab) x0) / sqrt(1 - ab). All [B, C, h, w].
-        """
-        if self.prediction == "epsilon":
-            return output
-        ab = self.alpha_cumprod(timestep)
-        if self.prediction == "v_prediction":
-            return math.sqrt(ab) * output + math.sqrt(1.0 - ab) * latents
-        return (latents - math.sqrt(ab) * output) / math.sqrt(1.0 - ab)
+    def nearest_level(self, alpha_cumprod: float) -> Level:
+        """The noise level whose alpha-bar is nearest to a value."""
+        return self.level(int(np.abs(self.alphas_cumprod - alpha_cumprod).argmin()))
 
 
 def _number(

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
-from nulltext.attention.lending import Plan
 from nulltext.attention.mutual import Mutual
 from nulltext.attention.processor import self_depths
 from nulltext.attention.prompt_to_prompt import Injection, largest_self_site
+from nulltext.attention.store import Plan
 from nulltext.defaults import CROSS_STEPS, MASA_LAYER, MASA_START, SELF_STEPS
 from nulltext.editing.strength import at_strength, between
 from nulltext.errors import OptionError, PromptError

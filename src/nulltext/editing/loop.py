@@ -1,4 +1,4 @@
-"""Editing: a saved inversion and new words, to new pictures.
+"""Editing: from a saved inversion and new words to new pictures.
 
 At every step the source is sampled first and alone, by the same call as a replay, so what an edit
 shows as reconstruction *is* the replay, bit for bit, however many targets stand beside it. The
@@ -6,7 +6,7 @@ targets then take the same step as a batch, under the inversion's null embedding
 editors hand them attention of the source (A_t; `editors`), or in a chain of the target before:
 
     z^src_{t-1} = source_step(z^src_t)                       its attention A_t is recorded
-    z^tgt_{t-1} = step(z^tgt_t, guided eps(z^tgt_t, t, ∅_t, C_tgt; A_t))
+    z^tgt_{t-1} = denoise(z^tgt_t, guided o(z^tgt_t, t, ∅_t, C_tgt; A_t))
     z^tgt_{t-1} <- z^src_{t-1} + m (z^tgt_{t-1} - z^src_{t-1})     where a region is set: `regions`
 
 Source: Hertz et al. 2022, alg. 1; Mokady et al. 2023, sec. 3.3 (the null embeddings serve both).
@@ -23,25 +23,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nulltext.attention.lending import Recorder
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
+from nulltext.attention.store import Recorder
 from nulltext.diffusion.guidance import is_guided
-from nulltext.editing.lineage import Row, rows_of
-from nulltext.editing.lineage import check_specs as check_specs
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.regions import check_lies_on
+from nulltext.editing.rows import Row, rows_of
+from nulltext.editing.rows import check_specs as check_specs
 from nulltext.editing.spec import EditSpec as EditSpec
-from nulltext.editing.targets import Eyes, OnMaps, Targets, watched
+from nulltext.editing.targets import AttentionProbe, OnMaps, Targets, probed
 from nulltext.errors import OptionError
 from nulltext.image.images import from_uint8, psnr, to_uint8
-from nulltext.inversion.record import Inversion, StepInfo, run
-from nulltext.inversion.sampling import (
-    Conditions,
-    SourceBranch,
-    model_of,
-    source_step,
-    start_latents,
-)
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import Replaying, SourceBranch, source_step
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -53,7 +48,7 @@ FAINT = 0.05
 
 @dataclass(frozen=True)
 class Edit:
-    """What came of an edit."""
+    """The result of an edit."""
 
     images: Tensor
     """[K, 3, H, W], float32, about [-1, 1]: one picture per target."""
@@ -82,7 +77,7 @@ def edit(
 
     Args:
         specs: target prompts, or `EditSpec`s where an option differs from its default.
-        source_branch: what the targets stand beside; see `edit_steps`.
+        source_branch: how the source is sampled beside the targets; see `edit_steps`.
         on_step: called with each step's `StepInfo`.
 
     Raises:
@@ -109,10 +104,10 @@ def edit_steps(
     """`edit` as a generator of steps that returns the `Edit`.
 
     Args:
-        source_branch: `sampling.source_step` (the replay) or `sampling.exact_source_step` (the
-            stored trajectory itself, whatever the method).
-        on_maps: called at every step with what source [1, L, h, w] and targets [K, L, h, w] attend
-            to; see `attention.maps`. The pictures are the same with and without.
+        source_branch: `replay.source_step` (the replay) or `replay.exact_source_step` (the stored
+            trajectory itself, whatever the method).
+        on_maps: called at every step with the token maps of source [1, L, h, w] and targets
+            [K, L, h, w]; see `attention.maps`. The pictures are the same with and without.
     """
     if not specs:
         raise OptionError("There is nothing to edit to; give at least one target prompt.")
@@ -120,26 +115,27 @@ def edit_steps(
         if mask is not None:
             check_lies_on(mask, inversion)
     started = time.perf_counter()
-    model = model_of(model.counted(), inversion)
-    header, conditions = inversion.header, Conditions.of(model, inversion)
-    source = start_latents(model, inversion)
+    replaying = Replaying.of(model.counted(), inversion)
+    model, header, source = replaying.model, inversion.header, replaying.start
     size = (source.shape[-2], source.shape[-1])
     rows = rows_of(model, header.prompt, specs, inversion.num_steps, size)
     order = torch.tensor([_index(rows, spec) for spec in specs], device=source.device)
-    targets = Targets.start(model, inversion, rows)
-    eyes = Eyes(largest_self_site(*size), on_maps, order, needed=any(row.looks for row in rows))
-    for index, timestep in enumerate(header.timesteps):
+    targets = Targets.start(replaying, rows)
+    probe = AttentionProbe(
+        largest_self_site(*size), on_maps, order, needed=any(row.looks for row in rows)
+    )
+    for index, step in enumerate(replaying.grid):
         with torch.no_grad():
-            eyes.open()
-            lent = targets.loan_of(None, index)
-            recorder = Recorder(lent, is_guided(header.guidance_scale))
-            with attach(model.unet, watched(recorder, eyes.source)):
-                source, _ = source_branch(model, inversion, conditions, source, index)
-            estimate = targets.step(model, conditions.null(index), index, timestep, lent, eyes)
-            eyes.close()
-            targets.follow(source, index, eyes)
+            probe.begin_step()
+            source_store = targets.store_of(None, index)
+            recorder = Recorder(source_store, is_guided(header.guidance_scale))
+            with attach(model.unet, probed(recorder, probe.source)):
+                source = source_branch(replaying, source, index).latents
+            estimate = targets.step(index, source_store, probe)
+            probe.end_step()
+            targets.hold_to_parents(source, index, probe)
         yield StepInfo(
-            "edit", index + 1, inversion.num_steps, timestep, clean_estimate=estimate[order]
+            "edit", index + 1, inversion.num_steps, step.noisier, clean_estimate=estimate[order]
         )
     evaluations = model.passes.total
     logger.info(

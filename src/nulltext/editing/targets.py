@@ -1,4 +1,4 @@
-"""The target rows of an edit on their way through the grid.
+"""The targets of an edit, sampled side by side through the grid.
 
 All targets of a generation take a step as a batch, under the inversion's null embeddings, their own
 guidance and what their plans take from their parents; see `editing` for the formulae.
@@ -15,40 +15,39 @@ import torch
 from torch import Tensor
 
 from nulltext.attention.controller import AttentionController
-from nulltext.attention.lending import Loan, Turn
-from nulltext.attention.maps import RunningMean, StepMaps, Watched
+from nulltext.attention.maps import ProbedController, RunningMean, StepMaps
 from nulltext.attention.processor import attach
+from nulltext.attention.store import AttentionStore, TargetControl
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.guidance import guided_noise, is_guided
-from nulltext.editing.lineage import Row, passes_of
-from nulltext.inversion.record import Inversion
-from nulltext.inversion.sampling import start_latents
-from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.diffusion.guidance import guided_output, is_guided
+from nulltext.editing.rows import Row, passes_of
+from nulltext.inversion.replay import Replaying
 
 OnMaps = Callable[[Tensor, Tensor], None]
-"""Shown one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
+"""Called with one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
 
 
-class Eyes:
-    """Looks at the attention of source and targets, if anybody wants to know."""
+class AttentionProbe:
+    """Collects the token maps of source and targets where a region, an editor or a callback needs
+    them."""
 
     def __init__(
         self, largest_pixels: int, on_maps: OnMaps | None, order: Tensor, *, needed: bool
     ) -> None:
-        """`order`: [K], the rows that `on_maps` is shown."""
+        """Args: order: [K], the rows that `on_maps` is called with."""
         self.largest_pixels, self.on_maps, self.order = largest_pixels, on_maps, order
         self.wanted = needed or on_maps is not None
         self.source: StepMaps | None = None
         self.targets: StepMaps | None = None
         self.means = (RunningMean(), RunningMean())
 
-    def open(self) -> None:
-        """Begin a step."""
+    def begin_step(self) -> None:
+        """Start the maps of a step."""
         if self.wanted:
             self.source, self.targets = (StepMaps(self.largest_pixels) for _ in range(2))
 
-    def close(self) -> None:
-        """Take what the step has shown."""
+    def end_step(self) -> None:
+        """Add the maps of the step to the means."""
         if self.source is None or self.targets is None:
             return
         maps = self.source.token_maps(), self.targets.token_maps()
@@ -57,8 +56,8 @@ class Eyes:
         if self.on_maps is not None:
             self.on_maps(maps[0], maps[1][self.order])
 
-    def of(self, row: int, parent: int | None) -> tuple[Tensor, Tensor] | None:
-        """Mean token maps [L, h, w] of a row's parent and of itself; None if nobody looked yet."""
+    def maps_of(self, row: int, parent: int | None) -> tuple[Tensor, Tensor] | None:
+        """Mean token maps [L, h, w] of a row's parent and of itself; None before the first step."""
         source, targets = self.means
         if not self.wanted or targets.count == 0:
             return None
@@ -78,9 +77,8 @@ class Targets:
     """K of them, parents first."""
     guidance_scales: Sequence[float]
     """K of them."""
-    num_steps: int
-    rows_per_pass: int
-    """Rows that may pass the UNet together."""
+    replaying: Replaying
+    """What they are sampled beside."""
     shares: Tensor = field(init=False)
     """[K, h, w] in [0, 1]: where each was free of its parent at the last step."""
     passes: list[range] = field(init=False)
@@ -88,86 +86,83 @@ class Targets:
 
     def __post_init__(self) -> None:
         self.shares = torch.ones_like(self.latents[:, 0])
-        self.passes = passes_of(self.rows, self.rows_per_pass)
+        self.passes = passes_of(self.rows, self.replaying.model.memory.targets)
 
     @classmethod
-    def start(cls, model: LatentDiffusion, inversion: Inversion, rows: Sequence[Row]) -> Targets:
+    def start(cls, replaying: Replaying, rows: Sequence[Row]) -> Targets:
         """All targets at z*_T."""
-        common = inversion.header.guidance_scale
+        common = replaying.inversion.header.guidance_scale
         own = [row.spec.guidance_scale for row in rows]
         return cls(
-            latents=start_latents(model, inversion).repeat(len(rows), 1, 1, 1),
-            prompt_embeds=model.embed([row.spec.target for row in rows]),
+            latents=replaying.start.repeat(len(rows), 1, 1, 1),
+            prompt_embeds=replaying.model.embed([row.spec.target for row in rows]),
             rows=rows,
             guidance_scales=[common if scale is None else scale for scale in own],
-            num_steps=inversion.num_steps,
-            rows_per_pass=model.memory.targets,
+            replaying=replaying,
         )
 
-    def loan_of(self, row: int | None, index: int) -> Loan:
-        """What the source (None) or a row will lend at a step; nothing is in it yet."""
-        return Loan([child.plan for child in self.rows if child.parent == row], index)
+    def store_of(self, row: int | None, index: int) -> AttentionStore:
+        """Return the empty store of the source (None) or a row for a step."""
+        return AttentionStore([child.plan for child in self.rows if child.parent == row], index)
 
-    def step(
-        self,
-        model: LatentDiffusion,
-        null_embed: Tensor,
-        index: int,
-        timestep: int,
-        lent: Loan,
-        eyes: Eyes,
-    ) -> Tensor:
+    def step(self, index: int, source_store: AttentionStore, probe: AttentionProbe) -> Tensor:
         """Take one step with all rows; returns their estimates of x0, [K, C, h, w].
 
-        Args:
-            null_embed: [1, L, D]. lent: by the source.
+        Args: source_store: filled by the source's pass.
         """
-        schedule, moved, estimates = model.schedule, [], []
-        loans = [self.loan_of(row, index) for row in range(len(self.rows))]
-        cleaner = schedule.cleaner(timestep, self.num_steps)
+        model, step = self.replaying.model, self.replaying.grid[index]
+        null_embeds = self.replaying.conditions.at(index).null_embeds
+        moved, estimates = [], []
+        stores = [self.store_of(row, index) for row in range(len(self.rows))]
         for rows in self.passes:
             latents = self.latents[rows.start : rows.stop]
             scales = [self.guidance_scales[row] for row in rows]
-            turns = [self._turn(row, lent, loans, eyes) for row in rows]
-            plan = type(turns[0].plan)
-            controller = plan.controller(turns, index, guided=is_guided(scales))
-            with attach(model.unet, watched(controller, eyes.targets)):
-                noise_pred = guided_noise(
+            controls = [self._control(row, source_store, stores, probe) for row in rows]
+            plan = type(controls[0].plan)
+            controller = plan.controller(controls, index, guided=is_guided(scales))
+            with attach(model.unet, probed(controller, probe.targets)):
+                output = guided_output(
                     model,
                     latents,
-                    timestep,
-                    null_embeds=null_embed,
+                    step.noisier,
+                    null_embeds=null_embeds,
                     prompt_embeds=self.prompt_embeds[rows.start : rows.stop],
                     guidance_scale=scales,
                 )
-            moved.append(schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner))
-            estimates.append(schedule.clean_estimate(latents, noise_pred, timestep))
+            moved.append(step.denoise(latents, output))
+            estimates.append(step.clean_estimate(latents, output))
         self.latents = torch.cat(moved)
-        check_finite(self.latents, "The edit", timestep)
+        check_finite(self.latents, "The edit", step.noisier)
         return torch.cat(estimates)
 
-    def _turn(self, index: int, lent: Loan, loans: Sequence[Loan], eyes: Eyes) -> Turn[Any]:
+    def _control(
+        self,
+        index: int,
+        source_store: AttentionStore,
+        stores: Sequence[AttentionStore],
+        probe: AttentionProbe,
+    ) -> TargetControl[Any]:
         row = self.rows[index]
-        parent = lent if row.parent is None else loans[row.parent]
-        return Turn(row.plan, parent, loans[index], eyes.of(index, row.parent))
+        parent = source_store if row.parent is None else stores[row.parent]
+        return TargetControl(row.plan, parent, stores[index], probe.maps_of(index, row.parent))
 
-    def follow(self, source: Tensor, index: int, eyes: Eyes) -> None:
-        """Lead the targets back to their parents where they may not depart from them.
+    def hold_to_parents(self, source: Tensor, index: int, probe: AttentionProbe) -> None:
+        """Move the targets back to their parents where they may not depart from them.
 
         Args:
             source: [1, C, h, w], the parent of the first generation.
         """
-        led: list[Tensor] = []
+        held: list[Tensor] = []
         for number, row in enumerate(self.rows):
             target = self.latents[number : number + 1]
             if not row.region.free:
-                parent = source if row.parent is None else led[row.parent]
-                maps = eyes.of(number, row.parent)
+                parent = source if row.parent is None else held[row.parent]
+                maps = probe.maps_of(number, row.parent)
                 self.shares[number] = row.region.share(index, maps, target)
                 # lerp: the ends 0 and 1 give parent and target bit for bit
                 target = torch.lerp(parent, target, self.shares[number] * row.region.rate)
-            led.append(target)
-        self.latents = torch.cat(led)
+            held.append(target)
+        self.latents = torch.cat(held)
 
     def masks(self) -> Tensor:
         """[K, h, w] in [0, 1]: where each is free of the photo: its own share or an ancestor's."""
@@ -177,6 +172,6 @@ class Targets:
         return torch.stack(masks)
 
 
-def watched(controller: AttentionController, watch: StepMaps | None) -> AttentionController:
-    """A controller, with an eye on its maps if one is wanted."""
-    return controller if watch is None else Watched(controller, watch)
+def probed(controller: AttentionController, maps: StepMaps | None) -> AttentionController:
+    """Return a controller whose maps are read where a probe is given."""
+    return controller if maps is None else ProbedController(controller, maps)

@@ -87,11 +87,11 @@ class DiffusionJudge:
         latents, embeds = model.encode(image[None]), model.embed([source, target])
         errors = torch.zeros(2, dtype=torch.float64)
         for fraction in FRACTIONS:
-            timestep = round(fraction * model.schedule.train_steps)
+            level = model.schedule.level_at(fraction)
             for _ in range(DRAWS):
                 noise = torch.randn(latents.shape, generator=draw).to(latents)
-                noisy = model.schedule.add_noise(latents, noise, timestep)
-                guess = model.predict_noise(noisy.expand(2, -1, -1, -1), timestep, embeds)
+                noisy = level.add_noise(latents, noise)
+                guess = model.predict_noise(noisy.expand(2, -1, -1, -1), level, embeds)
                 errors += (noise - guess).square().flatten(1).mean(dim=1).double().cpu()
         wrong, right = errors.tolist()
         return Agreement(score=100 * (wrong - right) / wrong, prefers_target=right < wrong)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nulltext.diffusion.loops import run
 from nulltext.editing.heatmaps import PromptMaps, heat_map_steps
 from nulltext.editing.strength import PUBLISHED
 from nulltext.evaluation.measures import (
@@ -19,7 +20,6 @@ from nulltext.evaluation.measures import (
 )
 from nulltext.evaluation.tasks import Measurement
 from nulltext.evaluation.workbench import InversionKey, Workbench
-from nulltext.inversion.record import run
 
 FUNCTION_WORDS = frozenset("a an the of on in with and at to is are photo".split())  # noqa: SIM905
 """Words that have no place in a picture."""

@@ -13,7 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nulltext.diffusion.guidance import guided_evaluations, guided_noise
+from nulltext.diffusion.guidance import guided_evaluations
+from nulltext.diffusion.loops import Conditions, sample_step
 from nulltext.editing.loop import Edit, EditSpec, edit
 from nulltext.editing.strength import at_strength
 from nulltext.errors import NulltextError
@@ -27,7 +28,7 @@ from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion import ddim
 from nulltext.inversion.invert import invert
 from nulltext.inversion.record import Inversion
-from nulltext.inversion.sampling import replay
+from nulltext.inversion.replay import replay
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -137,22 +138,15 @@ class Workbench:
 
         Source: Meng et al. 2022 (SDEdit), alg. 1, with deterministic DDIM steps.
         """
-        model, schedule, draw = self.model, self.model.schedule, torch.Generator()
-        grid = schedule.timesteps(self.num_steps)
+        model, draw = self.model, torch.Generator()
+        grid = model.schedule.grid(self.num_steps)
         visited = grid[len(grid) - max(1, round(strength * len(grid))) :]
         latents = model.encode(self.crop[None])
         noise = torch.randn(latents.shape, generator=draw.manual_seed(self.seed)).to(latents)
-        latents = schedule.add_noise(latents, noise, visited[0])
-        empty, prompt = model.embed(["", target]).chunk(2)
-        for timestep in visited:
-            noise_pred = guided_noise(
-                *(model, latents, timestep),
-                null_embeds=empty,
-                prompt_embeds=prompt,
-                guidance_scale=guidance_scale,
-            )
-            cleaner = schedule.cleaner(timestep, self.num_steps)
-            latents = schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+        latents = visited[0].noisier.add_noise(latents, noise)
+        conditions = Conditions(*model.embed(["", target]).chunk(2))
+        for step in visited:
+            latents = sample_step(model, step, latents, conditions, guidance_scale).latents
         return model.decode(latents)[0].cpu()
 
     def lpips_between(self, a: Tensor, b: Tensor) -> Figure:

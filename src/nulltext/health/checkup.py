@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nulltext.diffusion.finite import check_finite
+from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import edit
 from nulltext.health.expectations import (
     EDIT_CHANGE,
@@ -29,7 +30,7 @@ from nulltext.health.expectations import (
     bound_range,
     widened,
 )
-from nulltext.health.measures import distance, gradient_norm, noise_errors, timestep_at
+from nulltext.health.measures import distance, gradient_norm, noise_errors
 from nulltext.health.noise_findings import noise_figures, noise_findings, over_guess
 from nulltext.health.parts import Part, Parts, rounded
 from nulltext.image.framing import box_for
@@ -38,7 +39,7 @@ from nulltext.image.photos import Photo, load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.invert import invert
-from nulltext.inversion.record import Inversion, StepInfo
+from nulltext.inversion.record import Inversion
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 PACKAGE, EXAMPLE = "nulltext", "studio/front/dahlia.jpg"
@@ -153,10 +154,10 @@ class Patient:
 
     @torch.no_grad()
     def _predict(self) -> Mapping[str, Any]:
-        timestep = timestep_at(self._model.schedule, 0.5)
+        level = self._model.schedule.nearest_level(0.5)
         both = self.latents.expand(2, -1, -1, -1)
-        noise_pred = self._model.predict_noise(both, timestep, self.prompts)
-        check_finite(noise_pred, "The UNet's prediction", timestep)
+        noise_pred = self._model.predict_noise(both, level, self.prompts)
+        check_finite(noise_pred, "The UNet's prediction", level)
         heard = distance(*noise_pred)
         if heard == 0.0:
             self.findings.append(

@@ -10,6 +10,7 @@ another `prediction_type` than the network was trained for, one of the two fails
 
 from __future__ import annotations
 
+from nulltext.diffusion.levels import affine, noise_estimate
 from nulltext.diffusion.schedule import SMALLEST_ALPHA_CUMPROD
 from nulltext.health.expectations import schedule_note
 from nulltext.inversion.record import Inversion
@@ -55,15 +56,16 @@ def _other_betas(model: LatentDiffusion) -> str | None:
 
 
 def _wrong_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
-    schedule, timestep = model.schedule, inversion.header.timesteps[0]
+    noisiest = model.schedule.grid(inversion.num_steps)[0]
     guided = inversion.header.method_config.get("inversion_guidance", 1.0) != 1.0
     few = inversion.num_steps < FEWEST_STEPS
-    if guided or few or 1.0 - schedule.alpha_cumprod(timestep) < LEAST_NOISE:
+    if guided or few or noisiest.noisier.sigma**2 < LEAST_NOISE:
         return None
     cleaner, noisy = inversion.trajectory[-2:].double()
-    start = schedule.cleaner(timestep, inversion.num_steps)
-    a, b = schedule.coefficients(start=start, end=timestep)
-    noise_pred = (noisy - a * cleaner) / b
+    prediction = model.schedule.prediction
+    a, b = affine(prediction, noisiest.cleaner, noisiest.noisier)
+    output = (noisy - a * cleaner) / b
+    noise_pred = noise_estimate(prediction, noisiest.cleaner, cleaner, output)
     sizes = [float(one.square().mean().sqrt()) for one in (noise_pred, noisy)]
     cosine = float((noise_pred * noisy).mean()) / max(sizes[0] * sizes[1], 1e-12)
     low, high = DEVIATION
@@ -75,5 +77,5 @@ def _wrong_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
         f"that it inverts the photo to has a deviation of {sizes[1]:.2f}, what its UNet takes for "
         f"noise there one of {sizes[0]:.2f} and a likeness of {cosine:.2f}, and each should be 1"
         f"{'; if they are trained,' if untrained else ', so'} its prediction_type may not be "
-        f"{schedule.prediction}."
+        f"{prediction}."
     )

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError
 from nulltext.health.checkup import Patient, failure
 from nulltext.health.expectations import family_name
 from nulltext.health.installation import Health, look_around
 from nulltext.health.parts import Parts
-from nulltext.inversion.record import StepInfo
 from nulltext.models.choice import ModelChoice
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known
 from nulltext.models.known_words import read_words
@@ -111,8 +111,8 @@ def settings(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
         "timestep_spacing": schedule.spacing,
         "steps_offset": schedule.steps_offset,
         "train_steps": schedule.train_steps,
-        "alpha_cumprod_first": schedule.alpha_cumprod(0),
-        "alpha_cumprod_last": schedule.alpha_cumprod(schedule.train_steps - 1),
+        "alpha_cumprod_first": float(schedule.alphas_cumprod[0]),
+        "alpha_cumprod_last": float(schedule.alphas_cumprod[-1]),
         "final_alpha_cumprod": schedule.final_alpha_cumprod,
     }
     return found

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.schedule import Prediction, Schedule
+from nulltext.diffusion.levels import Level, Prediction, noise_estimate
+from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import NumericalError
 from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -85,7 +86,6 @@ def noise_errors(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor)
     Raises:
         NumericalError: an output is not finite.
     """
-    raw = replace(model, schedule=replace(model.schedule, prediction="epsilon"))
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(latents.shape, generator=draw, dtype=latents.dtype).to(latents.device)
     schedules = _schedules(model.schedule)
@@ -96,23 +96,19 @@ def noise_errors(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor)
         noisy = math.sqrt(level) * latents + math.sqrt(1.0 - level) * noise
         targets = _targets(latents, noise, level)
         for name, schedule in schedules.items():
-            timestep = timestep_at(schedule, level)
-            output = raw.predict_noise(noisy, timestep, prompt_embeds)
-            check_finite(output, "The UNet's prediction", timestep)
+            nearest = schedule.nearest_level(level)
+            output = model.predict(noisy, nearest, prompt_embeds)
+            check_finite(output, "The UNet's prediction", nearest)
             errors = {key: _relative(output, target) for key, target in targets.items()}
             by_schedule[name].append(errors[model.schedule.prediction])
             if name == CONFIGURED:
                 for key, error in errors.items():
                     by_prediction[key].append(error)
-                noise_pred = _as_noise(model.schedule.prediction, output, noisy, level)
+                here = Level(math.sqrt(level), math.sqrt(1.0 - level), nearest.fed)
+                noise_pred = noise_estimate(model.schedule.prediction, here, noisy, output)
                 noise_mse.append(float((noise_pred - noise).square().mean()))
         guess.append(_best_guess(noise, noisy))
     return NoiseErrors(by_prediction, by_schedule, guess, noise_mse)
-
-
-def timestep_at(schedule: Schedule, level: float) -> int:
-    """The timestep whose alpha-bar is nearest to a level."""
-    return int(np.abs(schedule.alphas_cumprod - level).argmin())
 
 
 def same_levels(one: Schedule, other: Schedule) -> bool:
@@ -136,12 +132,6 @@ def _schedules(configured: Schedule) -> dict[str, Schedule]:
 def _targets(latents: Tensor, noise: Tensor, level: float) -> dict[Prediction, Tensor]:
     velocity = math.sqrt(level) * noise - math.sqrt(1.0 - level) * latents
     return {"epsilon": noise, "v_prediction": velocity, "sample": latents}
-
-
-def _as_noise(prediction: Prediction, output: Tensor, noisy: Tensor, level: float) -> Tensor:
-    """`Schedule.noise_from_output` at exactly this level."""
-    here = Schedule(np.array([level]), level, prediction=prediction)
-    return here.noise_from_output(output, noisy, 0)
 
 
 def _relative(output: Tensor, target: Tensor) -> float:
@@ -171,7 +161,7 @@ def gradient_norm(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor
     """
     embeds = prompt_embeds.detach().clone().requires_grad_(True)
     with model.frozen(), torch.enable_grad():
-        noise_pred = model.predict_noise(latents, model.schedule.train_steps // 2, embeds)
+        noise_pred = model.predict_noise(latents, model.schedule.level_at(0.5), embeds)
         (gradient,) = torch.autograd.grad(noise_pred.square().mean(), embeds)
     check_finite(gradient, "The gradient in the prompt's embedding")
     size = float(gradient.norm())

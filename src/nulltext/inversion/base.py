@@ -1,4 +1,4 @@
-"""What an inversion method is: options that can run, and what the run produces."""
+"""The protocol of an inversion method: what it is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from nulltext.inversion.record import StepInfo
+from nulltext.diffusion.levels import Grid
+from nulltext.diffusion.loops import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -21,20 +22,20 @@ class Problem:
     """z_0, [1, C, h, w], scaled."""
     prompt_embeds: Tensor
     """C, [1, R, D]."""
-    num_steps: int
-    """T."""
+    grid: Grid
+    """T steps, noisiest first."""
     guidance_scale: float
     """w of the replay."""
     generator: torch.Generator
     """Source of noise for the methods that draw some."""
     kept: Mapping[str, Tensor] | None = None
-    """What `StepInfo.kept` of an earlier run of the same problem said, to go on from there; of a
+    """What `StepInfo.kept` of an earlier run of the same problem held, to go on from there; of a
     batch, its problems share one."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a method gives back; the tensors are those of `record.Inversion`."""
+    """What a method returns; the tensors are those of `record.Inversion`."""
 
     trajectory: Tensor
     """[T + 1, C, h, w]."""

@@ -1,69 +1,53 @@
-"""Budgets: how much work null-text inversion may do, for people who do not want to know.
+"""Budgets: presets that trade exactness for speed.
 
-A budget names a solver, the number T of timesteps, the inner steps N and where the null embeddings
-begin. Fewer timesteps, begun at the prompt's embedding, reach what the paper's 50 x 10 Adam steps
-from the empty one do (docs/speed.md has the figures).
+A budget is a method and the number T of timesteps. `paper` is null-text inversion as published;
+the others are its accelerated form, which reaches the same in fewer timesteps and evaluations
+(docs/speed.md has the figures).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nulltext.defaults import BUDGET, NUM_STEPS
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import method_named, with_options
-from nulltext.names import NullStart
+from nulltext.inversion.secant import NullStart, SecantNullText
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One way to spend time."""
+    """A method with its options, and its number of timesteps."""
 
-    solver: str
-    """Name of the solver."""
+    method: InversionMethod
     num_steps: int
     """T."""
-    inner_steps: int
-    """N from this budget's own start; from the other one it is the paper's."""
-    null_start: NullStart = "empty"
-    """Where the null embeddings begin."""
-    tolerated_steps: int | None = None
-    """Timesteps over which the paper's tolerances may add up, shared among those that there are;
-    None: the paper's tolerance at each, however many there are."""
 
-    def method(
-        self,
-        *,
-        solver: str | None = None,
-        num_steps: int | None = None,
-        inner_steps: int | None = None,
-        null_start: NullStart | None = None,
-    ) -> NullText:
-        """Null-text inversion within this budget, but for what is said outright."""
-        steps = self.num_steps if num_steps is None else max(1, num_steps)
-        tolerance = (self.tolerated_steps or steps) / steps
-        start = null_start or self.null_start
-        usual = self.inner_steps if start == self.null_start else NullText.inner_steps
-        return NullText(
-            solver=solver or self.solver,
-            inner_steps=usual if inner_steps is None else inner_steps,
-            start=start,
-            loss_tolerance=tolerance * NullText.loss_tolerance,
-            loss_tolerance_slope=tolerance * NullText.loss_tolerance_slope,
-        )
+
+def _fast() -> Budget:
+    """The paper's tolerances add up over as many timesteps as in the paper."""
+    num_steps = 20
+    share = NUM_STEPS / num_steps
+    method = SecantNullText(
+        inner_steps=1,
+        loss_tolerance=share * SecantNullText.loss_tolerance,
+        loss_tolerance_slope=share * SecantNullText.loss_tolerance_slope,
+    )
+    return Budget(method, num_steps)
 
 
 BUDGETS: dict[str, Budget] = {
-    "fast": Budget("secant", 20, 1, null_start="prompt", tolerated_steps=NUM_STEPS),
-    "balanced": Budget("secant", 30, 2, null_start="prompt"),
-    "paper": Budget("adam", 50, 10),
+    "fast": _fast(),
+    "balanced": Budget(SecantNullText(), 30),
+    "paper": Budget(NullText(), NUM_STEPS),
 }
 
 
 def budget_named(name: str) -> Budget:
-    """A budget by its name.
+    """Return a budget by its name.
 
     Raises:
         OptionError: there is none of that name.
@@ -73,55 +57,42 @@ def budget_named(name: str) -> Budget:
     return BUDGETS[name]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `invert` needs to know of a budget and of the options beside it."""
-
-    method: InversionMethod
-    num_steps: int
-    """T."""
-
-
 def planned(
-    method: str,
+    method: str | None = None,
     *,
     budget: str | None = None,
-    solver: str | None = None,
     num_steps: int | None = None,
     inner_steps: int | None = None,
     null_start: NullStart | None = None,
-) -> Plan:
-    """Settle what is left open: a budget fills the gaps, and what is said outright wins.
+) -> Budget:
+    """Choose method and timesteps: a budget fills the gaps, and options given beside it win.
 
-    Without a budget, a solver brings the numbers of a budget that uses it, and a start at the empty
-    prompt those of the paper's.
+    A method without a budget has its own defaults, and the timesteps of the budget that uses it.
 
     Raises:
-        OptionError: a name is unknown, or options are given to a method that has none of the kind.
+        OptionError: a name is unknown, the budget is of another method, or the method has no such
+            option.
     """
-    if method != NullText.name:
-        given = {"budget": budget, "solver": solver, "null-start": null_start}
-        for name, value in given.items():
-            if value is not None:
-                raise OptionError(
-                    f"--{name} is for --method null-text, and the method is {method}; "
-                    f"leave --{name} out, or --method."
-                )
-        chosen: InversionMethod = method_named(method)
-        if inner_steps is not None:
-            chosen = with_options(chosen, inner_steps=inner_steps)
-        return Plan(chosen, NUM_STEPS if num_steps is None else num_steps)
-    filled = budget_named(budget or _budget_of(solver, null_start))
-    fitted = filled.method(
-        solver=solver, num_steps=num_steps, inner_steps=inner_steps, null_start=null_start
+    if method is None or budget is not None:
+        chosen = budget_named(budget or BUDGET)
+        if method is not None and method != chosen.method.name:
+            raise OptionError(
+                f"--budget {budget} is the method {chosen.method.name}, and the method given is "
+                f"{method}; leave one of them out."
+            )
+    else:
+        used = [own for own in BUDGETS.values() if own.method.name == method]
+        chosen = Budget(method_named(method), used[-1].num_steps if used else NUM_STEPS)
+    if null_start is not None and not isinstance(chosen.method, SecantNullText):
+        raise OptionError(
+            f"--null-start is for --method {SecantNullText.name}, and the method is "
+            f"{chosen.method.name}; leave --null-start out, or choose that method."
+        )
+    given: dict[str, Any] = {"inner_steps": inner_steps, "start": null_start}
+    options = {name: value for name, value in given.items() if value is not None}
+    if null_start == "empty" and inner_steps is None:
+        options["inner_steps"] = NullText.inner_steps  # from there it has as far to go
+    return Budget(
+        with_options(chosen.method, **options),
+        chosen.num_steps if num_steps is None else num_steps,
     )
-    return Plan(fitted, filled.num_steps if num_steps is None else num_steps)
-
-
-def _budget_of(solver: str | None, null_start: NullStart | None) -> str:
-    """The default budget, or the paper's if only its start is asked for; for a solver, the most
-    generous one of its own, or "balanced"."""
-    if solver is None:
-        return "paper" if null_start == "empty" else BUDGET
-    own = [name for name, budget in BUDGETS.items() if budget.solver == solver]
-    return own[-1] if own else "balanced"

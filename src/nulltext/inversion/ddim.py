@@ -1,6 +1,6 @@
 """Plain DDIM inversion: the pivot, and nothing to hold a guided replay to it.
 
-    z*_t = invert_step(z*_{t-1}, eps(z*_{t-1}, t, C))
+    z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))
 
 Replayed at w = 1 it is off by the discretisation error alone; under real guidance that error is
 magnified w times at every step. It is the lower bound that null-text inversion starts from.
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY
+from nulltext.diffusion.loops import StepInfo, pivot_steps
 from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.record import StepInfo
-from nulltext.inversion.sampling import pivots_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -32,14 +31,18 @@ class DDIM:
     """w of the inversion itself: above 1 the noise it ends in is less and less Gaussian."""
 
     def check(self, guidance_scale: float) -> None:
-        """Any scale will do."""
+        """Accept any scale."""
 
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
         """The pivot trajectory; costs T UNet evaluations, 2 T where the inversion is guided."""
-        trajectories = yield from pivots_steps(
-            *(model, problem.latents, problem.prompt_embeds, problem.num_steps),
+        trajectories = yield from pivot_steps(
+            model,
+            problem.latents,
+            problem.prompt_embeds,
+            problem.grid,
+            null_embeds=model.embed([""]),
             guidance_scale=self.inversion_guidance,
         )
         return Solution(trajectory=trajectories[:, 0])

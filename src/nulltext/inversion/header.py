@@ -14,6 +14,18 @@ SIZE_NUMBERS = 2
 
 
 @dataclass(frozen=True)
+class SavedLevel:
+    """A noise level of a run."""
+
+    fed: float
+    """The number that the network was given."""
+    alpha: float | None = None
+    """Share of the clean latents; None in files of formats 1 and 2."""
+    sigma: float | None = None
+    """Share of the noise; None in files of formats 1 and 2."""
+
+
+@dataclass(frozen=True)
 class InversionHeader:
     """Everything about an inversion that is not a tensor."""
 
@@ -23,8 +35,8 @@ class InversionHeader:
     """Name of the model that made it."""
     fingerprint: str
     """Fingerprint of that model's weights."""
-    timesteps: list[int]
-    """The DDIM grid, noisiest first."""
+    levels: list[SavedLevel]
+    """The noise levels that were visited, noisiest first."""
     guidance_scale: float
     """w of the replay."""
     method: str
@@ -58,12 +70,15 @@ class InversionHeader:
     def from_json(cls, values: Mapping[str, Any]) -> InversionHeader:
         """Read a header that may have been damaged or forged.
 
-        Unknown keys are ignored, so that a newer nulltext may add some.
+        Unknown keys are ignored, so that a newer nulltext may add some. Formats 1 and 2 have the
+        timesteps in place of the noise levels.
 
         Raises:
             ValueError: a field is missing or of the wrong type; names it.
         """
         known: dict[str, Any] = {}
+        if "levels" not in values and _is_integers(values.get("timesteps")):
+            values = {**values, "levels": [{"fed": timestep} for timestep in values["timesteps"]]}
         for entry in fields(cls):
             absent = None if entry.default is MISSING else entry.default
             if entry.default_factory is not MISSING:
@@ -72,14 +87,15 @@ class InversionHeader:
             if not _CHECKS[str(entry.type)](value):
                 raise ValueError(f"{entry.name} is {'missing' if value is None else 'malformed'}")
             known[entry.name] = float(str(value)) if entry.type == "float" else value
+        known["levels"] = [SavedLevel(**level) for level in known["levels"]]
         header = cls(**known)
         header._check_ranges()
         return header
 
     def _check_ranges(self) -> None:
-        steps = self.timesteps
+        fed = [level.fed for level in self.levels]
         bad = {
-            "timesteps": not steps or min(steps) < 0 or steps != sorted(set(steps), reverse=True),
+            "levels": not fed or min(fed) < 0 or fed != sorted(set(fed), reverse=True),
             "guidance_scale": not math.isfinite(self.guidance_scale) or self.guidance_scale < 0,
             "image_size": len(self.image_size) != SIZE_NUMBERS or min(self.image_size) < 1,
             "crop": len(self.crop) != CROP_NUMBERS or min(self.crop[2:]) < 1 or min(self.crop) < 0,
@@ -101,17 +117,34 @@ def _is_entry(value: object) -> bool:
     """Whether this is an object of texts and finite numbers."""
     if not isinstance(value, dict):
         return False
-    return all(
-        isinstance(each, str) or _is_int(each) or (isinstance(each, float) and math.isfinite(each))
-        for each in value.values()
+    return all(isinstance(each, str) or _is_finite(each) for each in value.values())
+
+
+def _is_integers(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_int, value))
+
+
+def _is_level(value: object) -> bool:
+    """Whether this is what `SavedLevel` becomes in JSON."""
+    return (
+        isinstance(value, dict)
+        and "fed" in value
+        and value.keys() <= {"fed", "alpha", "sigma"}
+        and all(number is None or _is_finite(number) for number in value.values())
+        and value["fed"] is not None
     )
+
+
+def _is_finite(value: object) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "int": _is_int,
     "float": lambda value: _is_int(value) or isinstance(value, float),
-    "list[int]": lambda value: isinstance(value, list) and all(map(_is_int, value)),
+    "list[int]": _is_integers,
+    "list[SavedLevel]": lambda value: isinstance(value, list) and all(map(_is_level, value)),
     "dict[str, Any]": lambda value: isinstance(value, dict),
     "list[dict[str, Any]]": lambda value: isinstance(value, list) and all(map(_is_entry, value)),
 }

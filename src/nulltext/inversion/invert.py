@@ -13,17 +13,17 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from nulltext.defaults import METHOD
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
 from nulltext.image.framing import SizeChoice
 from nulltext.image.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import PhotoLike
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
-from nulltext.inversion.header import InversionHeader
+from nulltext.inversion.header import InversionHeader, SavedLevel
 from nulltext.inversion.partial import Partial, digests_of, keeping
-from nulltext.inversion.record import Inversion, StepInfo, run
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import replay_steps
 from nulltext.inversion.request import InversionRequest
-from nulltext.inversion.sampling import replay_steps
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -36,7 +36,7 @@ def invert(
     photo: PhotoLike,
     prompt: str,
     *,
-    method: str | InversionMethod = METHOD,
+    method: str | InversionMethod | None = None,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     crop: CropBox | None = None,
@@ -52,7 +52,7 @@ def invert(
     photo: Sequence[PhotoLike],
     prompt: list[str] | tuple[str, ...],
     *,
-    method: str | InversionMethod = METHOD,
+    method: str | InversionMethod | None = None,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     crop: CropBox | None = None,
@@ -68,7 +68,7 @@ def invert(
     photo: PhotoLike | Sequence[PhotoLike],
     prompt: str | list[str] | tuple[str, ...],
     *,
-    method: str | InversionMethod = METHOD,
+    method: str | InversionMethod | None = None,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     crop: CropBox | None = None,
@@ -85,9 +85,8 @@ def invert(
             one.
         prompt: what the photo shows, in the words that will be edited; a list for a list. It may
             be empty, for comparison: then there are no words to change, only some to add.
-        method: a name ("null-text", "ddim", "direct", … see `inversion.registry`) or a method with
-            options. By name, null-text is within the default budget, as on the command line (see
-            `inversion.budgets`); `NullText()` is the paper's.
+        method: a name ("null-text", "null-text-secant", "ddim", … see `inversion.registry`) or a
+            method with options; by default that of the default budget (see `inversion.budgets`).
         num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
         guidance_scale: w of the replay, by default what the model suggests; null-text needs more
             than 1.
@@ -128,7 +127,7 @@ def invert_steps(
     photo: PhotoLike,
     prompt: str,
     *,
-    method: str | InversionMethod = METHOD,
+    method: str | InversionMethod | None = None,
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     crop: CropBox | None = None,
@@ -176,7 +175,7 @@ class _Start:
         problem = Problem(
             latents=latents,
             prompt_embeds=model.embed([request.prompt]),
-            num_steps=request.num_steps,
+            grid=model.schedule.grid(request.num_steps),
             guidance_scale=request.guidance_scale,
             generator=torch.Generator().manual_seed(request.seed),
             kept=kept,
@@ -282,7 +281,10 @@ def _inversion(
         prompt=request.prompt,
         model=model.name,
         fingerprint=model.fingerprint,
-        timesteps=list(model.schedule.timesteps(request.num_steps)),
+        levels=[
+            SavedLevel(step.noisier.fed, step.noisier.alpha, step.noisier.sigma)
+            for step in model.schedule.grid(request.num_steps)
+        ],
         guidance_scale=float(request.guidance_scale),
         method=request.method.name,
         method_config=asdict(request.method),  # type: ignore[call-overload]

@@ -1,10 +1,10 @@
 """Model tuning: the UNet's weights are fitted to the photo around the pivot.
 
-    delta = argmin sum_t L_t,   eps under W + delta, ∅ and C as they are     (see `rollout`)
+    delta = argmin sum_t L_t,   o under W + delta, ∅ and C as they are     (see `rollout`)
 
 The comparison with pivotal tuning: exact for the photo, but every photo has a model of its own.
 delta is of low rank in every layer, is trained as it is stored (see `models.weight_delta`), and is
-worn by the model for single calls only: the loaded weights are never written.
+applied per call by forward hooks: the loaded weights are never written.
 Source: Roich et al. 2021 (Pivotal Tuning), sec. 3.2; Mokady et al. 2023, sec. 4.1 and appendix.
 """
 
@@ -17,13 +17,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nulltext.diffusion.guidance import guided_noise
+from nulltext.diffusion.guidance import guided_output
+from nulltext.diffusion.levels import Level
+from nulltext.diffusion.loops import StepInfo, pivot_steps
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.descent import check_effort
-from nulltext.inversion.record import StepInfo
+from nulltext.inversion.fitting import check_effort
 from nulltext.inversion.rollout import rollout_steps
-from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import PLANS
 from nulltext.models.weight_delta import layers_of, new_delta
@@ -50,7 +50,7 @@ class ModelTuning:
             raise OptionError(f"The rank is {self.rank}; choose 1 or more (4 is usual).")
 
     def check(self, guidance_scale: float) -> None:
-        """Any scale will do."""
+        """Accept any scale."""
 
     def steps(
         self, model: LatentDiffusion, problem: Problem
@@ -67,8 +67,8 @@ class ModelTuning:
             )
         if not layers_of(model.unet, self.rank):
             raise OptionError(f"No layer of '{model.name}' takes a rank of {self.rank}; lower it.")
-        num_steps = problem.num_steps
-        pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, num_steps)
+        walked = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, problem.grid)
+        pivot = walked[:, 0]
         delta = new_delta(model.unet, self.rank, problem.generator)
         for factor in delta.values():
             factor.requires_grad_(True)
@@ -76,7 +76,12 @@ class ModelTuning:
         tuned = replace(model, weight_delta=delta, memory=PLANS["plenty"])
         fitted = FittedWeights(tuned, delta, problem, model.embed([""]))
         gradients = yield from rollout_steps(
-            *(model, pivot, fitted), rounds=self.inner_steps, learning_rate=self.learning_rate
+            model,
+            pivot,
+            problem.grid,
+            fitted,
+            rounds=self.inner_steps,
+            learning_rate=self.learning_rate,
         )
         return Solution(trajectory=pivot, weight_delta=delta, iterations=gradients)
 
@@ -86,7 +91,7 @@ class FittedWeights:
     """The factors of the difference; see `rollout.Fitted`."""
 
     model: LatentDiffusion
-    """Wearing the difference."""
+    """With the difference."""
     delta: dict[str, Tensor]
     problem: Problem
     null_embeds: Tensor
@@ -102,12 +107,12 @@ class FittedWeights:
         """1: both branches move."""
         return 1.0
 
-    def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
-        """Nothing can be computed beforehand: both branches move."""
-        return lambda: guided_noise(
+    def output_at(self, latents: Tensor, level: Level) -> Callable[[], Tensor]:
+        """Leave both branches to be computed, as both move; see `rollout.Fitted`."""
+        return lambda: guided_output(
             self.model,
             latents,
-            timestep,
+            level,
             null_embeds=self.null_embeds,
             prompt_embeds=self.problem.prompt_embeds,
             guidance_scale=self.problem.guidance_scale,

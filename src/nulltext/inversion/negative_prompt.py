@@ -1,6 +1,6 @@
 """Negative-prompt inversion: the source prompt itself stands where the empty one stood.
 
-    ∅ = C,  so that  eps_∅ + w (eps_C - eps_∅) = eps_C  for the source, whatever w
+    ∅ = C,  so that  o_∅ + w (o_C - o_∅) = o_C  for the source, whatever w
 
 The source is replayed as at w = 1, off the pivot by the discretisation error alone; targets are
 guided away from the source prompt. Nothing is optimised.
@@ -13,9 +13,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nulltext.diffusion.loops import StepInfo, pivot_steps
 from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.record import StepInfo
-from nulltext.inversion.sampling import pivot_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -28,13 +27,11 @@ class NegativePrompt:
     draws: ClassVar[bool] = False
 
     def check(self, guidance_scale: float) -> None:
-        """Any scale will do."""
+        """Accept any scale."""
 
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
         """The pivot trajectory; costs T UNet evaluations."""
-        trajectory = yield from pivot_steps(
-            model, problem.latents, problem.prompt_embeds, problem.num_steps
-        )
-        return Solution(trajectory=trajectory, null_embeds=problem.prompt_embeds)
+        pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, problem.grid)
+        return Solution(trajectory=pivot[:, 0], null_embeds=problem.prompt_embeds)

@@ -1,97 +1,118 @@
-"""Null-text inversion: one unconditional embedding per timestep, fitted to the pivot.
+"""Null-text inversion: Algorithm 1 of Mokady et al. 2023.
 
-With z*_0 … z*_T the pivot, zbar_T = z*_T and ∅_T the embedding of "", for t = T … 1:
+    z*_0 … z*_T   the pivot: DDIM inversion at w = 1                                (line 1)
+    zbar_T = z*_T,  ∅_T = embedding of ""                                           (line 2)
+    for t = T, T - 1, …, 1:                                                         (line 3)
+        for j = 0, …, N - 1:                                                        (line 4)
+            ∅_t <- ∅_t - eta grad_∅ || z*_{t-1} - z_{t-1}(zbar_t, ∅_t, C) ||^2      (line 5)
+        zbar_{t-1} = z_{t-1}(zbar_t, ∅_t, C),  ∅_{t-1} = ∅_t                        (line 7)
 
-    L_t(∅) = mean || z*_{t-1} - step(zbar_t; eps_∅ + w (eps_C - eps_∅)) ||^2
-    ∅_t    = argmin L_t by Adam, N inner steps, started at ∅_{t+1};  ∅_{T+1}: that of "", or C
-    zbar_{t-1} = step(zbar_t; guided eps under ∅_t)
+z_{t-1}(z, ∅, C) is the DDIM step under the guided output o_∅ + w (o_C - o_∅), which is
+o_C + (1 - w) (o_∅ - o_C). The gradient step is Adam's, begun anew at every timestep.
 
-Weights and the prompt's embedding stay as they are, and eps_C is computed once per timestep.
-How the minimum is looked for is a solver's business (see `solvers`); Adam is the paper's. With
-∅ = C the guided noise is eps_C at any w, which is what the pivot was walked with: a start there is
-off by the discretisation alone, so most timesteps need no step at all.
-Source: Mokady et al. 2023, sec. 3.3, algorithm 1; learning rate and stopping rule as published
-with the paper's code. The start at C is Miyake et al. 2023's whole method, sec. 3. Two things are
-done better than there, neither of which moves the optimum: the loss is tested before a step is
-taken and the best embedding tested is kept, so no timestep ends worse than it began; and its eps_∅
-is reused to advance, so advancing costs no evaluation.
+Learning rate and stopping rule are those published with the paper's code. Two things are done
+better than there: the loss is tested before a step is taken and the best embedding tested is kept,
+so no timestep ends worse than it began; and its o_∅ is reused to advance, at no evaluation.
+Source: Mokady et al. 2023, sec. 3.3, algorithm 1; Kingma & Ba 2015, alg. 1 (Adam).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import ClassVar
 
-from nulltext.errors import OptionError
+import torch
+from torch import Tensor
+
+from nulltext.diffusion.finite import check_finite
+from nulltext.diffusion.guidance import guide
+from nulltext.diffusion.loops import StepInfo, pivot_steps
 from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.per_step import Batch, PerStepOptions, fit_steps, null_moves, pivot_of_steps
-from nulltext.inversion.record import StepInfo
+from nulltext.inversion.fitting import Batch, BatchMethod, Best, Branch, State, check_null_branch
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.names import NullStart
-
-
-def check_null_branch(what: str, guidance_scale: float) -> None:
-    """Refuse scales at which the null embedding has no say.
-
-    Raises:
-        OptionError: the scale is 1 or below.
-    """
-    if guidance_scale <= 1:
-        raise OptionError(
-            f"{what} cannot do anything at guidance {guidance_scale:g}: at 1 and "
-            "below, the null embedding that it optimises does not guide the image; "
-            "pass a higher --guidance or none, or --method ddim."
-        )
 
 
 @dataclass(frozen=True)
-class NullText(PerStepOptions):
+class NullText(BatchMethod):
     """Options of null-text inversion; the defaults are the paper's."""
 
     name: ClassVar[str] = "null-text"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    branch: ClassVar[Branch] = "null_embeds"
 
-    start: NullStart = "empty"
-    """Where the null embeddings begin: at that of "", as published, or at the prompt's, which is
-    nearly there already."""
-    pooled: Literal["fixed", "optimised"] = "fixed"
-    """Whether the pooled null embedding moves with the tokens' (SDXL; elsewhere there is none)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start not in get_args(NullStart):
-            choices = " or ".join(map(repr, get_args(NullStart)))
-            raise OptionError(f"start is {self.start!r}; choose {choices}.")
-        if self.pooled not in ("fixed", "optimised"):
-            raise OptionError(f"pooled is {self.pooled!r}; choose 'fixed' or 'optimised'.")
+    inner_steps: int = 10
+    """N: gradient steps per timestep at most; more is closer to the pivot and slower."""
+    learning_rate: float = 1e-2
+    """eta at the noisiest timestep; it falls by a hundredth of this at each, to 1e-4 at least."""
+    loss_tolerance: float = 1e-5
+    """Loss below which the noisiest timestep is good enough."""
+    loss_tolerance_slope: float = 2e-5
+    """What each further timestep adds to that tolerance."""
 
     def check(self, guidance_scale: float) -> None:
-        """It needs a null branch; see `check_null_branch`."""
+        """Refuse scales at which the null embedding does not act."""
         check_null_branch("Null-text inversion", guidance_scale)
-
-    def steps(
-        self, model: LatentDiffusion, problem: Problem
-    ) -> Generator[StepInfo, None, Solution]:
-        """Pivot, then fit; see the module's formulae.
-
-        Raises:
-            NumericalError: the loss stopped being finite; names the timestep.
-        """
-        (solution,) = yield from self.batch_steps(model, [problem])
-        return solution
 
     def batch_steps(
         self, model: LatentDiffusion, problems: Sequence[Problem]
     ) -> Generator[StepInfo, None, list[Solution]]:
-        """`steps` for several photos at once, each of which stops as early as it would alone."""
-        batch = Batch.of(problems)
-        pivots = yield from pivot_of_steps(model, batch)
-        roles = null_moves(model, batch)
-        if self.start == "prompt":
-            roles = replace(roles, moving=batch.prompt_embeds)
-        if self.pooled == "optimised":
-            roles = replace(roles, free_rows=None)
-        fits = yield from fit_steps(model, batch, pivots, roles, self)
-        return fits.solutions(pivots)
+        """Invert photos side by side, each of which stops as early as it would alone.
+
+        Costs T + T + 2 N T UNet evaluations per photo at most.
+
+        Raises:
+            NumericalError: a loss or gradient is not finite; names the timestep.
+        """
+        photos = Batch.of(problems)
+        state = photos.kept or State.start((yield from self.trajectory_steps(model, photos)))
+        state.resume(model.passes)
+        start, fixed = self.embeds(model, photos)
+        share = self.share(photos.guidance_scale)
+        for i in range(state.done, len(photos.grid)):
+            step, latents, target = photos.grid[i], state.latents, state.target(i)
+            embeds = (state.fitted[-1] if state.fitted else start).clone().requires_grad_(True)
+            with torch.no_grad():
+                output_fixed = model.predict(latents, step.noisier, fixed)
+            adam = torch.optim.Adam([embeds], lr=max(self.learning_rate * (1.0 - i / 100), 1e-4))
+            tolerance = self.loss_tolerance + self.loss_tolerance_slope * i
+            most = self.inner_steps if step.moves(share, latents.dtype) else 0
+            best, rows = Best(embeds, latents, step), state.rows
+            gradients = torch.zeros_like(rows)
+            with model.frozen():
+                for j in range(most + 1):
+                    with torch.set_grad_enabled(j < most):
+                        output = model.predict(
+                            latents[rows], step.noisier, embeds[rows], rows.tolist()
+                        )
+                        output = guide(output_fixed[rows], output, share)
+                        landed = step.denoise(latents[rows], output)
+                        losses = (target[rows] - landed).square().flatten(1).mean(dim=1)
+                    tested, _ = best.offer(embeds[rows], output, losses, rows)
+                    going = tested >= tolerance
+                    if j == most or not bool(going.any()):
+                        break
+                    (slope,) = torch.autograd.grad(losses.sum(), embeds)
+                    check_finite(slope, "The gradient in the embedding", step.noisier)
+                    embeds.grad = slope * model.token_rows  # a pooled row (SDXL) stays
+                    adam.step()
+                    gradients[rows] += 1
+                    rows = rows[going]
+            state = state.after(best, model.passes, gradients)
+            yield state.info(best, inner_steps=j)
+        return state.solutions(self.branch)
+
+    def trajectory_steps(
+        self, model: LatentDiffusion, photos: Batch
+    ) -> Generator[StepInfo, None, Tensor]:
+        """Walk the pivot, [T + 1, B, C, h, w]."""
+        return (yield from pivot_steps(model, photos.latents, photos.prompt_embeds, photos.grid))
+
+    def embeds(self, model: LatentDiffusion, photos: Batch) -> tuple[Tensor, Tensor]:
+        """Return where the fitted branch starts, and the branch that stays, [B, R, D] each."""
+        return model.embed([""]).repeat(len(photos.latents), 1, 1), photos.prompt_embeds
+
+    def share(self, guidance_scale: float) -> float:
+        """What the fitted branch counts for in the guided output."""
+        return 1.0 - guidance_scale

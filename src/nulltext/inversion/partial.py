@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nulltext.inversion.record import StepInfo
+from nulltext.diffusion.loops import StepInfo
 from nulltext.models.fingerprint import spellings
 from nulltext.storage.files import replace_file, unwritable
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nulltext.diffusion.loops import StepInfo
 from nulltext.image.images import psnr
-from nulltext.inversion.record import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 INTERVAL = 1.0

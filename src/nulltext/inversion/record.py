@@ -1,4 +1,4 @@
-"""What inverting a photo produces, and what long loops report while they run.
+"""What inverting a photo produces.
 
 An `Inversion` holds everything that replaying and editing consume. Every method fills the same
 fields, so nothing downstream asks which method it was:
@@ -12,20 +12,17 @@ fields, so nothing downstream asks which method it was:
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nulltext.errors import InversionFileError, out_of_memory_named, reason_of
+from nulltext.errors import InversionFileError, reason_of
 from nulltext.inversion.header import InversionHeader
 from nulltext.storage.inversion_file import read_inversion, read_outline, write_inversion
-
-logger = logging.getLogger(__name__)
 
 REQUIRED_TENSORS = ("trajectory", "photo")
 RGB = 3
@@ -34,30 +31,6 @@ FACTOR_DIMENSIONS = 2
 OPTIONAL_TENSORS = ("null_embeds", "prompt_embeds", "corrections")
 DELTA_PREFIX = "weight_delta."
 """Begins the names under which a file keeps the factors of a difference of weights."""
-
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """One step of a long loop, for progress bars."""
-
-    stage: str
-    """"pivot", "optimise", "correct", "replay" or "edit"."""
-    index: int
-    """Steps of this stage that are done."""
-    total: int
-    """Steps that this stage has."""
-    timestep: int
-    """The training timestep that was worked on."""
-    clean_estimate: Tensor | None = None
-    """x0 as seen from here, [B, C, h, w]; decoded, it is a preview."""
-    loss: float | None = None
-    """What is left of the step's objective, mean square over latents."""
-    inner_steps: int | None = None
-    """Optimiser steps that this timestep took."""
-    kept: Mapping[str, Tensor] | None = field(default=None, repr=False)
-    """Tensors from which a later run can go on behind this step; None where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +84,7 @@ class Inversion:
     @property
     def num_steps(self) -> int:
         """T."""
-        return len(self.header.timesteps)
+        return len(self.header.levels)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file.
@@ -175,26 +148,3 @@ class Inversion:
 
 def _all_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def run(
-    steps: Generator[StepInfo, None, Result], on_step: Callable[[StepInfo], None] | None = None
-) -> Result:
-    """Drive a generator of steps to its end and return its result.
-
-    Args:
-        on_step: called with each `StepInfo`; what a progress bar hangs on.
-
-    Raises:
-        OutOfMemoryError: the device's memory did not suffice.
-    """
-    while True:
-        try:
-            with out_of_memory_named():
-                info = next(steps)
-        except StopIteration as stop:
-            result: Result = stop.value
-            return result
-        logger.debug("%s: step %d of %d, t = %d", info.stage, info.index, info.total, info.timestep)
-        if on_step is not None:
-            on_step(info)

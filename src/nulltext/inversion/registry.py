@@ -7,22 +7,26 @@ from dataclasses import fields, replace
 from typing import Any
 
 from nulltext.errors import OptionError
+from nulltext.inversion.ablations import (
+    GlobalNull,
+    NullTextNoPivot,
+    RandomPivot,
+    Textual,
+    TextualPivot,
+    TextualPivotShared,
+)
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.direct import Direct
-from nulltext.inversion.global_null import GlobalNull
 from nulltext.inversion.model_tuning import ModelTuning
 from nulltext.inversion.negative_prompt import NegativePrompt
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.null_text_no_pivot import NullTextNoPivot
-from nulltext.inversion.random_pivot import RandomPivot
-from nulltext.inversion.textual import Textual
-from nulltext.inversion.textual_pivot import TextualPivot
-from nulltext.inversion.textual_pivot_shared import TextualPivotShared
+from nulltext.inversion.secant import SecantNullText
 
 METHODS: dict[str, Callable[[], InversionMethod]] = {
     DDIM.name: DDIM,
     NullText.name: NullText,
+    SecantNullText.name: SecantNullText,
     Direct.name: Direct,
     NegativePrompt.name: NegativePrompt,
     RandomPivot.name: RandomPivot,

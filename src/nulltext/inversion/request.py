@@ -12,7 +12,7 @@ from nulltext.image.framing import SizeChoice, box_for
 from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import InversionMethod
-from nulltext.inversion.budgets import Plan, planned
+from nulltext.inversion.budgets import Budget, planned
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.version import __version__
 from nulltext.words.invisible import clean
@@ -38,7 +38,7 @@ class InversionRequest:
         model: LatentDiffusion,
         photo: PhotoLike,
         prompt: str,
-        method: str | InversionMethod,
+        method: str | InversionMethod | None,
         num_steps: int | None,
         guidance_scale: float | None,
         crop: CropBox | None,
@@ -54,14 +54,14 @@ class InversionRequest:
         """
         plan = (
             planned(method, num_steps=num_steps)
-            if isinstance(method, str)
-            else Plan(method, NUM_STEPS if num_steps is None else num_steps)
+            if method is None or isinstance(method, str)
+            else Budget(method, NUM_STEPS if num_steps is None else num_steps)
         )
         scale = model.guidance_scale if guidance_scale is None else guidance_scale
         _check_guidance(scale)
         _check_seed(seed)
         plan.method.check(scale)
-        model.schedule.timesteps(plan.num_steps)
+        model.schedule.grid(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = load_photo(photo)
         box = crop or box_for(loaded.size, size)
@@ -85,7 +85,7 @@ class InversionRequest:
             "prompt": self.prompt,
             "method": self.method.name,
             "options": repr(self.method),
-            "timesteps": list(model.schedule.timesteps(self.num_steps)),
+            "levels": [step.noisier.fed for step in model.schedule.grid(self.num_steps)],
             "guidance_scale": float(self.guidance_scale),
             "seed": self.seed,
         }

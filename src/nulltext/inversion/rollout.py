@@ -1,9 +1,9 @@
-"""One thing for all timesteps, fitted to the pivot by walking down it again and again.
+"""One set of parameters for all timesteps, fitted to the pivot by walking down it again and again.
 
 For j = 1 … N: zbar_T = z*_T, and for t = T … 1
 
-    theta <- one Adam step on L_t(theta) = mean || z*_{t-1} - step(zbar_t; eps_theta) ||^2
-    zbar_{t-1} = step(zbar_t; eps_theta)          under the theta that was just stepped to
+    theta <- one Adam step on L_t(theta) = mean || z*_{t-1} - denoise(zbar_t, o_theta) ||^2
+    zbar_{t-1} = denoise(zbar_t, o_theta)          under the theta that was just stepped to
 
 theta is one null embedding, one prompt embedding, or a difference of weights: see `Fitted`. Adam
 runs through all rounds; nothing is reset but zbar. Where the step is the identity, L_t is the same
@@ -15,24 +15,20 @@ Source: Mokady et al. 2023, supplementary algorithm of the global null-text inve
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nulltext.diffusion.guidance import guide
-from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.descent import descend
-from nulltext.inversion.per_step import Roles, tokens_alone
-from nulltext.inversion.record import StepInfo
-from nulltext.inversion.sampling import pivot_steps
-from nulltext.inversion.solvers.task import is_fittable
+from nulltext.diffusion.finite import at
+from nulltext.diffusion.levels import Grid, Level
+from nulltext.diffusion.loops import StepInfo
+from nulltext.errors import NumericalError
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 class Fitted(Protocol):
-    """What is fitted, and how the guided noise follows from it."""
+    """What is fitted, and how the guided output follows from it."""
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -41,52 +37,42 @@ class Fitted(Protocol):
 
     @property
     def share(self) -> float:
-        """v: what the noise that moves with theta counts for in the guided noise."""
+        """v: what the output that moves with theta counts for in the guided output."""
         ...
 
-    def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
-        """Guided eps [1, C, h, w] of fixed latents, as a function of the present theta."""
+    def output_at(self, latents: Tensor, level: Level) -> Callable[[], Tensor]:
+        """Return the guided output [1, C, h, w] on fixed latents, as a function of theta now."""
         ...
 
 
-@dataclass(frozen=True)
-class FittedEmbedding:
-    """One embedding, [1, R, D], of the branch that moves; a pooled row (SDXL) stays."""
+def descend(
+    optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, level: Level
+) -> None:
+    """Take one optimiser step; gradients flow to the parameters and to nothing else.
 
-    model: LatentDiffusion
-    embeds: Tensor
-    roles: Roles
-
-    @classmethod
-    def of(cls, model: LatentDiffusion, roles: Roles) -> FittedEmbedding:
-        """A leaf that starts where the branch does."""
-        return cls(model, roles.moving.detach().clone().requires_grad_(True), roles)
-
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        """The embedding."""
-        return [self.embeds]
-
-    @property
-    def share(self) -> float:
-        """Of the branch that moves."""
-        return self.roles.share
-
-    def at(self, latents: Tensor, timestep: int) -> Callable[[], Tensor]:
-        """The branch that stays is computed here, once."""
-        with torch.no_grad():
-            fixed = self.model.predict_noise(latents, timestep, self.roles.fixed)
-
-        def guided() -> Tensor:
-            embeds = tokens_alone(self.model, self.embeds)
-            moving = self.model.predict_noise(latents, timestep, embeds)
-            return guide(fixed, moving, self.roles.share)
-
-        return guided
+    Raises:
+        NumericalError: the loss is infinite or NaN.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise NumericalError(
+            f"The loss is {loss.item()}{at(level)}; pass --dtype float32, or a lower learning rate."
+        )
+    wanted = list(parameters)
+    # a weight of a layer that this loss does not reach has gradient zero
+    slopes = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+    for parameter, gradient in zip(wanted, slopes, strict=True):
+        parameter.grad = gradient
+    optimiser.step()
 
 
 def rollout_steps(
-    model: LatentDiffusion, pivot: Tensor, fitted: Fitted, *, rounds: int, learning_rate: float
+    model: LatentDiffusion,
+    pivot: Tensor,
+    grid: Grid,
+    fitted: Fitted,
+    *,
+    rounds: int,
+    learning_rate: float,
 ) -> Generator[StepInfo, None, int]:
     """Fit in place; returns the number of gradients that it took.
 
@@ -96,59 +82,30 @@ def rollout_steps(
     Raises:
         NumericalError: the loss stopped being finite; names the timestep.
     """
-    schedule, num_steps = model.schedule, len(pivot) - 1
-    optimiser, gradients = torch.optim.Adam(fitted.parameters, lr=learning_rate), 0
-    for done in range(0, rounds * num_steps, num_steps):
+    optimiser, gradients, total = torch.optim.Adam(fitted.parameters, lr=learning_rate), 0, 0
+    for _ in range(rounds):
         latents = pivot[-1:]
-        for index, timestep in enumerate(schedule.timesteps(num_steps)):
-            cleaner = schedule.cleaner(timestep, num_steps)
-            guided, target = fitted.at(latents, timestep), pivot[num_steps - index - 1][None]
-            _, b = schedule.coefficients(start=timestep, end=cleaner)
-            fittable = is_fittable(b * fitted.share, latents)
+        for index, step in enumerate(grid):
+            guided, target = fitted.output_at(latents, step.noisier), pivot[-index - 2][None]
+            fittable = step.moves(fitted.share, latents.dtype)
             if fittable:
                 with torch.enable_grad(), model.frozen():
-                    landed = schedule.step(latents, guided(), noisier=timestep, cleaner=cleaner)
-                    loss = (target - landed).square().mean()
-                    descend(optimiser, fitted.parameters, loss, timestep)
+                    loss = (target - step.denoise(latents, guided())).square().mean()
+                    descend(optimiser, fitted.parameters, loss, step.noisier)
                 gradients += 1
             with torch.no_grad():
-                noise_pred = guided()
-            estimate = schedule.clean_estimate(latents, noise_pred, timestep)
-            latents = schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+                output = guided()
+            estimate = step.clean_estimate(latents, output)
+            latents = step.denoise(latents, output)
             if not fittable:
                 loss = (target - latents).square().mean()
+            total += 1
             yield StepInfo(
-                *("optimise", done + index + 1, rounds * num_steps, timestep),
+                "optimise",
+                total,
+                rounds * len(grid),
+                step.noisier,
                 clean_estimate=estimate,
                 loss=loss.item(),
             )
     return gradients
-
-
-def shared_embedding_steps(
-    model: LatentDiffusion,
-    problem: Problem,
-    roles: Roles,
-    *,
-    rounds: int,
-    learning_rate: float,
-) -> Generator[StepInfo, None, Solution]:
-    """Pivot, then fit one embedding of the branch that moves; T + 4 T N UNet evaluations.
-
-    (A step that is the identity takes no gradient, and 2 instead of 4.)
-
-    Raises:
-        NumericalError: the loss stopped being finite; names the timestep.
-    """
-    num_steps = problem.num_steps
-    pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, num_steps)
-    fitted = FittedEmbedding.of(model, roles)
-    gradients = yield from rollout_steps(
-        model, pivot, fitted, rounds=rounds, learning_rate=learning_rate
-    )
-    field: dict[str, Any] = {roles.branch: fitted.embeds}
-    return Solution(
-        trajectory=pivot,
-        iterations=gradients,
-        **field,
-    )

@@ -38,7 +38,7 @@ from nulltext.storage.files import clear_temporaries
 from nulltext.version import __version__
 
 if TYPE_CHECKING:
-    from nulltext.inversion.record import StepInfo
+    from nulltext.diffusion.loops import StepInfo
 
 BATCH = ledger.Kind("batch", lambda row: str(row["job"]), (PICTURES, INVERSIONS))
 

@@ -28,7 +28,6 @@ from nulltext.names import (
     EditorName,
     Method,
     NullStart,
-    Solver,
     SourceBranch,
 )
 from nulltext.words.invisible import clean
@@ -133,7 +132,7 @@ class InversionOptions:
     """How a photo is inverted. None: not given."""
 
     method: Method | None = field(
-        default=None, metadata=about("How to invert.", unset=Method.NULL_TEXT)
+        default=None, metadata=about("How to invert.", unset=Method(defaults.METHOD))
     )
     steps: int | None = field(
         default=None,
@@ -148,11 +147,10 @@ class InversionOptions:
     budget: Budget | None = field(
         default=None,
         metadata=about(
-            "How much work null-text may do: sets --steps, --solver, --inner-steps, --null-start; "
+            "How much work null-text may do: sets --method, --steps and --inner-steps; "
             "default balanced, paper is as published."
         ),
     )
-    solver: Solver | None = field(default=None, metadata=about("What minimises null-text's loss."))
     inner_steps: int | None = field(
         default=None,
         metadata=about("N where something is optimised: T N steps.", "N", low=0, high=9999),

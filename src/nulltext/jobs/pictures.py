@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext import defaults
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.loop import Edit, edit_steps
 from nulltext.editing.placing import Canvas, Placed, keeps_pixels, place, settings_of
 from nulltext.health.configuration import note_on_configuration
@@ -16,8 +17,8 @@ from nulltext.image.carried import exif_of_result, has_position
 from nulltext.image.compositing import Difference, difference, original
 from nulltext.image.images import Picture, encoded, read_back, save_image, to_pil
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
-from nulltext.inversion.record import Inversion, StepInfo, run
-from nulltext.inversion.sampling import exact_source_step, source_step
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.jobs.edits import Edits, Sweep
 from nulltext.jobs.figures import decibels
 from nulltext.jobs.request import Inputs, changes_of

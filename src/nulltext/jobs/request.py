@@ -22,7 +22,7 @@ from nulltext.jobs.options import (
     check_range,
     flag_of,
 )
-from nulltext.names import AUTO, Method
+from nulltext.names import AUTO
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nulltext.image.framing import SizeChoice
     from nulltext.image.images import CropBox
     from nulltext.image.photos import Photo
-    from nulltext.inversion.budgets import Plan
+    from nulltext.inversion.budgets import Budget
     from nulltext.inversion.record import Inversion
     from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -162,7 +162,7 @@ def seed_of(options: InversionOptions) -> int:
     return defaults.SEED if options.seed is None else options.seed
 
 
-def plan_of(options: InversionOptions) -> Plan:
+def plan_of(options: InversionOptions) -> Budget:
     """Find the method, its settings and the number of steps.
 
     Raises:
@@ -171,9 +171,8 @@ def plan_of(options: InversionOptions) -> Plan:
     from nulltext.inversion.budgets import planned
 
     return planned(
-        options.method or Method.NULL_TEXT,
+        options.method,
         budget=options.budget,
-        solver=options.solver,
         num_steps=options.steps,
         inner_steps=options.inner_steps,
         null_start=options.null_start,

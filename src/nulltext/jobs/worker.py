@@ -42,8 +42,9 @@ from nulltext.storage.inversion_file import SUFFIX
 from nulltext.storage.untrusted import refuse_address
 
 if TYPE_CHECKING:
+    from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
-    from nulltext.inversion.record import Inversion, StepInfo
+    from nulltext.inversion.record import Inversion
     from nulltext.inversion.request import InversionRequest
     from nulltext.jobs.pictures import Pictures
 
@@ -245,8 +246,8 @@ class Worker:
     ) -> tuple[Inversion, str | None]:
         """(inversion, its name in the folder): the job's saved one, or a stored or new one."""
         from nulltext.editing.loop import check_specs
+        from nulltext.inversion.replay import check_model
         from nulltext.inversion.request import InversionRequest
-        from nulltext.inversion.sampling import check_model
 
         if inputs.saved is not None:
             check_model(self.model, inputs.saved)
@@ -271,9 +272,10 @@ class Worker:
     def _stored(
         self, request: InversionRequest, on_step: Callable[[StepInfo], None] | None
     ) -> tuple[Inversion, str]:
+        from nulltext.diffusion.loops import run
         from nulltext.inversion.invert import request_steps
         from nulltext.inversion.partial import digests_of, partial_of, remove_partial
-        from nulltext.inversion.record import Inversion, run
+        from nulltext.inversion.record import Inversion
 
         digests = digests_of(request.identity(self.model), self.model.fingerprints)
         names = [f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}" for digest in digests]

@@ -1,9 +1,9 @@
-"""A latent diffusion model as four functions: encode, decode, embed, predict noise.
+"""A latent diffusion model as four functions: encode, decode, embed, predict.
 
     z_0 = s (mode of q(z | x) - m)      encode, s the autoencoder's scaling factor, m its shift
     x   = D(z_0 / s + m)                decode
     C   = text encoders(prompt)         embed
-    eps = UNet(z_t, t, C)               predict_noise, v and x0 predictions converted to eps
+    o   = UNet(z, t, C)                 predict: eps, v or x0, as the checkpoint was trained
 
 Everything that depends on the checkpoint (scale, prediction type, token limit, resolution) is read
 from its configs, and what its family is conditioned on is its `TextConditioner`'s business. Latents
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nulltext.defaults import GUIDANCE_SCALE
 from nulltext.diffusion.finite import check_finite
+from nulltext.diffusion.levels import Level, noise_estimate
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import out_of_memory_named
 from nulltext.image.framing import Sizes
@@ -219,28 +220,28 @@ class LatentDiffusion:
         """The same model with a count of UNet evaluations of its own, from zero."""
         return replace(self, passes=Passes(photos))
 
-    def predict_noise(
+    def predict(
         self,
         latents: Tensor,
-        timestep: int,
+        level: Level,
         prompt_embeds: Tensor,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """Predict eps; costs B UNet evaluations (`passes`), differentiable in the embeddings.
+        """Return the network's own output; B UNet evaluations, differentiable in the embeddings.
 
         Args:
             latents: [B, C, h, w], scaled. prompt_embeds: [B, R, D]. Both any float dtype.
             rows: [B], the photos that they belong to, where not all are there.
 
         Returns:
-            eps [B, C, h, w], `precision`.
+            o [B, C, h, w], `precision`; `schedule.prediction` says what it means.
         """
         dtype = self.unet.dtype
         size = (latents.shape[-2] * self.vae_stride, latents.shape[-1] * self.vae_stride)
 
         def output_under(embeds: Tensor) -> Tensor:
             inputs = self.text.unet_inputs(embeds, size)
-            output: Tensor = self.unet(latents.to(dtype), timestep, **inputs).sample
+            output: Tensor = self.unet(latents.to(dtype), level.fed, **inputs).sample
             self.passes.note(output, rows)
             return output
 
@@ -249,10 +250,20 @@ class LatentDiffusion:
                 output = differentiable_in_half(output_under, prompt_embeds, dtype)
             else:
                 output = output_under(prompt_embeds.to(dtype))
-        precision = torch.promote_types(dtype, torch.float32)
-        return self.schedule.noise_from_output(
-            output.to(precision), latents.to(precision), timestep
-        )
+        return output.to(self.precision)
+
+    def predict_noise(self, latents: Tensor, level: Level, prompt_embeds: Tensor) -> Tensor:
+        """Return eps [B, C, h, w], whatever the checkpoint predicts; arguments as of `predict`."""
+        output = self.predict(latents, level, prompt_embeds)
+        latents = latents.to(self.precision)
+        return noise_estimate(self.schedule.prediction, level, latents, output)
+
+    @property
+    def token_rows(self) -> Tensor:
+        """[R, 1], 1 for the rows of an embedding that are tokens', 0 for a pooled one (SDXL)."""
+        rows, _ = self.embeds_shape
+        tokens = torch.arange(rows, device=self.device) < self.max_tokens
+        return tokens[:, None].to(self.precision)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

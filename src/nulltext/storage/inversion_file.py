@@ -20,8 +20,9 @@ from nulltext.storage.untrusted import MEGABYTE, parse_json, refuse_address
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 2
-"""2: may hold a difference of weights, and says how many gradients were taken; 1 is still read."""
+FORMAT_VERSION = 3
+"""3: holds noise levels, where 1 and 2 hold timesteps. 2: may hold a difference of weights, and
+says how many gradients were taken. All are read."""
 METADATA_KEY = "nulltext"
 SUFFIX = ".safetensors"
 LENGTH_BYTES = 8

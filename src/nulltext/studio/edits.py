@@ -9,13 +9,14 @@ from pathlib import Path, PurePath
 from PIL import Image
 from torch import Tensor
 
+from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import check_specs, edit_steps
 from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.errors import OptionError, PromptError
 from nulltext.image.images import save_image
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.photos import Photo
-from nulltext.inversion.record import Inversion, StepInfo
+from nulltext.inversion.record import Inversion
 from nulltext.jobs.pictures import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.notes import notes_on_prompts

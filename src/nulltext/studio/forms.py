@@ -13,7 +13,7 @@ from nulltext.editing.spec import EditSpec
 from nulltext.errors import OptionError, PromptError
 from nulltext.image.compositing import Detail
 from nulltext.image.images import CropBox
-from nulltext.inversion.budgets import Plan, planned
+from nulltext.inversion.budgets import Budget, planned
 from nulltext.studio.chips import Chip, weights_of
 from nulltext.words.invisible import clean
 
@@ -56,13 +56,14 @@ class InvertForm:
             seed=whole(asked, "seed", 0, 2**31 - 1) or 0,
         )
 
-    def plan(self) -> Plan:
+    def plan(self) -> Budget:
         """Method and number of steps.
 
         Raises:
             OptionError: a name is unknown, or a budget is given to a method that has none.
         """
-        return planned(self.method, budget=self.budget, num_steps=self.steps)
+        method = None if self.budget else self.method
+        return planned(method, budget=self.budget, num_steps=self.steps)
 
 
 @dataclass(frozen=True)

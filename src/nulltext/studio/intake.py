@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path, PurePath
 
+from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.placing import check_same_photo
 from nulltext.errors import ImageError, InversionFileError, OptionError, UserError
 from nulltext.image.images import CropBox, largest_centred_square
-from nulltext.inversion.record import Inversion, StepInfo
-from nulltext.inversion.sampling import check_model
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import check_model
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.studio.forms import Asked, InvertForm
 from nulltext.studio.meter import Meter

@@ -8,13 +8,13 @@ from pathlib import PurePath
 
 from torch import Tensor
 
-from nulltext.editing.heat_colours import heat_over
-from nulltext.editing.heatmaps import heat_map_steps
+from nulltext.diffusion.loops import StepInfo
+from nulltext.editing.heatmaps import heat_map_steps, heat_over
 from nulltext.image.images import from_uint8, psnr, save_image, to_tensor, to_uint8
 from nulltext.image.photos import Photo
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
-from nulltext.inversion.record import Inversion, StepInfo
+from nulltext.inversion.record import Inversion
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.studio.forms import Asked, InvertForm, whole
 from nulltext.studio.meter import Meter

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from nulltext.diffusion.loops import StepInfo
 from nulltext.image.images import to_pil
 from nulltext.inversion.previews import Previews
-from nulltext.inversion.record import StepInfo
 
 STAGES = {
     "pivot": "Following the photo into noise",

@@ -77,7 +77,7 @@ def _inversion(inverted: Inverted) -> View:
         "prompt": header.prompt,
         "crop": inverted.form.crop.as_list(),
         "method": header.method,
-        "steps": len(header.timesteps),
+        "steps": len(header.levels),
         "psnr": decibels(header.psnr_reconstruction),
         "bound": decibels(header.psnr_bound),
         "seconds": round(header.seconds, 1),

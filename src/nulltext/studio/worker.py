@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
-from nulltext.inversion.record import StepInfo, run
+from nulltext.diffusion.loops import StepInfo, run
 
 Result = TypeVar("Result")
 Steps = Generator[StepInfo, None, Result]

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nulltext.attention.maps import Bystander, StepMaps, Watched
+from nulltext.attention.maps import NoOpController, ProbedController, StepMaps
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.image.images import to_pil
@@ -96,7 +96,7 @@ class DenoiserStage:
         grounded = self.weigh.grounding > 0
         watching: AbstractContextManager[None] = nullcontext()
         if grounded:
-            watching = attach(self.model.unet, Watched(Bystander(guided=False), eye))
+            watching = attach(self.model.unet, ProbedController(NoOpController(guided=False), eye))
         with watching:
             predicted = self.model.unet(
                 noisy.to(device), timesteps.to(device), encoder_hidden_states=embeds

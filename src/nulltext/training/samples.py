@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nulltext.diffusion.guidance import guided_noise
+from nulltext.diffusion.loops import Conditions, sample_step
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 TOGETHER = 8
@@ -57,17 +57,9 @@ def sample_latents(
     embeds = model.embed(prompts)
     for latents, rows in zip(noise.split(TOGETHER), embeds.split(TOGETHER), strict=True):
         latents = latents.to(model.device)
-        for timestep in model.schedule.timesteps(num_steps):
-            noise_pred = guided_noise(
-                model,
-                latents,
-                timestep,
-                null_embeds=null,
-                prompt_embeds=rows,
-                guidance_scale=guidance_scale,
-            )
-            cleaner = model.schedule.cleaner(timestep, num_steps)
-            latents = model.schedule.step(latents, noise_pred, noisier=timestep, cleaner=cleaner)
+        for step in model.schedule.grid(num_steps):
+            conditions = Conditions(null, rows)
+            latents = sample_step(model, step, latents, conditions, guidance_scale).latents
         finished.append(latents)
     return torch.cat(finished)
 

@@ -1,14 +1,14 @@
-"""What a row of the batch lends to the rows that are edited from it, during one step.
+"""The attention of a row that its children take, kept for the length of one step.
 
 Rows are sampled parents first: the source, then its targets, then the targets of these (see
-`lineage`). A row that has children keeps, while it passes the UNet, what they will take, at the
-sites where they will take it and nowhere else, until the step is over:
+`editing.rows`). While a row with children passes the network, its `AttentionStore` keeps what they
+will take, at the sites where they will take it:
 
     Prompt-to-Prompt   cross-attention's probabilities, and for self-attention's the hidden states
                        of which queries and keys are made: N C numbers instead of heads N^2
     MasaCtrl           the hidden states of self-attention layers, of the null branch as well
 
-`memory` has the arithmetic of what that is in bytes.
+`models.memory` has the arithmetic of what that is in bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Plan(Protocol):
 
     @property
     def foreground(self) -> object | None:
-        """Not None if the plan looks at token maps."""
+        """Not None if the plan needs token maps."""
         ...
 
     def takes_maps(self, step: int, site: Site) -> bool:
@@ -44,9 +44,9 @@ class Plan(Protocol):
 
     @classmethod
     def controller(
-        cls, turns: Sequence[Turn[Self]], step: int, *, guided: bool
+        cls, controls: Sequence[TargetControl[Self]], step: int, *, guided: bool
     ) -> AttentionController:
-        """What steers the rows that have plans of this class through one step."""
+        """Return the controller of the rows with plans of this class, for one step."""
         ...
 
 
@@ -54,10 +54,10 @@ P = TypeVar("P")
 
 
 @dataclass
-class Loan:
-    """What a row lends in one step."""
+class AttentionStore:
+    """What a row keeps for its children in one step."""
 
-    takers: Sequence[Plan]
+    children: Sequence[Plan]
     """The plans of its children."""
     step: int
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -69,15 +69,15 @@ class Loan:
 
     def wants_maps(self, site: Site) -> bool:
         """Whether a child takes attention maps there."""
-        return any(taker.takes_maps(self.step, site) for taker in self.takers)
+        return any(child.takes_maps(self.step, site) for child in self.children)
 
     def wants_queries(self, site: Site) -> bool:
         """Whether a child attends with its queries and keys there."""
-        return any(taker.takes_queries(self.step, site) for taker in self.takers)
+        return any(child.takes_queries(self.step, site) for child in self.children)
 
     def wants_inputs(self, site: Site) -> bool:
         """Whether a child takes hidden states there."""
-        return any(taker.takes_inputs(self.step, site) for taker in self.takers)
+        return any(child.takes_inputs(self.step, site) for child in self.children)
 
     def keep_maps(self, row: Tensor, site: Site, heads: Heads) -> None:
         """Keep probabilities of some heads, [heads, queries, keys]."""
@@ -94,59 +94,62 @@ class Loan:
 
 
 @dataclass(frozen=True)
-class Turn(Generic[P]):
-    """One target at one step."""
+class TargetControl(Generic[P]):
+    """One target at one step: its plan, and the stores that it reads and fills."""
 
     plan: P
-    parent: Loan
-    """What it may take."""
-    own: Loan
-    """What it lends; nothing where it has no children."""
+    parent: AttentionStore
+    """The parent's, which it takes from."""
+    own: AttentionStore
+    """Its own, empty where it has no children."""
     maps: tuple[Tensor, Tensor] | None = None
     """Token maps [L, h, w] of parent and target, averaged over the steps before this one."""
 
 
 @dataclass
 class Recorder(AttentionController):
-    """Watches the source's pass, which stays bit for bit what a replay is."""
+    """Fills the source's store; the pass stays bit for bit that of a replay."""
 
-    loan: Loan
+    store: AttentionStore
     guided: bool
 
     def action(self, site: Site) -> Action:
-        """Observe where some target will take something."""
-        loan = self.loan
-        wanted = loan.wants_maps(site) or loan.wants_queries(site) or loan.wants_inputs(site)
+        """Observe where a target takes something."""
+        store = self.store
+        wanted = store.wants_maps(site) or store.wants_queries(site) or store.wants_inputs(site)
         return "observe" if wanted else "ignore"
 
     def observe(self, layer: Layer, site: Site) -> None:
-        """Keep the hidden states that will be taken."""
+        """Keep the hidden states that targets take."""
         assert layer.rows == 1, f"one source at a time, not {layer.rows}"
-        if self.loan.wants_queries(site):
-            self.loan.keep_queries(layer, 0, site)
-        if self.loan.wants_inputs(site):
-            self.loan.inputs[site.name] = layer.inputs_of(0)
+        if self.store.wants_queries(site):
+            self.store.keep_queries(layer, 0, site)
+        if self.store.wants_inputs(site):
+            self.store.inputs[site.name] = layer.inputs_of(0)
 
     def reads(self, site: Site) -> bool:
-        """Whether maps will be taken."""
-        return self.loan.wants_maps(site)
+        """Whether a target takes maps there."""
+        return self.store.wants_maps(site)
 
     def read(self, own: Tensor, site: Site, heads: Heads) -> None:
-        """Keep them."""
-        self.loan.keep_maps(own[0], site, heads)
+        """Keep the probabilities."""
+        self.store.keep_maps(own[0], site, heads)
 
 
-def lend_maps(
-    turns: Sequence[Turn[Any]], site: Site, heads: Heads, probabilities: Sequence[Tensor]
+def store_maps(
+    controls: Sequence[TargetControl[Any]],
+    site: Site,
+    heads: Heads,
+    probabilities: Sequence[Tensor],
 ) -> None:
     """Keep each row's probabilities [heads, queries, keys] for its children."""
-    for turn, row in zip(turns, probabilities, strict=True):
-        if turn.own.wants_maps(site):
-            turn.own.keep_maps(row, site, heads)
+    for control, row in zip(controls, probabilities, strict=True):
+        if control.own.wants_maps(site):
+            control.own.keep_maps(row, site, heads)
 
 
-def lend_inputs(turns: Sequence[Turn[Any]], layer: Layer, site: Site) -> None:
+def store_inputs(controls: Sequence[TargetControl[Any]], layer: Layer, site: Site) -> None:
     """Keep each row's hidden states for its children."""
-    for row, turn in enumerate(turns):
-        if turn.own.wants_inputs(site):
-            turn.own.inputs[site.name] = layer.inputs_of(row)
+    for row, control in enumerate(controls):
+        if control.own.wants_inputs(site):
+            control.own.inputs[site.name] = layer.inputs_of(row)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from nulltext.attention.blend import blend_tokens
-from nulltext.attention.lending import Plan
+from nulltext.attention.store import Plan
 from nulltext.editing.editors import steps_until
 from nulltext.editing.regions import Region, Words, on_latents, rate
 from nulltext.editing.spec import EditSpec, check_kinds, with_parents

@@ -1,0 +1,267 @@
+"""What a fit of one embedding per timestep keeps: the batch, the best embeddings, how far it came.
+
+Records only; the algorithms are in `null_text` and `secant`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nulltext.diffusion.finite import ADVICE, at
+from nulltext.diffusion.levels import Grid, Step
+from nulltext.diffusion.loops import StepInfo
+from nulltext.errors import NumericalError, OptionError
+from nulltext.inversion.base import Problem, Solution
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.passes import Passes
+
+FITTED, SOLVER = "fitted.", "solver."
+"""Begin the names of a state's tensors that are many."""
+
+Branch = Literal["null_embeds", "prompt_embeds"]
+"""The branch of guidance that is fitted, by the field of a `Solution` that it becomes."""
+
+
+def check_null_branch(what: str, guidance_scale: float) -> None:
+    """Refuse scales at which the null embedding does not act.
+
+    Raises:
+        OptionError: the scale is 1 or below.
+    """
+    if guidance_scale <= 1:
+        raise OptionError(
+            f"{what} cannot do anything at guidance {guidance_scale:g}: at 1 and "
+            "below, the null embedding that it optimises does not guide the image; "
+            "pass a higher --guidance or none, or --method ddim."
+        )
+
+
+def check_prompt_branch(what: str, guidance_scale: float) -> None:
+    """Refuse the scale at which the prompt's embedding does not act.
+
+    Raises:
+        OptionError: the scale is 0.
+    """
+    if guidance_scale == 0:
+        raise OptionError(
+            f"{what} cannot do anything at guidance 0: the prompt that it optimises does not guide "
+            "the image there; pass another --guidance, or none."
+        )
+
+
+def check_effort(inner_steps: int, learning_rate: float) -> None:
+    """Refuse a number of steps or a learning rate without meaning.
+
+    Raises:
+        OptionError: fewer than 0 steps, or a learning rate that is not above 0.
+    """
+    if inner_steps < 0 or not learning_rate > 0:
+        raise OptionError(
+            f"inner_steps is {inner_steps} and learning_rate {learning_rate:g}; choose 0 or more, "
+            "and more than 0."
+        )
+
+
+class BatchMethod:
+    """A method that works on several photos side by side, and on one as a batch of one."""
+
+    inner_steps: int
+
+    def __post_init__(self) -> None:
+        if self.inner_steps < 0:
+            raise OptionError(f"inner_steps is {self.inner_steps}; choose 0 or more (10 is usual).")
+
+    def batch_steps(
+        self, model: LatentDiffusion, problems: Sequence[Problem]
+    ) -> Generator[StepInfo, None, list[Solution]]:
+        """Invert photos side by side."""
+        raise NotImplementedError
+
+    def steps(
+        self, model: LatentDiffusion, problem: Problem
+    ) -> Generator[StepInfo, None, Solution]:
+        """Invert one photo."""
+        (solution,) = yield from self.batch_steps(model, [problem])
+        return solution
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Problems that differ in photo and prompt alone, side by side."""
+
+    latents: Tensor
+    """[B, C, h, w]."""
+    prompt_embeds: Tensor
+    """[B, R, D]."""
+    grid: Grid
+    guidance_scale: float
+    generators: Sequence[torch.Generator]
+    """B of them, for the methods that draw noise."""
+    kept: State | None = None
+    """How far an earlier run came, if there was one."""
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Batch:
+        """Stack problems of one grid and one guidance scale."""
+        first = problems[0]
+        shared = {(tuple(problem.grid), problem.guidance_scale) for problem in problems}
+        assert len(shared) == 1, "one grid and one scale per batch"
+        return cls(
+            latents=torch.cat([problem.latents for problem in problems]),
+            prompt_embeds=torch.cat([problem.prompt_embeds for problem in problems]),
+            grid=first.grid,
+            guidance_scale=first.guidance_scale,
+            generators=[problem.generator for problem in problems],
+            kept=None if first.kept is None else State.of(first.kept),
+        )
+
+
+class Best:
+    """The best embedding that was tested at one timestep, photo by photo."""
+
+    def __init__(self, start: Tensor, latents: Tensor, step: Step) -> None:
+        """Args: start: [B, R, D]. latents: zbar_t, [B, C, h, w]."""
+        self.step, self.latents = step, latents
+        self.embeds = start.detach().clone()
+        self.output = torch.empty_like(latents)
+        self.losses = latents.new_full((len(start),), math.inf)
+
+    def offer(
+        self, embeds: Tensor, output: Tensor, losses: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keep what is better than before.
+
+        Args: embeds [b, R, D], guided output [b, C, h, w] and losses [b] of the photos `rows` [b].
+        Returns: losses [b], whether each was better [b].
+
+        Raises:
+            NumericalError: a loss is infinite or NaN; names the timestep.
+        """
+        losses = losses.detach()
+        if not bool(torch.isfinite(losses).all()):
+            worst = losses[~torch.isfinite(losses)][0].item()
+            raise NumericalError(
+                f"The loss around the pivot is {worst}{at(self.step.noisier)}; {ADVICE}."
+            )
+        better = losses < self.losses[rows]
+        kept = rows[better]
+        self.losses[kept] = losses[better]
+        self.embeds[kept] = embeds.detach()[better]
+        self.output[kept] = output.detach()[better]
+        return losses, better
+
+    @property
+    def cleaner(self) -> Tensor:
+        """zbar_{t-1}: where the step lands under the best embeddings, [B, C, h, w]."""
+        return self.step.denoise(self.latents, self.output)
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a fit has come: all that the timesteps still to do depend on.
+
+    Its tensors are those of the run itself, so going on from it is going on, to the bit.
+    """
+
+    pivot: Tensor
+    """[T + 1, B, C, h, w]."""
+    latents: Tensor
+    """zbar after the last timestep that is done, [B, C, h, w]."""
+    fitted: tuple[Tensor, ...]
+    """E_T …, one [B, R, D] per timestep that is done."""
+    counts: Tensor
+    """[2, B], int64: UNet evaluations of the run, gradients."""
+    remembered: Mapping[str, Tensor]
+    """A solver's own, from timestep to timestep."""
+
+    @classmethod
+    def start(cls, pivot: Tensor) -> State:
+        """Begin at z*_T of a pivot [T + 1, B, C, h, w]."""
+        nothing = torch.zeros(2, pivot.shape[1], dtype=torch.int64)
+        return cls(pivot, pivot[-1], (), nothing, {})
+
+    @property
+    def done(self) -> int:
+        """Timesteps that are done."""
+        return len(self.fitted)
+
+    @property
+    def rows(self) -> Tensor:
+        """[B], the index of every photo."""
+        return torch.arange(len(self.latents), device=self.latents.device)
+
+    def target(self, index: int) -> Tensor:
+        """z*_{t-1} of the step with this index (0 is the noisiest): [B, C, h, w]."""
+        return self.pivot[len(self.pivot) - index - 2]
+
+    def resume(self, passes: Passes) -> None:
+        """Add what the run took until now to a count that starts at zero."""
+        passes.resume(dict(enumerate(self.counts[0].tolist())))
+
+    def after(
+        self,
+        best: Best,
+        passes: Passes,
+        gradients: Tensor,
+        remembered: Mapping[str, Tensor] | None = None,
+    ) -> State:
+        """Return the state one timestep later.
+
+        Args: gradients: [B], int64, taken at this timestep.
+        """
+        spent = torch.tensor([passes.counts[row] for row in range(len(gradients))])
+        return replace(
+            self,
+            latents=best.cleaner,
+            fitted=(*self.fitted, best.embeds),
+            counts=torch.stack([spent, self.counts[1] + gradients.cpu()]),
+            remembered=remembered or {},
+        )
+
+    def info(self, best: Best, inner_steps: int) -> StepInfo:
+        """Report the timestep that was fitted last."""
+        return StepInfo(
+            "optimise",
+            self.done,
+            len(self.pivot) - 1,
+            best.step.noisier,
+            clean_estimate=best.step.clean_estimate(best.latents, best.output),
+            loss=best.losses.mean().item(),
+            inner_steps=inner_steps,
+            kept=self.tensors(),
+        )
+
+    def solutions(self, branch: Branch) -> list[Solution]:
+        """Return one solution per photo, once all timesteps are done."""
+        embeds = torch.stack(self.fitted)
+        fields: list[dict[str, Any]] = [{branch: own} for own in embeds.unbind(1)]
+        return [
+            Solution(
+                trajectory=self.pivot[:, row],
+                iterations=int(self.counts[1, row]),
+                replayed=self.latents[row : row + 1],
+                **fitted,
+            )
+            for row, fitted in enumerate(fields)
+        ]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as `of` reads them; nothing is copied."""
+        own = {"pivots": self.pivot, "latents": self.latents, "counts": self.counts}
+        fitted = {f"{FITTED}{index}": embeds for index, embeds in enumerate(self.fitted)}
+        return own | fitted | {SOLVER + name: self.remembered[name] for name in self.remembered}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> State:
+        """Undo `tensors`."""
+        count = sum(name.startswith(FITTED) for name in tensors)
+        solver = {n.removeprefix(SOLVER): tensors[n] for n in tensors if n.startswith(SOLVER)}
+        fitted = tuple(tensors[f"{FITTED}{index}"] for index in range(count))
+        counts = tensors["counts"].cpu()
+        return cls(tensors["pivots"], tensors["latents"], fitted, counts, solver)

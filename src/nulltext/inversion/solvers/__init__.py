@@ -1,1 +1,0 @@
-"""Solvers of one timestep's least-squares problem in one embedding."""
