@@ -1,8 +1,13 @@
 """The targets of an edit, sampled side by side through the grid.
 
 All targets of a generation take a step as a batch, under the inversion's null embeddings, their own
-guidance and what their plans take from their parents; see `editing` for the formulae.
-Source: Hertz et al. 2022, alg. 1.
+guidance and what their plans take from their parents; see `editing` for the formulae. A negative
+prompt N moves a target's null embedding at each step by what it says beyond the empty prompt:
+
+    ∅_t + embed(N) − embed("")
+
+so what the inversion found stays in it, and the source, which runs under ∅_t, stays as it is.
+Source: Hertz et al. 2022, alg. 1; the difference is ours.
 """
 
 from __future__ import annotations
@@ -21,7 +26,10 @@ from nulltext.attention.store import AttentionStore, TargetControl
 from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.guidance import guided_output, is_guided
 from nulltext.editing.rows import Row, passes_of
+from nulltext.errors import OptionError
 from nulltext.inversion.replay import Replaying
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.words.prompts import quoted
 
 OnMaps = Callable[[Tensor, Tensor], None]
 """Called with one step's token maps of the source [1, L, h, w] and of the targets [K, L, h, w]."""
@@ -77,6 +85,8 @@ class Targets:
     """K of them, parents first."""
     guidance_scales: Sequence[float]
     """K of them."""
+    null_shifts: Tensor | None
+    """[K, R, D], added to the null embeddings of each target; None where all are zero."""
     replaying: Replaying
     """What they are sampled beside."""
     shares: Tensor = field(init=False)
@@ -93,11 +103,13 @@ class Targets:
         """All targets at z*_T."""
         common = replaying.inversion.header.guidance_scale
         own = [row.spec.guidance_scale for row in rows]
+        scales = [common if scale is None else scale for scale in own]
         return cls(
             latents=replaying.start.repeat(len(rows), 1, 1, 1),
             prompt_embeds=replaying.model.embed([row.spec.target for row in rows]),
             rows=rows,
-            guidance_scales=[common if scale is None else scale for scale in own],
+            guidance_scales=scales,
+            null_shifts=_null_shifts(replaying.model, rows, scales),
             replaying=replaying,
         )
 
@@ -120,12 +132,15 @@ class Targets:
             controls = [self._control(row, source_store, stores, probe) for row in rows]
             plan = type(controls[0].plan)
             controller = plan.controller(controls, index, guided=is_guided(scales))
+            null = null_embeds
+            if self.null_shifts is not None:
+                null = null_embeds + self.null_shifts[rows.start : rows.stop]
             with attach(model.unet, probed(controller, probe.targets)):
                 output = guided_output(
                     model,
                     latents,
                     step.noisier,
-                    null_embeds=null_embeds,
+                    null_embeds=null,
                     prompt_embeds=self.prompt_embeds[rows.start : rows.stop],
                     guidance_scale=scales,
                 )
@@ -175,3 +190,23 @@ class Targets:
 def probed(controller: AttentionController, maps: StepMaps | None) -> AttentionController:
     """Return a controller whose maps are read where a probe is given."""
     return controller if maps is None else ProbedController(controller, maps)
+
+
+def _null_shifts(
+    model: LatentDiffusion, rows: Sequence[Row], guidance_scales: Sequence[float]
+) -> Tensor | None:
+    """Embed negative prompts as differences from the empty prompt, [K, R, D].
+
+    Raises:
+        OptionError: a target with a negative prompt has the guidance 1, which has no null branch.
+    """
+    prompts = [row.spec.negative for row in rows]
+    if not any(prompts):
+        return None
+    for prompt, scale in zip(prompts, guidance_scales, strict=True):
+        if prompt and not is_guided(scale):
+            raise OptionError(
+                f"The negative prompt {quoted(prompt)} steers nothing at guidance 1, where there "
+                "is no null branch; leave --negative out, or raise --target-guidance."
+            )
+    return model.embed([prompt or "" for prompt in prompts]) - model.embed([""])

@@ -125,6 +125,7 @@ def base_edit(options: EditOptions) -> EditSpec:
         "",
         editor=EDITORS[options.editor](),
         guidance_scale=options.target_guidance,
+        negative=options.negative,
         blend=LocalBlend(options.blend, options.blend_except, threshold) if options.blend else None,
     )
     if options.strength is not None:

@@ -294,6 +294,15 @@ class EditOptions(InversionOptions):
             in_form=True,
         ),
     )
+    negative: str | None = field(
+        default=None,
+        metadata=about(
+            "What the picture shall not show, in words: the target is steered away from it; the "
+            "photo's reconstruction stays as it is.",
+            prose=True,
+            in_form=True,
+        ),
+    )
     sweep: Path | bool = field(
         default=False,
         metadata=about(

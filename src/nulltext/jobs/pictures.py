@@ -139,7 +139,9 @@ def prompt_notes(model: LatentDiffusion, inputs: Inputs) -> list[str]:
     """
     source, options = inputs.prompt, inputs.options
     own = [source] if source else []  # a saved inversion may have none
-    return notes_on_prompts(model, [*own, *options.prompts], changes_of(options, source))
+    negative = [options.negative] if options.negative else []
+    prompts = [*own, *options.prompts, *negative]
+    return notes_on_prompts(model, prompts, changes_of(options, source))
 
 
 def remark(placed: Placed) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nulltext import defaults
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.jobs.edits import parse_weights, set_by_strength
 from nulltext.jobs.options import (
@@ -53,7 +54,8 @@ def check_options(options: EditOptions) -> None:
         if option.kind is Kind.NUMBER and value is not None:
             check_range(option, value)
     own = [str(options.source)] if options.inversion is None else []
-    if not all(prompt.strip() for prompt in [*own, *options.prompts]):
+    negative = [] if options.negative is None else [options.negative]
+    if not all(prompt.strip() for prompt in [*own, *options.prompts, *negative]):
         raise OptionError("A prompt is empty; say in a few words what the photo shall show.")
     check_targets(options, *own)
 
@@ -105,6 +107,12 @@ def _check_edits(options: EditOptions) -> None:
     if options.over and not options.sweep:
         raise OptionError("--over says what --sweep varies; add --sweep GRID.png.")
     parse_weights(options.weight)
+    scale = options.guidance if options.target_guidance is None else options.target_guidance
+    if options.negative is not None and scale == CONDITIONAL_ONLY:
+        raise OptionError(
+            "--negative steers nothing at guidance 1, where the target's words alone are followed; "
+            "leave it out, or choose another --target-guidance."
+        )
     if options.blend_except and not options.blend:
         raise OptionError("--blend-except takes away from a --blend; name a word to blend.")
     if options.blend_threshold is not None and not options.blend:
