@@ -33,9 +33,11 @@ class Reader:
 def read_inversion(path: Path) -> None:
     """As `nulltext inspect` does."""
     from nulltext.cli.saved import described
+    from nulltext.inversion.outline import InversionOutline
     from nulltext.inversion.record import Inversion
 
-    described(Inversion.load(path))
+    described(InversionOutline.load(path))
+    Inversion.load(path)
 
 
 def read_image(path: Path) -> None:

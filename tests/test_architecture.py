@@ -67,17 +67,6 @@ def test_imports_point_upwards(path):
         assert unit == own or LEVEL[unit] < LEVEL[own], f"{own} imports {unit}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_stay_readable(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 330, "split the file"
-    for node in ast.walk(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            length = (body[-1].end_lineno - body[0].lineno + 1) if body else 0
-            assert length <= 45, f"split {node.name}"
-
-
 def test_the_public_face_is_complete_and_documented():
     assert sorted(nulltext.__all__) == sorted(nulltext.__dir__())
     for name in nulltext.__all__:

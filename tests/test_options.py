@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from nulltext.jobs.options import KNOBS, OPTIONS, EditOptions, Kind, arguments_of
+from nulltext.jobs.options import (
+    KNOBS,
+    OPTIONS,
+    TABLE_BEGIN,
+    TABLE_END,
+    EditOptions,
+    Kind,
+    arguments_of,
+    options_table,
+)
 from nulltext.names import EditorName, Method
 
 
@@ -55,3 +66,10 @@ def test_arguments_are_the_options_that_differ_from_their_defaults():
 def test_an_unknown_option_is_no_option():
     with pytest.raises(KeyError):
         EditOptions.of({"magic": 1})
+
+
+def test_the_table_of_the_docs_is_that_of_the_schema():
+    """`make options` writes it."""
+    page = (Path(__file__).parents[1] / "docs" / "options.md").read_text(encoding="utf-8")
+    table = page.split(TABLE_BEGIN)[1].split(TABLE_END)[0]
+    assert table.strip() == options_table().strip()

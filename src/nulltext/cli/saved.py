@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from nulltext.cli.options import FileArgument, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.jobs.figures import decibels
+from nulltext.jobs.request import open_inversion
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.editing.heatmaps import PromptMaps
+    from nulltext.inversion.outline import InversionOutline
     from nulltext.inversion.record import Inversion
 
 
@@ -38,15 +41,14 @@ def replay(
 
     Example: [bold]nulltext replay dahlia.safetensors -o dahlia-replay.png[/bold]
     """
+    inversion = open_inversion(file)
     from nulltext.cli.work import open_model
     from nulltext.image.images import check_writable, from_uint8, save_image, to_pil
-    from nulltext.inversion.record import Inversion
     from nulltext.inversion.replay import check_model
     from nulltext.inversion.replay import replay as replay_inversion
 
     target = output or Path(f"{file.stem}-replay.png")
     check_writable(target)
-    inversion = Inversion.load(file)
     loaded = open_model(reporter, chosen)
     check_model(loaded, inversion)
     with reporter.progress(loaded, from_uint8(inversion.photo)) as on_step:
@@ -96,34 +98,39 @@ def inspect(file: FileArgument, reporter: Reporter) -> None:
 
     Example: [bold]nulltext inspect dahlia.safetensors[/bold]
     """
-    from nulltext.inversion.record import Inversion
+    from nulltext.inversion.outline import InversionOutline
 
-    values, lines = described(Inversion.load(file))
+    values, lines = described(InversionOutline.load(file))
     reporter.answer({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
 
 
-def described(inversion: Inversion) -> tuple[dict[str, Any], list[str]]:
+def described(outline: InversionOutline) -> tuple[dict[str, Any], list[str]]:
     """All fields for a program, and lines of text for a person."""
-    from nulltext.models.adapters import said_of
+    shapes = {name: list(tensor.shape) for name, tensor in outline.tensors.items()}
+    values = asdict(outline.header)
+    values["steps"] = outline.num_steps
+    values["size"] = [shapes["photo"][2], shapes["photo"][1]]
+    values["tensors"] = shapes
+    shown = values | {"tensors": _counted(shapes), "adapters": "none"}
+    if outline.header.adapters:
+        from nulltext.models.adapters import said_of
 
-    values = asdict(inversion.header)
-    values["steps"] = inversion.num_steps
-    values["size"] = [inversion.photo.shape[2], inversion.photo.shape[1]]
-    values["tensors"] = {name: list(t.shape) for name, t in inversion.tensors().items()}
-    adapters = said_of(inversion.header.adapters) or "none"
-    shown = values | {"tensors": _counted(inversion), "adapters": adapters}
+        shown["adapters"] = said_of(outline.header.adapters)
     return values, [f"{label:<28}{_readable(shown[key])}" for key, label in LABELS.items()]
 
 
-def _counted(inversion: Inversion) -> dict[str, Any]:
+def _counted(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Shapes by name, those of a difference of weights as their number."""
-    own = replace(inversion, weight_delta=None).tensors()
-    shapes: dict[str, Any] = {name: list(tensor.shape) for name, tensor in own.items()}
-    delta = inversion.weight_delta
-    if delta:
-        numbers = sum(factor.numel() for factor in delta.values())
-        shapes[SUMMED] = f"{len(delta)} factors with {numbers:,} numbers"
-    return shapes
+    from nulltext.inversion.outline import DELTA_PREFIX
+
+    shown: dict[str, Any] = {
+        name: shape for name, shape in shapes.items() if not name.startswith(DELTA_PREFIX)
+    }
+    factors = [shape for name, shape in shapes.items() if name.startswith(DELTA_PREFIX)]
+    if factors:
+        numbers = sum(map(prod, factors))
+        shown[SUMMED] = f"{len(factors)} factors with {numbers:,} numbers"
+    return shown
 
 
 def _readable(value: object) -> str:
@@ -161,12 +168,12 @@ def attention(
 
     Example: [bold]nulltext attention dahlia.safetensors -o attention.png[/bold]
     """
+    inversion = open_inversion(file)
     from nulltext.cli.work import look_at_prompts, open_model
     from nulltext.diffusion.loops import run
     from nulltext.editing.heatmaps import heat_map_steps
     from nulltext.editing.loop import EditSpec, check_specs
     from nulltext.image.images import check_writable, save_image
-    from nulltext.inversion.record import Inversion
     from nulltext.inversion.replay import check_model
     from nulltext.storage.files import check_target
 
@@ -174,7 +181,6 @@ def attention(
     check_writable(picture)
     if npy:
         check_target(npy)
-    inversion = Inversion.load(file)
     specs = [EditSpec(words) for words in target or []]
     loaded = open_model(reporter, chosen)
     check_model(loaded, inversion)

@@ -15,22 +15,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nulltext.errors import InversionFileError, reason_of
+from nulltext.errors import InversionFileError
 from nulltext.inversion.header import InversionHeader
-from nulltext.storage.inversion_file import read_inversion, read_outline, write_inversion
-
-REQUIRED_TENSORS = ("trajectory", "photo")
-RGB = 3
-FLOATS = (torch.float32, torch.float64)
-FACTOR_DIMENSIONS = 2
-OPTIONAL_TENSORS = ("null_embeds", "prompt_embeds", "corrections")
-DELTA_PREFIX = "weight_delta."
-"""Begins the names under which a file keeps the factors of a difference of weights."""
+from nulltext.inversion.outline import (
+    DELTA_PREFIX,
+    OPTIONAL_TENSORS,
+    REQUIRED_TENSORS,
+    check_names,
+    check_tensors,
+    damaged,
+)
+from nulltext.storage.inversion_file import (
+    TensorOutline,
+    read_header,
+    read_outline,
+    read_tensors,
+    write_inversion,
+)
 
 
 @dataclass(frozen=True)
@@ -53,33 +58,11 @@ class Inversion:
     """None, or low-rank factors by layer of the UNet; see `models.weight_delta`."""
 
     def __post_init__(self) -> None:
-        for name, factor in (self.weight_delta or {}).items():
-            if factor.ndim != FACTOR_DIMENSIONS or factor.dtype not in FLOATS:
-                raise InversionFileError(
-                    f"The factor {name} is {list(factor.shape)} of {factor.dtype}, expected a "
-                    "matrix of float32 or float64; invert the photo again."
-                )
-        steps, numbers = self.num_steps, FLOATS
-        expected = {
-            "trajectory": (4, (steps + 1,), numbers),
-            "photo": (3, (RGB,), (torch.uint8,)),
-            "null_embeds": (3, (1, steps), numbers),
-            "prompt_embeds": (3, (1, steps), numbers),
-            "corrections": (4, (steps,), numbers),
+        outlines = {
+            name: TensorOutline(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in self.tensors().items()
         }
-        for name, tensor in self._own_tensors().items():
-            dimensions, lengths, dtypes = expected[name]
-            fits = tensor.ndim == dimensions and tensor.shape[0] in lengths
-            if not fits or tensor.dtype not in dtypes or tensor.numel() == 0:
-                raise InversionFileError(
-                    f"{name} is {list(tensor.shape)} of {tensor.dtype}, which does not fit an "
-                    f"inversion of {steps} steps; invert the photo again."
-                )
-        same = self.corrections is None or self.corrections.shape[1:] == self.trajectory.shape[1:]
-        if not same:
-            raise InversionFileError(
-                "corrections and trajectory differ in shape; invert the photo again."
-            )
+        check_tensors(outlines, self.num_steps)
 
     @property
     def num_steps(self) -> int:
@@ -112,38 +95,23 @@ class Inversion:
             InversionFileError: it is missing, damaged, foreign, or newer than this nulltext.
         """
         path = Path(path)
-        outline = read_outline(path)
+        values, outlines = read_header(path), read_outline(path)
         try:
-            cls._of(*outline)
-            tensors, values = read_inversion(path)
+            check_names(outlines)
+            header = InversionHeader.from_json(values)
+            check_tensors(outlines, len(header.levels))
+            tensors = read_tensors(path)
             endless = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
             if endless:
                 raise ValueError(f"{', '.join(endless)} holds values that are not finite")
-            return cls._of(tensors, values)
+            delta = {
+                name.removeprefix(DELTA_PREFIX): tensors.pop(name)
+                for name in [*tensors]
+                if name.startswith(DELTA_PREFIX)
+            }
+            return cls(header=header, weight_delta=delta or None, **tensors)
         except (ValueError, InversionFileError) as error:
-            raise InversionFileError(
-                f"'{path}' is damaged ({reason_of(error)}); invert the photo again."
-            ) from error
-
-    @classmethod
-    def _of(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Inversion:
-        """Put together what a file holds.
-
-        Raises:
-            ValueError, InversionFileError: it does not fit together.
-        """
-        delta = {
-            name.removeprefix(DELTA_PREFIX): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(DELTA_PREFIX)
-        }
-        own = {name: t for name, t in tensors.items() if not name.startswith(DELTA_PREFIX)}
-        missing = set(REQUIRED_TENSORS) - own.keys()
-        unknown = own.keys() - {*REQUIRED_TENSORS, *OPTIONAL_TENSORS}
-        if missing or unknown:
-            raise ValueError(f"{', '.join(sorted(missing | unknown))} is missing or unexpected")
-        header = InversionHeader.from_json(values)
-        return cls(header=header, weight_delta=delta or None, **own)
+            raise damaged(path, error) from error
 
 
 def _all_finite(tensor: Tensor) -> bool:

@@ -12,6 +12,7 @@ To add an option, add a field here and the code that uses it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
@@ -540,6 +541,10 @@ def arguments_of(options: EditOptions) -> list[str]:
     return words
 
 
+TABLE_BEGIN = "<!-- options: written by `make options` -->"
+TABLE_END = "<!-- end of options -->"
+
+
 def options_table() -> str:
     """The options of an edit as a table of Markdown."""
     rows = [
@@ -567,3 +572,16 @@ def _said_value(option: Option) -> str:
     if low is None:
         return option.kind.value
     return f"{option.kind.value} from {low:g}" + ("" if high is None else f" to {high:g}")
+
+
+def main() -> None:
+    """Write the table into a page, between its markers: `python -m nulltext.jobs.options PAGE`."""
+    page = Path(sys.argv[1])
+    before, _, rest = page.read_text(encoding="utf-8").partition(TABLE_BEGIN)
+    _, _, after = rest.partition(TABLE_END)
+    text = f"{before}{TABLE_BEGIN}\n{options_table()}{TABLE_END}{after}"
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

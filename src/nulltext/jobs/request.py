@@ -24,6 +24,7 @@ from nulltext.jobs.options import (
     flag_of,
 )
 from nulltext.names import AUTO
+from nulltext.storage.inversion_file import read_header
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -246,10 +247,20 @@ def open_inputs(options: EditOptions) -> Inputs:
     return Inputs(options, photo, box, saved, mask, note)
 
 
-def _open_saved(path: Path, source: str | None) -> Inversion:
+def open_inversion(path: Path) -> Inversion:
+    """Load a saved inversion; a file that is none is refused before torch is imported.
+
+    Raises:
+        InversionFileError: see `Inversion.load`.
+    """
+    read_header(path)
     from nulltext.inversion.record import Inversion
 
-    saved = Inversion.load(path)
+    return Inversion.load(path)
+
+
+def _open_saved(path: Path, source: str | None) -> Inversion:
+    saved = open_inversion(path)
     own = saved.header.prompt
     if source is not None and source.split() != own.split():
         raise OptionError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nulltext.errors import InversionFileError, reason_of, shortened
 from nulltext.storage.files import replace_file
@@ -48,53 +48,79 @@ def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     replace_file(path, save(content, metadata=metadata))
 
 
-def read_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a saved inversion back as tensors (on the CPU) and header.
+class TensorOutline(NamedTuple):
+    """Type and shape of a tensor, without its numbers."""
+
+    dtype: str
+    """As torch and numpy call it: "float32"."""
+    shape: tuple[int, ...]
+
+
+def read_outline(path: Path) -> dict[str, TensorOutline]:
+    """Read the types and shapes that a file declares, and none of its numbers.
 
     Raises:
-        InversionFileError: the file is missing, truncated, foreign, or of a newer version.
+        InversionFileError: the file is damaged, or has a tensor of another type than `DTYPES`.
     """
-    header = read_header(path)
+    from safetensors import SafetensorError, safe_open
+
+    outlines = {}
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
+                entry = stream.get_slice(name)
+                kind = entry.get_dtype()
+                if kind not in DTYPES:
+                    raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
+                outlines[name] = TensorOutline(DTYPES[kind], tuple(entry.get_shape()))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return outlines
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file, whose header and outline are good, on the CPU.
+
+    Raises:
+        InversionFileError: the file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path), header
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
-def read_outline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `read_inversion`, with tensors of the declared shapes and types that hold no numbers.
+def not_finite(path: Path) -> list[str]:
+    """Find the tensors of a file that hold infinity or NaN; imports no torch.
 
-    They are on the device "meta" and take no memory, whatever the file declares.
+    Raises:
+        InversionFileError: the file is damaged.
     """
-    header = read_header(path)
-    import torch
+    import numpy as np
     from safetensors import SafetensorError, safe_open
 
-    tensors = {}
     try:
-        with safe_open(path, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
-                entry = stream.get_slice(name)
-                kind, shape = entry.get_dtype(), entry.get_shape()
-                if kind not in DTYPES:
-                    raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
-                dtype = getattr(torch, DTYPES[kind])
-                tensors[name] = torch.empty(shape, dtype=dtype, device="meta")
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        with safe_open(path, framework="numpy") as stream:
+            names = [*stream.keys()]
+            return [name for name in names if not np.isfinite(stream.get_tensor(name)).all()]
+    except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    return tensors, header
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read the header alone; see `read_inversion` for the errors."""
+    """Read the header.
+
+    Raises:
+        InversionFileError: the file is missing, truncated, foreign, or of a newer version.
+    """
     from safetensors import SafetensorError, safe_open
 
     _check_size(path)
     try:
-        with safe_open(path, framework="pt") as stream:
+        with safe_open(path, framework="numpy") as stream:
             text = (stream.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
