@@ -49,14 +49,14 @@ from nulltext.training.petals import outline
 
 METHODS = ("ddim", "null-text", "balanced", "fast", "negative-prompt", "direct")
 """Methods and, between them, budgets of null-text; "null-text" itself has the paper's."""
-EDITORS: dict[str, nulltext.Editor] = {
+EDITORS: dict[str, nulltext.editing.Editor] = {
     "prompt-to-prompt": nulltext.PromptToPrompt(),
     "masactrl": nulltext.MasaCtrl(),
 }
 FAVOURITE = "null-text"
 """The method whose inversions are also edited by the other editor, and beside the exact branch
 (`ddim` beside that is `direct`, whose replay it is anyway)."""
-BRANCHES = {"replay": nulltext.source_step, "exact": nulltext.exact_source_step}
+BRANCHES = {"replay": nulltext.inversion.source_step, "exact": nulltext.inversion.exact_source_step}
 SWAPS = {
     "colour": {
         "yellow": "red",
@@ -121,7 +121,7 @@ class Task:
         """Its value in the edit."""
         return self.old if self.kind == "reweight" else SWAPS[self.attribute][self.old]
 
-    def spec(self, editor: nulltext.Editor) -> nulltext.EditSpec | None:
+    def spec(self, editor: nulltext.editing.Editor) -> nulltext.EditSpec | None:
         """The edit, in words; None if the editor cannot make it."""
         target = caption({**self.label, self.attribute: self.new})
         if self.kind != "reweight":

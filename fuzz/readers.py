@@ -33,7 +33,7 @@ class Reader:
 def read_inversion(path: Path) -> None:
     """As `nulltext inspect` does."""
     from nulltext.cli.saved import described
-    from nulltext.inversion.outline import InversionOutline
+    from nulltext.inversion.header import InversionOutline
     from nulltext.inversion.record import Inversion
 
     described(InversionOutline.load(path))

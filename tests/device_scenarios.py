@@ -46,7 +46,7 @@ def sampled(model: nulltext.LatentDiffusion, method: Any = "null-text") -> dict[
     """Inverts, replays, edits and looks; all tensors that came of it."""
     inversion = nulltext.invert(model, PHOTO, SOURCE, method=method, num_steps=2)
     edit = nulltext.edit(model, inversion, edits())
-    heat = nulltext.run(heat_map_steps(model, inversion))
+    heat = nulltext.diffusion.run(heat_map_steps(model, inversion))
     return {
         "trajectory": inversion.trajectory,
         "replay": nulltext.replay(model, inversion).image,

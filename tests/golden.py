@@ -71,10 +71,10 @@ def golden_tensors(name: Golden) -> dict[str, Tensor]:
     """What the model makes of the photo, by name, on the CPU."""
     model = golden_model(name)
     methods = {
-        "ddim": nulltext.DDIM(),
-        "direct": nulltext.Direct(),
-        "null-text": nulltext.NullText(inner_steps=INNER_STEPS, **NEVER),
-        "secant": nulltext.SecantNullText(inner_steps=INNER_STEPS, **NEVER),
+        "ddim": nulltext.inversion.DDIM(),
+        "direct": nulltext.inversion.Direct(),
+        "null-text": nulltext.inversion.NullText(inner_steps=INNER_STEPS, **NEVER),
+        "secant": nulltext.inversion.SecantNullText(inner_steps=INNER_STEPS, **NEVER),
     }
     found: dict[str, Tensor] = {}
     for key, method in methods.items():
@@ -86,7 +86,9 @@ def golden_tensors(name: Golden) -> dict[str, Tensor]:
             num_steps=NUM_STEPS,
             guidance_scale=GUIDANCE,
         )
-        found[f"{key}.replay"] = nulltext.run(nulltext.replay_steps(model, inversion))
+        found[f"{key}.replay"] = nulltext.diffusion.run(
+            nulltext.inversion.replay_steps(model, inversion)
+        )
         if key == "ddim":
             found["trajectory"] = inversion.trajectory
         if inversion.null_embeds is not None:

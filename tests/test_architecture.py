@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ PACKAGE = Path(nulltext.__path__[0])
 
 # A module imports only from rows above its own, and from its own package.
 ROWS = [
-    ["version", "defaults", "errors", "names", "logs"],
+    ["version", "defaults", "errors", "names", "logs", "reprs"],
+    ["plugins"],
     ["storage", "words"],
     ["image"],
     ["attention"],
@@ -30,7 +33,7 @@ ROWS = [
     ["jobs"],
     ["evaluation"],
     ["studio"],
-    ["cli"],
+    ["cli", "integrations"],
 ]
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 
@@ -67,14 +70,31 @@ def test_imports_point_upwards(path):
         assert unit == own or LEVEL[unit] < LEVEL[own], f"{own} imports {unit}"
 
 
-def test_the_public_face_is_complete_and_documented():
-    assert sorted(nulltext.__all__) == sorted(nulltext.__dir__())
-    for name in nulltext.__all__:
-        thing = getattr(nulltext, name)
-        assert isinstance(thing, str) or thing.__doc__, name
-    assert set(nulltext._HOMES) | {"__version__"} == set(nulltext.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'inverse'"):
-        nulltext.inverse  # noqa: B018
+@pytest.mark.parametrize("package", ["", *nulltext.PACKAGES])
+def test_public_names_exist_and_are_documented(package):
+    module = importlib.import_module(f"nulltext.{package}".rstrip("."))
+    for name in getattr(module, "__all__", []):
+        thing = getattr(module, name)
+        if inspect.isclass(thing) or inspect.isroutine(thing):
+            assert thing.__doc__, name
+    with pytest.raises(AttributeError, match=r"attribute '?inverse"):
+        module.inverse  # noqa: B018
+
+
+def test_the_root_has_few_names_and_all_packages_with_public_names():
+    stubs = {path.parent.name for path in PACKAGE.glob("*/__init__.pyi")}
+    assert {*nulltext.PACKAGES} == stubs
+    assert {*dir(nulltext)} == {*nulltext.__all__, *nulltext.PACKAGES}
+    assert len(nulltext.__all__) <= 30
+
+
+def test_names_that_moved_still_work_and_say_where_they_are():
+    for package, names in nulltext._MOVED.items():
+        module = importlib.import_module(f"nulltext.{package}")
+        for name in names:
+            with pytest.warns(DeprecationWarning, match=f"use nulltext.{package}.{name}"):
+                assert getattr(nulltext, name) is getattr(module, name)
+            assert name in module.__all__
 
 
 def test_the_command_line_names_every_method():
@@ -82,7 +102,14 @@ def test_the_command_line_names_every_method():
     assert {e.value for e in EditorName} == set(EDITORS)
 
 
-@pytest.mark.parametrize("start", ["import nulltext", "import nulltext.cli.main"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import nulltext",
+        f"from nulltext import {', '.join(nulltext.PACKAGES)}",
+        "import nulltext.cli.main",
+    ],
+)
 def test_importing_does_not_import_torch(start):
     script = f"{start}; import sys; heavy = {{'torch', 'diffusers', 'transformers', 'numpy'}}; "
     script += "print(sorted(heavy & set(sys.modules)))"

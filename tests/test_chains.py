@@ -13,8 +13,8 @@ from nulltext.attention.blend import LocalBlend
 from nulltext.attention.controller import Heads, Site
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector
 from nulltext.attention.store import AttentionStore, TargetControl
-from nulltext.editing.rows import passes_of, rows_of
 from nulltext.editing.spec import with_parents
+from nulltext.editing.targets import passes_of, rows_of
 from nulltext.errors import OptionError, PromptError
 from nulltext.words.alignment import attention_map
 from vocabularies import prompt

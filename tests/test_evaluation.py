@@ -70,7 +70,7 @@ def test_psnr_in_a_region_sees_that_region_alone():
     region[:16] = True
     a, b = a * 0.5, b * 0.5
     assert psnr_in(a, b, region) == pytest.approx(-20 * math.log10(0.025), abs=1e-4)
-    assert psnr_in(a, b) == pytest.approx(nulltext.psnr(a, b), abs=1e-9)
+    assert psnr_in(a, b) == pytest.approx(nulltext.image.psnr(a, b), abs=1e-9)
     assert psnr_in(a, b, ~region) == Undefined("the pictures are equal")
     assert isinstance(psnr_in(a, b, region & ~region), Undefined)
     assert isinstance(ssim_in(a, b, region & ~region), Undefined)

@@ -42,7 +42,7 @@ def test_in_float64_ddim_replay_is_exact_under_shared_noise_predictions(family, 
     )
     assert inversion.trajectory.dtype == torch.float64
     assert len(shared.said) == 20
-    back = nulltext.run(replay_steps(shared, inversion))
+    back = nulltext.diffusion.run(replay_steps(shared, inversion))
     # float64: 20 steps there and 20 back, each affine with coefficients of at most about 15
     torch.testing.assert_close(back, inversion.trajectory[:1], atol=1e-12, rtol=0)
     assert float((inversion.trajectory[-1] - inversion.trajectory[0]).abs().max()) > 0.1
@@ -73,7 +73,7 @@ def test_an_sdxl_folder_from_photo_to_edit_through_a_file(tmp_path, photo):
     assert torch.equal(replay.image, again.image)
     edit = nulltext.edit(model, loaded, "a photo of a black dog")
     assert torch.equal(edit.reconstruction, replay.image)
-    (maps,) = nulltext.run(heat_map_steps(model, loaded))
+    (maps,) = nulltext.diffusion.run(heat_map_steps(model, loaded))
     assert [word.word for word in maps.words] == PROMPT.split()
 
 

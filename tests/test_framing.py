@@ -141,7 +141,7 @@ def test_odd_latents_go_through_the_unet_and_their_sites_are_read(tiny, size):
 @pytest.mark.parametrize("size", [(52, 36), (24, 40), "photo"])
 def test_non_square_photos_are_inverted_replayed_and_edited(tiny, photo, size):
     """48 x 64 px photos at sides that are no multiples of what the UNet halves."""
-    method = nulltext.NullText(inner_steps=1)
+    method = nulltext.inversion.NullText(inner_steps=1)
     inversion = nulltext.invert(tiny, photo, "a white cat", method=method, num_steps=2, size=size)
     height, width = inversion.photo.shape[1:]
     stride = tiny.vae_stride
@@ -156,7 +156,7 @@ def test_non_square_photos_are_inverted_replayed_and_edited(tiny, photo, size):
     assert edit.images.shape == (2, 3, height, width)
     assert torch.equal(edit.reconstruction, nulltext.replay(tiny, inversion).image)
     assert edit.masks.shape[1:] == inversion.trajectory.shape[-2:]
-    (maps,) = nulltext.run(heat_map_steps(tiny, inversion))
+    (maps,) = nulltext.diffusion.run(heat_map_steps(tiny, inversion))
     rows, columns = maps.words[0].heat.shape
     assert (columns > rows) == (width > height)
 

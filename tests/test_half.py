@@ -102,7 +102,7 @@ def test_fits_gain_in_half_precision(tiny_sdxl, method, dtype):
         latents, grid = 0.3 * noise(3, 1, 4, 8, 8), model.schedule.grid(1)
         problem = Problem(latents, model.embed([PROMPT]), grid, 7.5, None)
         config = method(inner_steps=inner)
-        solution = nulltext.run(
+        solution = nulltext.diffusion.run(
             config.steps(model, problem), lambda info, kept=kept: kept.append(info.loss)
         )
         losses[inner] = next(loss for loss in kept if loss is not None)

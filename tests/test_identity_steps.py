@@ -113,7 +113,7 @@ def test_no_fit_works_on_an_identity(tiny_sd1, name, prediction):
     grid = model.schedule.grid(3)
     problems = [Problem(row[None], embeds, grid, 7.5, draw) for row in latents]
     steps, counts = [], []
-    nulltext.run(
+    nulltext.diffusion.run(
         eager(name).batch_steps(model, problems),
         lambda info: (steps.append(info), counts.append((info.kept or {}).get("counts"))),
     )
@@ -133,7 +133,7 @@ def test_shared_fits_take_no_gradient_of_an_identity(tiny_sd1, name):
     problem = Problem(latents, model.embed([PROMPT]), grid, 7.5, draw)
     model, losses = model.counted(), []
     with unet_passes() as seen:
-        solution = nulltext.run(
+        solution = nulltext.diffusion.run(
             eager(name).steps(model, problem), lambda info: losses.append(info.loss)
         )
     assert model.passes.total == seen.total
@@ -151,7 +151,7 @@ def test_a_branch_that_counts_for_nothing_is_left_alone(tiny_sd1, name, guidance
     grid = tiny_sd1.schedule.grid(3)
     problem = Problem(latents, tiny_sd1.embed([PROMPT]), grid, guidance, draw)
     model = tiny_sd1.counted()
-    solution = nulltext.run(eager(name).steps(model, problem))
+    solution = nulltext.diffusion.run(eager(name).steps(model, problem))
     embeds = solution.prompt_embeds if name == "textual-pivot" else solution.null_embeds
     assert torch.equal(embeds, embeds[:1].expand_as(embeds))
     assert (solution.iterations, model.passes.total) == (0, 3 + 3 * 2)

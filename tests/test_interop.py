@@ -105,7 +105,7 @@ def test_a_lora_works_and_an_inversion_is_bound_to_it(pipe, photo, tmp_path):
     assert adapted != plain
     with pytest.raises(InversionFileError, match="other weights"):
         nulltext.replay(model, before)
-    method = nulltext.NullText(inner_steps=1)
+    method = nulltext.inversion.NullText(inner_steps=1)
     made = nulltext.invert(model, photo, PROMPT, method=method, num_steps=2)
     edit = nulltext.edit(model, made, "a photo of a black cat")
     assert torch.equal(edit.reconstruction, nulltext.replay(model, made).image)

@@ -337,8 +337,10 @@ def test_the_map_of_a_word_is_the_sum_over_its_vectors(sd1, photo):
     made = nulltext.invert(sd1, photo, "a <cat> mystyle mystyle_1", method="ddim", num_steps=2)
     seen = []
     spec = nulltext.EditSpec("a dog, mystyle")
-    nulltext.run(nulltext.edit_steps(sd1, made, [spec], on_maps=lambda s, _: seen.append(s[0])))
-    source, target = nulltext.run(heat_map_steps(sd1, made, [spec]))
+    nulltext.diffusion.run(
+        nulltext.editing.edit_steps(sd1, made, [spec], on_maps=lambda s, _: seen.append(s[0]))
+    )
+    source, target = nulltext.diffusion.run(heat_map_steps(sd1, made, [spec]))
     assert [word.word for word in source.words] == ["a", "<cat>", "mystyle"]
     assert [word.word for word in target.words] == ["a", "dog", ",", "mystyle"]
     mean = torch.stack(seen).mean(0)

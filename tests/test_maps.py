@@ -70,7 +70,7 @@ def test_token_maps_are_the_mean_over_heads_and_layers(tiny):
 def test_watching_changes_neither_source_nor_targets(tiny, inversion):
     specs = [nulltext.EditSpec("a white dog"), nulltext.EditSpec("a red photo of a cat")]
     seen = []
-    watched = nulltext.run(
+    watched = nulltext.diffusion.run(
         edit_steps(tiny, inversion, specs, on_maps=lambda s, t: seen.append((s, t)))
     )
     plain = nulltext.edit(tiny, inversion, specs)
@@ -84,12 +84,12 @@ def test_many_targets_give_one_row_each_whatever_the_batches(tiny, inversion):
     prompts = ["a dog", "a red cat", "a sofa", "a white dog", "a mirror", "a cat on a sofa"]
     seen = []
     specs = [nulltext.EditSpec(prompt) for prompt in prompts]
-    nulltext.run(edit_steps(tiny, inversion, specs, on_maps=lambda s, t: seen.append(t)))
+    nulltext.diffusion.run(edit_steps(tiny, inversion, specs, on_maps=lambda s, t: seen.append(t)))
     assert all(maps.shape[0] == len(prompts) for maps in seen)
 
 
 def test_a_word_has_the_sum_of_its_tokens_and_all_words_are_there(tiny, inversion):
-    (maps,) = nulltext.run(heat_map_steps(tiny, inversion))
+    (maps,) = nulltext.diffusion.run(heat_map_steps(tiny, inversion))
     assert [word.word for word in maps.words] == ["a", "white", "cat"]
     for word in maps.words:
         assert word.steps.shape == (3, *word.heat.shape)
@@ -99,8 +99,8 @@ def test_a_word_has_the_sum_of_its_tokens_and_all_words_are_there(tiny, inversio
 
 def test_targets_have_maps_too(tiny, inversion):
     specs = [nulltext.EditSpec("a white dog", cross_steps=1.0)]
-    source, target = nulltext.run(heat_map_steps(tiny, inversion, specs))
-    (alone,) = nulltext.run(heat_map_steps(tiny, inversion))
+    source, target = nulltext.diffusion.run(heat_map_steps(tiny, inversion, specs))
+    (alone,) = nulltext.diffusion.run(heat_map_steps(tiny, inversion))
     assert [word.word for word in target.words] == ["a", "white", "dog"]
     torch.testing.assert_close(source.words[2].heat, alone.words[2].heat)
     # injected throughout: "dog" looks where "cat" does

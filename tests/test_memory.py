@@ -71,11 +71,11 @@ def test_gradients_are_the_same_bit_for_bit(tiny):
     torch.testing.assert_close(differentiate(low(tiny)), differentiate(tiny), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("method", [nulltext.NullText, nulltext.SecantNullText])
+@pytest.mark.parametrize("method", [nulltext.inversion.NullText, nulltext.inversion.SecantNullText])
 def test_inversions_and_edits_are_the_same(tiny_sd1, photo, method):
     made = []
     for model in (tiny_sd1, low(tiny_sd1)):
-        inversions = nulltext.invert(
+        inversions = nulltext.invert_many(
             model,
             [photo, photo.rotate(90)],
             [SOURCE, "a cat"],

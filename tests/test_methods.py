@@ -69,26 +69,26 @@ def test_they_are_saved_and_edit(tiny_sd1, photo, method, tmp_path):
 
 
 def test_strength_is_monotone_in_all_its_parts():
-    steps = [nulltext.at_strength(i / 20) for i in range(21)]
+    steps = [nulltext.editing.at_strength(i / 20) for i in range(21)]
     for weaker, stronger in pairwise(steps):
         assert stronger.cross_steps <= weaker.cross_steps
         assert stronger.self_steps <= weaker.self_steps
         assert stronger.pull <= weaker.pull
     assert steps[0].pull == math.inf
     default = nulltext.EditSpec("a dog")
-    assert steps[10] == nulltext.Steering(
+    assert steps[10] == nulltext.editing.Steering(
         default.editor.cross_steps, default.editor.self_steps, 0.0
     )
-    assert steps[20] == nulltext.Steering(0.0, 0.0, 0.0)
+    assert steps[20] == nulltext.editing.Steering(0.0, 0.0, 0.0)
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(OptionError, match="from 0 to 1"):
-            nulltext.at_strength(wrong)
+            nulltext.editing.at_strength(wrong)
 
 
 def test_a_stronger_edit_goes_further_on_the_bundled_model(flowers, dahlia_inversion):
     red = dahlia_inversion.header.prompt.replace("orange", "red")
     strengths = (0.0, 0.25, 0.5, 1.0)
-    specs = [nulltext.EditSpec(red, **vars(nulltext.at_strength(s))) for s in strengths]
+    specs = [nulltext.EditSpec(red, **vars(nulltext.editing.at_strength(s))) for s in strengths]
     edit = nulltext.edit(flowers, dahlia_inversion, specs)
     away = [float((row - edit.reconstruction[0]).abs().mean()) for row in edit.images]
     assert away[0] < 1e-5

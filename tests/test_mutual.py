@@ -16,7 +16,7 @@ from nulltext.attention.mutual import FOREGROUND, Mutual, MutualAttention
 from nulltext.attention.processor import attach, self_depths
 from nulltext.attention.store import AttentionStore, Recorder, TargetControl
 from nulltext.diffusion.guidance import guided_noise
-from nulltext.editing.rows import rows_of
+from nulltext.editing.targets import rows_of
 from nulltext.errors import OptionError, PromptError
 
 SOURCE, TARGET = "a white cat", "a white cat on a sofa"

@@ -110,7 +110,7 @@ def solve(model, latents, prompt, *, steps, config):
 
     grid = model.schedule.grid(steps)
     problem = Problem(latents, model.embed([prompt]), grid, 7.5, torch.Generator())
-    return nulltext.run(config.steps(model, problem))
+    return nulltext.diffusion.run(config.steps(model, problem))
 
 
 def test_equals_the_transcription_on_tiny_models(tiny):
@@ -123,7 +123,7 @@ def test_begun_at_the_prompt_without_steps_it_is_negative_prompt_inversion(tiny)
     idle = SecantNullText(inner_steps=0)
     counted = tiny.counted()
     ours = solve(counted, latents, PROMPT, steps=4, config=idle)
-    theirs = solve(tiny, latents, PROMPT, steps=4, config=nulltext.NegativePrompt())
+    theirs = solve(tiny, latents, PROMPT, steps=4, config=nulltext.inversion.NegativePrompt())
     assert torch.equal(ours.trajectory, theirs.trajectory)
     assert torch.equal(ours.null_embeds, theirs.null_embeds.expand_as(ours.null_embeds))
     # eps_∅ = eps_C: the last step is the unguided one, from wherever the others led
@@ -194,7 +194,7 @@ def test_an_inner_loop_never_ends_worse_than_it_began(tiny_sd1):
                 torch.Generator(),
             ),
         )
-        nulltext.run(loop, lambda i, name=name: losses[name].append(i.loss))
+        nulltext.diffusion.run(loop, lambda i, name=name: losses[name].append(i.loss))
     first_wild, first_idle = (
         next(entry for entry in losses[name] if entry is not None) for name in ("wild", "idle")
     )

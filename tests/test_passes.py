@@ -48,7 +48,7 @@ def test_photos_side_by_side_cost_what_their_unet_is_asked_for(tiny_sd1, photo, 
     options = {"inner_steps": 2, "loss_tolerance": 1.5e-2}
     method = nulltext.inversion.registry.with_options(VARIANTS[name].method(2), **options)
     with unet_passes() as seen:
-        made = nulltext.invert(tiny_sd1, photos, [PROMPT] * 3, method=method, num_steps=3)
+        made = nulltext.invert_many(tiny_sd1, photos, [PROMPT] * 3, method=method, num_steps=3)
     assert sum(one.header.unet_evaluations for one in made) == seen.total
     assert max(seen.backward) > 1
     for one in made:  # two to start a timestep, and the pivot's unless there is none
@@ -57,18 +57,20 @@ def test_photos_side_by_side_cost_what_their_unet_is_asked_for(tiny_sd1, photo, 
 
 
 def test_each_photo_of_a_batch_has_its_own_cost(tiny_sd1, photo):
-    settled = nulltext.NullText(loss_tolerance=1e9)
-    method = nulltext.NullText(inner_steps=2, loss_tolerance=0.0, loss_tolerance_slope=0.0)
+    settled = nulltext.inversion.NullText(loss_tolerance=1e9)
+    method = nulltext.inversion.NullText(
+        inner_steps=2, loss_tolerance=0.0, loss_tolerance_slope=0.0
+    )
     for each, cost in ((settled, 3 * 3), (method, 3 * (3 + 2 * 2))):
-        made = nulltext.invert(tiny_sd1, [photo] * 3, [PROMPT] * 3, method=each, num_steps=3)
+        made = nulltext.invert_many(tiny_sd1, [photo] * 3, [PROMPT] * 3, method=each, num_steps=3)
         assert [one.header.unet_evaluations for one in made] == [cost] * 3
 
 
 def test_photos_one_by_one_and_runs_at_once_keep_their_costs_apart(tiny_sd1, photo):
-    made = nulltext.invert(tiny_sd1, [photo] * 2, [PROMPT] * 2, method="ddim", num_steps=3)
+    made = nulltext.invert_many(tiny_sd1, [photo] * 2, [PROMPT] * 2, method="ddim", num_steps=3)
     assert [one.header.unet_evaluations for one in made] == [3 * 3] * 2
     first, second = (
-        nulltext.invert_steps(tiny_sd1, photo, PROMPT, method="ddim", num_steps=steps)
+        nulltext.inversion.invert_steps(tiny_sd1, photo, PROMPT, method="ddim", num_steps=steps)
         for steps in (2, 4)
     )
     costs = []
@@ -89,7 +91,7 @@ def test_passes_repeated_in_half_precision_count_again(photo, monkeypatch):
     model = nulltext.load(tiny_pipeline("sd1").to(torch.float16))
     with torch.no_grad():  # gradients leave float16 at the first scale
         model.unet.conv_out.weight *= 10
-    method = nulltext.SecantNullText(inner_steps=1, start="empty", loss_tolerance=0.0)
+    method = nulltext.inversion.SecantNullText(inner_steps=1, start="empty", loss_tolerance=0.0)
     with unet_passes() as seen:
         made = nulltext.invert(model, photo, PROMPT, method=method, num_steps=2)
     assert made.header.unet_evaluations == seen.total

@@ -15,7 +15,7 @@ PROMPT, TARGET = "a photo of a white cat", "a photo of a black cat"
 
 def sampled(model, photo):
     """An inversion with a gradient, its replay, and an edit by every editor."""
-    method = nulltext.NullText(inner_steps=1)
+    method = nulltext.inversion.NullText(inner_steps=1)
     made = nulltext.invert(model, photo, PROMPT, method=method, num_steps=2)
     specs = [nulltext.EditSpec(TARGET, editor=editor()) for editor in EDITORS.values()]
     edits = [nulltext.edit(model, made, spec) for spec in specs]

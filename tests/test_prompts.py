@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 import nulltext
 from nulltext.errors import PromptError
-from nulltext.inversion.request import InversionRequest
+from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.options import EditOptions
 from nulltext.models.text import StableDiffusionText
 from nulltext.studio.chips import read_chips

@@ -78,7 +78,7 @@ def test_the_residual_is_the_distance_from_the_ideal_output(problem_in_double):
 def solve(model, latents, config, *, steps=4, on_step=None):
     grid = model.schedule.grid(steps)
     problem = Problem(latents, model.embed([PROMPT]), grid, 7.5, torch.Generator())
-    return nulltext.run(config.steps(model, problem), on_step)
+    return nulltext.diffusion.run(config.steps(model, problem), on_step)
 
 
 def some_latents(seed=1):
@@ -114,9 +114,9 @@ def test_photos_side_by_side_equal_photos_one_by_one(tiny_sd1, method):
     ]
     # a tolerance that the photos reach after different numbers of steps
     config = method(inner_steps=2, loss_tolerance=1.5e-2)
-    together = nulltext.run(config.batch_steps(tiny_sd1, problems))
+    together = nulltext.diffusion.run(config.batch_steps(tiny_sd1, problems))
     for problem, one in zip(problems, together, strict=True):
-        alone = nulltext.run(config.steps(tiny_sd1, problem))
+        alone = nulltext.diffusion.run(config.steps(tiny_sd1, problem))
         # float32; Adam turns the sign of a gradient into a whole step, and secants divide by the
         # small Jacobian of random weights: both enlarge rounding
         scale = alone.trajectory.abs().max()
@@ -149,7 +149,7 @@ def test_secants_reach_a_lower_loss_than_adam_with_no_more_evaluations(flowers):
 def test_a_list_of_photos_is_inverted_as_one_by_one(tiny_sd1, photo):
     photos, prompts = [photo, photo.rotate(90)], [PROMPT, "a cat"]
     options = {"num_steps": 2, "method": SecantNullText(inner_steps=1, start="empty")}
-    together = nulltext.invert(tiny_sd1, photos, prompts, **options)
+    together = nulltext.invert_many(tiny_sd1, photos, prompts, **options)
     for one, picture, prompt in zip(together, photos, prompts, strict=True):
         alone = nulltext.invert(tiny_sd1, picture, prompt, **options)
         torch.testing.assert_close(one.null_embeds, alone.null_embeds, atol=1e-3, rtol=1e-3)
@@ -161,18 +161,22 @@ def test_a_list_of_photos_is_inverted_as_one_by_one(tiny_sd1, photo):
 
 
 def test_methods_without_batches_take_lists_one_by_one(tiny_sd1, photo):
-    made = nulltext.invert(tiny_sd1, [photo, photo], [PROMPT, "a cat"], method="ddim", num_steps=2)
+    made = nulltext.invert_many(
+        tiny_sd1, [photo, photo], [PROMPT, "a cat"], method="ddim", num_steps=2
+    )
     assert [one.header.prompt for one in made] == [PROMPT, "a cat"]
 
 
-@pytest.mark.parametrize(("photos", "prompts"), [(2, ["a cat"]), (1, "a cat")])
-def test_lists_of_unequal_length_are_refused(tiny_sd1, photo, photos, prompts):
-    if isinstance(prompts, str):
-        with pytest.raises(OptionError, match="one photo and a list"):
-            nulltext.invert(tiny_sd1, photo, [prompts])
-        return
-    with pytest.raises(OptionError, match="2 photos and 1 prompts"):
-        nulltext.invert(tiny_sd1, [photo] * photos, prompts)
+def test_as_many_photos_as_prompts_are_inverted(tiny_sd1, photo):
+    for prompts in (["a cat"], "a cat"):
+        with pytest.raises(OptionError, match="2 photos and 1 prompts"):
+            nulltext.invert_many(tiny_sd1, [photo] * 2, prompts)
+
+
+def test_invert_says_what_takes_several_photos(tiny_sd1, photo):
+    for several in (([photo], "a cat"), (photo, ["a cat"]), ([photo], ["a cat"])):
+        with pytest.raises(OptionError, match=r"one prompt; .* nulltext\.invert_many\(model"):
+            nulltext.invert(tiny_sd1, *several)
 
 
 def test_a_null_branch_without_a_say_ends_where_it_began(tiny_sd1):

@@ -44,7 +44,7 @@ def solve(model, method, *, steps=3, guidance=7.5, seed=0):
     draw, grid = torch.Generator().manual_seed(seed), model.schedule.grid(steps)
     problem = Problem(latents, model.embed([PROMPT]), grid, guidance, draw)
     chosen = method_named(method) if isinstance(method, str) else method
-    return nulltext.run(chosen.steps(model, problem))
+    return nulltext.diffusion.run(chosen.steps(model, problem))
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -118,7 +118,7 @@ def test_a_random_pivot_is_the_closed_form(tiny_sd1):
 def test_the_global_embedding_equals_a_plain_double_loop(tiny_sd1):
     model, w = tiny_sd1, 7.5
     rounds, rate = 3, 1e-2
-    method = nulltext.GlobalNull(inner_steps=rounds, learning_rate=rate)
+    method = nulltext.inversion.GlobalNull(inner_steps=rounds, learning_rate=rate)
     solution = solve(model, method, steps=3)
     empty, prompt = model.embed(["", PROMPT]).chunk(2)
     null = torch.nn.Parameter(empty.clone())
@@ -147,14 +147,16 @@ def test_without_a_pivot_the_noise_and_the_timesteps_are_random(tiny_sd1, name):
     latents = torch.randn(1, 4, 8, 8)
     draw, grid = torch.Generator().manual_seed(0), tiny_sd1.schedule.grid(3)
     problem = Problem(latents, tiny_sd1.embed([PROMPT]), grid, 7.5, draw)
-    solution = nulltext.run(
+    solution = nulltext.diffusion.run(
         method.steps(tiny_sd1, problem),
         lambda info: seen.append(info.level) if info.stage == "optimise" else None,
     )
     assert len(seen) == 12
     assert len(set(seen)) > 9, "timesteps are drawn from all training steps"
     under = solution.prompt_embeds if name == "textual" else problem.prompt_embeds
-    plain = nulltext.run(nulltext.DDIM().steps(tiny_sd1, replace(problem, prompt_embeds=under)))
+    plain = nulltext.diffusion.run(
+        nulltext.inversion.DDIM().steps(tiny_sd1, replace(problem, prompt_embeds=under))
+    )
     torch.testing.assert_close(solution.trajectory, plain.trajectory)
 
 
@@ -234,7 +236,7 @@ class TestModelTuning:
         without = nulltext.edit(tiny_sd1, replace(tuned, weight_delta=None), target).images
         assert (with_delta - without).abs().max() > 1e-3
         maps = [
-            nulltext.run(nulltext.heat_map_steps(tiny_sd1, one))[0].words[-1].heat
+            nulltext.diffusion.run(nulltext.editing.heat_map_steps(tiny_sd1, one))[0].words[-1].heat
             for one in (tuned, replace(tuned, weight_delta=None))
         ]
         assert not torch.equal(*maps)
@@ -262,7 +264,11 @@ class TestModelTuning:
         for rank in (0, 10_000):
             with pytest.raises(OptionError, match="rank"):
                 nulltext.invert(
-                    tiny_sd1, photo, PROMPT, method=nulltext.ModelTuning(rank=rank), num_steps=2
+                    tiny_sd1,
+                    photo,
+                    PROMPT,
+                    method=nulltext.inversion.ModelTuning(rank=rank),
+                    num_steps=2,
                 )
 
 
@@ -303,7 +309,7 @@ def test_options_of_another_method_are_refused():
 
 def test_guided_ddim_inversion_equals_the_formula(tiny_sd1):
     w = 3.0
-    solution = solve(tiny_sd1, nulltext.DDIM(inversion_guidance=w), steps=3)
+    solution = solve(tiny_sd1, nulltext.inversion.DDIM(inversion_guidance=w), steps=3)
     empty, prompt = tiny_sd1.embed(["", PROMPT]).chunk(2)
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     for row, step in enumerate(reversed(tiny_sd1.schedule.grid(3)), start=1):

@@ -1,1 +1,5 @@
-"""Attention control: reaching a UNet's attention, and what Prompt-to-Prompt does there."""
+"""Attention control: hooks into a UNet, and what the editors do there."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,8 @@
 """The attention of a row that its children take, kept for the length of one step.
 
 Rows are sampled parents first: the source, then its targets, then the targets of these (see
-`editing.rows`). While a row with children passes the network, its `AttentionStore` keeps what they
-will take, at the sites where they will take it:
+`editing.targets`). While a row with children passes the network, its `AttentionStore` keeps what
+they will take, at the sites where they will take it:
 
     Prompt-to-Prompt   cross-attention's probabilities, and for self-attention's the hidden states
                        of which queries and keys are made: N C numbers instead of heads N^2

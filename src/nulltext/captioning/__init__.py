@@ -1,1 +1,5 @@
-"""ClipCap: what a photo shows, in words (Mokady, Hertz and Bermano 2021)."""
+"""Captioning: what a photo shows, in words (ClipCap; Mokady, Hertz and Bermano 2021)."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

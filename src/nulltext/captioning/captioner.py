@@ -120,6 +120,9 @@ class Captioner:
     """transformers' tokenizer of the language model."""
     eyes: Eyes
 
+    def __repr__(self) -> str:
+        return f"Captioner({self.name!r})"
+
     @property
     def stop(self) -> int:
         """The token that ends a sentence."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.editing.heatmaps import PromptMaps
-    from nulltext.inversion.outline import InversionOutline
+    from nulltext.inversion.header import InversionOutline
     from nulltext.inversion.record import Inversion
 
 
@@ -98,7 +98,7 @@ def inspect(file: FileArgument, reporter: Reporter) -> None:
 
     Example: [bold]nulltext inspect dahlia.safetensors[/bold]
     """
-    from nulltext.inversion.outline import InversionOutline
+    from nulltext.inversion.header import InversionOutline
 
     values, lines = described(InversionOutline.load(file))
     reporter.answer({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
@@ -121,7 +121,7 @@ def described(outline: InversionOutline) -> tuple[dict[str, Any], list[str]]:
 
 def _counted(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Shapes by name, those of a difference of weights as their number."""
-    from nulltext.inversion.outline import DELTA_PREFIX
+    from nulltext.inversion.header import DELTA_PREFIX
 
     shown: dict[str, Any] = {
         name: shape for name, shape in shapes.items() if not name.startswith(DELTA_PREFIX)

@@ -22,7 +22,7 @@ from nulltext.image.images import (
 from nulltext.image.photos import Photo
 from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Budget
-from nulltext.inversion.invert import invert, invert_steps
+from nulltext.inversion.invert import invert_many, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion.record import Inversion
 from nulltext.jobs.options import InversionOptions
@@ -185,7 +185,7 @@ def invert_batch_with_bars(
     size = size_of(options)
     warn_of_memory(reporter, model, plan, [model.sizes.of(box, size) for _, box in photos])
     with reporter.progress(model) as on_step:
-        return invert(
+        return invert_many(
             model,
             [photo for photo, _ in photos],
             list(prompts),

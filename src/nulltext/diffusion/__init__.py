@@ -1,1 +1,5 @@
-"""Noise schedules, guidance and the sampling loops."""
+"""Noise levels, guidance and the sampling loops."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

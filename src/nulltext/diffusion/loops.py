@@ -21,6 +21,7 @@ from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY, Denoiser, guided_output
 from nulltext.diffusion.levels import Grid, Level, Step
 from nulltext.errors import out_of_memory_named
+from nulltext.reprs import short_repr
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class StepInfo:
     """Optimiser steps that this level took."""
     kept: Mapping[str, Tensor] | None = field(default=None, repr=False)
     """Tensors from which a later run can go on behind this step; None where it cannot."""
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

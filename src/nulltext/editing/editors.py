@@ -1,13 +1,23 @@
-"""Editors: the ways in which a target can take over from its parent.
+"""Editors: the ways in which a target can take over from its parent, and the knob over them.
 
-An editor is a person's options for one way of editing; with the prompts at hand it becomes a
-`lending.Plan`, numbers that steer attention. Nothing else knows which editors there are: the
-sampler asks plans, the command line asks `EDITORS`.
+An editor is a set of options for one way of editing; with the prompts at hand it becomes a
+`store.Plan`, numbers that steer attention. The sampler asks plans, the command line asks `EDITORS`.
 
     PromptToPrompt   words change, the parent's attention maps stay: colours, materials, kinds
     MasaCtrl         shapes change, the parent's look stays: poses, outlines, added objects
 
-Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2; Cao et al. 2023 (MasaCtrl).
+The strength s is one knob for how far an edit may go, from the photo itself to the words alone:
+
+    s         0      …      0.5      …      1
+    cross     1             0.8             0        fraction of steps with the source's word maps
+    self      1             0.4             0        fraction with its self-attention
+    start     0             0.08            1        MasaCtrl: fraction of steps before it begins
+    pull      infinite      0               0        how strongly the target follows the source
+
+Piecewise linear, but for the pull k (1 / (2 s) - 1), so everything is monotone: at 0 the edit is
+the replay, at 0.5 the editor as published, at 1 the target prompt from the same noise.
+Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2; Cao et al. 2023 (MasaCtrl); the strength is
+ours.
 """
 
 from __future__ import annotations
@@ -22,17 +32,69 @@ from nulltext.attention.processor import self_depths
 from nulltext.attention.prompt_to_prompt import Injection, largest_self_site
 from nulltext.attention.store import Plan
 from nulltext.defaults import CROSS_STEPS, MASA_LAYER, MASA_START, SELF_STEPS
-from nulltext.editing.strength import at_strength, between
 from nulltext.errors import OptionError, PromptError
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.plugins import EDITORS_GROUP, Registry
 from nulltext.words.alignment import Alignment, attention_map, token_weights
 from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
+
+PUBLISHED = 0.5
+"""The strength at which the parts have the values of their papers, and no pull."""
+PULL = 1.5
+"""k: chosen so that the change grows about evenly from 0 to the published strength."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What a strength stands for; the fields are those of `EditSpec`."""
+
+    cross_steps: float
+    self_steps: float
+    pull: float
+
+
+def at_strength(strength: float) -> Steering:
+    """Prompt-to-Prompt's parts that a strength from 0 to 1 stands for.
+
+    Raises:
+        OptionError: it is outside 0 to 1.
+    """
+    return Steering(
+        cross_steps=between(strength, 1.0, CROSS_STEPS, 0.0),
+        self_steps=between(strength, 1.0, SELF_STEPS, 0.0),
+        pull=pull_at(strength),
+    )
+
+
+def between(strength: float, photo: float, published: float, words: float) -> float:
+    """A part of the knob from its values at the strengths 0, 0.5 and 1.
+
+    Raises:
+        OptionError: the strength is outside 0 to 1.
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise OptionError(f"The strength is {strength:g}; choose a number from 0 to 1.")
+    if strength < PUBLISHED:
+        return photo + (published - photo) * strength / PUBLISHED
+    return published + (words - published) * (strength - PUBLISHED) / (1 - PUBLISHED)
+
+
+def pull_at(strength: float) -> float:
+    """The pull of a strength, from infinite down to 0.
+
+    Raises:
+        OptionError: the strength is outside 0 to 1.
+    """
+    part = between(strength, 0.0, 1.0, 1.0)
+    return math.inf if part == 0 else PULL * (1 / part - 1)
 
 
 class Editor(Protocol):
     """One way to edit, with its options: a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]
+    """What it is chosen by, as on the command line."""
 
     def plan(
         self,
@@ -65,6 +127,8 @@ class Editor(Protocol):
 @dataclass(frozen=True)
 class PromptToPrompt:
     """Keeps where words and shapes are, changes what they are."""
+
+    name: ClassVar[str] = "prompt-to-prompt"
 
     cross_steps: float = CROSS_STEPS
     """Fraction of the steps in which words keep the places that they have in the parent: higher
@@ -121,6 +185,8 @@ class PromptToPrompt:
 @dataclass(frozen=True)
 class MasaCtrl:
     """Keeps what things look like, lets words change where they are."""
+
+    name: ClassVar[str] = "masactrl"
 
     start: float = MASA_START
     """Fraction of the steps before the target asks its parent: until then the words alone lay out
@@ -184,14 +250,15 @@ def _foreground_tokens(
     return parent, target
 
 
-EDITORS: dict[str, type[Editor]] = {"prompt-to-prompt": PromptToPrompt, "masactrl": MasaCtrl}
-"""The editors by the names that the command line uses."""
+EDITORS: Registry[Editor] = Registry(
+    "editor",
+    EDITORS_GROUP,
+    [PromptToPrompt, MasaCtrl],
+    required=("plan", "at_strength", "reweights"),
+)
+"""The editors by name."""
 
-
-def name_of(editor: Editor) -> str:
-    """The name of an editor's class in `EDITORS`; its own where it is not in there."""
-    names = {kind: name for name, kind in EDITORS.items()}
-    return names.get(type(editor), type(editor).__name__)
+register_editor = EDITORS.register
 
 
 def check_fractions(options: object, *names: str) -> None:

@@ -36,6 +36,7 @@ from nulltext.editing.loop import EditSpec, edit_steps
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import Replaying, source_step
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.reprs import short_repr
 from nulltext.words.prompts import TokenizedPrompt
 
 COLD, HOT = (32, 32, 160), (255, 64, 0)
@@ -56,6 +57,8 @@ class WordMap:
     averaged over steps."""
     steps: Tensor
     """[T, h, w]: the same, step by step, noisiest first."""
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,18 @@ from nulltext.attention.store import Recorder
 from nulltext.diffusion.guidance import is_guided
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.regions import check_lies_on
-from nulltext.editing.rows import Row, rows_of
-from nulltext.editing.rows import check_specs as check_specs
 from nulltext.editing.spec import EditSpec as EditSpec
-from nulltext.editing.targets import AttentionProbe, OnMaps, Targets, probed
+from nulltext.editing.targets import AttentionProbe, OnMaps, Row, Targets, probed, rows_of
+from nulltext.editing.targets import check_specs as check_specs
 from nulltext.errors import OptionError
-from nulltext.image.images import from_uint8, psnr, to_uint8
+from nulltext.image.images import from_uint8, psnr, to_pil, to_uint8
+from nulltext.image.notebook import figures_html, png_bytes
+from nulltext.image.strip import Tile, comparison_strip
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import Replaying, SourceBranch, source_step
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.reprs import short_repr
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,26 @@ class Edit:
     chain also where those before it were; ones without a blend and a mask."""
     unchanged: tuple[str | None, ...]
     """For each target, why its picture is the reconstruction, pixel by pixel; None if it is not."""
+    source: str = ""
+    """The source prompt."""
+    targets: tuple[str, ...] = ()
+    """The prompts of the pictures."""
+    latents: Tensor | None = None
+    """[K, C, h, w], scaled, on the model's device: what the pictures are decoded from."""
+
+    __repr__ = short_repr
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(comparison_strip(self._tiles()))
+
+    def _repr_html_(self) -> str:
+        return figures_html(self._tiles())
+
+    def _tiles(self) -> list[Tile]:
+        """The source's reconstruction, then the targets."""
+        pictures = [to_pil(image) for image in (self.reconstruction, *self.images)]
+        captions = [self.source, *self.targets]
+        return [Tile(*pair) for pair in zip(pictures, captions, strict=True)]
 
 
 def edit(
@@ -140,16 +162,27 @@ def edit_steps(
     evaluations = model.passes.total
     logger.info(
         "edit: targets: %d, %d steps, %d UNet evaluations, %.2f s",
-        *(len(specs), inversion.num_steps, evaluations, time.perf_counter() - started),
+        len(specs),
+        inversion.num_steps,
+        evaluations,
+        time.perf_counter() - started,
     )
-    drawn = (source, targets.latents[order])
-    return _decoded(model, inversion, specs, *drawn, targets.masks()[order].cpu(), evaluations)
+    return _decoded(
+        model,
+        inversion,
+        specs,
+        source=source,
+        latents=targets.latents[order],
+        masks=targets.masks()[order].cpu(),
+        evaluations=evaluations,
+    )
 
 
 def _decoded(
     model: LatentDiffusion,
     inversion: Inversion,
     specs: Sequence[EditSpec],
+    *,
     source: Tensor,
     latents: Tensor,
     masks: Tensor,
@@ -170,6 +203,9 @@ def _decoded(
             _why_unchanged(spec, free) if torch.equal(to_uint8(image), same) else None
             for spec, free, image in zip(specs, masks, images, strict=True)
         ),
+        source=inversion.header.prompt,
+        targets=tuple(spec.target for spec in specs),
+        latents=latents,
     )
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from nulltext.editing.editors import name_of
 from nulltext.editing.loop import Edit
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError
@@ -175,7 +174,7 @@ def settings_of(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
         "target_guidance": spec.guidance_scale,
         "negative": spec.negative,
         "after": [earlier.target for earlier in spec.line[:-1]],
-        "editor": name_of(spec.editor),
+        "editor": spec.editor.name,
         **asdict(spec.editor),
         "pull": str(spec.pull),
         "blend": list(spec.blend.words) if spec.blend else [],

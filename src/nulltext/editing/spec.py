@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.attention.blend import LocalBlend
-from nulltext.editing.editors import Editor, PromptToPrompt
-from nulltext.editing.strength import pull_at
+from nulltext.editing.editors import Editor, PromptToPrompt, pull_at
 from nulltext.errors import OptionError
 from nulltext.image.arrays import ImageLike
 from nulltext.image.masks import mask_tensor
+from nulltext.reprs import short_repr
 from nulltext.words.alignment import Alignment
 from nulltext.words.invisible import clean
 
@@ -47,6 +47,8 @@ class EditSpec:
     """How strongly the target is drawn to its source: 0 not at all, infinite to the replay."""
     parent: EditSpec | None = field(compare=False)
     """The edit that this one starts from; None for the photo."""
+
+    __repr__ = short_repr
 
     def __init__(
         self,

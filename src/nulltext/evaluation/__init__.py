@@ -1,1 +1,5 @@
-"""The paper's study: variants, data, measures, statistics, and the report."""
+"""The paper's study and PIE-Bench: data, measures, statistics and reports."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

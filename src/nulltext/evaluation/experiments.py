@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 from nulltext.diffusion.guidance import guided_evaluations
-from nulltext.editing.strength import PUBLISHED
+from nulltext.editing.editors import PUBLISHED
 from nulltext.evaluation.datasets import Item
 from nulltext.evaluation.measured import (
     measure_attention,

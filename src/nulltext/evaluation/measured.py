@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nulltext.diffusion.loops import run
+from nulltext.editing.editors import PUBLISHED
 from nulltext.editing.heatmaps import PromptMaps, heat_map_steps
-from nulltext.editing.strength import PUBLISHED
 from nulltext.evaluation.measures import (
     Figure,
     Undefined,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nulltext.diffusion.guidance import guided_evaluations
 from nulltext.diffusion.loops import Conditions, sample_step
+from nulltext.editing.editors import at_strength
 from nulltext.editing.loop import Edit, EditSpec, edit
-from nulltext.editing.strength import at_strength
 from nulltext.errors import NulltextError
 from nulltext.evaluation.agreement import Judge
 from nulltext.evaluation.datasets import Item

@@ -33,6 +33,7 @@ from nulltext.image.sixteen_bits import (
     to_eight_bits,
     with_opacity,
 )
+from nulltext.reprs import short_repr
 
 _STRIP = 256
 """Rows that are hashed at a time."""
@@ -65,6 +66,8 @@ class Photo:
     """What EXIF says of the photo, as `carried.kept_exif` returns it."""
     coding: Mapping[str, Any] | None = None
     """How a JPEG was compressed, see `carried.jpeg_coding`; None if its pixels were turned."""
+
+    __repr__ = short_repr
 
     @property
     def size(self) -> tuple[int, int]:

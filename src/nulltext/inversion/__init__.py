@@ -1,1 +1,5 @@
-"""Inversion methods: each turns a photo's latents into an `Inversion`."""
+"""Inversion: from a photo to the `Inversion` that replays and edits start from."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,6 +12,7 @@ from torch import Tensor
 from nulltext.diffusion.levels import Grid
 from nulltext.diffusion.loops import StepInfo
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.reprs import short_repr
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Problem:
     """What `StepInfo.kept` of an earlier run of the same problem held, to go on from there; of a
     batch, its problems share one."""
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -51,6 +54,8 @@ class Solution:
     """Gradients of a loss that it took."""
     replayed: Tensor | None = None
     """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
+
+    __repr__ = short_repr
 
 
 class InversionMethod(Protocol):

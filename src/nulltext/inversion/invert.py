@@ -1,4 +1,4 @@
-"""From photos and their descriptions to saved-able `Inversion`s."""
+"""Invert photos: from a photo and its description to an `Inversion`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nulltext.defaults import NUM_STEPS
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
-from nulltext.image.framing import SizeChoice
+from nulltext.image.framing import SizeChoice, box_for
 from nulltext.image.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
-from nulltext.image.photos import PhotoLike
+from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
-from nulltext.inversion.header import InversionHeader, SavedLevel
+from nulltext.inversion.budgets import Budget, planned
 from nulltext.inversion.partial import Partial, digests_of, keeping
-from nulltext.inversion.record import Inversion
+from nulltext.inversion.record import Inversion, InversionHeader, SavedLevel
 from nulltext.inversion.replay import replay_steps
-from nulltext.inversion.request import InversionRequest
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.version import __version__
+from nulltext.words.invisible import clean
 
 logger = logging.getLogger(__name__)
 
 
-@overload
 def invert(
     model: LatentDiffusion,
     photo: PhotoLike,
@@ -43,48 +44,14 @@ def invert(
     size: SizeChoice = None,
     seed: int = 0,
     on_step: Callable[[StepInfo], None] | None = None,
-) -> Inversion: ...
-
-
-@overload
-def invert(
-    model: LatentDiffusion,
-    photo: Sequence[PhotoLike],
-    prompt: list[str] | tuple[str, ...],
-    *,
-    method: str | InversionMethod | None = None,
-    num_steps: int | None = None,
-    guidance_scale: float | None = None,
-    crop: CropBox | None = None,
-    size: SizeChoice = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    on_step: Callable[[StepInfo], None] | None = None,
-) -> list[Inversion]: ...
-
-
-def invert(
-    model: LatentDiffusion,
-    photo: PhotoLike | Sequence[PhotoLike],
-    prompt: str | list[str] | tuple[str, ...],
-    *,
-    method: str | InversionMethod | None = None,
-    num_steps: int | None = None,
-    guidance_scale: float | None = None,
-    crop: CropBox | None = None,
-    size: SizeChoice = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    on_step: Callable[[StepInfo], None] | None = None,
-) -> Inversion | list[Inversion]:
-    """Invert a photo, or several at once.
+) -> Inversion:
+    """Invert a photo.
 
     Args:
-        photo: a file, a PIL image, an array or tensor (see `load_photo`), or a loaded photo of any
-            size; or a list of these, which are worked on side by side, to rounding as if one by
-            one.
-        prompt: what the photo shows, in the words that will be edited; a list for a list. It may
-            be empty, for comparison: then there are no words to change, only some to add.
+        photo: a file, a PIL image, an array or tensor (see `load_photo`), or a loaded photo, of any
+            size.
+        prompt: what the photo shows, in the words that will be edited. It may be empty, for
+            comparison: then there are no words to change, only some to add.
         method: a name ("null-text", "null-text-secant", "ddim", … see `inversion.registry`) or a
             method with options; by default that of the default budget (see `inversion.budgets`).
         num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
@@ -93,33 +60,84 @@ def invert(
         crop: the region to invert; by default the largest centred one of the size's proportions.
         size: (width, height) that the model works at, or "photo" for the whole photo (or crop) at
             about the model's number of pixels; by default the model's own.
-        seed: for the methods that draw noise; each photo starts from it.
-        batch_size: of a list, how many photos go through the UNet together; by default 8, or 1
-            where the model was loaded for low memory.
+        seed: for the methods that draw noise.
         on_step: called with each step's `StepInfo`.
 
     Raises:
         UserError: one of `ImageError`, `PromptError`, `OptionError`.
         NumericalError: the numbers stopped being finite.
     """
-    options = (method, num_steps, guidance_scale, crop, size, seed)
-    if isinstance(photo, Sequence) and not isinstance(photo, str):
-        if batch_size is not None and batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if len(photo) != len(prompts):
-            raise OptionError(
-                f"There are {len(photo)} photos and {len(prompts)} prompts; give each its own."
-            )
-        requests = [
-            InversionRequest.checked(model, one, words, *options)
-            for one, words in zip(photo, prompts, strict=True)
-        ]
-        return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
-    if not isinstance(prompt, str):
-        raise OptionError(f"There is one photo and a list of {len(prompt)} prompts; give one.")
-    request = InversionRequest.checked(model, photo, prompt, *options)
+    if isinstance(photo, list | tuple) or not isinstance(prompt, str):
+        raise OptionError(
+            "invert takes one photo and one prompt; pass several to nulltext.invert_many(model, "
+            "photos, prompts)."
+        )
+    request = InversionRequest.checked(
+        model,
+        photo,
+        prompt,
+        method=method,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        crop=crop,
+        size=size,
+        seed=seed,
+    )
     return run(request_steps(model, request), on_step)
+
+
+def invert_many(
+    model: LatentDiffusion,
+    photos: Sequence[PhotoLike],
+    prompts: Sequence[str],
+    *,
+    method: str | InversionMethod | None = None,
+    num_steps: int | None = None,
+    guidance_scale: float | None = None,
+    crop: CropBox | None = None,
+    size: SizeChoice = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> list[Inversion]:
+    """Invert several photos side by side; the results equal `invert` of each, to rounding.
+
+    Args:
+        photos, prompts: a photo and its prompt at each place; of any sizes. The other options are
+            those of `invert` and hold for all.
+        seed: each photo starts from it.
+        batch_size: how many photos go through the UNet together; by default 8, or 1 where the model
+            was loaded for low memory.
+
+    Raises:
+        UserError: one of `ImageError`, `PromptError`, `OptionError`.
+        NumericalError: the numbers stopped being finite.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
+    if isinstance(prompts, str) or isinstance(photos, str) or len(photos) != len(prompts):
+        raise OptionError(
+            f"There are {_count(photos)} photos and {_count(prompts)} prompts; give each its own."
+        )
+    requests = [
+        InversionRequest.checked(
+            model,
+            photo,
+            prompt,
+            method=method,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            crop=crop,
+            size=size,
+            seed=seed,
+        )
+        for photo, prompt in zip(photos, prompts, strict=True)
+    ]
+    return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
+
+
+def _count(given: str | Sequence[object]) -> int:
+    return 1 if isinstance(given, str) else len(given)
 
 
 def invert_steps(
@@ -146,9 +164,112 @@ def invert_steps(
     Raises:
         OutputError: the partial file cannot be written.
     """
-    options = (method, num_steps, guidance_scale, crop, size, seed)
-    request = InversionRequest.checked(model, photo, prompt, *options)
+    request = InversionRequest.checked(
+        model,
+        photo,
+        prompt,
+        method=method,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        crop=crop,
+        size=size,
+        seed=seed,
+    )
     return request_steps(model, request, partial)
+
+
+@dataclass(frozen=True)
+class InversionRequest:
+    """A checked call of `invert`, for one photo."""
+
+    photo: Photo
+    box: CropBox
+    size: tuple[int, int]
+    """(height, width) that the model works at."""
+    prompt: str
+    method: InversionMethod
+    num_steps: int
+    guidance_scale: float
+    seed: int
+
+    @classmethod
+    def checked(
+        cls,
+        model: LatentDiffusion,
+        photo: PhotoLike,
+        prompt: str,
+        *,
+        method: str | InversionMethod | None,
+        num_steps: int | None,
+        guidance_scale: float | None,
+        crop: CropBox | None,
+        size: SizeChoice,
+        seed: int,
+    ) -> InversionRequest:
+        """Check what can be checked before any work.
+
+        Args: as in `invert.invert`.
+
+        Raises:
+            UserError: one of `ImageError`, `PromptError`, `OptionError`.
+        """
+        plan = (
+            planned(method, num_steps=num_steps)
+            if method is None or isinstance(method, str)
+            else Budget(method, NUM_STEPS if num_steps is None else num_steps)
+        )
+        scale = model.guidance_scale if guidance_scale is None else guidance_scale
+        _check_guidance(scale)
+        _check_seed(seed)
+        plan.method.check(scale)
+        model.schedule.grid(plan.num_steps)
+        model.tokenize(prompt, allow_empty=True)
+        loaded = load_photo(photo)
+        box = crop or box_for(loaded.size, size)
+        box.check_inside(loaded.size)
+        seen_at = model.sizes.of(box, size)
+        return cls(
+            photo=loaded,
+            box=box,
+            size=seen_at,
+            prompt=clean(prompt),
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=scale,
+            seed=seed,
+        )
+
+    def identity(self, model: LatentDiffusion) -> dict[str, Any]:
+        """All that the result depends on, as JSON: equal identities, equal inversions.
+
+        (To rounding, where devices or numbers of threads differ.)
+        """
+        return {
+            "nulltext": __version__,
+            "fingerprint": model.fingerprint,
+            "precision": str(model.unet.dtype),
+            "image_sha256": self.photo.sha256,
+            "crop": self.box.as_list(),
+            "size": list(self.size),
+            "prompt": self.prompt,
+            "method": self.method.name,
+            "options": repr(self.method),
+            "levels": [step.noisier.fed for step in model.schedule.grid(self.num_steps)],
+            "guidance_scale": float(self.guidance_scale),
+            "seed": self.seed,
+        }
+
+
+def _check_guidance(guidance_scale: float) -> None:
+    if not math.isfinite(guidance_scale) or guidance_scale < 0:
+        raise OptionError(f"The guidance scale is {guidance_scale:g}; choose a number from 0 up.")
+
+
+def _check_seed(seed: int) -> None:
+    if not -(2**63) <= seed < 2**63:
+        raise OptionError(
+            f"The seed is {seed}; choose a whole number of at most 63 bits, such as 0."
+        )
 
 
 @dataclass(frozen=True)
@@ -212,8 +333,8 @@ def _many_steps(
         starts = [_Start.of(model, request) for request in rows]
         counted, finished = model.counted(len(rows)), []
         solutions = yield from method.batch_steps(counted, [start.problem for start in starts])
-        for solved in zip(starts, solutions, counted.passes.each, strict=True):
-            finished.append((yield from _finish_steps(model, *solved)))
+        for start, solution, spent in zip(starts, solutions, counted.passes.each, strict=True):
+            finished.append((yield from _finish_steps(model, start, solution, spent)))
         share = (time.perf_counter() - started) / len(rows)
         timed = [_timed(inversion, share) for inversion in finished]
         made.update(zip(indices, timed, strict=True))
@@ -254,8 +375,12 @@ def _timed(inversion: Inversion, seconds: float) -> Inversion:
     header = replace(inversion.header, seconds=seconds)
     logger.info(
         "invert: %s, %d steps, %d UNet evaluations, %.2f of %.2f dB, %.2f s",
-        *(header.method, inversion.num_steps, header.unet_evaluations),
-        *(header.psnr_reconstruction, header.psnr_bound, seconds),
+        header.method,
+        inversion.num_steps,
+        header.unet_evaluations,
+        header.psnr_reconstruction,
+        header.psnr_bound,
+        seconds,
     )
     return replace(inversion, header=header)
 

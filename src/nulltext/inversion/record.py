@@ -13,15 +13,17 @@ fields, so nothing downstream asks which method it was:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nulltext.errors import InversionFileError
-from nulltext.inversion.header import InversionHeader
-from nulltext.inversion.outline import (
+from nulltext.image.notebook import figures_html, png_bytes
+from nulltext.image.strip import Tile
+from nulltext.inversion.header import (
     DELTA_PREFIX,
     OPTIONAL_TENSORS,
     REQUIRED_TENSORS,
@@ -29,6 +31,8 @@ from nulltext.inversion.outline import (
     check_tensors,
     damaged,
 )
+from nulltext.inversion.header import InversionHeader as InversionHeader
+from nulltext.inversion.header import SavedLevel as SavedLevel
 from nulltext.storage.inversion_file import (
     TensorOutline,
     read_header,
@@ -47,7 +51,7 @@ class Inversion:
     but the photo, or float64 from float64 weights."""
     photo: Tensor
     """[3, H, W], uint8: the crop at the size that the model saw."""
-    header: InversionHeader = field(repr=False)
+    header: InversionHeader
     null_embeds: Tensor | None = None
     """None (the model's own empty prompt), [1, R, D], or [T, R, D], first for the noisiest."""
     prompt_embeds: Tensor | None = None
@@ -63,6 +67,31 @@ class Inversion:
             for name, tensor in self.tensors().items()
         }
         check_tensors(outlines, self.num_steps)
+
+    def __repr__(self) -> str:
+        header, (height, width) = self.header, self.photo.shape[-2:]
+        return (
+            f"Inversion({header.prompt!r}, {width} x {height}, model={header.model!r}, "
+            f"method={header.method!r}, num_steps={self.num_steps}, "
+            f"guidance_scale={header.guidance_scale:g}, "
+            f"psnr_reconstruction={header.psnr_reconstruction:.2f}, "
+            f"psnr_bound={header.psnr_bound:.2f})"
+        )
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(self._picture())
+
+    def _repr_html_(self) -> str:
+        header = self.header
+        caption = (
+            f"{header.prompt} ({header.method}, {self.num_steps} steps, guidance "
+            f"{header.guidance_scale:g}; {header.psnr_reconstruction:.1f} of "
+            f"{header.psnr_bound:.1f} dB)"
+        )
+        return figures_html([Tile(self._picture(), caption)])
+
+    def _picture(self) -> Image.Image:
+        return Image.fromarray(self.photo.permute(1, 2, 0).numpy())
 
     @property
     def num_steps(self) -> int:

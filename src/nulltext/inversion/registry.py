@@ -1,8 +1,7 @@
-"""The one place where a method's name becomes a method."""
+"""The registry of inversion methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,21 +21,30 @@ from nulltext.inversion.model_tuning import ModelTuning
 from nulltext.inversion.negative_prompt import NegativePrompt
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.secant import SecantNullText
+from nulltext.plugins import METHODS_GROUP, Registry
 
-METHODS: dict[str, Callable[[], InversionMethod]] = {
-    DDIM.name: DDIM,
-    NullText.name: NullText,
-    SecantNullText.name: SecantNullText,
-    Direct.name: Direct,
-    NegativePrompt.name: NegativePrompt,
-    RandomPivot.name: RandomPivot,
-    GlobalNull.name: GlobalNull,
-    NullTextNoPivot.name: NullTextNoPivot,
-    Textual.name: Textual,
-    TextualPivot.name: TextualPivot,
-    TextualPivotShared.name: TextualPivotShared,
-    ModelTuning.name: ModelTuning,
-}
+METHODS: Registry[InversionMethod] = Registry(
+    "inversion method",
+    METHODS_GROUP,
+    [
+        DDIM,
+        NullText,
+        SecantNullText,
+        Direct,
+        NegativePrompt,
+        RandomPivot,
+        GlobalNull,
+        NullTextNoPivot,
+        Textual,
+        TextualPivot,
+        TextualPivotShared,
+        ModelTuning,
+    ],
+    required=("differentiates", "draws", "check", "steps"),
+)
+"""The inversion methods by name."""
+
+register_method = METHODS.register
 
 
 def method_named(name: str) -> InversionMethod:

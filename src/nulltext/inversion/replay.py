@@ -17,13 +17,15 @@ from torch import Tensor
 from nulltext.diffusion.levels import Grid, Step
 from nulltext.diffusion.loops import Conditions, Sampled, StepInfo, run, sample_step
 from nulltext.errors import InversionFileError
-from nulltext.image.images import from_uint8, psnr
-from nulltext.inversion.header import SavedLevel
-from nulltext.inversion.record import Inversion
+from nulltext.image.images import from_uint8, psnr, to_pil
+from nulltext.image.notebook import figures_html, png_bytes
+from nulltext.image.strip import Tile
+from nulltext.inversion.record import Inversion, SavedLevel
 from nulltext.logs import timed
 from nulltext.models.adapters import said_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.weight_delta import fits
+from nulltext.reprs import short_repr
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +201,14 @@ class Replay:
     """[1, 3, H, W], float32, about [-1, 1]."""
     psnr: float
     """Decibels against the photo's crop."""
+
+    __repr__ = short_repr
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(to_pil(self.image))
+
+    def _repr_html_(self) -> str:
+        return figures_html([Tile(to_pil(self.image), f"reconstruction ({self.psnr:.1f} dB)")])
 
 
 def replay(

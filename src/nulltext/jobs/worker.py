@@ -44,8 +44,8 @@ from nulltext.storage.untrusted import refuse_address
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
+    from nulltext.inversion.invert import InversionRequest
     from nulltext.inversion.record import Inversion
-    from nulltext.inversion.request import InversionRequest
     from nulltext.jobs.pictures import Pictures
 
 PICTURES, INVERSIONS = "pictures", "inversions"
@@ -246,8 +246,8 @@ class Worker:
     ) -> tuple[Inversion, str | None]:
         """(inversion, its name in the folder): the job's saved one, or a stored or new one."""
         from nulltext.editing.loop import check_specs
+        from nulltext.inversion.invert import InversionRequest
         from nulltext.inversion.replay import check_model
-        from nulltext.inversion.request import InversionRequest
 
         if inputs.saved is not None:
             check_model(self.model, inputs.saved)
@@ -260,12 +260,12 @@ class Worker:
             self.model,
             inputs.photo,
             inputs.prompt,
-            plan.method,
-            plan.num_steps,
-            inputs.options.guidance,
-            inputs.box,
-            size_of(inputs.options),
-            seed_of(inputs.options),
+            method=plan.method,
+            num_steps=plan.num_steps,
+            guidance_scale=inputs.options.guidance,
+            crop=inputs.box,
+            size=size_of(inputs.options),
+            seed=seed_of(inputs.options),
         )
         return self._stored(request, on_step)
 

@@ -1,1 +1,5 @@
-"""Stable Diffusion checkpoints: loading them, and the four things that we ask of them."""
+"""Stable Diffusion checkpoints: loading them, and what is asked of them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

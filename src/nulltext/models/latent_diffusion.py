@@ -81,6 +81,13 @@ class LatentDiffusion:
     passes: Passes = field(default_factory=Passes, compare=False)
     """UNet evaluations so far; a run has its own, see `counted`."""
 
+    def __repr__(self) -> str:
+        height, width = self.resolution
+        return (
+            f"LatentDiffusion({self.name!r}, {width} x {height}, {self.unet.dtype}, "
+            f"device={str(self.device)!r}, guidance_scale={self.guidance_scale:g})"
+        )
+
     @property
     def fingerprint(self) -> str:
         """Identifies the weights as they are now; a saved inversion is bound to it.

@@ -20,8 +20,7 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import OptionError
 from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo
-from nulltext.inversion.header import InversionHeader
-from nulltext.inversion.record import Inversion
+from nulltext.inversion.record import Inversion, InversionHeader
 from nulltext.studio.chips import chips_of
 from nulltext.studio.forms import Asked, EditForm, InvertForm
 from nulltext.studio.meter import Meter, Progress

@@ -1,0 +1,17 @@
+from .blend import LocalBlend as LocalBlend
+from .controller import Action as Action
+from .controller import AttentionController as AttentionController
+from .controller import Heads as Heads
+from .controller import Kind as Kind
+from .controller import Layer as Layer
+from .controller import Redirection as Redirection
+from .controller import Site as Site
+from .maps import StepMaps as StepMaps
+from .maps import word_map as word_map
+from .mutual import Mutual as Mutual
+from .processor import attach as attach
+from .prompt_to_prompt import Injection as Injection
+from .store import AttentionStore as AttentionStore
+from .store import Plan as Plan
+from .store import Recorder as Recorder
+from .store import TargetControl as TargetControl

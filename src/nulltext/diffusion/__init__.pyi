@@ -1,0 +1,13 @@
+from .guidance import Denoiser as Denoiser
+from .guidance import guide as guide
+from .guidance import guided_output as guided_output
+from .levels import Grid as Grid
+from .levels import Level as Level
+from .levels import Step as Step
+from .loops import Conditions as Conditions
+from .loops import Sampled as Sampled
+from .loops import StepInfo as StepInfo
+from .loops import pivot_steps as pivot_steps
+from .loops import run as run
+from .loops import sample_step as sample_step
+from .schedule import Schedule as Schedule

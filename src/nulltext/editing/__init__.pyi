@@ -1,0 +1,16 @@
+from .editors import EDITORS as EDITORS
+from .editors import Editor as Editor
+from .editors import MasaCtrl as MasaCtrl
+from .editors import PromptToPrompt as PromptToPrompt
+from .editors import Steering as Steering
+from .editors import at_strength as at_strength
+from .editors import register_editor as register_editor
+from .heatmaps import PromptMaps as PromptMaps
+from .heatmaps import WordMap as WordMap
+from .heatmaps import heat_map_steps as heat_map_steps
+from .loop import Edit as Edit
+from .loop import edit as edit
+from .loop import edit_steps as edit_steps
+from .regions import mask_for as mask_for
+from .spec import EditSpec as EditSpec
+from .spec import chain as chain

@@ -1,0 +1,2 @@
+from .diffusers import NullTextPipeline as NullTextPipeline
+from .diffusers import NullTextPipelineOutput as NullTextPipelineOutput
