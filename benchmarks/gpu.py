@@ -32,10 +32,7 @@ import torch
 import nulltext
 from nulltext.defaults import BUDGET, NUM_STEPS
 from nulltext.diffusion.loops import StepInfo, run
-from nulltext.health.checkup import SOURCE, TARGET
-from nulltext.health.examine import examine
-from nulltext.health.measures import gradient_norm
-from nulltext.health.parts import Peak
+from nulltext.health.checkup import SOURCE, TARGET, PeakMemory, examine, gradient_norm
 from nulltext.health.report import report_of
 from nulltext.image.photos import load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem
@@ -128,7 +125,7 @@ def loop_part(
     problem = problem_of(model, steps)
     gradient_norm(model, problem.latents, problem.prompt_embeds)  # kernels are chosen now
     model = model.counted(batch)
-    peak, started = Peak(model.device), time.perf_counter()
+    peak, started = PeakMemory(model.device), time.perf_counter()
     if batch == 1:
         run(method.steps(model, problem), bench.check)
     else:
@@ -173,7 +170,7 @@ def edit_part(bench: Bench, kind: str) -> dict[str, Any]:
     )
     found["seconds_ddim"] = round(inversion.header.seconds, 3)
     for count in (1, 4):
-        peak, started = Peak(model.device), time.perf_counter()
+        peak, started = PeakMemory(model.device), time.perf_counter()
         made = nulltext.edit(model, inversion, [TARGET] * count, on_step=bench.check)
         peak_bytes = peak.read()
         found[f"targets_{count}"] = {
@@ -230,7 +227,7 @@ def edits_part(bench: Bench, loop: str) -> dict[str, Any]:
         steps, own = NUM_STEPS, with_naive_attention(model)
     else:
         method, steps, own = BUDGETS[BUDGET].method, BUDGETS[BUDGET].num_steps, model
-    peak, started = Peak(model.device), time.perf_counter()
+    peak, started = PeakMemory(model.device), time.perf_counter()
     inversion = nulltext.invert(
         own,
         load_photo(PHOTO),

@@ -70,7 +70,7 @@ class Walk:
         self.part("edit").click()
         self.part("outcome").wait_for()
         self.part("try").click()
-        self.part("strip-shelf").wait_for()
+        self.part("strip-tiles").wait_for()
         self.part("strip").get_by_role("button").nth(3).click()
         self.page.wait_for_function(
             "() => document.querySelectorAll('[data-id=history] .tile').length > 1"

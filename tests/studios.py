@@ -16,8 +16,9 @@ from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
 from nulltext.models.choice import ModelChoice
 from nulltext.studio.handlers import handle
-from nulltext.studio.house import Studio
+from nulltext.studio.resources import Resources
 from nulltext.studio.server import private_folder
+from nulltext.studio.session import Studio
 
 STEPS = 3
 
@@ -26,7 +27,7 @@ STEPS = 3
 def studio_on(model: nulltext.LatentDiffusion, name: str, **more: Any) -> Iterator[Studio]:
     """A studio in a folder of its own."""
     with private_folder() as folder:
-        studio = Studio(model, folder, chosen=ModelChoice(name), **more)
+        studio = Studio(Resources(model, folder, ModelChoice(name), **more))
         try:
             yield studio
         finally:
@@ -47,7 +48,7 @@ class Visitor:
 
     def upload(self, path: Path) -> dict[str, Any]:
         """A file as it arrives: in the folder of uploads, with its own name beside it."""
-        place = self.studio.uploads / uuid.uuid4().hex
+        place = self.studio.resources.uploads / uuid.uuid4().hex
         place.mkdir()
         return {"path": str(shutil.copy(path, place / path.name)), "orig_name": path.name}
 

@@ -12,7 +12,7 @@ import pytest
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
 from nulltext.diffusion.schedule import Schedule
-from nulltext.health.configuration import note_on_configuration
+from nulltext.health.noise import note_on_configuration
 from nulltext.inversion.ddim import DDIM
 from test_doctor import SCHEDULER, configured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -19,9 +20,9 @@ import torch
 import nulltext
 from captioners import captioner
 from conftest import DAHLIA_PROMPT, EXAMPLE
-from nulltext.health import installation
 from nulltext.health.checkup import CHECKUP_PARTS, TRIAL_PARTS
-from nulltext.health.measures import LEVELS, noise_errors
+from nulltext.health.installation import Health, describe_installation
+from nulltext.health.noise import LEVELS, noise_errors
 from nulltext.health.report import without_private
 from nulltext.models import known_figure
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known, write_known
@@ -373,19 +374,21 @@ def test_bad_input_is_refused_before_any_work(run, arguments, said):
 
 
 def test_numbers_that_json_has_not_become_null():
-    found = installation.Health(model={"deviations": {"unet": float("inf")}, "name": "m"})
+    found = Health(model={"deviations": {"unet": float("inf")}, "name": "m"})
     assert found.as_json()["model"] == {"deviations": {"unet": None}, "name": "m"}
 
 
 def test_missing_libraries_are_named_with_what_brings_them(monkeypatch):
-    present = installation._installed
-    lacking = {"scikit-image": None, "matplotlib": "3.0", "diffusers": "0.1"}
-    monkeypatch.setattr(
-        installation, "_installed", lambda r: lacking[r.name] if r.name in lacking else present(r)
-    )
-    found = installation.Health()
-    installation._look_at_versions(found)
-    installation._look_at_extras(found)
+    present = importlib.metadata.version
+    old = {"matplotlib": "3.0", "diffusers": "0.1"}
+
+    def version(name):
+        if name == "scikit-image":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return old.get(name) or present(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = describe_installation()
     assert found.versions["diffusers"] == "0.1"
     (problem,) = found.problems
     assert problem.startswith("diffusers>=")
@@ -399,8 +402,7 @@ def test_missing_libraries_are_named_with_what_brings_them(monkeypatch):
 def test_a_place_for_temporary_files_that_is_none(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    found = installation.Health()
-    installation._look_at_folders(found)
+    found = describe_installation()
     assert not found.folders["temporary"]["writable"]
     assert "TMPDIR" in found.problems[0]
 

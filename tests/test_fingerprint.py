@@ -13,7 +13,7 @@ from torch import nn
 
 import nulltext
 from nulltext.diffusion.loops import run as run_steps
-from nulltext.health.examine import examine
+from nulltext.health.checkup import examine
 from nulltext.inversion import partial as partials
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.partial import digests_of

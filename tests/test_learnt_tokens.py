@@ -20,7 +20,7 @@ from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import PromptError
 from nulltext.models.known_words import KnownWords
 from nulltext.models.notes import notes_on_prompts
-from nulltext.studio.chips import Chip, chips_of, weights_of
+from nulltext.studio.forms import Chip, chips_of, weights_of
 from nulltext.words.alignment import attention_map, check_edit, token_weights
 from nulltext.words.invisible import clean
 from nulltext.words.prompts import find_words, spelled_out, tokenize, without_learnt

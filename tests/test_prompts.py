@@ -17,8 +17,7 @@ from nulltext.errors import PromptError
 from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.options import EditOptions
 from nulltext.models.text import StableDiffusionText
-from nulltext.studio.chips import read_chips
-from nulltext.studio.forms import EditForm
+from nulltext.studio.forms import EditForm, read_chips
 from nulltext.words.invisible import clean
 from nulltext.words.prompts import find_words, spelled_out, tokenize
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
@@ -124,7 +123,7 @@ def test_prompts_are_cleaned_wherever_they_come_in(
     assert request.prompt == expected
     assert nulltext.EditSpec(said).target == expected
     assert read_chips([{"source": None, "text": said}], 0)[0].text == expected
-    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, [])
+    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, 0)
     assert (form.target, form.blend) == (expected, (expected, "cat"))
     options = EditOptions.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
     assert (options.source, options.target) == (expected, (expected,))

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +26,13 @@ from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError
 from nulltext.models.known_words import KnownWords
-from nulltext.studio import inverting
-from nulltext.studio import meter as meters
-from nulltext.studio.chips import Chip, chips_of, difference, weights_of
-from nulltext.studio.handlers import OURS, VERBS, handle
-from nulltext.studio.intake import EXAMPLE
-from nulltext.studio.limits import Limits
-from nulltext.studio.shelf import Shelf
-from nulltext.studio.worker import CancelledError, Worker
+from nulltext.studio import photos
+from nulltext.studio.edits import difference
+from nulltext.studio.forms import Chip, chips_of, weights_of
+from nulltext.studio.handlers import INTERNAL_ERROR, VERBS, handle
+from nulltext.studio.photos import EXAMPLE
+from nulltext.studio.resources import Limits, LRUCache
+from nulltext.studio.worker import STAGES, Meter, Progress, Worker
 from studios import Gate, Visitor, local, studio_on
 from test_cli import pixels
 from vocabularies import prompt as read
@@ -85,7 +85,7 @@ def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     assert view["fields"]["target"] == "a red cat"
     assert view["inversion"]["psnr"] <= view["inversion"]["bound"] + 0.5
     stages = [v["progress"]["doing"] for v in visitor.views if v["progress"]]
-    assert set(stages) <= {"Encoding the photo", *meters.STAGES.values()}
+    assert set(stages) <= {"Encoding the photo", *STAGES.values()}
     view = visitor.ask("look", word=2)
     assert view["look"]["word"] == 2
     with Image.open(local(view["look"]["url"])) as heat:
@@ -207,8 +207,8 @@ def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, fi
     remark = visitor.ask("edit", target="make it (blue:2)")["result"]["remark"]
     assert "pass --weight blue=2." in remark
     assert "is an instruction" in remark
-    taught = replace(studio.model, known_words=KnownWords(("red", "dog"), ("a",)))
-    monkeypatch.setattr(studio, "model", taught)
+    taught = replace(studio.resources.model, known_words=KnownWords(("red", "dog"), ("a",)))
+    monkeypatch.setattr(studio.resources, "model", taught)
     remark = visitor.ask("edit", target="a red dog")["result"]["remark"]
     assert 'has not learnt "cat", which will do little' in remark
 
@@ -253,13 +253,13 @@ def test_what_nothing_points_to_is_removed(model, file):
             view = visitor.ask("edit", target=target)
         assert [one["target"] for one in view["history"]] == [*reversed(targets[1:])]
         kept = Counter(path.name for path in visitor.folder.rglob("*.*"))
-        edits = {"my cat-edited.png": 2, "shown.jpg": 3}
+        edits = {"my cat-edited.png": 2, "preview.jpg": 3}
         assert kept == {"my cat.png": 1, "my cat.safetensors": 1, **edits}
-        assert stat.S_IMODE(studio.folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE(studio.resources.folder.stat().st_mode) == 0o700
         folder = visitor.folder
         studio.leave(visitor.key)
         assert not folder.exists()
-        whole = studio.folder
+        whole = studio.resources.folder
     assert not whole.exists()
 
 
@@ -314,7 +314,7 @@ def test_photos_that_are_none(visitor, tmp_path, file):
     text.write_text("no picture")
     view = visitor.open(text)
     assert view["problem"].startswith("'notes.png' is not an image")
-    assert str(visitor.studio.folder) not in view["problem"]
+    assert str(visitor.studio.resources.folder) not in view["problem"]
     huge = tmp_path / "huge.png"
     Image.new("1", (10_000, 10_000)).save(huge)
     assert huge.stat().st_size < 100_000
@@ -322,11 +322,12 @@ def test_photos_that_are_none(visitor, tmp_path, file):
     assert view["problem"] == (
         "'huge.png' claims more than 50,000,000 pixels, the most that is read: shrink it first."
     )
-    visitor.studio.limits = replace(visitor.studio.limits, upload_bytes=100)
+    resources = visitor.studio.resources
+    resources.limits = replace(resources.limits, upload_bytes=100)
     try:
         assert "more than 0 MB" in visitor.open(file)["problem"]
     finally:
-        visitor.studio.limits = Limits()
+        resources.limits = Limits()
     assert visitor.views[-1]["photo"] is None
 
 
@@ -376,7 +377,7 @@ def test_nonsense_never_surprises(studio, verb, asked):
     from nulltext.studio.handlers import handle
 
     *_, view = handle(studio, "nobody", verb, asked)
-    assert view["problem"] != OURS
+    assert view["problem"] != INTERNAL_ERROR
     json.dumps(view, allow_nan=False)
 
 
@@ -386,7 +387,7 @@ def test_a_failure_of_ours_is_said_and_logged(visitor, monkeypatch, caplog):
         yield
 
     monkeypatch.setitem(VERBS, "example", broken)
-    assert visitor.ask("example")["problem"] == OURS
+    assert visitor.ask("example")["problem"] == INTERNAL_ERROR
     assert "a secret" in caplog.text
 
 
@@ -429,8 +430,8 @@ def test_a_page_that_goes_away_takes_its_job_along(studio, visitor, file):
     views = handle(studio, visitor.key, "invert", {"source": "a very bright cat", "steps": 200})
     assert next(views)["progress"]
     views.close()
-    done = studio.worker.submit(lambda: (yield from ()))
-    assert done.wait(PATIENCE)
+    done = studio.resources.worker.submit(lambda: (yield from ()))
+    assert done.result(PATIENCE) is None
 
 
 def test_the_line_is_first_come_first_served():
@@ -444,8 +445,8 @@ def test_the_line_is_first_come_first_served():
     jobs = [worker.submit(lambda n=n: noted(n)) for n in range(3)]
     assert gates[0].begun.wait(PATIENCE)
     assert [worker.ahead(job) for job in jobs] == [0, 1, 2]
-    worker.cancel(jobs[1])
-    assert jobs[1].wait(0)
+    jobs[1].cancel()
+    assert jobs[1].done()
     assert worker.ahead(jobs[2]) == 1
     for gate in gates:
         gate.open.set()
@@ -466,7 +467,7 @@ def test_a_job_that_fails_does_not_stop_the_worker():
         worker.submit(failing).result()
     gate = Gate()
     gate.open.set()
-    assert worker.submit(gate.steps).wait(PATIENCE)
+    assert worker.submit(gate.steps).result(PATIENCE) is None
     worker.close()
 
 
@@ -484,22 +485,23 @@ def test_a_cancelled_job_is_closed_before_it_is_over():
     worker = Worker()
     job = worker.submit(steps)
     assert begun.wait(PATIENCE)
-    worker.cancel(job)
-    assert job.wait(PATIENCE)
+    job.cancel()
+    with pytest.raises(CancelledError):
+        job.result(PATIENCE)
     assert closed.is_set()
     worker.close()
 
 
-def test_a_look_gives_way_to_an_edit(studio, visitor, file, monkeypatch):
+def test_an_edit_preempts_a_look(studio, visitor, file, monkeypatch):
     visitor.open(file)
     visitor.invert("a red cat", method="ddim")
-    gate, whole = Gate(), inverting.heat_map_steps
+    gate, whole = Gate(), photos.heat_map_steps
 
     def unhurried(*arguments):
         yield from gate.steps()
         return (yield from whole(*arguments))
 
-    monkeypatch.setattr(inverting, "heat_map_steps", unhurried)
+    monkeypatch.setattr(photos, "heat_map_steps", unhurried)
     patience = threading.Timer(PATIENCE, gate.open.set)
     patience.start()
     looking = handle(studio, visitor.key, "look", {"word": 1})
@@ -514,28 +516,31 @@ def test_a_look_gives_way_to_an_edit(studio, visitor, file, monkeypatch):
 def test_time_left_and_curve(monkeypatch):
     clock = iter([0.0, 10.0, 10.0, 16.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    meter = meters.Meter("Starting")
-    assert meter.progress(2) == meters.Progress("Starting", ahead=2)
-    meter.show(StepInfo("optimise", 1, 10, Level(1.0, 0.0, 0)))
-    assert meter.progress(0).left is None
+    meter = Meter("Starting")
+    assert meter.progress == Progress("Starting")
+    meter.update(StepInfo("optimise", 1, 10, Level(1.0, 0.0, 0)))
+    assert meter.progress.seconds_left is None
     monkeypatch.setattr(time, "monotonic", lambda: 16.0)
-    meter.show(StepInfo("optimise", 4, 10, Level(1.0, 0.0, 0)))
-    assert meter.progress(0).left == pytest.approx(6 * (16.0 - 10.0) / 3)
-    meter.show(StepInfo("pivot", 4, 10, Level(1.0, 0.0, 0)))
-    assert meter.progress(0).left is None
+    meter.update(StepInfo("optimise", 4, 10, Level(1.0, 0.0, 0)))
+    assert meter.progress.seconds_left == pytest.approx(6 * (16.0 - 10.0) / 3)
+    meter.update(StepInfo("pivot", 4, 10, Level(1.0, 0.0, 0)))
+    assert meter.progress.seconds_left is None
 
 
-def test_the_shelf_stays_within_its_bytes():
-    shelf = Shelf[str](100)
+def test_a_cache_stays_within_its_bytes():
+    cache = LRUCache[str](100, len)
     for name in "abc":
-        shelf.put(name, name.upper(), 40)
-    assert [shelf.get(name) for name in "abc"] == [None, "B", "C"]
-    shelf.get("b")
-    shelf.put("d", "D", 30)
-    assert (shelf.get("b"), shelf.get("c"), shelf.bytes) == ("B", None, 70)
-    shelf.put("huge", "H", 101)
-    shelf.put("b", "B2", 10)
-    assert (shelf.get("huge"), shelf.get("b"), len(shelf), shelf.bytes) == (None, "B2", 2, 40)
+        cache.put(name, 40 * name)
+    assert [cache.get(name) for name in "abc"] == [None, 40 * "b", 40 * "c"]
+    cache.get("b")
+    cache.put("d", 30 * "d")
+    assert (cache.get("b"), cache.get("c"), cache.bytes) == (40 * "b", None, 70)
+    cache.put("huge", 101 * "h")
+    cache.put("b", 10 * "B")
+    assert (cache.get("huge"), cache.get("b"), cache.bytes) == (None, 10 * "B", 40)
+    assert cache.get_or_make("d", str) == 30 * "d"
+    cache.remove("d")
+    assert cache.get_or_make("d", lambda: "new") == cache.get("d") == "new"
 
 
 def test_a_chip_for_each_word_with_the_gap_before_it():

@@ -181,8 +181,8 @@ def test_below_a_path_of_a_proxy(visit, model, file, tmp_path, plain):
     port = check_port("127.0.0.1", 0)
     root_path = f"http://127.0.0.1:{port}/editor" if plain else "/editor"
     with (
-        studio_on(nulltext.load(model), model) as house,
-        running(house, "127.0.0.1", 0, root_path) as url,
+        studio_on(nulltext.load(model), model) as studio,
+        running(studio, "127.0.0.1", 0, root_path) as url,
         Proxy(url, "/editor", plain=plain).running(port) as proxy,
     ):
         page = visit(at=f"{proxy.address}/")
@@ -254,14 +254,14 @@ def test_nobody_sees_another_and_a_reload_keeps_nothing(visit, file, studio):
     opened_and_inverted(page, file)
     assert part(neighbour, "welcome").is_visible()
     assert part(neighbour, "base").get_attribute("src") is None
-    before = {folder.name for folder in (studio.folder / "sessions").iterdir()}
+    before = {folder.name for folder in (studio.resources.folder / "sessions").iterdir()}
     page.reload()
     part(page, "example").wait_for()
-    assert part(page, "desk").is_hidden()
+    assert part(page, "editor").is_hidden()
     assert part(page, "source").input_value() == ""
     assert part(page, "base").get_attribute("src") is None
     until = time.monotonic() + PATIENCE / 1000
-    while before & {folder.name for folder in (studio.folder / "sessions").iterdir()}:
+    while before & {folder.name for folder in (studio.resources.folder / "sessions").iterdir()}:
         assert time.monotonic() < until, "what the page had is still on disk"
         time.sleep(0.1)
 

@@ -66,8 +66,8 @@ def edited(page, button="edit"):
     return part(page, "command").text_content()
 
 
-def tiles(page, shelf="history"):
-    return part(page, shelf).get_by_role("button")
+def tiles(page, row="history"):
+    return part(page, row).get_by_role("button")
 
 
 def drag(page, name, start, end):
@@ -198,8 +198,8 @@ class Waiting:
 def test_a_proposal_touches_nothing_that_was_written(visit, model, file, tmp_path, latency):
     captioner = Waiting()
     with (
-        studio_on(nulltext.load(model), model, captioner=captioner) as house,
-        running(house, "127.0.0.1", 0) as url,
+        studio_on(nulltext.load(model), model, captioner=captioner) as studio,
+        running(studio, "127.0.0.1", 0) as url,
         Proxy(url).running() as proxy,
     ):
         page = visit(at=f"{proxy.address}/")

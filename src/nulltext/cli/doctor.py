@@ -56,8 +56,7 @@ def doctor(
     prints, or the file.
     """
     _check(report, steps)
-    from nulltext.health.checkup import CHECKUP_PARTS, CHECKUP_STEPS, TRIAL_PARTS
-    from nulltext.health.examine import examine
+    from nulltext.health.checkup import CHECKUP_PARTS, CHECKUP_STEPS, TRIAL_PARTS, examine
     from nulltext.health.report import report_of, write_report
 
     num_steps = None if report is None else steps or CHECKUP_STEPS

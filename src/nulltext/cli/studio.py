@@ -29,7 +29,7 @@ from nulltext.studio.server import (
 )
 
 if TYPE_CHECKING:
-    from nulltext.studio.house import Studio
+    from nulltext.studio.session import Studio
 
 
 POLL = 0.5
@@ -83,8 +83,8 @@ def studio(
     with private_folder() as folder, _stoppable() as stop:
         with reporter.busy("Starting …"):
             require("gradio", "studio", "The studio")
-        house = _house(reporter, folder, captioner, chosen)
-        with running(house, host, port, root_path) as url:
+        made = _open_studio(reporter, folder, captioner, chosen)
+        with running(made, host, port, root_path) as url:
             reporter.result({"url": url}, [f"The studio is at {url} (Ctrl-C stops it)."])
             sys.stdout.flush()
             if open_browser and can_open_browser():
@@ -94,7 +94,7 @@ def studio(
     reporter.note("Stopped; the pictures that were not downloaded are gone.")
 
 
-def _house(
+def _open_studio(
     reporter: Reporter,
     folder: Path,
     captioner: str | None,
@@ -103,7 +103,8 @@ def _house(
     """The model, and a captioner where there is one."""
     from nulltext.captioning.folder import bundled_captioners, load_captioner
     from nulltext.cli.work import open_model
-    from nulltext.studio.house import Studio
+    from nulltext.studio.resources import Resources
+    from nulltext.studio.session import Studio
 
     writer = None
     suits = chosen.model == defaults.MODEL and defaults.CAPTIONER in bundled_captioners()
@@ -111,7 +112,7 @@ def _house(
         with reporter.busy("Loading the captioner …"):
             writer = load_captioner(captioner or defaults.CAPTIONER, device=chosen.device)
     loaded = open_model(reporter, chosen)
-    return Studio(loaded, folder, chosen=chosen, captioner=writer)
+    return Studio(Resources(loaded, folder, chosen, captioner=writer))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nulltext.cli.report import Reporter
 from nulltext.diffusion.loops import StepInfo, run
-from nulltext.health.configuration import note_on_configuration
+from nulltext.health.noise import note_on_configuration
 from nulltext.image.images import (
     CropBox,
     from_uint8,

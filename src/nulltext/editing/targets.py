@@ -300,6 +300,6 @@ def _null_shifts(
         if prompt and not is_guided(scale):
             raise OptionError(
                 f"The negative prompt {quoted(prompt)} steers nothing at guidance 1, where there "
-                "is no null branch; leave --negative out, or raise --target-guidance."
+                "is no null branch; leave it out, or choose another guidance of the target."
             )
     return model.embed([prompt or "" for prompt in prompts]) - model.embed([""])

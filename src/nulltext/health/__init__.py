@@ -1,1 +1,1 @@
-"""Whether nulltext runs as it should here, and whether a checkpoint behaves as its family does."""
+"""Check an installation and a checkpoint, and report what is wrong with them."""

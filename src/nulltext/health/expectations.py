@@ -6,12 +6,13 @@ A range is wide enough for any sound checkpoint; outside it something is wrong.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from nulltext.diffusion.schedule import Schedule
-from nulltext.health.measures import SCHEDULES, same_levels
-from nulltext.health.parts import rounded
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 EARLIER_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
@@ -20,77 +21,60 @@ EARLIER_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
 XL = "Stable Diffusion XL"
 XL_WIDTH = 2048
 
-KL_F8 = (
-    "23.4 +/- 3.8 dB on COCO 2017 at 256 px, more on larger and smoother pictures (model card of "
-    "stabilityai/sd-vae-ft-mse); the least here is one deviation below"
-)
-XL_VAE = (
-    "24.7 +/- 3.9 dB on COCO 2017 at 256 px, more on larger and smoother pictures (model card of "
-    "stabilityai/sdxl-vae); the least here is one deviation below"
-)
+SCHEDULES: Mapping[str, Mapping[str, Any]] = {
+    "scaled_linear 0.00085 to 0.012": {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+    },
+    "linear 0.0001 to 0.02": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
+    "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
+}
+"""Schedules that a config may name by mistake: Stable Diffusion's (all of 1.x, 2.x and XL), the
+defaults of diffusers' schedulers (Ho et al. 2020), and Nichol & Dhariwal 2021."""
+
+SAME_LOG_LEVEL = 0.01
+"""Schedules whose log alpha-bars differ by no more than this at every timestep are one."""
+
+LOST_PER_MISSING_STEP = 0.5
+"""dB that are added to the upper limits of LOST_W1 and LOST_DEFAULT for each step below 20,
+since coarse grids follow the trajectory less well."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where a figure lies if all is well."""
+    """The values of a figure if all is well."""
 
     figure: str
-    """Name of the figure."""
     least: float
     most: float
     source: str
     """Where the range is known from."""
     wrong: str
-    """What is wrong outside it, for a person, ending in what to do."""
+    """What is wrong outside it, ending in what to do."""
 
     def as_json(self, value: float) -> dict[str, Any]:
-        """A figure beside its range; None for an end that is open."""
-        ends = {"least": rounded(self.least), "most": rounded(self.most)}
+        """Return a value beside the range; None for an end that is open."""
+        least, most = (rounded(e) if math.isfinite(e) else None for e in (self.least, self.most))
         return {
             "figure": self.figure,
             "value": rounded(value),
-            **{name: end if math.isfinite(end) else None for name, end in ends.items()},
+            "least": least,
+            "most": most,
             "holds": self.finding(value) is None,
             "source": self.source,
         }
 
     def finding(self, value: float) -> str | None:
-        """What is wrong with a value; None where nothing is."""
+        """Return what is wrong with a value; None if it is in the range."""
         if self.least <= value <= self.most:
             return None
-        said = f"at least {self.least:.3g}" if value < self.least else f"at most {self.most:.3g}"
-        return f"{self.figure} is {rounded(value, 3):g}, expected {said}: {self.wrong}"
+        limit = f"at least {self.least:.3g}" if value < self.least else f"at most {self.most:.3g}"
+        return f"{self.figure} is {rounded(value, 3):g}, expected {limit}: {self.wrong}."
 
-
-def family_name(model: LatentDiffusion) -> str:
-    """Which published family a model's parts are of; its layout where the widths are its own."""
-    _, width = model.embeds_shape
-    if len(model.text.modules) > 1:
-        return XL if width == XL_WIDTH else f"{XL}'s layout"
-    return EARLIER_WIDTHS.get(width, "Stable Diffusion's layout")
-
-
-def is_published(model: LatentDiffusion) -> bool:
-    """Whether its family's published figures hold for it."""
-    return family_name(model) in (XL, *EARLIER_WIDTHS.values())
-
-
-def bound_range(model: LatentDiffusion, one_colour: float) -> Range:
-    """Of the autoencoder's round trip, in dB.
-
-    Args:
-        one_colour: PSNR of a picture that has the photo's mean colour everywhere.
-    """
-    wrong = (
-        "the autoencoder does not fit these weights, or its files are damaged; get the vae folder "
-        "of this checkpoint again"
-    )
-    if family_name(model) == XL:
-        return Range("psnr_bound", 20.8, math.inf, XL_VAE, wrong)
-    if is_published(model):
-        return Range("psnr_bound", 19.6, math.inf, KL_F8, wrong)
-    source = "the photo's mean colour everywhere, and 3 dB more"
-    return Range("psnr_bound", one_colour + 3.0, math.inf, source, wrong)
+    def at_steps(self, num_steps: int, usual: int) -> Range:
+        """Return the range of a loss at fewer steps than usual."""
+        return replace(self, most=self.most + LOST_PER_MISSING_STEP * max(0, usual - num_steps))
 
 
 LATENTS_STD = Range(
@@ -150,25 +134,53 @@ EDIT_CHANGE = Range(
     "the changed word does nothing, or the edit is no picture; attach this report to a bug report",
 )
 
-LOST_PER_MISSING_STEP = 0.5
-"""dB that are added to the upper limits of LOST_W1 and LOST_DEFAULT for each step below 20,
-since coarse grids follow the trajectory less well."""
+VAE_ON_COCO = (
+    "{} on COCO 2017 at 256 px, more on larger and smoother pictures (model card of stabilityai/{}"
+    "); the least here is one deviation below"
+)
 
 
-def widened(expected: Range, num_steps: int, usual: int) -> Range:
-    """The range of a loss at fewer steps than usual."""
-    missing = max(0, usual - num_steps)
-    return Range(
-        expected.figure,
-        expected.least,
-        expected.most + LOST_PER_MISSING_STEP * missing,
-        expected.source,
-        expected.wrong,
+def psnr_bound_range(model: LatentDiffusion, one_colour: float) -> Range:
+    """Return the range of the autoencoder's round trip, in dB.
+
+    Args:
+        one_colour: PSNR of a picture that has the photo's mean colour everywhere.
+    """
+    least, source = one_colour + 3.0, "the photo's mean colour everywhere, and 3 dB more"
+    if family_name(model) == XL:
+        least, source = 20.8, VAE_ON_COCO.format("24.7 +/- 3.9 dB", "sdxl-vae")
+    elif is_published(model):
+        least, source = 19.6, VAE_ON_COCO.format("23.4 +/- 3.8 dB", "sd-vae-ft-mse")
+    wrong = (
+        "the autoencoder does not fit these weights, or its files are damaged; get the vae folder "
+        "of this checkpoint again"
     )
+    return Range("psnr_bound", least, math.inf, source, wrong)
+
+
+def family_name(model: LatentDiffusion) -> str:
+    """Name the published family of a model's parts, or its layout where the widths differ."""
+    _, width = model.embeds_shape
+    if len(model.text.modules) > 1:
+        return XL if width == XL_WIDTH else f"{XL}'s layout"
+    return EARLIER_WIDTHS.get(width, "Stable Diffusion's layout")
+
+
+def is_published(model: LatentDiffusion) -> bool:
+    """Whether its family's published figures hold for a model."""
+    return family_name(model) in (XL, *EARLIER_WIDTHS.values())
+
+
+def same_levels(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules give every timestep the same noise, to rounding."""
+    if one.train_steps != other.train_steps:
+        return False
+    difference = np.log(one.alphas_cumprod) - np.log(other.alphas_cumprod)
+    return bool(np.abs(difference).max() <= SAME_LOG_LEVEL)
 
 
 def schedule_note(model: LatentDiffusion) -> str | None:
-    """What is unusual about a published family's schedule; None where nothing is."""
+    """Say that a model of a published family has another noise schedule; None if it does not."""
     name, config = next(iter(SCHEDULES.items()))
     if not is_published(model) or same_levels(model.schedule, Schedule.from_config(config)):
         return None
@@ -176,3 +188,8 @@ def schedule_note(model: LatentDiffusion) -> str | None:
         f"The noise schedule is not the one of {family_name(model)} ({name}); fine-tunes with "
         "rescaled betas have another one, a wrong scheduler_config.json, too."
     )
+
+
+def rounded(value: float, digits: int = 4) -> float:
+    """Round to significant digits; infinities and NaN stay."""
+    return float(f"{value:.{digits}g}")

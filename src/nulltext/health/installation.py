@@ -1,12 +1,14 @@
-"""What nulltext runs on: versions, devices, folders, extras, and what keeps it from working."""
+"""Describe what nulltext runs on: versions, devices, folders, extras, and their problems."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,78 +17,100 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
 
-from nulltext.health.parts import mapped
 from nulltext.models.memory import free_memory
 from nulltext.version import __version__
 
 PACKAGE = "nulltext"
 FOR_DEVELOPERS = ("dev", "test", "benchmark")
-"""Extras that the doctor does not speak of."""
+"""Extras that are not reported."""
 
 
 @dataclass
 class Health:
-    """The doctor's findings."""
+    """What the doctor found."""
 
     versions: dict[str, str] = field(default_factory=dict)
-    """Of nulltext, Python and the libraries that it cannot do without."""
+    """Of nulltext, Python and the required libraries."""
     devices: list[dict[str, Any]] = field(default_factory=list)
     """Name, kind, memory in bytes, and for the processor its threads."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Name, family, fingerprint, essential settings, and how far its figures are from the known
-    ones."""
+    """Name, family, fingerprint, settings, and how far its figures are from the known ones."""
     parts: list[dict[str, Any]] = field(default_factory=list)
-    """Of an edit and, for a report, of the check-up: see `parts.Part`."""
+    """`checkup.Part` of an edit and, for a report, of the measurements."""
     compared: list[dict[str, Any]] = field(default_factory=list)
-    """Figures with the range that a healthy checkpoint's lie in, and its source."""
+    """Figures with the range of a healthy checkpoint's, and its source."""
     extras: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By extra: what is missing, and the command that brings it."""
+    """By extra: what is missing, and the command that installs it."""
     folders: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Where things are put, and whether they can be."""
+    """Where files are written, and whether that is possible."""
     problems: list[str] = field(default_factory=list)
-    """What keeps it from working."""
+    """What keeps nulltext or the model from working."""
     notes: list[str] = field(default_factory=list)
-    """What is good to know."""
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing keeps it from working."""
+        """Whether there is no problem."""
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for a program."""
-        found: dict[str, Any] = mapped({"healthy": self.healthy, **asdict(self)})
+        """Return everything for `--json`."""
+        found: dict[str, Any] = json_safe({"healthy": self.healthy, **asdict(self)})
         return found
 
 
-def look_around(health: Health) -> None:
-    """Everything but the model."""
-    _look_at_versions(health)
-    _look_at_devices(health)
-    _look_at_folders(health)
-    _look_at_extras(health)
+def json_safe(value: Any, clean: Callable[[str], str] = str) -> Any:
+    """Convert a value for JSON: strings through `clean`, infinities and NaN to None."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {key: json_safe(one, clean) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(one, clean) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
-def _look_at_versions(health: Health) -> None:
+def describe_installation() -> Health:
+    """Describe everything but the model."""
+    health = Health()
+    _add_versions(health)
+    _add_devices(health)
+    _add_folders(health)
+    _add_extras(health)
+    return health
+
+
+def _add_versions(health: Health) -> None:
     health.versions = {
         "nulltext": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-    for requirement in _requirements(""):
-        found = _installed(requirement)
-        health.versions[requirement.name] = found or "missing"
+    for requirement in _requirements():
+        version = _installed(requirement)
+        health.versions[requirement.name] = version or "missing"
         if not _fits(requirement):
             health.problems.append(
-                f"{requirement} is needed and {found or 'nothing'} is installed; "
+                f"{requirement} is needed and {version or 'nothing'} is installed; "
                 f"pip install '{requirement}'."
             )
 
 
-def _look_at_devices(health: Health) -> None:
-    memory = {"memory_bytes": _total_memory(), "free_bytes": free_memory(torch.device("cpu"))}
-    threads = {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    health.devices.append({"name": "cpu", "kind": platform.machine(), **memory, **threads})
+def _add_devices(health: Health) -> None:
+    memory = None
+    if sys.platform != "win32":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    health.devices.append(
+        {
+            "name": "cpu",
+            "kind": platform.machine(),
+            "memory_bytes": memory,
+            "free_bytes": free_memory(torch.device("cpu")),
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+        }
+    )
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         try:
@@ -95,10 +119,10 @@ def _look_at_devices(health: Health) -> None:
             sizes = {"memory_bytes": kind.total_memory, "free_bytes": free_memory(device)}
             health.devices.append({"name": str(device), "kind": kind.name, **sizes})
         except RuntimeError as error:
-            said = str(error).strip().splitlines()
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
             health.problems.append(
-                f"The device {device} does not compute ({said[0] if said else 'no reason given'}); "
-                "pass --device cpu, or mend its driver."
+                f"The device {device} does not compute ({reason}); pass --device cpu, or mend its "
+                "driver."
             )
     if torch.backends.mps.is_available():
         health.devices.append({"name": "mps", "kind": "Apple GPU"})
@@ -106,11 +130,10 @@ def _look_at_devices(health: Health) -> None:
         health.notes.append("There is no GPU that torch can use; everything runs on the processor.")
 
 
-def _look_at_folders(health: Health) -> None:
-    """A full or read-only place for temporary files breaks much; a hub cache only downloads."""
+def _add_folders(health: Health) -> None:
     temporary, cache = Path(tempfile.gettempdir()), Path(HF_HUB_CACHE)
     for name, path in (("temporary", temporary), ("hub_cache", cache)):
-        health.folders[name] = {"path": str(path), "writable": _writable(path)}
+        health.folders[name] = {"path": str(path), "writable": _is_writable(path)}
     if not health.folders["temporary"]["writable"]:
         health.problems.append(f"'{temporary}' cannot be written; set TMPDIR to a folder that can.")
     if not health.folders["hub_cache"]["writable"]:
@@ -120,37 +143,47 @@ def _look_at_folders(health: Health) -> None:
         )
 
 
-def _look_at_extras(health: Health) -> None:
+def _is_writable(folder: Path) -> bool:
+    """Whether a file can be put there, or where it does not exist yet, whether it can be made."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"nulltext")
+        return True
+    except OSError:
+        return False
+
+
+def _add_extras(health: Health) -> None:
     try:
         names = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
         health.notes.append("nulltext runs from its source, so which extras it has is not known.")
         return
     for name in names:
-        if name in FOR_DEVELOPERS:
-            continue
-        missing = [
-            str(requirement.name) for requirement in _requirements(name) if not _fits(requirement)
-        ]
-        install = f"pip install '{PACKAGE}[{name}]'"
-        health.extras[name] = {"present": not missing, "missing": missing, "install": install}
+        if name not in FOR_DEVELOPERS:
+            missing = [each.name for each in _requirements(name) if not _fits(each)]
+            install = f"pip install '{PACKAGE}[{name}]'"
+            health.extras[name] = {"present": not missing, "missing": missing, "install": install}
 
 
-def _requirements(extra: str) -> list[Requirement]:
-    """What the installed package asks for: by itself ("") or for an extra."""
+def _requirements(extra: str = "") -> list[Requirement]:
+    """Return what nulltext requires, or what an extra requires beside that."""
     try:
         lines = importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
         return []
     found = [Requirement(line) for line in lines]
-    return [r for r in found if _applies(r, extra) and r.name != PACKAGE]
+    plain = [str(each) for each in found if _applies(each, "")] if extra else []
+    return [
+        each
+        for each in found
+        if _applies(each, extra) and str(each) not in plain and each.name != PACKAGE
+    ]
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
-    if requirement.marker is None:
-        return extra == ""
-    own = requirement.marker.evaluate({"extra": extra})
-    return own and (extra == "" or not requirement.marker.evaluate({"extra": ""}))
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _installed(requirement: Requirement) -> str | None:
@@ -161,22 +194,5 @@ def _installed(requirement: Requirement) -> str | None:
 
 
 def _fits(requirement: Requirement) -> bool:
-    found = _installed(requirement)
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
-
-
-def _total_memory() -> int | None:
-    if sys.platform == "win32":
-        return None
-    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
-
-
-def _writable(folder: Path) -> bool:
-    """Whether a file can be put there now; a folder that does not exist yet, whether it can be."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing) as file:
-            file.write(b"nulltext")
-        return True
-    except OSError:
-        return False
+    version = _installed(requirement)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)

@@ -1,4 +1,4 @@
-"""A check-up as one file for a bug report: what was measured, and nothing of whose machine it was.
+"""Write a check-up as one file for a bug report, without private names.
 
 Paths, home folders, names of users and hosts and access tokens are taken out of every sentence, and
 a model is named by its last path component or its hub id. `.json` gets JSON, any other name the
@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nulltext.health.installation import Health
-from nulltext.health.parts import mapped
+from nulltext.health.installation import Health, json_safe
 from nulltext.models.hub import parse_hub_model
 from nulltext.models.locate import display_name
 from nulltext.storage.files import replace_file
@@ -31,7 +30,7 @@ QUERY = re.compile(r"(https?://[^\s?]+)\?\S+")
 
 
 def report_of(health: Health, model: str) -> dict[str, Any]:
-    """All that a report says, free of private names."""
+    """Return a report without private names."""
     name = display_name(model)
 
     def clean(text: str) -> str:
@@ -50,13 +49,13 @@ def report_of(health: Health, model: str) -> dict[str, Any]:
         "parts": health.parts,
         "compared": health.compared,
     }
-    cleaned: dict[str, Any] = mapped(found, clean)
+    cleaned: dict[str, Any] = json_safe(found, clean)
     cleaned["model"]["name"] = name
     return cleaned
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write it, whole or not at all.
+    """Write a report, whole or not at all.
 
     Raises:
         OutputError: it cannot be written there.
@@ -68,18 +67,18 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def without_private(text: str) -> str:
-    """A sentence without paths, names of this user and host, and tokens."""
+    """Remove paths, names of this user and host, and tokens from a sentence."""
     text = TOKEN.sub("TOKEN", QUERY.sub(r"\1", text))
     text = QUOTED.sub(lambda match: f"'{_last(match[1])}'", text)
     text = BARE_PATH.sub(lambda match: _last(match[0]), text)
-    for word, stand_in in ((_user(), "USER"), (platform.node(), "HOST")):
+    for word, replacement in ((_user(), "USER"), (platform.node(), "HOST")):
         if word:
-            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", stand_in, text)
+            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", replacement, text)
     return text
 
 
 def _last(path: str) -> str:
-    """The last part of a path; a hub id stays whole."""
+    """Return the last part of a path; a hub id stays whole."""
     named = parse_hub_model(path)
     if named is not None and named.file is None and not Path(path).exists():
         return path
@@ -95,7 +94,7 @@ def _user() -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> list[str]:
-    """The report for a person, line by line."""
+    """Lay a report out as lines of Markdown."""
     model, versions = report["model"], report["versions"]
     lines = [
         f"# nulltext check-up of {model['name']}",
@@ -130,6 +129,5 @@ def markdown(report: Mapping[str, Any]) -> list[str]:
 
 
 def _short(figures: Mapping[str, Any]) -> str:
-    """The figures that are single numbers or words."""
     single = {k: v for k, v in figures.items() if isinstance(v, int | float | str)}
     return ", ".join(f"{key} {value}" for key, value in single.items()).replace("|", "\\|")

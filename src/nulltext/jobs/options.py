@@ -524,6 +524,17 @@ KNOBS = {one.about.knob: one for one in OPTIONS.values() if one.about.knob is no
 """The options that a sweep can vary, by their names in `--over`."""
 
 
+def combined(*parts: EditOptions) -> EditOptions:
+    """Put options together; of an option given in several, the last holds."""
+    given = {
+        name: getattr(part, name)
+        for part in parts
+        for name, option in OPTIONS.items()
+        if getattr(part, name) != option.default
+    }
+    return EditOptions(**given)
+
+
 def arguments_of(options: EditOptions) -> list[str]:
     """The options that differ from their defaults, as a command line writes them."""
     words: list[str] = []
@@ -537,7 +548,8 @@ def arguments_of(options: EditOptions) -> list[str]:
             words.append(option.flag)
         else:
             values = value if option.kind is Kind.TEXTS else [value]
-            words += [word for each in values for word in (option.flag, str(each))]
+            flag = option.about.short or option.flag
+            words += [word for each in values for word in (flag, str(each))]
     return words
 
 

@@ -12,7 +12,7 @@ from nulltext import defaults
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.loop import Edit, edit_steps
 from nulltext.editing.placing import Canvas, Placed, keeps_pixels, place, settings_of
-from nulltext.health.configuration import note_on_configuration
+from nulltext.health.noise import note_on_configuration
 from nulltext.image.carried import exif_of_result, has_position
 from nulltext.image.compositing import Difference, difference, original
 from nulltext.image.images import Picture, encoded, read_back, save_image, to_pil

@@ -1,1 +1,1 @@
-"""The web page: handlers that know no browser, and a thin layout over them."""
+"""The web studio: edit a photo by its words in the browser."""

@@ -1,13 +1,11 @@
-"""Verbs around edits: one edit, a strip over strengths, and going back to an earlier one."""
+"""Handlers that edit: one edit, a strip of strengths, and going back to an earlier edit."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from PIL import Image
-from torch import Tensor
 
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import check_specs, edit_steps
@@ -15,150 +13,108 @@ from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.errors import OptionError, PromptError
 from nulltext.image.images import save_image
 from nulltext.image.masks import load_mask, mask_on_crop
-from nulltext.image.photos import Photo
 from nulltext.inversion.record import Inversion
 from nulltext.jobs.pictures import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.notes import notes_on_prompts
-from nulltext.studio.chips import difference, read_chips
-from nulltext.studio.command import Place, edit_command
-from nulltext.studio.forms import Asked, EditForm, whole
-from nulltext.studio.meter import Meter
-from nulltext.studio.pictures import painted, shown
-from nulltext.studio.session import Entry, Inverted, Session
-from nulltext.studio.view import url
-from nulltext.words.prompts import TokenizedPrompt, has_word
+from nulltext.studio.forms import EditForm, PageRequest, edit_command, read_integer, read_painting
+from nulltext.studio.session import EditRecord, OpenInversion, Session, url
+from nulltext.studio.worker import Meter
+from nulltext.words.prompts import TokenizedPrompt, has_word, word_key
+from nulltext.words.word_pairing import ARTICLES, align_words
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
-"""Of the strip to choose from."""
+"""Strengths of the strip."""
 
 
-@dataclass(frozen=True)
-class Made:
-    """What the worker hands back."""
-
-    placed: list[Placed]
-    psnr_reconstruction: float
-
-
-def edit(session: Session, asked: Asked) -> Iterator[None]:
+def edit(session: Session, request: PageRequest) -> Iterator[None]:
     """Make one edit and show it."""
-    table, (form, mask) = session.table(), _read(session, asked)
-    entry, *_ = yield from _make(session, [form], mask)
-    with session.unless_replaced(lambda: session.photo is table):
-        _remember(session, entry)
+    photo = session.current_photo()
+    record, *_ = yield from _make_edits(session, request)
+    with session.commit(lambda: session.photo is photo):
+        session.show_edit(record)
         session.strip = []
-    yield
 
 
-def strip(session: Session, asked: Asked) -> Iterator[None]:
+def strip(session: Session, request: PageRequest) -> Iterator[None]:
     """Make the same edit at several strengths, to choose from."""
-    table, (form, mask) = session.table(), _read(session, asked)
-    steered = replace(form, cross_steps=None, self_steps=None)
-    forms = [replace(steered, strength=strength) for strength in STRENGTHS]
-    entries = yield from _make(session, forms, mask)
-    with session.unless_replaced(lambda: session.photo is table):
-        session.strip = entries
-    yield
+    photo = session.current_photo()
+    records = yield from _make_edits(session, request, STRENGTHS)
+    with session.commit(lambda: session.photo is photo):
+        session.strip = records
 
 
-def choose(session: Session, asked: Asked) -> Iterator[None]:
-    """Take one of the strip."""
-    wanted = _entry(session.strip, asked)
-    _remember(session, wanted)
-    _show_fields(session, asked, wanted)
-    yield
+def choose(session: Session, request: PageRequest) -> None:
+    """Add an edit of the strip to the history."""
+    record = _find(session.strip, request)
+    session.show_edit(record)
+    _fill_form(session, request, record)
 
 
-def restore(session: Session, asked: Asked) -> Iterator[None]:
-    """Go back to an edit of the history, with everything that made it."""
-    wanted = _entry(session.history, asked)
-    session.inverted, session.result, session.look = wanted.inverted, wanted, None
-    _show_fields(session, asked, wanted)
-    yield
+def restore(session: Session, request: PageRequest) -> None:
+    """Go back to an edit of the history, with its inversion and settings."""
+    record = _find(session.history, request)
+    session.inverted, session.result, session.look = record.inverted, record, None
+    _fill_form(session, request, record)
 
 
-def _entry(entries: Sequence[Entry], asked: Asked) -> Entry:
-    number = whole(asked, "number", 0, 2**31)
-    found = [entry for entry in entries if entry.number == number]
+def _find(records: Sequence[EditRecord], request: PageRequest) -> EditRecord:
+    number = read_integer(request, "number", 0, 2**31)
+    found = [record for record in records if record.number == number]
     if not found:
         raise OptionError("That picture is not kept any more; make it again.")
     return found[0]
 
 
-def _show_fields(session: Session, asked: Asked, entry: Entry) -> None:
-    form = entry.form
-    session.revise(
-        asked,
-        source=entry.inverted.form.source,
+def _fill_form(session: Session, request: PageRequest, record: EditRecord) -> None:
+    inverted = record.inverted.form
+    session.set_fields(
+        request,
+        source=inverted.source,
         proposed=False,
-        crop=entry.inverted.form.crop.as_list(),
-        target=form.target,
-        chips=list(form.chips),
-        strength=form.strength,
-        cross_steps=form.cross_steps,
-        self_steps=form.self_steps,
-        blend=", ".join(form.blend),
-        threshold=form.threshold,
-        target_guidance=form.target_guidance,
-        detail=form.detail,
-        mask=entry.mask,
+        crop=inverted.crop.as_list(),
+        mask=record.mask,
+        **record.form.values(),
     )
 
 
-def _read(session: Session, asked: Asked) -> tuple[EditForm, Image.Image | None]:
-    """The form, and what was painted."""
-    inverted, _ = session.inversion()
-    chips = read_chips(asked.get("chips") or [], len(inverted.prompt.words))
-    return EditForm.read(asked, chips), _mask(session, asked.get("mask"))
-
-
-def _mask(session: Session, value: object) -> Image.Image | None:
-    """What the page shows as its mask: just painted, or of an edit that was gone back to."""
-    for entry in session.history:
-        if entry.mask is not None and value == url(entry.mask):
-            return load_mask(entry.mask)
-    return painted(value, session.studio.limits)
-
-
-def _make(
-    session: Session, forms: Sequence[EditForm], mask: Image.Image | None
-) -> Generator[None, None, list[Entry]]:
-    """Edits of the photo, from forms to files."""
-    inverted, inversion = session.inversion()
-    photo, drawn = session.opened(), None
-    if mask is not None:
-        drawn = mask_on_crop(load_mask(mask), photo.size, inverted.form.crop)
-    specs = [form.spec(drawn) for form in forms]
-    _check_words(session.studio.model, inverted.prompt, forms[0])
-    check_specs(session.studio.model, inverted.prompt.text, specs)
-    meter = Meter("Starting")
-    made = yield from session.do(meter, lambda: _steps(session, inversion, photo, forms, drawn))
-    painted_file = None
-    if mask is not None:
-        painted_file = session.place(f"{PurePath(session.table().name).stem}-mask.png")
-        save_image(mask, painted_file)
+def _make_edits(
+    session: Session, request: PageRequest, strengths: Sequence[float] = ()
+) -> Generator[None, None, list[EditRecord]]:
+    """Edit the photo as a request says, at each strength or at the form's own."""
+    inverted, model = session.current_inversion(), session.resources.model
+    inversion = session.load_inversion(inverted)
+    form = EditForm.read(request, len(inverted.prompt.words))
+    forms = [form.at_strength(strength) for strength in strengths] or [form]
+    painting = _read_mask(session, request.get("mask"))
+    photo, mask = session.load_photo(), None
+    if painting is not None:
+        mask = mask_on_crop(load_mask(painting), photo.size, inverted.form.crop)
+    specs = [one.spec(mask) for one in forms]
+    _check_words(model, inverted.prompt, form)
+    check_specs(model, inverted.prompt.text, specs)
     canvas = Canvas.of(inversion, photo, full=True)
-    return [
-        _written(
-            session,
-            inverted,
-            inversion,
-            form,
-            placed,
-            made.psnr_reconstruction,
-            canvas,
-            painted_file,
-        )
-        for form, placed in zip(forms, made.placed, strict=True)
-    ]
+
+    def steps() -> Generator[StepInfo, None, list[Placed]]:
+        made = yield from edit_steps(model, inversion, specs)
+        return [place(canvas, made, row, spec, form.detail) for row, spec in enumerate(specs)]
+
+    placed = yield from session.run_job(Meter("Starting"), steps)
+    return _save(session, inverted, inversion, canvas, forms, placed, painting)
+
+
+def _read_mask(session: Session, value: object) -> Image.Image | None:
+    """Read the page's mask: a new painting, or the address of an earlier edit's."""
+    for record in session.history:
+        if record.mask is not None and value == url(record.mask):
+            return load_mask(record.mask)
+    return read_painting(value, session.resources.limits.mask_pixels)
 
 
 def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm) -> None:
-    """Refuse an edit that changes nothing and a word that is nowhere, in the page's words.
+    """Refuse an edit without a change, and words that neither prompt has.
 
-    Raises:
-        PromptError: the target is the source, or neither has a word to blend by.
+    The library refuses them, too, but with options of the command line in its messages.
     """
     target = model.tokenize(form.target)
     if source.token_ids == target.token_ids and not form.weights:
@@ -171,81 +127,81 @@ def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm
             )
 
 
-def _steps(
+def _save(
     session: Session,
+    inverted: OpenInversion,
     inversion: Inversion,
-    photo: Photo,
-    forms: Sequence[EditForm],
-    mask: Tensor | None,
-) -> Generator[StepInfo, None, Made]:
-    """In the worker: edits put into the photo at its own size (that takes memory, too)."""
-    specs = [form.spec(mask) for form in forms]
-    result = yield from edit_steps(session.studio.model, inversion, specs)
-    canvas = Canvas.of(inversion, photo, full=True)
-    pairs = enumerate(zip(specs, forms, strict=True))
-    placed = [place(canvas, result, row, spec, form.detail) for row, (spec, form) in pairs]
-    return Made(placed, result.psnr_reconstruction)
-
-
-def _written(
-    session: Session,
-    inverted: Inverted,
-    inversion: Inversion,
-    form: EditForm,
-    placed: Placed,
-    psnr_reconstruction: float,
     canvas: Canvas,
-    mask: Path | None,
-) -> Entry:
-    """One edit as files."""
-    name = session.table().name
-    picture = session.place(f"{PurePath(name).stem}-edited.png")
-    (placed,) = save_placed([picture], [placed], inversion, canvas, gps=False)
-    small = picture.with_name("shown.jpg")
-    shown(placed.image, canvas.photo.icc_profile, small)
-    studio = session.studio
-    where = Place(name, inverted.brought, studio.chosen)
-    return Entry(
-        number=session.number(),
-        form=form,
-        inverted=inverted,
-        picture=picture,
-        shown=small,
-        mask=mask,
-        label=_label(session, inverted, form),
-        command=edit_command(where, inverted.form, form, masked=mask is not None),
-        changed_fraction=placed.changed_fraction,
-        psnr_outside=placed.psnr_outside,
-        psnr_reconstruction=psnr_reconstruction,
-        remark=_remark(session.studio.model, inverted.prompt.text, placed),
-    )
+    forms: Sequence[EditForm],
+    placed: Sequence[Placed],
+    painting: Image.Image | None,
+) -> list[EditRecord]:
+    """Write edits, their mask and their previews."""
+    name = session.current_photo().name
+    stem = PurePath(name).stem
+    mask: Path | None = None
+    if painting is not None:
+        mask = session.new_path(f"{stem}-mask.png")
+        save_image(painting, mask)
+    paths = [session.new_path(f"{stem}-edited.png") for _ in forms]
+    saved = save_placed(paths, placed, inversion, canvas, gps=False)
+    return [
+        EditRecord(
+            number=session.next_number(),
+            form=form,
+            inverted=inverted,
+            picture=path,
+            preview=session.save_preview(one.image, canvas.photo.icc_profile),
+            mask=mask,
+            label=_label(session, inverted, form),
+            command=edit_command(
+                name,
+                inverted.uploaded_name or inverted.form,
+                form,
+                mask=mask.name if mask else None,
+                chosen=session.resources.chosen,
+            ),
+            changed_fraction=one.changed_fraction,
+            psnr_outside=one.psnr_outside,
+            remark=_remark(session.resources.model, inverted.prompt.text, one),
+        )
+        for form, path, one in zip(forms, paths, saved, strict=True)
+    ]
 
 
-def _label(session: Session, inverted: Inverted, form: EditForm) -> str:
-    """What an edit is called in the history."""
-    source, target = inverted.prompt.words, session.studio.model.tokenize(form.target).words
-    changed = difference([word.name for word in source], [word.name for word in target])
-    weighed = [f"{word} ×{weight:g}" for word, weight in form.weights.items()]
-    return ", ".join(filter(None, [changed, *weighed]))
+def _label(session: Session, inverted: OpenInversion, form: EditForm) -> str:
+    source, target = inverted.prompt.words, session.resources.model.tokenize(form.target).words
+    changes = difference([word.name for word in source], [word.name for word in target])
+    weights = [f"{word} ×{weight:g}" for word, weight in form.weights.items()]
+    return ", ".join(filter(None, [changes, *weights]))
+
+
+def difference(source: Sequence[str], target: Sequence[str]) -> str:
+    """Return what a target changes, in short: "orange → red, + snow, − dark"."""
+    changes = []
+    for i, j in align_words(source, target):
+        before = None if i is None else source[i]
+        after = None if j is None else target[j]
+        if (before or "a").lower() in ARTICLES and (after or "a").lower() in ARTICLES:
+            continue
+        if before is None:
+            changes.append(f"+ {after}")
+        elif after is None:
+            changes.append(f"− {before}")
+        elif word_key(before) != word_key(after):
+            changes.append(f"{before} → {after}")
+    return ", ".join(changes)
 
 
 def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
-    target = placed.spec.target
-    notes = notes_on_prompts(model, [source, target], [(source, target)])
-    nothing = f"The edit {placed.nothing}" if placed.nothing else None
-    said = [*notes, nothing or _remark_on_blend(placed), *placed.lost]
-    return " ".join(filter(None, said)) or None
-
-
-def _remark_on_blend(placed: Placed) -> str | None:
-    if placed.spec.blend is None or placed.mask_fraction < 1:
-        return None
-    words = ", ".join(placed.spec.blend.words)
-    return f"“{words}” looks everywhere, so nothing is held back: raise the threshold, or paint."
-
-
-def _remember(session: Session, entry: Entry) -> None:
-    """Show an edit, and put it on top of the history."""
-    session.result, session.look = entry, None
-    history = [entry, *(old for old in session.history if old.number != entry.number)]
-    session.history = history[: session.studio.limits.history]
+    """Return what is odd about an edit, for the page."""
+    spec = placed.spec
+    remarks = notes_on_prompts(model, [source, spec.target], [(source, spec.target)])
+    if placed.nothing:
+        remarks.append(f"The edit {placed.nothing}")
+    elif spec.blend is not None and placed.mask_fraction == 1:
+        words = ", ".join(spec.blend.words)
+        remarks.append(
+            f"“{words}” looks everywhere, so nothing is held back: raise the threshold, or paint."
+        )
+    return " ".join([*remarks, *placed.lost]) or None

@@ -1,31 +1,47 @@
-"""What a page asks for, read with suspicion: whoever can reach the port can send anything."""
+"""The forms of the page: read from a request, turned into options of the library and of a command.
+
+A request is JSON from anyone who can reach the port, so every value is checked here.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, get_args
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from PIL import Image
 
 from nulltext import defaults
-from nulltext.attention.blend import LocalBlend
 from nulltext.editing.spec import EditSpec
-from nulltext.errors import OptionError, PromptError
+from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.image.compositing import Detail
 from nulltext.image.images import CropBox
 from nulltext.inversion.budgets import Budget, planned
-from nulltext.studio.chips import Chip, weights_of
+from nulltext.jobs.edits import base_edit
+from nulltext.jobs.options import OPTIONS, EditOptions, arguments_of, combined
+from nulltext.models.choice import ModelChoice
 from nulltext.words.invisible import clean
+from nulltext.words.prompts import TokenizedPrompt
 
-Asked = Mapping[str, Any]
-"""JSON from a page."""
+PageRequest = Mapping[str, Any]
 
 STEPS = (1, 200)
-"""Fewest and most DDIM steps: one person shall not hold the model for an hour."""
+"""Fewest and most DDIM steps; more would hold the model for too long."""
 GUIDANCE = (0.0, 30.0)
-LETTERS = 1000
+WEIGHTS = (-2.0, 4.0)
+"""Lowest and highest weight of a word."""
+MAX_CHIPS = 100
+MAX_LETTERS = 1000
+"""Of a text field, of a chip and of the gap before it."""
 STRENGTH = 0.5
-"""What the slider stands at: the editor as published."""
+"""Initial value of the slider: the editor as published."""
+PNG_URL = "data:image/png;base64,"
 
 
 @dataclass(frozen=True)
@@ -41,23 +57,27 @@ class InvertForm:
     seed: int = 0
 
     @classmethod
-    def read(cls, asked: Asked) -> InvertForm:
-        """Raises PromptError, OptionError: a field is empty, malformed or out of range."""
-        source = text(asked, "source")
+    def read(cls, request: PageRequest) -> InvertForm:
+        """Read the form from a request.
+
+        Raises:
+            PromptError, OptionError: a field is empty, malformed or out of range.
+        """
+        source = read_text(request, "source")
         if not source:
             raise PromptError("Say what the photo shows first, in a few words.")
         return cls(
             source=source,
-            crop=CropBox.from_list(asked.get("crop") or []),
-            method=text(asked, "method") or defaults.METHOD,
-            budget=text(asked, "budget") or None,
-            steps=whole(asked, "steps", *STEPS),
-            guidance=number(asked, "guidance", *GUIDANCE),
-            seed=whole(asked, "seed", 0, 2**31 - 1) or 0,
+            crop=CropBox.from_list(request.get("crop") or []),
+            method=read_text(request, "method") or defaults.METHOD,
+            budget=read_text(request, "budget") or None,
+            steps=read_integer(request, "steps", *STEPS),
+            guidance=read_number(request, "guidance", *GUIDANCE),
+            seed=read_integer(request, "seed", 0, 2**31 - 1) or 0,
         )
 
     def plan(self) -> Budget:
-        """Method and number of steps.
+        """Return the method and the number of steps.
 
         Raises:
             OptionError: a name is unknown, or a budget is given to a method that has none.
@@ -65,10 +85,37 @@ class InvertForm:
         method = None if self.budget else self.method
         return planned(method, budget=self.budget, num_steps=self.steps)
 
+    def options(self) -> EditOptions:
+        """Return the options of `nulltext edit` that invert the same way."""
+        return EditOptions.of(
+            {
+                "source": self.source,
+                "crop": str(self.crop),
+                "method": None if self.budget or self.method == defaults.METHOD else self.method,
+                "budget": None if self.budget == defaults.BUDGET else self.budget,
+                "steps": self.steps,
+                "guidance": self.guidance,
+                "seed": self.seed or None,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One word of the target while it is edited; `front/spelling.js` joins them to a prompt."""
+
+    source: int | None
+    """Index of the source prompt's word that it replaces; None if it was added."""
+    text: str
+    """The word; blank if it was removed."""
+    weight: float = 1.0
+    gap: str = " "
+    """Text between this word and the one before."""
+
 
 @dataclass(frozen=True)
 class EditForm:
-    """What an edit shall be."""
+    """What an edit changes, and how."""
 
     target: str
     chips: tuple[Chip, ...] = ()
@@ -80,76 +127,194 @@ class EditForm:
     threshold: float = defaults.BLEND_THRESHOLD
     target_guidance: float | None = None
     detail: Detail = "auto"
+    negative: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, asked: Asked, chips: list[Chip]) -> EditForm:
-        """Raises PromptError, OptionError: a field is empty, malformed or out of range."""
-        by_hand = bool(asked.get("by_hand"))
-        detail = text(asked, "detail") or "auto"
-        if detail not in get_args(Detail):
-            known = ", ".join(get_args(Detail))
+    def read(cls, request: PageRequest, num_words: int) -> EditForm:
+        """Read the form from a request.
+
+        Args:
+            num_words: number of words in the source prompt.
+
+        Raises:
+            PromptError, OptionError: a field is empty, malformed or out of range.
+        """
+        by_hand = bool(request.get("by_hand"))
+        detail = read_text(request, "detail") or defaults.DETAIL
+        if detail not in OPTIONS["detail"].choices:
+            known = ", ".join(OPTIONS["detail"].choices)
             raise OptionError(f"There is no detail '{detail:.20}'; choose {known}.")
-        threshold = number(asked, "threshold", 0, 1)
-        strength = number(asked, "strength", 0, 1)
+        chips = read_chips(request.get("chips") or [], num_words)
+        words = [word.strip() for word in read_text(request, "blend").split(",")]
+        threshold = read_number(request, "threshold", 0, 1)
+        strength = read_number(request, "strength", 0, 1)
         return cls(
-            target=text(asked, "target"),
+            target=read_text(request, "target"),
             chips=tuple(chips),
             strength=None if by_hand else (STRENGTH if strength is None else strength),
-            cross_steps=number(asked, "cross_steps", 0, 1) if by_hand else None,
-            self_steps=number(asked, "self_steps", 0, 1) if by_hand else None,
-            blend=tuple(word.strip() for word in text(asked, "blend").split(",") if word.strip()),
+            cross_steps=read_number(request, "cross_steps", 0, 1) if by_hand else None,
+            self_steps=read_number(request, "self_steps", 0, 1) if by_hand else None,
+            blend=tuple(filter(None, words)),
             threshold=defaults.BLEND_THRESHOLD if threshold is None else threshold,
-            target_guidance=number(asked, "target_guidance", *GUIDANCE),
+            target_guidance=read_number(request, "target_guidance", *GUIDANCE),
             detail=detail,  # type: ignore[arg-type]
+            negative=read_text(request, "negative") or None,
             weights=weights_of(chips),
         )
 
+    def at_strength(self, strength: float) -> EditForm:
+        """Return the same edit at another strength."""
+        return replace(self, strength=strength, cross_steps=None, self_steps=None)
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of the page's fields, the inverse of `read`."""
+        values = {**vars(self), "chips": list(self.chips), "blend": ", ".join(self.blend)}
+        del values["weights"]  # the chips have them
+        return values
+
     def spec(self, mask: Any) -> EditSpec:
-        """The edit in the library's words.
+        """Return the edit for the library.
 
         Args:
             mask: [H, W] in [0, 1] over the crop, or None.
         """
-        spec = EditSpec(
-            self.target,
+        spec = replace(base_edit(self.options()), target=self.target, mask=mask)
+        if not self.weights:
+            return spec
+        return replace(spec, editor=replace(spec.editor, weights=dict(self.weights)))
+
+    def options(self) -> EditOptions:
+        """Return the options of `nulltext edit` that make the same edit, without the mask."""
+        usual = not self.blend or self.threshold == defaults.BLEND_THRESHOLD
+        return EditOptions(
+            target=(self.target,),
+            weight=tuple(f"{word}={factor!r}" for word, factor in self.weights.items()),
+            strength=self.strength,
+            target_guidance=self.target_guidance,
+            negative=self.negative,
             cross_steps=self.cross_steps,
             self_steps=self.self_steps,
-            weights=dict(self.weights),
-            blend=LocalBlend(self.blend, (), self.threshold) if self.blend else None,
-            mask=mask,
-            guidance_scale=self.target_guidance,
+            blend=self.blend,
+            blend_threshold=None if usual else self.threshold,
+            detail=None if self.detail == defaults.DETAIL else self.detail,
         )
-        return spec if self.strength is None else spec.at_strength(self.strength)
 
 
-def text(asked: Asked, name: str) -> str:
-    """A line of text, without what surrounds it; empty where there is none."""
-    value = asked.get(name)
+def edit_command(
+    photo: str,
+    origin: InvertForm | str,
+    edit: EditForm,
+    *,
+    mask: str | None,
+    chosen: ModelChoice,
+) -> str:
+    """Return the `nulltext edit …` that makes the same picture, run in the photo's folder.
+
+    Args:
+        photo, mask: file names.
+        origin: how the photo is inverted, or the file name of a saved inversion.
+    """
+    inverting = EditOptions(inversion=Path(origin)) if isinstance(origin, str) else origin.options()
+    files = EditOptions(
+        image=Path(photo),
+        mask=None if mask is None else Path(mask),
+        full=True,
+        output=Path(f"{PurePath(photo).stem}-edited.png"),
+    )
+    words = arguments_of(combined(files, inverting, edit.options()))
+    return shlex.join(["nulltext", "edit", *words, *chosen.as_arguments()])
+
+
+def chips_of(prompt: TokenizedPrompt) -> list[Chip]:
+    """Return a chip for each word of the source prompt."""
+    ends = [0, *(word.end for word in prompt.words)]
+    gaps = [prompt.text[end : word.start] for end, word in zip(ends, prompt.words, strict=False)]
+    pairs = zip(prompt.words, gaps, strict=True)
+    return [Chip(index, word.text, gap=gap) for index, (word, gap) in enumerate(pairs)]
+
+
+def weights_of(chips: Sequence[Chip]) -> dict[str, float]:
+    """Return the weights that differ from 1, by word."""
+    weights = [(chip.text.strip(), chip.weight) for chip in chips]
+    return {word: weight for word, weight in weights if word and weight != 1}
+
+
+def read_chips(values: object, num_words: int) -> list[Chip]:
+    """Read a list of {source, text, weight, gap}.
+
+    Args:
+        num_words: number of words in the source prompt.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if not isinstance(values, list) or len(values) > MAX_CHIPS:
+        raise OptionError(f"The words are no list of at most {MAX_CHIPS}; load the page again.")
+    return [_read_chip(value, num_words) for value in values]
+
+
+def _read_chip(value: Any, num_words: int) -> Chip:
+    fields: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    source, weight = fields.get("source"), fields.get("weight", 1)
+    text, gap = fields.get("text"), fields.get("gap", " ")
+    low, high = WEIGHTS
+    is_known = source is None or (type(source) is int and 0 <= source < num_words)
+    is_number = isinstance(weight, int | float) and low <= weight <= high
+    is_text = all(isinstance(one, str) and len(one) <= MAX_LETTERS for one in (text, gap))
+    if not (is_known and is_number and is_text):
+        raise OptionError(f"A word cannot be read; its weight goes from {low:g} to {high:g}.")
+    return Chip(source, clean(str(text)), float(weight), str(gap))
+
+
+def read_text(request: PageRequest, name: str) -> str:
+    """Read a line of text without surrounding space; empty where there is none."""
+    value = request.get(name)
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > LETTERS:
-        raise PromptError(f"The {name} is no text of at most {LETTERS} letters; write less.")
+    if not isinstance(value, str) or len(value) > MAX_LETTERS:
+        raise PromptError(f"The {name} is no text of at most {MAX_LETTERS} letters; write less.")
     return clean(value).strip()
 
 
-def number(asked: Asked, name: str, low: float, high: float) -> float | None:
-    """A number within bounds; None where there is none."""
-    value = asked.get(name)
+def read_number(request: PageRequest, name: str, low: float, high: float) -> float | None:
+    """Read a number within bounds; None where there is none."""
+    value = request.get(name)
     if value is None or value == "":
         return None
-    called = name.replace("_", " ")
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or not math.isfinite(value) or not low <= value <= high:
-        raise OptionError(f"The {called} is {value!r:.20}; give a number from {low:g} to {high:g}.")
+        raise OptionError(
+            f"The {name.replace('_', ' ')} is {value!r:.20}; give a number from {low:g} to "
+            f"{high:g}."
+        )
     return float(value)
 
 
-def whole(asked: Asked, name: str, low: int, high: int) -> int | None:
-    """A whole number within bounds; None where there is none."""
-    value = number(asked, name, low, high)
-    if value is None:
-        return None
-    if value != int(value):
+def read_integer(request: PageRequest, name: str, low: int, high: int) -> int | None:
+    """Read a whole number within bounds; None where there is none."""
+    value = read_number(request, name, low, high)
+    if value is not None and value != int(value):
         raise OptionError(f"The {name} is {value:g}; give a whole number from {low} to {high}.")
-    return int(value)
+    return None if value is None else int(value)
+
+
+def read_painting(value: object, max_pixels: int) -> Image.Image | None:
+    """Read a painted mask, mode L, from the data URL of a PNG; None where nothing is painted.
+
+    Raises:
+        ImageError: it is no PNG, or larger than `max_pixels`.
+    """
+    if not value:
+        return None
+    error = ImageError("The painted mask cannot be read; clear it and paint again.")
+    if not isinstance(value, str) or not value.startswith(PNG_URL) or len(value) > 2 * max_pixels:
+        raise error
+    try:
+        data = base64.b64decode(value.removeprefix(PNG_URL), validate=True)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width * image.height > max_pixels:
+                raise error
+            return image.convert("L")
+    except (binascii.Error, OSError, ValueError, SyntaxError) as cause:
+        raise error from cause

@@ -1,67 +1,161 @@
-"""What a page can ask for, by name, and the border where errors become sentences."""
+"""Answer the page: run the handler of a verb and return the session as JSON.
+
+A handler takes a session and a request. It is a plain function, or a generator that yields whenever
+the page should be drawn again, and raises a `NulltextError` for what cannot be done.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import asdict
 from typing import Any
 
+from nulltext.defaults import BUDGET
 from nulltext.errors import NulltextError
-from nulltext.studio import edits, intake, inverting
-from nulltext.studio.forms import Asked
-from nulltext.studio.house import Studio
-from nulltext.studio.session import Session
-from nulltext.studio.view import View, view_of
-from nulltext.studio.worker import CancelledError, ReplacedError
+from nulltext.inversion.budgets import BUDGETS, planned
+from nulltext.inversion.registry import METHODS
+from nulltext.studio import edits, photos
+from nulltext.studio.forms import PageRequest
+from nulltext.studio.resources import Resources
+from nulltext.studio.session import EditRecord, OpenInversion, OpenPhoto, Session, Studio, url
+from nulltext.studio.worker import ReplacedError
 
 LOG = logging.getLogger(__name__)
 
-OURS = "Something went wrong here, not with you; the terminal that runs the studio says what."
+View = dict[str, Any]
+
+INTERNAL_ERROR = (
+    "Something went wrong here, not with you; the terminal that runs the studio says what."
+)
 
 
-def cancel(session: Session, asked: Asked) -> Iterator[None]:  # noqa: ARG001
-    """Call off what is being made."""
+def cancel(session: Session, request: PageRequest) -> None:  # noqa: ARG001
+    """Cancel the running job."""
     session.cancel()
-    yield
 
 
-VERBS: dict[str, Callable[[Session, Asked], Iterator[None]]] = {
-    "open": intake.open_photo,
-    "example": intake.open_example,
-    "propose": intake.propose,
-    "bring": intake.open_inversion,
-    "invert": inverting.invert,
-    "look": inverting.look,
+VERBS: dict[str, Callable[[Session, PageRequest], Iterator[None] | None]] = {
+    "open": photos.open_photo,
+    "example": photos.open_example,
+    "propose": photos.propose,
+    "bring": photos.open_inversion,
+    "invert": photos.invert,
+    "look": photos.look,
     "edit": edits.edit,
     "strip": edits.strip,
     "choose": edits.choose,
     "restore": edits.restore,
     "cancel": cancel,
 }
-"""Verb to handler; each takes a session and JSON, and yields when there is something to show."""
 
 
-def handle(studio: Studio, key: str, verb: str, asked: Any) -> Iterator[View]:
-    """Do what a page asks, and say how the session looks now, again and again until it is done.
+def handle(studio: Studio, key: str, verb: str, request: Any) -> Iterator[View]:
+    """Do what a page requests; yields views until it is done.
 
     Args:
-        key: whose page it is.
-        asked: JSON; whoever can reach the port can send anything.
+        key: of the page's session.
+        request: JSON, not checked yet.
     """
     session = studio.session(key)
-    fields = asked if isinstance(asked, dict) else {}
+    fields = request if isinstance(request, dict) else {}
     session.problem = session.notice = None
     try:
-        with session.working():
-            for _ in VERBS[verb](session, fields):
+        with session.handling():
+            for _ in VERBS[verb](session, fields) or ():
                 yield view_of(session)
     except ReplacedError:
         pass
     except CancelledError:
         session.notice = "Cancelled."
     except NulltextError as error:
-        session.problem = str(error)
+        session.problem = session.without_folders(str(error))
     except Exception:
         LOG.exception("The verb %s failed", verb)
-        session.problem = OURS
+        session.problem = INTERNAL_ERROR
     yield view_of(session)
+
+
+def view_of(session: Session) -> View:
+    """Return everything that a page shows; whole every time, so that nothing can go stale."""
+    photo, inverted, look = session.photo, session.inverted, session.look
+    return {
+        "serial": session.next_number(),
+        "photo": _photo(photo) if photo else None,
+        "fields": {name: _plain(name, field.value) for name, field in session.fields.items()},
+        "filled": {name: [field.revision, field.ask] for name, field in session.fields.items()},
+        "inversion": _inversion(inverted) if inverted else None,
+        "words": [word.text for word in inverted.prompt.words] if inverted else [],
+        "look": {"word": look.word, "url": url(look.picture)} if look else None,
+        "result": _edit(session.result) if session.result else None,
+        "strip": [_edit(record) for record in session.strip],
+        "history": [_edit(record) for record in session.history],
+        "progress": asdict(session.progress) if session.progress else None,
+        "preemptible": session.preemptible,
+        "problem": session.problem,
+        "notice": session.notice,
+    }
+
+
+def rules_of(resources: Resources) -> View:
+    """Return what a page needs once: the verbs, the model, the choices, the limits."""
+    return {
+        "verbs": list(VERBS),
+        "model": resources.model.name,
+        "captioner": resources.captioner is not None,
+        "methods": {name: planned(name).num_steps for name in METHODS},
+        "budgets": {name: budget.num_steps for name, budget in BUDGETS.items()},
+        "budget": BUDGET,
+        "usual_guidance": resources.model.guidance_scale,
+        "upload_bytes": resources.limits.upload_bytes,
+        "example": url(photos.EXAMPLE),
+    }
+
+
+def _photo(photo: OpenPhoto) -> View:
+    width, height = photo.size
+    return {"name": photo.name, "width": width, "height": height, "url": url(photo.preview)}
+
+
+def _inversion(inverted: OpenInversion) -> View:
+    header = inverted.header
+    return {
+        "prompt": header.prompt,
+        "crop": inverted.form.crop.as_list(),
+        "method": header.method,
+        "steps": len(header.levels),
+        "psnr": _decibels(header.psnr_reconstruction),
+        "bound": _decibels(header.psnr_bound),
+        "seconds": round(header.seconds, 1),
+        "cached": inverted.cached,
+        "url": url(inverted.file),
+        "name": inverted.file.name,
+    }
+
+
+def _edit(record: EditRecord) -> View:
+    return {
+        "number": record.number,
+        "target": record.form.target,
+        "label": record.label,
+        "strength": record.form.strength,
+        "url": url(record.preview),
+        "download": url(record.picture),
+        "mask": url(record.mask) if record.mask else None,
+        "command": record.command,
+        "changed": round(100 * record.changed_fraction, 1),
+        "outside": _decibels(record.psnr_outside),
+        "remark": record.remark,
+    }
+
+
+def _decibels(value: float) -> float | None:
+    return round(value, 2) if math.isfinite(value) else None  # JSON has no infinity
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "chips":
+        return [asdict(chip) for chip in value]
+    return url(value) if name == "mask" and value else value

@@ -1,7 +1,7 @@
-"""The layout: one page of our own HTML in Gradio, which carries files, queue and sessions.
+"""The Gradio page: one HTML component with an event for each verb of `handlers`.
 
-Each verb of `handlers` is one event of the page. What the page asks goes in as JSON, the view comes
-back as the page's value, several times while something is being made.
+Gradio carries uploads, queue and sessions. A request goes in as JSON; views come back as the
+component's value, several times while a job runs.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from typing import Any
 
 import gradio as gr
 
-from nulltext.studio.handlers import VERBS, handle
-from nulltext.studio.house import Studio
-from nulltext.studio.view import View, rules_of, url
+from nulltext.studio.handlers import VERBS, View, handle, rules_of
+from nulltext.studio.session import Studio
 
 FRONT = Path(__file__).parent / "front"
 SCRIPTS = ("dom", "stage", "crop", "brush", "spelling", "words", "panel", "page")
-"""Files of the page's script, in the order in which they build on each other."""
+"""Parts of the page's script; each uses those before it."""
 
 STALE_SECONDS = 15 * 60
-"""Age at which Gradio's own copies of uploads go; sessions have theirs."""
+"""Age at which Gradio's own copies of uploads are removed; sessions keep other copies."""
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """The page of a studio, not launched yet."""
+    """Build the page of a studio, not launched yet."""
     with gr.Blocks(
         title="nulltext studio",
         analytics_enabled=False,
@@ -38,22 +37,22 @@ def build(studio: Studio) -> gr.Blocks:
             js_on_load="\n".join(_read(f"{name}.js") for name in SCRIPTS),
             apply_default_css=False,
             elem_id="studio",
-            rules={**rules_of(studio), "example": url(FRONT / "dahlia.jpg")},
+            rules=rules_of(studio.resources),
         )
-        asked = gr.JSON(visible=False)
+        content = gr.JSON(visible=False)
         for verb in VERBS:
-            asking = getattr(front, verb)(
+            event = getattr(front, verb)(
                 _listener(studio, verb),
-                inputs=[asked],
+                inputs=[content],
                 outputs=[front],
-                js=f"() => [window.nulltextAsks['{verb}'].shift()]",
+                js=f"() => [window.nulltextRequests['{verb}'].shift()]",
                 api_name=verb,
                 show_progress="hidden",
-                concurrency_limit=None,  # the studio's own worker has the line
+                concurrency_limit=None,  # the worker has a queue of its own
                 trigger_mode="multiple",  # what is pressed is sent; the page knows what is pending
             )
-            for ended in (asking.then, asking.failure):
-                ended(None, js=f"() => window.nulltextEnded('{verb}')", api_visibility="private")
+            for on_end in (event.then, event.failure):
+                on_end(None, js=f"() => window.nulltextEnded('{verb}')", api_visibility="private")
 
         def leave(request: gr.Request) -> None:
             studio.leave(str(request.session_hash))
@@ -63,8 +62,8 @@ def build(studio: Studio) -> gr.Blocks:
     return page
 
 
-def look_of_page() -> dict[str, Any]:
-    """What `launch` has to know of looks: our style alone, and no font from elsewhere."""
+def launch_style() -> dict[str, Any]:
+    """Return the arguments of `launch` that set the style; no font comes from elsewhere."""
     system = ("system-ui", "sans-serif")
     return {
         "theme": gr.themes.Base(font=system, font_mono=("ui-monospace", "monospace")),
@@ -75,8 +74,8 @@ def look_of_page() -> dict[str, Any]:
 
 
 def _listener(studio: Studio, verb: str) -> Callable[[Any, gr.Request], Iterator[View]]:
-    def listen(asked: Any, request: gr.Request) -> Iterator[View]:
-        yield from handle(studio, str(request.session_hash), verb, asked)
+    def listen(content: Any, request: gr.Request) -> Iterator[View]:
+        yield from handle(studio, str(request.session_hash), verb, content)
 
     return listen
 

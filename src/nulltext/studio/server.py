@@ -1,16 +1,13 @@
-"""From a studio to a running server: private files, a free port, and nothing left behind."""
+"""Serve a studio: a private folder, a free port, and the Gradio page."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,45 +15,42 @@ from urllib.parse import urlsplit
 from nulltext.errors import OptionError, reason_of
 
 if TYPE_CHECKING:
-    from nulltext.studio.house import Studio
+    from nulltext.studio.session import Studio
 
 HOST = "127.0.0.1"
 PORT = 7860
 EVERYWHERE = ("0.0.0.0", "::")
 THREADS = 80
-"""Requests at once; each waits for the one worker most of the time."""
+"""Requests at once; most of them wait for the worker."""
 
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that only its owner can read, gone afterwards, whatever happens.
+    """Make a folder that only its owner can read; it is removed afterwards, at exit at the latest.
 
-    Gradio keeps what it is sent there, too.
+    Gradio keeps uploads there, too.
     """
-    folder = Path(tempfile.mkdtemp(prefix="nulltext-studio-"))  # mode 0700
-    (folder / "uploads").mkdir()
-    wanted = {"GRADIO_TEMP_DIR": str(folder / "uploads"), "GRADIO_ANALYTICS_ENABLED": "False"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ |= wanted
-    remove = partial(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(remove)
-    try:
-        yield folder
-    finally:
-        remove()
-        atexit.unregister(remove)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with tempfile.TemporaryDirectory(prefix="nulltext-studio-", ignore_cleanup_errors=True) as name:
+        uploads = Path(name) / "uploads"
+        uploads.mkdir()
+        wanted = {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
+        before = {key: os.environ.get(key) for key in wanted}
+        os.environ |= wanted
+        try:
+            yield Path(name)
+        finally:
+            for key, value in before.items():
+                if value is None:
+                    os.environ.pop(key, None)
+                else:
+                    os.environ[key] = value
 
 
 def check_port(host: str, port: int) -> int:
-    """A port that can be listened at; 0 becomes a free one.
+    """Return the port if it is free; 0 becomes a free one.
 
     Raises:
-        OptionError: it is taken, or the host is none of this machine's addresses.
+        OptionError: it is taken, or the host is not an address of this machine.
     """
     if not 0 <= port <= 65535:
         raise OptionError(f"--port is {port}; choose one from 1024 to 65535, or 0 for any.")
@@ -76,7 +70,7 @@ def check_port(host: str, port: int) -> int:
 
 
 def check_root_path(root_path: str) -> str:
-    """Where a proxy shows the studio, without a slash at the end; empty: at its root.
+    """Return the root path without a slash at its end.
 
     Raises:
         OptionError: it is neither a path nor a whole address.
@@ -94,22 +88,22 @@ def check_root_path(root_path: str) -> str:
 
 @contextlib.contextmanager
 def running(studio: Studio, host: str, port: int, root_path: str = "") -> Iterator[str]:
-    """Serve a studio while the block runs, at the address that it gets.
+    """Serve a studio while the block runs; gives its address.
 
     Args:
         root_path: where a proxy shows it, "/editor" or "https://example.org/editor".
 
     Raises:
-        OptionError: nothing can listen there.
+        OptionError: the port cannot be used.
     """
-    chosen = check_port(host, port)
-    from nulltext.studio.page import FRONT, build, look_of_page
+    free_port = check_port(host, port)
+    from nulltext.studio.page import FRONT, build, launch_style
 
     page = build(studio)
     with _quiet():
         page.launch(
             server_name=host,
-            server_port=chosen,
+            server_port=free_port,
             root_path=root_path,
             prevent_thread_lock=True,
             quiet=True,
@@ -120,13 +114,13 @@ def running(studio: Studio, host: str, port: int, root_path: str = "") -> Iterat
             run_history=False,
             enable_monitoring=False,
             max_threads=THREADS,
-            max_file_size=studio.limits.upload_bytes,
-            allowed_paths=[str(studio.folder / "sessions"), str(FRONT / "dahlia.jpg")],
-            **look_of_page(),
+            max_file_size=studio.resources.limits.upload_bytes,
+            allowed_paths=[str(studio.resources.folder / "sessions"), str(FRONT / "dahlia.jpg")],
+            **launch_style(),
         )
     shown = "127.0.0.1" if host in EVERYWHERE else host
     try:
-        yield f"http://{f'[{shown}]' if ':' in shown else shown}:{chosen}"
+        yield f"http://{f'[{shown}]' if ':' in shown else shown}:{free_port}"
     finally:
         with _quiet():
             page.close(verbose=False)
@@ -134,7 +128,7 @@ def running(studio: Studio, host: str, port: int, root_path: str = "") -> Iterat
 
 
 def can_open_browser() -> bool:
-    """Whether there is somebody at a screen of this machine."""
+    """Whether this machine has a screen that the browser would appear on."""
     if os.environ.get("SSH_CONNECTION"):
         return False
     return sys.platform in ("darwin", "win32") or bool(
@@ -144,6 +138,6 @@ def can_open_browser() -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Gradio prints; standard output is for those who asked for it."""
+    """Send what Gradio prints to standard error; standard output has the results."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

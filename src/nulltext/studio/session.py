@@ -1,173 +1,185 @@
-"""What belongs to one person: a photo, its inversion, the edits made of it, and one job at most.
+"""The state of browser sessions: a photo, its inversion, the edits made of it, and one job each.
 
-Pictures lie as files in the session's own folder, so that a session weighs little while nobody
-looks at it, and nothing is left when it ends.
+Pictures are files in the session's own folder, which is removed with the session.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import re
+import secrets
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import CancelledError, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from PIL import Image
 
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import OptionError
-from nulltext.image.images import CropBox
+from nulltext.image.images import CropBox, save_image
 from nulltext.image.photos import Photo
-from nulltext.inversion.record import Inversion, InversionHeader
-from nulltext.studio.chips import chips_of
-from nulltext.studio.forms import Asked, EditForm, InvertForm
-from nulltext.studio.meter import Meter, Progress
-from nulltext.studio.worker import Job, ReplacedError
+from nulltext.inversion.header import InversionHeader
+from nulltext.inversion.record import Inversion
+from nulltext.studio.forms import EditForm, InvertForm, PageRequest, chips_of
+from nulltext.studio.resources import Resources
+from nulltext.studio.worker import Job, Meter, Progress, ReplacedError
 from nulltext.words.prompts import TokenizedPrompt
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from nulltext.studio.house import Studio
-
-GLANCE = 0.25
-"""Seconds between two looks at a job."""
+POLL_SECONDS = 0.25
+"""Between two looks at a job's progress."""
+PREVIEW_SIDE = 1800
+"""Longest side of a picture on the page; downloads have the photo's own size."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class OpenPhoto:
-    """The photo on the table."""
+    """The photo that is edited."""
 
     path: Path
-    """The file as it came."""
+    """The file as it was uploaded."""
     name: str
-    """What it was called."""
+    """The name that it was uploaded under."""
     size: tuple[int, int]
     """(width, height) of the upright photo."""
     sha256: str
-    shown: Path
+    preview: Path
     """JPEG for the page."""
     crop: CropBox
-    """What the page proposes at first."""
+    """Initial crop."""
 
 
 @dataclass(frozen=True)
-class Inverted:
-    """The photo as the model holds it."""
+class OpenInversion:
+    """The inversion that edits start from."""
 
     key: str
-    """What it is kept under."""
+    """Of the caches."""
     file: Path
     form: InvertForm
     header: InversionHeader
     prompt: TokenizedPrompt
-    brought: str | None
+    uploaded_name: str | None
     """File name of an inversion that was uploaded; None for one made here."""
     cached: bool
     """Whether nothing had to be computed."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An edit that was made."""
+class EditRecord:
+    """An edit with its files and figures."""
 
     number: int
     form: EditForm
-    inverted: Inverted
+    inverted: OpenInversion
     picture: Path
-    """PNG at the photo's own size, its settings within."""
-    shown: Path
+    """PNG at the photo's own size, with its settings."""
+    preview: Path
     """JPEG for the page."""
     mask: Path | None
-    """PNG of what was painted."""
+    """PNG of the painted mask."""
     label: str
     """What it changes, in short."""
     command: str
+    """The command line that makes the same picture."""
     changed_fraction: float
     psnr_outside: float
-    psnr_reconstruction: float
-    remark: str | None = None
-    """What is odd about it."""
+    remark: str | None
 
 
 @dataclass(frozen=True)
-class Field:
-    """What a field of the page shall say."""
+class ShownAttention:
+    """The picture of where a word of the source prompt attends."""
+
+    word: int
+    """Index of the word."""
+    picture: Path
+
+
+@dataclass(frozen=True)
+class FieldValue:
+    """A value for a field of the page."""
 
     value: Any
     revision: int
-    """Higher than of all before."""
+    """Higher than that of all values before."""
     ask: int
-    """The page's number of what it asked for; it knows what was changed after that."""
+    """The number of the page's request; the page knows what was changed after it."""
 
 
 class Session:
-    """One person's."""
+    """State of one browser session."""
 
-    def __init__(self, studio: Studio, folder: Path) -> None:
-        self.studio, self.folder = studio, folder
+    def __init__(self, resources: Resources, folder: Path) -> None:
+        self.resources, self.folder = resources, folder
         self.seen = time.monotonic()
         self.photo: OpenPhoto | None = None
-        self.inverted: Inverted | None = None
-        self.look: tuple[int, Path] | None = None
-        """The word whose attention is shown, and the picture."""
-        self.history: list[Entry] = []
-        self.strip: list[Entry] = []
-        self.result: Entry | None = None
-        self.fields: dict[str, Field] = {}
-        """What the page's fields shall say; see `revise`."""
+        self.inverted: OpenInversion | None = None
+        self.look: ShownAttention | None = None
+        self.history: list[EditRecord] = []
+        self.strip: list[EditRecord] = []
+        self.result: EditRecord | None = None
+        self.fields: dict[str, FieldValue] = {}
         self.opening = 0
-        """Number of the photo that was asked for last."""
-        self.revision = 0
+        """Number of the last request for a photo."""
         self.progress: Progress | None = None
         self.problem: str | None = None
         self.notice: str | None = None
-        self.gives_way = False
-        """Whether what is being made may be called off by the next thing."""
+        self.preemptible = False
+        """Whether the next job may cancel the running one."""
+        self.num_handlers = 0
+        """Running handlers; see `handling`."""
         self._job: Job[Any] | None = None
-        self._verbs = 0
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
-        self._serials = itertools.count(1)
 
-    def number(self) -> int:
-        """A number that nothing else of this session has."""
+    def next_number(self) -> int:
+        """Return a number higher than all before."""
         return next(self._numbers)
 
-    def place(self, name: str) -> Path:
-        """Where a file of this name can be written: browsers save it under the same."""
-        folder = self.folder / str(self.number())
+    def new_path(self, name: str) -> Path:
+        """Return the path of a new file in a folder of its own, so that it keeps its name."""
+        folder = self.folder / str(self.next_number())
         folder.mkdir(mode=0o700)
         return folder / name
 
-    @property
-    def at_work(self) -> bool:
-        """Whether a verb runs."""
-        return self._verbs > 0
+    def save_preview(self, image: Image.Image, icc_profile: bytes | None) -> Path:
+        """Write a picture as JPEG for the page."""
+        path, small = self.new_path("preview.jpg"), image.copy()
+        small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
+        save_image(small, path, icc_profile=icc_profile)
+        return path
 
-    def serial(self) -> int:
-        """A number above all before, so that a page can tell which of two views is newer."""
-        return next(self._serials)
+    def without_folders(self, message: str) -> str:
+        """Return a message with the bare names of this session's files."""
+        separator = re.escape(os.sep)
+        return re.sub(rf"{re.escape(str(self.folder))}{separator}\d+{separator}", "", message)
 
-    def revise(self, asked: Asked, **fields: Any) -> None:
-        """Let the page's fields say this, but those that somebody changed after asking for it."""
-        ask = asked.get("ask")
+    def set_fields(self, request: PageRequest, **values: Any) -> None:
+        """Set fields of the page, except those that are changed after the request."""
+        ask = request.get("ask")
         number = ask if type(ask) is int else 0
         with self._lock:
-            self.revision += 1
-            new = {name: Field(value, self.revision, number) for name, value in fields.items()}
+            revision = self.next_number()
+            new = {name: FieldValue(value, revision, number) for name, value in values.items()}
             self.fields = {**self.fields, **new}
 
-    def begin_edits(self, asked: Asked, inverted: Inverted) -> None:
+    def start_edits(self, request: PageRequest, inverted: OpenInversion) -> None:
         """Start from an inversion, with nothing changed."""
         self.inverted, self.look, self.result, self.strip = inverted, None, None, []
         form = inverted.form
-        self.revise(
-            asked,
+        self.set_fields(
+            request,
             source=form.source,
             proposed=False,
             crop=form.crop.as_list(),
@@ -175,23 +187,29 @@ class Session:
             chips=chips_of(inverted.prompt),
         )
 
+    def show_edit(self, record: EditRecord) -> None:
+        """Show an edit and put it on top of the history."""
+        self.result, self.look = record, None
+        history = [record, *(old for old in self.history if old.number != record.number)]
+        self.history = history[: self.resources.limits.history]
+
     @contextlib.contextmanager
-    def unless_replaced(self, still: Callable[[], bool]) -> Iterator[None]:
-        """Put something in its place, with the session held.
+    def commit(self, is_current: Callable[[], bool]) -> Iterator[None]:
+        """Hold the session's lock while a result is stored.
 
         Args:
-            still: whether what it was made for is still here.
+            is_current: whether the photo or inversion that it was made of is still open.
 
         Raises:
             ReplacedError: it is not.
         """
         with self._lock:
-            if not still():
+            if not is_current():
                 raise ReplacedError
             yield
 
-    def table(self) -> OpenPhoto:
-        """The photo.
+    def current_photo(self) -> OpenPhoto:
+        """Return the open photo.
 
         Raises:
             OptionError: there is none.
@@ -200,90 +218,162 @@ class Session:
             raise OptionError("There is no photo here any more; open one first.")
         return self.photo
 
-    def opened(self) -> Photo:
-        """The photo's pixels."""
-        return self.studio.photo(self.table().path)
+    def load_photo(self) -> Photo:
+        """Return the open photo's pixels."""
+        return self.resources.photo(self.current_photo().path)
 
-    def inversion(self) -> tuple[Inverted, Inversion]:
-        """The inversion and its tensors.
+    def current_inversion(self) -> OpenInversion:
+        """Return the open inversion.
 
         Raises:
             OptionError: there is none.
         """
         if self.inverted is None:
             raise OptionError("The photo is not inverted yet; do that first.")
-        return self.inverted, self.studio.inversion(self.inverted.key, self.inverted.file)
+        return self.inverted
 
-    def do(
+    def load_inversion(self, inverted: OpenInversion) -> Inversion:
+        """Return an inversion's tensors."""
+        inversions = self.resources.inversions
+        return inversions.get_or_make(inverted.key, lambda: Inversion.load(inverted.file))
+
+    def run_job(
         self,
         meter: Meter,
         steps: Callable[[], Generator[StepInfo, None, Result]],
         *,
-        gives_way: bool = False,
+        preemptible: bool = False,
     ) -> Generator[None, None, Result]:
-        """Have the worker do a job; yields whenever there is progress to show.
+        """Have the worker run a job; yields whenever there is progress to show.
 
         Args:
-            gives_way: whether the next job of this session may call it off.
+            preemptible: whether the next job of this session may cancel it.
 
         Raises:
-            OptionError: another one is still on. CancelledError: this one was called off.
+            OptionError: another job is running.
+            CancelledError: this one was cancelled; ReplacedError if it is preemptible.
         """
-        worker = self.studio.worker
+        worker = self.resources.worker
         with self._lock:
-            if self._job is not None and not self.gives_way:
+            if self._job is not None and not self.preemptible:
                 raise OptionError("One thing at a time: wait for what is being made, or cancel it.")
-            before, self.gives_way = self._job, gives_way
-            job = self._job = worker.submit(steps, meter.show)
-        if before is not None:
-            worker.cancel(before)
+            self.cancel()
+            self.preemptible = preemptible
+            job = self._job = worker.submit(steps, meter.update)
         try:
-            while not job.wait(GLANCE):
-                self.progress = meter.progress(worker.ahead(job))
+            while wait([job], POLL_SECONDS).not_done:
+                self.progress = replace(meter.progress, ahead=worker.ahead(job))
                 yield
             return job.result()
+        except CancelledError:
+            if preemptible:
+                raise ReplacedError from None
+            raise
         finally:
-            worker.cancel(job)  # nobody looks any more, or it is over
+            job.cancel()  # the page was closed, or the job is done
             with self._lock:
                 if self._job is job:
                     self._job = self.progress = None
 
     def cancel(self) -> None:
-        """Call off what is being made."""
+        """Cancel the running job."""
         with self._lock:
             job = self._job
         if job is not None:
-            self.studio.worker.cancel(job)
+            job.cancel()
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """While a verb runs; after the last one, files that nothing points to any more go."""
+    def handling(self) -> Iterator[None]:
+        """Count a running handler; after the last one, files that are not shown are removed."""
         with self._lock:
-            self._verbs += 1
+            self.num_handlers += 1
         try:
             yield
         finally:
             with self._lock:
-                self._verbs -= 1
-                if self._verbs == 0:
-                    self._tidy()
+                self.num_handlers -= 1
+                if self.num_handlers == 0:
+                    self._remove_files()
 
-    def _tidy(self) -> None:
-        entries = [*self.history, *self.strip, *([self.result] if self.result else [])]
-        kept = {path for e in entries for path in (e.picture, e.shown, e.mask, e.inverted.file)}
-        kept |= {self.photo.path, self.photo.shown} if self.photo else set()
+    def _remove_files(self) -> None:
+        records = [*self.history, *self.strip, *([self.result] if self.result else [])]
+        kept = {path for r in records for path in (r.picture, r.preview, r.mask, r.inverted.file)}
+        kept |= {self.photo.path, self.photo.preview} if self.photo else set()
         kept |= {self.inverted.file} if self.inverted else set()
-        kept |= {self.look[1]} if self.look else set()
+        kept |= {self.look.picture} if self.look else set()
         folders = {path.parent for path in kept if path}
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
                 if folder not in folders:
                     shutil.rmtree(folder)
 
-    def close(self) -> None:
-        """Call off the work and remove the files."""
+    def clear(self) -> None:
+        """Cancel the job and discard what was made of the photo."""
         self.cancel()
         if self.photo is not None:
-            self.studio.photos.forget(str(self.photo.path))
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self.folder)
+            self.resources.photos.remove(str(self.photo.path))
+        self.inverted = self.look = self.result = None
+        self.history, self.strip = [], []
+
+    def close(self) -> None:
+        """Cancel the job and remove the files."""
+        self.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Studio:
+    """The sessions that share a model."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def session(self, key: str) -> Session:
+        """Get or create the session of a page; evict idle ones."""
+        now = time.monotonic()
+        with self._lock:
+            if key not in self._sessions:
+                folder = self.resources.folder / "sessions" / secrets.token_urlsafe(16)
+                folder.mkdir(mode=0o700, parents=True)
+                self._sessions[key] = Session(self.resources, folder)
+            session = self._sessions[key]
+            session.seen = now
+            self._sessions.move_to_end(key)
+            evicted = self._evict(now)
+        for other in evicted:
+            other.close()
+        return session
+
+    def _evict(self, now: float) -> list[Session]:
+        """Take out the sessions idle for too long, and the least recent of too many.
+
+        Sessions with a running handler stay.
+        """
+        limits = self.resources.limits
+        free = [key for key, session in self._sessions.items() if session.num_handlers == 0]
+        idle = [key for key in free if self._sessions[key].seen < now - limits.idle_seconds]
+        excess = max(0, len(self._sessions) - len(idle) - limits.sessions)
+        idle += [key for key in free[:-1] if key not in idle][:excess]
+        return [self._sessions.pop(key) for key in idle]
+
+    def leave(self, key: str) -> None:
+        """Close the session of a page that was closed."""
+        with self._lock:
+            session = self._sessions.pop(key, None)
+        if session is not None:
+            session.close()
+
+    def close(self) -> None:
+        """Stop the worker and remove all files."""
+        self.resources.worker.close()
+        with self._lock:
+            sessions, self._sessions = [*self._sessions.values()], OrderedDict()
+        for session in sessions:
+            session.close()
+        shutil.rmtree(self.resources.folder, ignore_errors=True)
+
+
+def url(path: Path) -> str:
+    """Return the address at which the page finds a file."""
+    return f"gradio_api/file={quote(str(path))}"

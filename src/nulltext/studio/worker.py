@@ -1,137 +1,188 @@
-"""One model, one thread that uses it, and a line of jobs in front of it: first come, first served.
+"""One thread that uses the model: it runs jobs in the order in which they come, and meters them.
 
-A job is a generator of steps. Between two of its steps it can be cancelled, and then the next one
-begins; nobody has to be listening for that to happen.
+A job is a generator of steps, so it can be cancelled between two of them. The time left of a stage
+with n of N steps done after s seconds is s (N - n) / n.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from concurrent.futures import CancelledError, Future
+from contextlib import closing
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from PIL import Image
 
 from nulltext.diffusion.loops import StepInfo, run
+from nulltext.image.images import to_pil
+from nulltext.inversion.previews import Previews
 
 Result = TypeVar("Result")
 Steps = Generator[StepInfo, None, Result]
 
+STAGES = {
+    "pivot": "Following the photo into noise",
+    "optimise": "Learning the way back",
+    "correct": "Noting what the way back misses",
+    "replay": "Trying the way back",
+    "edit": "Painting the edit",
+}
+"""Stage to its name on the page."""
 
-class CancelledError(Exception):
-    """The job was cancelled before it ended."""
+OPENING_STAGES = ("pivot",)
+"""Stages before the main work, whose time left would mislead."""
+
+PREVIEW_SIDE = 320
+"""Longest side of a preview in pixels."""
 
 
 class ReplacedError(CancelledError):
-    """Something else took its place meanwhile, so there is nothing to say about it."""
+    """Something else has taken the result's place, so there is nothing to tell the user."""
 
 
-class Job(Generic[Result]):
-    """Work in the line, or at the model, or done."""
+class Job(Future[Result]):
+    """A generator of steps that waits for the worker, runs, or has ended."""
 
-    def __init__(self, steps: Callable[[], Steps[Result]], on_step: Callable[[StepInfo], None]):
-        """Args: steps: makes the generator, when it is this job's turn."""
+    def __init__(
+        self, steps: Callable[[], Steps[Result]], on_step: Callable[[StepInfo], None] | None
+    ) -> None:
+        super().__init__()
         self._steps, self._on_step = steps, on_step
-        self._cancelled, self._done = threading.Event(), threading.Event()
-        self._result: Result | None = None
-        self._error: BaseException | None = None
+        self._stopping = threading.Event()
 
-    def cancel(self) -> None:
-        """Stop before the next step, or never begin; a job that is done stays done."""
-        self._cancelled.set()
+    def cancel(self) -> bool:
+        """Cancel the job: at once while it waits, before its next step while it runs."""
+        self._stopping.set()
+        return super().cancel()
 
-    def wait(self, seconds: float) -> bool:
-        """Wait so long at most; whether the job is over."""
-        return self._done.wait(seconds)
-
-    def result(self) -> Result:
-        """What the job came to, once it is over.
-
-        Raises:
-            CancelledError: it was cancelled. Else whatever its steps raised.
-        """
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]
-
-    def work(self) -> None:
-        """Go through the steps, in the calling thread."""
+    def run(self) -> None:
+        """Go through the steps in the calling thread, unless the job was cancelled."""
+        if not self.set_running_or_notify_cancel():
+            return
         try:
-            self._check(None)
-            steps = self._steps()
-            try:
-                self._result = run(steps, self._check)
-                self._check(None)  # cancelled during the last step
-            finally:
-                steps.close()  # now, not when somebody collects it
-        except BaseException as error:  # handed to whoever waits
-            self._error = error
-        finally:
-            self._done.set()
+            with closing(self._steps()) as steps:  # closed before the job counts as done
+                result = run(steps, self._check)
+                self._check()
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(result)
 
-    def _check(self, info: StepInfo | None) -> None:
-        if self._cancelled.is_set():
+    def _check(self, info: StepInfo | None = None) -> None:
+        if self._stopping.is_set():
             raise CancelledError
-        if info is not None:
+        if info is not None and self._on_step is not None:
             self._on_step(info)
 
 
 class Worker:
-    """The thread that jobs run in."""
+    """The thread and the queue of its jobs."""
 
     def __init__(self) -> None:
-        self._line: deque[Job[Any]] = deque()
-        self._current: Job[Any] | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="nulltext-studio", daemon=True)
-        self._thread.start()
+        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._jobs: list[Future[Any]] = []  # not done yet
+        threading.Thread(target=self._serve, name="nulltext-studio", daemon=True).start()
 
     def submit(
         self,
         steps: Callable[[], Steps[Result]],
-        on_step: Callable[[StepInfo], None] = lambda info: None,  # noqa: ARG005
+        on_step: Callable[[StepInfo], None] | None = None,
     ) -> Job[Result]:
-        """Put a job at the end of the line."""
+        """Put a job at the end of the queue.
+
+        Args:
+            steps: makes the generator when it is the job's turn.
+            on_step: called with each step, in the worker's thread.
+        """
         job = Job(steps, on_step)
-        with self._changed:
-            self._line.append(job)
-            self._changed.notify_all()
+        self._jobs.append(job)
+        job.add_done_callback(self._jobs.remove)
+        self._queue.put(job)
         return job
 
     def ahead(self, job: Job[Any]) -> int:
-        """How many jobs come before this one; 0 while it runs, or is over."""
-        with self._changed:
-            if job not in self._line:
-                return 0
-            return self._line.index(job) + (self._current is not None)
-
-    def cancel(self, job: Job[Any]) -> None:
-        """Cancel a job; one that is still in the line is over at once."""
-        job.cancel()
-        with self._changed:
-            waiting = job in self._line
-            if waiting:
-                self._line.remove(job)
-        if waiting:
-            job.work()
+        """Count the jobs before this one; 0 once it runs or is done."""
+        jobs = list(self._jobs)
+        return jobs.index(job) if job in jobs else 0
 
     def close(self) -> None:
-        """Cancel everything and let the thread end."""
-        with self._changed:
-            self._closed = True
-            jobs = [*self._line, *([self._current] if self._current else [])]
-            self._changed.notify_all()
-        for job in jobs:
-            self.cancel(job)
+        """Cancel all jobs and let the thread end."""
+        for job in list(self._jobs):
+            job.cancel()
+        self._queue.put(None)
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._line or self._closed)
-                if self._closed:
-                    return
-                self._current = self._line.popleft()
-            self._current.work()
-            with self._changed:
-                self._current = None
+        while (job := self._queue.get()) is not None:
+            job.run()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a job at one moment."""
+
+    doing: str
+    done: int = 0
+    total: int = 0
+    """Steps of this stage; 0 before its first."""
+    ahead: int = 0
+    """Jobs that come first."""
+    seconds_left: float | None = None
+    """Of this stage."""
+    curve: tuple[float, ...] = ()
+    """PSNR of each preview so far, decibels."""
+    bound: float | None = None
+    """PSNR of the autoencoder's round trip, decibels."""
+    picture: str | None = None
+    """The last preview as a data URL."""
+
+
+class Meter:
+    """Measures a job's progress in the worker's thread; other threads read it."""
+
+    def __init__(self, doing: str) -> None:
+        self.progress = Progress(doing)
+        self._previews: Previews | None = None
+        self._stage, self._started, self._first = "", time.monotonic(), 0
+
+    def watch(self, previews: Previews, bound: float) -> None:
+        """Show previews from now on; `bound` is the PSNR that they can reach."""
+        self._previews = previews
+        self.progress = replace(self.progress, bound=bound)
+
+    def update(self, info: StepInfo) -> None:
+        """Note a step."""
+        preview = self._previews.of(info) if self._previews else None
+        if preview is not None:
+            self.progress = replace(
+                self.progress,
+                curve=(*self.progress.curve, preview.psnr),
+                picture=_data_url(to_pil(preview.picture)),
+            )
+        now = time.monotonic()
+        if info.stage != self._stage:
+            self._stage, self._started, self._first = info.stage, now, info.index
+        steps = info.index - self._first
+        is_known = steps > 0 and info.stage not in OPENING_STAGES
+        self.progress = replace(
+            self.progress,
+            doing=STAGES.get(info.stage, info.stage),
+            done=info.index,
+            total=info.total,
+            seconds_left=(
+                (now - self._started) * (info.total - info.index) / steps if is_known else None
+            ),
+        )
+
+
+def _data_url(image: Image.Image) -> str:
+    small = image.convert("RGB")
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

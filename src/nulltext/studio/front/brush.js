@@ -1,4 +1,4 @@
-// Painting a mask over the whole photo: a cool colour on the page, white on black for the server.
+// Paint a mask over the photo: coloured on the page, white on black for the server.
 
 const PAINT = [0x2f, 0xc8, 0xff];
 const MASK_SIDE = 1024;
@@ -17,10 +17,10 @@ function clearMask() {
   canvas.width = Math.max(1, Math.round(photo.width * scale));
   canvas.height = Math.max(1, Math.round(photo.height * scale));
   painted = false;
-  sayMask();
+  showMaskState();
 }
 
-function sayMask() {
+function showMaskState() {
   setText("mask-said", painted ? "A mask is painted." : "");
   setText("paint-it", painted ? "Change the mask" : "Paint a mask");
 }
@@ -29,7 +29,7 @@ function radius() {
   return (Number($("brush").value) / 200) * Math.min(canvas.width, canvas.height);
 }
 
-function dab(x, y, from = { x, y }) {
+function drawDot(x, y, from = { x, y }) {
   if (loading) return;
   touch("mask");
   pen.globalCompositeOperation = erasing ? "destination-out" : "source-over";
@@ -41,7 +41,7 @@ function dab(x, y, from = { x, y }) {
   pen.lineTo(x + 0.01, y);
   pen.stroke();
   painted = painted || !erasing;
-  sayMask();
+  showMaskState();
 }
 
 function place(event) {
@@ -67,12 +67,12 @@ let last = null;
 canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
   last = place(event);
-  dab(last.x, last.y);
+  drawDot(last.x, last.y);
 });
 canvas.addEventListener("pointermove", (event) => {
   const spot = place(event);
   if (!last) return;
-  dab(spot.x, spot.y, last);
+  drawDot(spot.x, spot.y, last);
   last = spot;
 });
 for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (last = null));
@@ -84,7 +84,7 @@ canvas.addEventListener("keydown", (event) => {
     cursor.y = clamp(cursor.y + moves[event.key][1], 0, 1);
     drawRing();
   } else if (event.key === " " || event.key === "Enter") {
-    dab(cursor.x * canvas.width, cursor.y * canvas.height);
+    drawDot(cursor.x * canvas.width, cursor.y * canvas.height);
   } else return;
   event.preventDefault();
 });
@@ -105,7 +105,7 @@ on("paint-it", "click", () => {
   $("picture").scrollIntoView({ block: "nearest", behavior: "smooth" });
 });
 
-// White on black, as a data URL; nothing where nothing is painted.
+// The mask, white on black, as a data URL; null where nothing is painted.
 function maskUrl() {
   if (loading) return loading;
   if (!painted) return null;
@@ -121,14 +121,14 @@ function maskUrl() {
   return sheet.toDataURL("image/png");
 }
 
-// An earlier mask, white on black, becomes paint again.
+// Paint an earlier mask again.
 function loadMask(url) {
   clearMask();
   if (!url) return;
   const image = make("img");
   loading = url;
   painted = true;
-  sayMask();
+  showMaskState();
   image.onload = () => {
     if (loading !== url) return; // cleared, or yet another one
     loading = null;

@@ -1,43 +1,42 @@
-// Small helpers, the state of this page, and the one way to ask the server.
+// The state of this page, requests to the server, and small helpers.
 
-const VERBS = ["open", "example", "propose", "bring", "invert", "look", "edit", "strip", "choose",
-  "restore", "cancel"];
-const YIELDING = ["propose", "look", "cancel"]; // while the others are on, nothing else is made
 const rules = props.rules;
+const VERBS = rules.verbs;
+const PREEMPTIBLE = ["propose", "look", "cancel"]; // while others run, nothing else can be made
 const $ = (id) => element.querySelector(`[data-id="${id}"]`);
 const state = {
   view: { photo: null, words: [], strip: [], history: [], fields: {} },
   mode: "photo", // what the stage shows: photo, look, paint, compare
   crop: null, // [x, y, width, height] in the photo's pixels
   chips: [],
-  picked: null, // index of the chip that is being worked on
+  picked: null, // index of the chip in the editor
   reopened: false, // whether step 1 is open again after an inversion
   serial: 0,
-  asks: 0, // how many things were asked for; each has its number
-  touched: {}, // by field: what `asks` was when a person changed it last
-  filled: {}, // by field: the server's revision of it that was taken last
-  waiting: Object.fromEntries(VERBS.map((verb) => [verb, 0])), // asked for and not over
+  requests: 0, // number of requests so far; each has its number
+  touched: {}, // by field: `requests` when the user changed it last
+  filled: {}, // by field: the server's last revision that was shown
+  waiting: Object.fromEntries(VERBS.map((verb) => [verb, 0])), // requests that have not ended, by verb
   sent: null, // the crop that is being inverted
 };
 
-// What is asked for goes out as it is on screen now, whatever Gradio does in between.
-window.nulltextAsks = Object.fromEntries(VERBS.map((verb) => [verb, []]));
+// Requests hold what is on screen when they are made, whatever Gradio does before it sends them.
+window.nulltextRequests = Object.fromEntries(VERBS.map((verb) => [verb, []]));
 window.nulltextEnded = (verb) => {
   state.waiting[verb] = Math.max(0, state.waiting[verb] - 1);
   drawBusy();
 };
 
-function ask(verb, data = {}, number = (state.asks += 1)) {
-  window.nulltextAsks[verb].push({ ...structuredClone(data), ask: number });
+function ask(verb, data = {}, number = (state.requests += 1)) {
+  window.nulltextRequests[verb].push({ ...structuredClone(data), ask: number });
   state.waiting[verb] += 1;
   trigger(verb);
   drawBusy();
   return number;
 }
 
-// What a person wrote stays, when the answer to something that was asked for before arrives.
+// A field that the user changed after a request keeps its value when the answer arrives.
 function touch(field) {
-  state.touched[field] = state.asks;
+  state.touched[field] = state.requests;
 }
 
 function untouched(field, number) {
@@ -71,25 +70,25 @@ function setPicture(id, url) {
   }
 }
 
-function complain(text) {
+function showProblem(text) {
   setText("problem-text", text || "");
   setHidden("problem", !text);
   if (text) $("problem").scrollIntoView({ block: "nearest" });
 }
 
-let saidTimer = null;
+let noticeTimer = null;
 
-function say(text) {
+function showNotice(text) {
   setText("said", text);
-  clearTimeout(saidTimer);
-  saidTimer = setTimeout(() => setText("said", ""), 4000);
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => setText("said", ""), 4000);
 }
 
 function clamp(value, low, high) {
   return Math.min(Math.max(value, low), high);
 }
 
-// An empty number field says nothing; one with something else than a number is not empty.
+// An empty number field is null; one with something else than a number is an error, not empty.
 function numberIn(id) {
   if ($(id).validity.badInput) return "no number";
   return $(id).value === "" ? null : Number($(id).value);
@@ -98,20 +97,20 @@ function numberIn(id) {
 let sending = 0; // number of the file that was chosen last
 
 async function send(file, verb) {
-  complain("");
+  showProblem("");
   if (file.size > rules.upload_bytes) {
     const most = Math.floor(rules.upload_bytes / 1048576);
-    complain(`'${file.name}' has more than ${most} MB, the most that is taken; shrink it first.`);
+    showProblem(`'${file.name}' has more than ${most} MB, the most that is taken; shrink it first.`);
     return;
   }
   $("root").classList.add("sending");
-  const number = sending = state.asks += 1;
+  const number = sending = state.requests += 1;
   try {
     const { path } = await upload(file);
     if (number !== sending) return; // another one was chosen meanwhile
     ask(verb, { file: { path, orig_name: file.name, meta: { _type: "gradio.FileData" } } }, number);
   } catch (error) {
-    complain(`'${file.name}' did not arrive; is the studio still running?`);
+    showProblem(`'${file.name}' did not arrive; is the studio still running?`);
   } finally {
     if (number === sending) $("root").classList.remove("sending");
   }

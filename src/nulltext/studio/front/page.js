@@ -1,7 +1,7 @@
-// What belongs together: a new view arrives, everything is drawn; buttons ask.
+// Events: a new view arrives and is drawn; buttons send requests.
 
 function receive(view) {
-  if (!view || view.serial < state.serial) return; // an older view that was overtaken
+  if (!view || view.serial < state.serial) return; // a newer view has arrived before
   const before = state.view;
   state.view = view;
   state.serial = view.serial;
@@ -10,12 +10,12 @@ function receive(view) {
   const edited = view.result && (!before.result || before.result.number !== view.result.number);
   const looked = view.look && (!before.look || before.look.url !== view.look.url || before.look.word !== view.look.word);
   setHidden("welcome", Boolean(view.photo));
-  setHidden("desk", !view.photo);
+  setHidden("editor", !view.photo);
   setHidden("new", !view.photo);
-  complain(view.problem);
-  if (view.notice) say(view.notice);
+  showProblem(view.problem);
+  if (view.notice) showNotice(view.notice);
   if (fresh) {
-    state.touched.crop = state.touched.mask = 0; // they were the photo's before
+    state.touched.crop = state.touched.mask = 0; // they belonged to the last photo
     clearMask();
   }
   fill(view, inverted);
@@ -29,15 +29,15 @@ function receive(view) {
   drawPanel();
   drawDock();
   drawStage();
-  if (view.photo) drawShelves();
+  if (view.photo) drawTiles();
   if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
-  if (view.strip.length && !before.strip.length) $("strip-shelf").scrollIntoView({ block: "nearest" });
+  if (view.strip.length && !before.strip.length) $("strip-tiles").scrollIntoView({ block: "nearest" });
   if (fresh && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
 }
 
 watch("value", () => receive(props.value));
 
-on("dismiss", "click", () => complain(""));
+on("dismiss", "click", () => showProblem(""));
 on("choose", "change", () => {
   if ($("choose").files[0]) send($("choose").files[0], "open");
   $("choose").value = "";
@@ -62,25 +62,25 @@ on("again", "click", () => {
 on("edit", "click", () => (state.edited = ask("edit", editForm())));
 on("try", "click", () => ask("strip", editForm()));
 on("cancel", "click", () => ask("cancel"));
-on("strength", "input", tell);
-on("threshold", "input", tell);
+on("strength", "input", showValues);
+on("threshold", "input", showValues);
 on("by-hand", "change", () => {
   setByHand($("by-hand").checked);
-  tell();
+  showValues();
 });
 on("method", "change", showUsualSteps);
 on("budget", "change", showUsualSteps);
 on("copy", "click", async () => {
   try {
     await navigator.clipboard.writeText(state.view.result.command);
-    say("Copied. Run it in the folder of the photo.");
+    showNotice("Copied. Run it in the folder of the photo.");
   } catch (error) {
     const range = document.createRange();
     $("command").closest("details").open = true;
     range.selectNodeContents($("command"));
     getSelection().removeAllRanges();
     getSelection().addRange(range);
-    say("Select and copy it below: this browser does not let a page do that.");
+    showNotice("Select and copy it below: this browser does not let a page do that.");
   }
 });
 

@@ -1,6 +1,6 @@
-// The right-hand side: forms in, the state of the inversion and of the job out.
+// The panel of forms, the progress of the job, and the tiles of edits.
 
-for (const name of rules.methods) $("method").append(make("option", { value: name }, name));
+for (const name of Object.keys(rules.methods)) $("method").append(make("option", { value: name }, name));
 for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
 $("method").value = "null-text";
 $("budget").value = rules.budget;
@@ -13,7 +13,7 @@ setPicture("example-picture", rules.example);
 function showUsualSteps() {
   const fitted = $("method").value === "null-text";
   $("budget").disabled = !fitted;
-  $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.usual_steps;
+  $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.methods[$("method").value];
 }
 
 function invertForm() {
@@ -40,17 +40,18 @@ function editForm() {
     threshold: numberIn("threshold"),
     target_guidance: numberIn("target-guidance"),
     detail: $("detail").value,
+    negative: $("negative").value,
     mask: maskUrl(),
   };
 }
 
-const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail" };
+const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail", negative: "negative" };
 const NUMBERS = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
 const IDS = { ...TEXTS, ...NUMBERS, chips: "target" };
 const HINT = $("source-hint").textContent;
 
-// What the server wants the fields to say: once per revision, and not where a person has written
-// since that was asked for.
+// Take the server's values for fields: once per revision, and not where the user has changed the
+// field since the request.
 function fill(view, otherWords) {
   const fields = {};
   for (const [name, [revision, number]] of Object.entries(view.filled)) {
@@ -59,7 +60,7 @@ function fill(view, otherWords) {
     if (untouched(IDS[name] || name, number)) fields[name] = view.fields[name];
     if (name === "source") setText("source-hint", hintOf(view.fields, name in fields));
   }
-  for (const [name, id] of Object.entries(TEXTS)) if (name in fields) $(id).value = fields[name];
+  for (const [name, id] of Object.entries(TEXTS)) if (name in fields) $(id).value = fields[name] ?? "";
   for (const [name, id] of Object.entries(NUMBERS)) {
     if (name in fields && fields[name] !== null) $(id).value = fields[name];
     else if (name in fields && name !== "strength") $(id).value = "";
@@ -72,7 +73,7 @@ function fill(view, otherWords) {
     state.chips = fields.chips.map((chip) => ({ ...chip }));
     drawChips();
   } else if (otherWords) readTarget();
-  tell();
+  showValues();
 }
 
 function hintOf({ source, proposed }, taken) {
@@ -86,7 +87,7 @@ function setByHand(byHand) {
   $("strength").disabled = byHand;
 }
 
-function tell() {
+function showValues() {
   setText("strength-now", $("by-hand").checked ? "by hand" : $("strength").value);
   setText("threshold-now", $("threshold").value);
 }
@@ -113,11 +114,11 @@ function drawPanel() {
   drawBusy();
 }
 
-// What would be refused cannot be pressed, from the very click that something else began with.
+// Disable buttons whose request would be refused, from the moment that another one is sent.
 function drawBusy() {
   const { view, waiting } = state;
-  const asked = VERBS.some((verb) => waiting[verb] && !YIELDING.includes(verb));
-  const busy = asked || (Boolean(view.progress) && !view.gives_way);
+  const asked = VERBS.some((verb) => waiting[verb] && !PREEMPTIBLE.includes(verb));
+  const busy = asked || (Boolean(view.progress) && !view.preemptible);
   for (const id of ["invert", "edit", "try", "bring", "example"]) $(id).disabled = busy;
   $("propose").disabled = busy || waiting.propose > 0;
 }
@@ -134,7 +135,7 @@ function drawDock() {
   const figures = [];
   if (waiting) figures.push(now.ahead === 1 ? "one job ahead of yours" : `${now.ahead} jobs ahead of yours`);
   if (now.total && !waiting) figures.push(`${now.done} of ${now.total}`);
-  if (now.left !== null && !waiting) figures.push(`about ${Math.max(1, Math.round(now.left))} s left`);
+  if (now.seconds_left !== null && !waiting) figures.push(`about ${Math.max(1, Math.round(now.seconds_left))} s left`);
   if (now.curve.length) {
     figures.push(`${now.curve.at(-1).toFixed(1)} of at most ${now.bound.toFixed(1)} dB`);
   }
@@ -163,10 +164,10 @@ function tile(entry, verb, caption) {
   return button;
 }
 
-function drawShelves() {
+function drawTiles() {
   const { strip, history, result } = state.view;
-  setHidden("strip-shelf", !strip.length);
-  setHidden("history-shelf", !history.length);
+  setHidden("strip-tiles", !strip.length);
+  setHidden("history-tiles", !history.length);
   $("strip").replaceChildren(...strip.map((one) => tile(one, "choose", `${one.strength}`)));
   $("history").replaceChildren(...history.map((one) => tile(one, "restore", `${one.label} · ${one.strength ?? "by hand"}`)));
   setHidden("outcome", !result);

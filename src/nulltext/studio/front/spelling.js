@@ -1,6 +1,6 @@
-// The words and the target prompt are one text in two forms: chips c_1 … c_n, each with the gap that
-// stands before it, make the target c_1 g_2 c_2 … g_n c_n, without those that are blank. Either form
-// is made of the other in the page, so that no click can come between them.
+// Convert chips to the target prompt and back. Chips c_1 … c_n, each with the gap g before it, make
+// the target c_1 g_2 c_2 … g_n c_n, without those that are blank. Both directions run in the page, so
+// that both forms always agree.
 
 const PIECE = /[\p{L}\p{N}\p{M}]+(?:['’][\p{L}\p{N}\p{M}]*)*|[^\s]/u; // a word, or a mark
 const INDEFINITE = ["a", "an"];
@@ -10,7 +10,7 @@ function targetOf(chips) {
   return said.map((chip, k) => (k === 0 ? "" : chip.gap) + chip.text.trim()).join("");
 }
 
-// "a" or "an" before chips[index], as the word behind it wants; the source's own where that stays.
+// Fit "a" or "an" before chips[index] to the next word; an unchanged word keeps the source's.
 function fitArticle(words, chips, index) {
   const says = (chip) => chip.text.trim();
   const article = chips.slice(0, index).findLast(says);
@@ -22,8 +22,8 @@ function fitArticle(words, chips, index) {
   article.text = kept ? own : own[0] + ("aeiou".includes(says(next)[0].toLowerCase()) ? "n" : "");
 }
 
-// A text that was written by hand as chips: words of the source where it has them, in order; weights
-// stay with their words.
+// Read a text as chips: words of the source where it has them, in order; weights stay with their
+// words.
 function chipsOf(words, text, before) {
   const pieces = piecesOf(words, text);
   const chips = [];
@@ -43,7 +43,7 @@ function chipsOf(words, text, before) {
   return chips;
 }
 
-// A word of the source that is more than a piece ("...", "<my-cat>") is found whole.
+// Split a text into words and marks; a longer word of the source ("...", "<my-cat>") is one piece.
 function piecesOf(words, text) {
   const odd = words.filter((word) => (word.match(PIECE) || [])[0] !== word);
   const whole = odd.sort((a, b) => b.length - a.length).map((word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
@@ -51,7 +51,7 @@ function piecesOf(words, text) {
   return [...found].map((match) => ({ text: match[0], start: match.index, end: match.index + match[0].length }));
 }
 
-// Pairs of equal words, the heaviest common subsequence; a short word ("of", ",") weighs less.
+// Pair equal words: the heaviest common subsequence, where a short word ("of", ",") weighs less.
 function anchorsOf(words, pieces) {
   const same = (i, j) => words[i].toLowerCase() === pieces[j].toLowerCase();
   const best = [...words, ""].map(() => Array(pieces.length + 1).fill(0));

@@ -1,4 +1,4 @@
-// The picture: which layers are seen, where the crop lies, and the divider.
+// The picture: which layers are visible, where the crop lies, and the divider.
 
 const VIEWS = {
   photo: () => true,

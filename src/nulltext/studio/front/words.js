@@ -1,4 +1,4 @@
-// Words as handles: click one to see where it looks, retype it, weigh it, add another.
+// The chips: click a word to see its attention, retype it, change its weight, add another.
 
 function drawChips() {
   const held = document.activeElement && document.activeElement.dataset.chip;
@@ -51,15 +51,15 @@ function addAfter(index) {
   $("word").focus();
 }
 
-// A chip was changed by hand, so the target says it, too.
-function spell(index) {
+// Update the target after a chip was changed.
+function updateTarget(index) {
   touch("target");
   fitArticle(state.view.words, state.chips, index);
   $("target").value = targetOf(state.chips);
   drawChips();
 }
 
-// The target was written by hand, so the chips say it, too.
+// Update the chips after the target was changed.
 function readTarget() {
   state.picked = null;
   state.chips = chipsOf(state.view.words, $("target").value, state.chips);
@@ -69,7 +69,7 @@ function readTarget() {
 on("target", "input", readTarget);
 on("word", "input", () => {
   state.chips[state.picked].text = $("word").value;
-  spell(state.picked);
+  updateTarget(state.picked);
 });
 on("weight", "input", () => {
   touch("target");
@@ -83,5 +83,5 @@ on("remove", "click", () => {
   if (state.chips[index].source === null) state.chips.splice(index, 1);
   else state.chips[index].text = "";
   state.picked = null;
-  spell(index);
+  updateTarget(index);
 });
