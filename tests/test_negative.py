@@ -1,4 +1,4 @@
-"""Negative prompts: they move targets, never the source, and are refused where they steer nothing."""
+"""Negative prompts move targets, never the source, and are refused where they steer nothing."""
 
 from __future__ import annotations
 

@@ -119,7 +119,17 @@ def test_prompts_are_cleaned_wherever_they_come_in(
     tiny_sd1: nulltext.LatentDiffusion, photo: Image.Image
 ) -> None:
     said, expected = "\ufeffa\u00a0d\u00adog", "a dog"
-    request = InversionRequest.checked(tiny_sd1, photo, said, "ddim", 2, 1.0, None, None, 0)
+    request = InversionRequest.checked(
+        tiny_sd1,
+        photo,
+        said,
+        method="ddim",
+        num_steps=2,
+        guidance_scale=1.0,
+        crop=None,
+        size=None,
+        seed=0,
+    )
     assert request.prompt == expected
     assert nulltext.EditSpec(said).target == expected
     assert read_chips([{"source": None, "text": said}], 0)[0].text == expected

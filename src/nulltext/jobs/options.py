@@ -77,8 +77,6 @@ class About:
     """Its flags, where they are not those that follow from its name: "--resume/--fresh"."""
     least: int | None = None
     """Least value that the command line itself lets pass."""
-    in_form: bool = False
-    """Whether the studio shows a field for it that has no other place on the page."""
     no_job: str | None = None
     """Why a job cannot have it; None where it can."""
     short: str | None = None
@@ -292,7 +290,6 @@ class EditOptions(InversionOptions):
             "W",
             low=0,
             knob="target-guidance",
-            in_form=True,
         ),
     )
     negative: str | None = field(
@@ -301,7 +298,6 @@ class EditOptions(InversionOptions):
             "What the picture shall not show, in words: the target is steered away from it; the "
             "photo's reconstruction stays as it is.",
             prose=True,
-            in_form=True,
         ),
     )
     sweep: Path | bool = field(
@@ -411,7 +407,6 @@ class EditOptions(InversionOptions):
             "Fine detail of the photo, put back over the edit with --full, --mask or --blend: "
             "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
             "the shapes stayed (auto, the default).",
-            in_form=True,
         ),
     )
     source_branch: SourceBranch = field(
