@@ -432,6 +432,10 @@ class EditOptions(InversionOptions):
         ),
     )
 
+    def __post_init__(self) -> None:
+        for name, option in OPTIONS.items():
+            object.__setattr__(self, name, option.cleaned(getattr(self, name)))
+
     @property
     def prompts(self) -> tuple[str, ...]:
         """All prompts to edit to, in the order of the pictures."""
@@ -456,7 +460,6 @@ class EditOptions(InversionOptions):
                 given[name] = tuple(value)
             elif isinstance(option.type, type) and issubclass(option.type, StrEnum):
                 given[name] = option.type(value)
-            given[name] = option.cleaned(given[name])
         return cls(**given)
 
 
