@@ -18,7 +18,7 @@ from rich.progress import track
 
 import nulltext
 from judge import Label, read_labels
-from nulltext.defaults import CAPTIONER
+from nulltext.constants import CAPTIONER
 from nulltext.image.photos import load_photo
 
 NAMED = ("kind", "colour")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nulltext.errors import DataError
-from nulltext.evaluation.datasets import read_items
-from nulltext.words.templates import caption as caption
+from nulltext.evaluation.datasets import read_photos
+from nulltext.words.captions import caption as caption
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def captioned_photos(folder: Path, split: str, limit: int) -> list[CaptionedPhot
         SystemExit: the folder has no labels.jsonl, or no such photo.
     """
     try:
-        items = read_items(folder, split=split)
+        items = read_photos(folder, split=split)
     except DataError as error:
         raise SystemExit(str(error)) from error
     photos = [CaptionedPhoto(item.path, item.captions[0]) for item in items]

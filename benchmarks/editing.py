@@ -13,7 +13,7 @@ success     the judge (see `judge.py`), trained on real training photos, calls t
             come closer to it
 PSNR, SSIM  of the edited picture against the photo's own autoencoder round trip, outside the
             foreground (for a background edit: inside it); the foreground is the flower's outline
-            as `nulltext.training.petals` finds it, or a centred disc of half the area where none
+            as `nulltext.training.views` finds it, or a centred disc of half the area where none
             is believed. SSIM is scikit-image's, in Gaussian windows as published, averaged over
             that region
 replay      PSNR of the method's own reconstruction against the photo; bound: the autoencoder's
@@ -24,12 +24,12 @@ Rows are appended to --rows as they are made; a rerun continues there.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
+from kept_rows import KeptRows, Row
+from nulltext.evaluation.metrics import Undefined, outside_disc, region_psnr, region_ssim
 from nulltext.image.images import from_uint8
 from nulltext.inversion.budgets import BUDGETS, Budget, planned
-from nulltext.training.petals import outline
+from nulltext.training.views import outline
 
 METHODS = ("ddim", "null-text", "balanced", "fast", "negative-prompt", "direct")
 """Methods and, between them, budgets of null-text; "null-text" itself has the paper's."""
@@ -92,8 +93,8 @@ PAINT = {
 """What a stressed colour should come closer to, RGB in [0, 1]."""
 STRESS = 2.0
 TASKS = ("colour", "kind", "background", "reweight")
-DISC = math.sqrt(0.5 / math.pi)
-"""Radius of the disc in sides."""
+MOST_PSNR = 100.0
+"""Of pictures that are equal, in decibels."""
 
 Figures = dict[str, float]
 
@@ -148,10 +149,7 @@ def foreground(picture: Tensor) -> Tensor:
     found = outline(pixels.numpy())
     if found is not None:
         return torch.from_numpy(found)
-    height, width = picture.shape[-2:]
-    y = (torch.arange(height) + 0.5)[:, None] / height - 0.5
-    x = (torch.arange(width) + 0.5)[None, :] / width - 0.5
-    return (x**2 + y**2).sqrt() < DISC
+    return ~outside_disc(*picture.shape[-2:])
 
 
 def succeeded(judge: Judge, task: Task, edited: Tensor, photo: Tensor) -> bool:
@@ -170,26 +168,18 @@ def succeeded(judge: Judge, task: Task, edited: Tensor, photo: Tensor) -> bool:
 
 def kept(edited: Tensor, reference: Tensor, region: Tensor) -> Figures:
     """PSNR and SSIM over a region [H, W]; pictures [1, 3, H, W] in [0, 1]."""
-    error = float((edited - reference).square()[..., region].mean())
-    _, similarity = structural_similarity(
-        edited[0].numpy(),
-        reference[0].numpy(),
-        channel_axis=0,
-        data_range=1.0,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        full=True,
-    )
+    a, b = 2 * edited[0] - 1, 2 * reference[0] - 1
+    psnr, ssim = region_psnr(a, b, region), region_ssim(a, b, region)
+    assert not isinstance(ssim, Undefined)
     return {
-        "psnr_outside": -10 * math.log10(max(error, 1e-10)),
-        "ssim_outside": float(torch.from_numpy(similarity)[:, region].mean()),
+        "psnr_outside": MOST_PSNR if isinstance(psnr, Undefined) else min(psnr, MOST_PSNR),
+        "ssim_outside": ssim,
     }
 
 
 def measure(
     model: nulltext.LatentDiffusion, judge: Judge, task: Task, method: str, steps: int
-) -> dict[str, Figures]:
+) -> Row:
     """Figures of one edit by one method, by "editor, branch"."""
     words, plan = caption(task.label), plan_of(method, steps)
     how: dict[str, Any] = {"method": plan.method, "num_steps": plan.num_steps}
@@ -217,7 +207,7 @@ def measure(
                 "unet_evaluations": inversion.header.unet_evaluations,
                 "seconds": inversion.header.seconds + seconds,
             }
-    return rows
+    return {"rows": rows}
 
 
 def plan_of(method: str, steps: int) -> Budget:
@@ -288,12 +278,6 @@ def key_of(prefix: str, method: str, task: Task) -> str:
     return f"{prefix} {method} {task.kind} {task.path.name}"
 
 
-def read_rows(path: Path) -> dict[str, dict[str, Figures]]:
-    """What earlier runs have measured."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {entry["key"]: entry["rows"] for entry in map(json.loads, lines)}
-
-
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -305,21 +289,18 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--rows", type=Path, default=Path("build/editing.jsonl"))
     options = parser.parse_args()
-    options.rows.parent.mkdir(parents=True, exist_ok=True)
+    stored = KeptRows(options.rows)
     tasks = fixed_tasks(options.data, options.limit)
     judge = load_judge(options.data, options.rows.parent / "judge.safetensors")
     console = Console(width=150)
     console.print("Judge, validation:", {k: round(v, 3) for k, v in judge.accuracy.items()})
     model = nulltext.load(options.model, device=options.device)
-    known = read_rows(options.rows)
     prefix = f"{model.fingerprint} w {model.guidance_scale:g} {options.steps} outlines, evaluations"
     for task in track(tasks, "Edits", console=Console(stderr=True)):
         for method in options.methods:
             key = key_of(prefix, method, task)
-            if key not in known:
-                known[key] = measure(model, judge, task, method, options.steps)
-                with options.rows.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"key": key, "rows": known[key]}) + "\n")
+            stored.get(key, partial(measure, model, judge, task, method, options.steps))
+    known = {key: row["rows"] for key, row in stored.by_key.items()}
     for kind in (None, *TASKS):
         some = [task for task in tasks if kind in (None, task.kind)]
         rows = grouped(some, options.methods, known, prefix)

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import nulltext
-from nulltext.evaluation.measures import outside_disc
+from nulltext.evaluation.metrics import outside_disc
 
 PHOTO = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
 SOURCE = "a photo of an orange flower with a dark background"

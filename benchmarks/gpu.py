@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 import nulltext
-from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.constants import BUDGET, NUM_STEPS, __version__
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.health.checkup import SOURCE, TARGET, PeakMemory, examine, gradient_norm
 from nulltext.health.report import report_of
@@ -41,7 +41,6 @@ from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import with_options
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.files import replace_file
-from nulltext.version import __version__
 from random_checkpoint import random_model
 from reference_loop import ReferenceLoop, with_naive_attention
 
@@ -190,7 +189,7 @@ def doctor_part(bench: Bench, dtype: Any) -> dict[str, Any]:
         num_steps=2 if bench.small else 20,
         on_part=bench.check,
     )
-    return report_of(health, nulltext.defaults.MODEL)
+    return report_of(health, nulltext.constants.MODEL)
 
 
 def tests_part(bench: Bench) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nulltext.image.images import largest_centred_square, to_tensor
+from nulltext.image.images import largest_centred, to_tensor
 from nulltext.image.photos import load_photo
 
 ATTRIBUTES = {
@@ -123,7 +123,7 @@ def _load_split(folder: Path, split: str) -> tuple[Tensor, dict[str, Tensor]]:
     images = []
     for row in track(rows, f"Reading {split} photos", console=Console(stderr=True)):
         photo = load_photo(folder / str(row["file"]))
-        images.append(to_tensor(photo, largest_centred_square(*photo.size), (SIDE, SIDE)))
+        images.append(to_tensor(photo, largest_centred(*photo.size), (SIDE, SIDE)))
     targets = {
         name: torch.tensor([v.index(r[name]) if r[name] in v else UNLABELLED for r in rows])
         for name, v in ATTRIBUTES.items()

@@ -15,23 +15,28 @@ from pathlib import Path
 
 from nulltext.models.known_words import write_words
 from nulltext.models.load import load
-from nulltext.training.collection import TRAIN, Example, load_pixels, read_collection
+from nulltext.training.dataset import (
+    TRAIN,
+    Example,
+    known_words,
+    load_pixels,
+    read_dataset,
+)
 from nulltext.training.export import RECIPE_FILE
-from nulltext.training.latents import views_of
 from nulltext.training.loop import step_generator
 from nulltext.training.recipe import Recipe, load_recipe
-from nulltext.training.spoken import known_words
+from nulltext.training.views import views_of
 
 
 def examples_of(recipe: Recipe, data: Path, every: int) -> Iterator[Example]:
     """What each view of the photos was said to show: as the stage of views has it."""
-    photos = [example for example in read_collection(data) if example.split == TRAIN]
+    photos = [example for example in read_dataset(data) if example.split == TRAIN]
     for index in range(0, len(photos), every):
         example = photos[index]
         (pixels,) = load_pixels([example], recipe.photo_side)
         rng = step_generator(recipe.seed, index)
-        for _, _, what in views_of(pixels.numpy(), example, recipe.views, rng):
-            yield what
+        for view in views_of(pixels.numpy(), example, recipe.views, rng):
+            yield view.example
 
 
 def main() -> None:

@@ -10,12 +10,14 @@ photos have no say. Rows are appended to --rows as they are made; a rerun contin
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+from functools import partial
 from pathlib import Path
 
 import nulltext
-from captions import captioned_photos
+from captions import CaptionedPhoto, captioned_photos
+from kept_rows import KeptRows
+from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.registry import method_named, with_options
 
 RATES = {
@@ -28,6 +30,14 @@ RATES = {
 }
 
 
+def measure(
+    model: nulltext.LatentDiffusion, photo: CaptionedPhoto, method: InversionMethod, steps: int
+) -> dict[str, float]:
+    """Measure the PSNR of a method's replay."""
+    made = nulltext.invert(model, photo.path, photo.caption, method=method, num_steps=steps)
+    return {"psnr": made.header.psnr_reconstruction}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -38,25 +48,18 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("build/learning_rates.jsonl"))
     options = parser.parse_args()
     model = nulltext.load()
-    options.rows.parent.mkdir(parents=True, exist_ok=True)
-    lines = options.rows.read_text().splitlines() if options.rows.is_file() else []
-    known = {row["key"]: row["psnr"] for row in map(json.loads, lines)}
+    kept = KeptRows(options.rows)
     table: dict[str, dict[float, list[float]]] = {n: {r: [] for r in RATES[n]} for n in RATES}
     for photo in captioned_photos(options.data, "train", options.limit):
         for name, rates in RATES.items():
             for rate in rates:
                 effort = (options.steps, options.inner_steps)
                 key = f"{model.fingerprint} {photo.path.name} {effort} {name} {rate}"
-                if key not in known:
-                    method = with_options(
-                        method_named(name), learning_rate=rate, inner_steps=options.inner_steps
-                    )
-                    known[key] = nulltext.invert(
-                        model, photo.path, photo.caption, method=method, num_steps=options.steps
-                    ).header.psnr_reconstruction
-                    with options.rows.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps({"key": key, "psnr": known[key]}) + "\n")
-                table[name][rate].append(known[key])
+                method = with_options(
+                    method_named(name), learning_rate=rate, inner_steps=options.inner_steps
+                )
+                row = kept.get(key, partial(measure, model, photo, method, options.steps))
+                table[name][rate].append(row["psnr"])
     print(f"T = {options.steps}, N = {options.inner_steps}, {options.limit} photos\n")
     print("| variant | learning rate | PSNR dB |\n|---|--:|--:|")
     for name, by_rate in table.items():

@@ -34,7 +34,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.linalg import sqrtm
-from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,13 +42,20 @@ from judge import Judge, load_judge
 from nulltext.attention.maps import NoOpController, ProbedController, StepMaps, word_map
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
-from nulltext.image.images import psnr, save_image, to_pil
+from nulltext.evaluation.metrics import Undefined, inner_ssim
+from nulltext.image.images import psnr, to_pil
+from nulltext.image.saving import save_image
 from nulltext.image.strip import Tile, tile_grid
-from nulltext.training.autoencoder import shrink
-from nulltext.training.captions import plain
-from nulltext.training.collection import Example, as_floats, load_pixels, read_collection
-from nulltext.training.petals import outline
-from nulltext.training.samples import sample, sample_latents, starting_noise
+from nulltext.training.dataset import (
+    Example,
+    as_floats,
+    load_pixels,
+    plain_caption,
+    read_dataset,
+    shrink,
+)
+from nulltext.training.denoiser import sample, sample_latents, starting_noise
+from nulltext.training.views import outline
 from nulltext.words.prompts import find_words
 
 POINTING_TIMESTEPS = (200, 400, 600)
@@ -79,7 +85,7 @@ class Photos:
     @classmethod
     def read(cls, folder: Path, side: int, judge: Judge) -> Photos:
         """All photos of a folder with labels.jsonl."""
-        everything = read_collection(folder)
+        everything = read_dataset(folder)
         train, validation = ([e for e in everything if e.split == s] for s in SPLITS)
         pixels = load_pixels(train, side), load_pixels(validation, side)
         features = [features_of(judge, as_floats(split)) for split in pixels]
@@ -141,26 +147,13 @@ def autoencoder_figures(model: nulltext.LatentDiffusion, photos: Photos) -> dict
         decoded = model.decode(model.encode(image)).cpu().clamp(-1, 1)
         for one, other in zip(decoded, image, strict=True):
             ratios.append(psnr(one[None], other[None]))
-            similarities.append(ssim(one, other))
+            similarity = inner_ssim(one, other)
+            assert not isinstance(similarity, Undefined)
+            similarities.append(similarity)
     return {
         "autoencoder PSNR": statistics.fmean(ratios),
         "autoencoder SSIM": statistics.fmean(similarities),
     }
-
-
-def ssim(a: Tensor, b: Tensor) -> float:
-    """SSIM of images [3, H, W] in [-1, 1], in Gaussian windows as published."""
-    return float(
-        structural_similarity(
-            a.numpy(),
-            b.numpy(),
-            channel_axis=0,
-            data_range=2.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
 
 
 def drawn(
@@ -170,7 +163,7 @@ def drawn(
     named = [e for e in photos.validation if e.kind and e.colour]
     count = min(count, len(named))
     examples = [named[i * len(named) // count] for i in range(count)]
-    prompts = [plain(example) for example in examples]
+    prompts = [plain_caption(example) for example in examples]
     pictures = [
         sample(model, prompts[first : first + 8], seed=1 + first)
         for first in track(range(0, count, 8), "Samples", console=console)
@@ -216,10 +209,10 @@ def pointing_figures(
         mask = outline(pixels.permute(1, 2, 0).numpy())
         if mask is None or not example.kind:
             continue
-        prompt = model.tokenize(plain(example))
+        prompt = model.tokenize(plain_caption(example))
         tokens = find_words(prompt, example.kind)
         clean = model.encode(as_floats(shrink(pixels[None], model.resolution[0])))
-        embeds = model.embed([plain(example)])
+        embeds = model.embed([plain_caption(example)])
         for timestep in POINTING_TIMESTEPS:
             level = model.schedule.level(timestep)
             rng = torch.Generator().manual_seed(number)
@@ -263,7 +256,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def grid(samples: Tensor, examples: list[Example]) -> Image.Image:
     """The first samples with their captions."""
     tiles = [
-        Tile(to_pil(image), plain(example).removeprefix("a photo of "))
+        Tile(to_pil(image), plain_caption(example).removeprefix("a photo of "))
         for image, example in zip(samples, examples, strict=True)
     ]
     step = max(1, len(tiles) // GRID_PICTURES)

@@ -10,9 +10,9 @@ photo's figures are appended to --rows as they are made; a rerun continues there
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.table import Table
 
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
+from kept_rows import KeptRows, Row
 from nulltext.inversion.budgets import planned
 
 VARIANTS = {
@@ -32,9 +33,7 @@ VARIANTS = {
 BOUND = "autoencoder (bound)"
 
 
-def measure(
-    model: nulltext.LatentDiffusion, item: CaptionedPhoto, steps: int
-) -> dict[str, dict[str, float]]:
+def measure(model: nulltext.LatentDiffusion, item: CaptionedPhoto, steps: int) -> Row:
     """PSNR, evaluations and seconds of every variant on one photo."""
     row: dict[str, dict[str, float]] = {}
     for name, (method, guidance) in VARIANTS.items():
@@ -55,15 +54,7 @@ def measure(
             "seconds": time.perf_counter() - started,
         }
         row[BOUND] = {"psnr": header.psnr_bound, "evaluations": 0, "seconds": 0.0}
-    return row
-
-
-def done_before(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Rows of an earlier run, by photo."""
-    if not path.is_file():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["key"]: line["row"] for line in lines}
+    return {"row": row}
 
 
 def main() -> None:
@@ -81,17 +72,11 @@ def main() -> None:
     options = parser.parse_args()
     photos = captioned_photos(options.data, options.split, options.limit)
     model = nulltext.load(options.model, device=options.device)
-    options.rows.parent.mkdir(parents=True, exist_ok=True)
-    known = done_before(options.rows)
-    rows = []
+    kept, rows = KeptRows(options.rows), []
     console = Console()
     for item in track(photos, "Photos", console=Console(stderr=True)):
         key = f"{model.fingerprint} {options.steps} {item.path.name} {item.caption}"
-        if key not in known:
-            known[key] = measure(model, item, options.steps)
-            with options.rows.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"key": key, "row": known[key]}) + "\n")
-        rows.append(known[key])
+        rows.append(kept.get(key, partial(measure, model, item, options.steps))["row"])
     table = Table(title=f"{len(rows)} photos, {options.steps} steps, model {model.name}")
     columns = ("variant", "PSNR dB", "to the bound dB", "UNet evaluations", "seconds")
     for column in columns:

@@ -8,13 +8,14 @@ Rows are appended to --rows as they are made, and a rerun continues there.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import nulltext
-from captions import captioned_photos
+from captions import CaptionedPhoto, captioned_photos
+from kept_rows import KeptRows
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import method_named, with_options
@@ -38,6 +39,23 @@ def method_of(start: str, name: str, inner_steps: int) -> InversionMethod:
     return with_options(method_named(name), inner_steps=inner_steps, **options)
 
 
+def measure(
+    model: nulltext.LatentDiffusion, photo: CaptionedPhoto, point: Point, guidance: float
+) -> dict[str, float]:
+    """Invert a photo at a point of the curve."""
+    start, name, steps, inner = point
+    header = nulltext.invert(
+        model,
+        photo.path,
+        photo.caption,
+        method=method_of(start, name, inner),
+        num_steps=steps,
+        guidance_scale=guidance,
+    ).header
+    gap = header.psnr_reconstruction - header.psnr_bound
+    return {"gap": gap, "evaluations": header.unet_evaluations}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,32 +66,14 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("build/solver_curve.jsonl"))
     options = parser.parse_args()
     model = nulltext.load()
-    options.rows.parent.mkdir(parents=True, exist_ok=True)
-    lines = options.rows.read_text().splitlines() if options.rows.is_file() else []
-    known = {row["key"]: row for row in map(json.loads, lines)}
+    kept = KeptRows(options.rows)
     table: dict[Point, list[dict[str, float]]] = {point: [] for point in POINTS}
     for photo in captioned_photos(options.data, options.split, options.limit):
         for point in POINTS:
-            start, name, steps, inner = point
             key = f"{model.fingerprint} {photo.path.name} {options.guidance} {point}"
-            if key not in known:
-                header = nulltext.invert(
-                    model,
-                    photo.path,
-                    photo.caption,
-                    method=method_of(start, name, inner),
-                    num_steps=steps,
-                    guidance_scale=options.guidance,
-                ).header
-                known[key] = {
-                    "key": key,
-                    "gap": header.psnr_reconstruction - header.psnr_bound,
-                    "evaluations": header.unet_evaluations,
-                }
-                with options.rows.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(known[key]) + "\n")
-                print(known[key], flush=True)
-            table[point].append(known[key])
+            row = kept.get(key, partial(measure, model, photo, point, options.guidance))
+            print(row, flush=True)
+            table[point].append(row)
     print(f"\nw = {options.guidance:g}, {options.limit} photos\n")
     print("| start | method | T | N | evaluations | PSNR to the bound |")
     print("|---|---|--:|--:|--:|--:|")

@@ -13,13 +13,15 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import nulltext
 from captions import CaptionedPhoto, captioned_photos
 from colour_swap import HUES, is_swapped, swap_distance, swapped_colour
-from nulltext.defaults import NUM_STEPS
+from kept_rows import KeptRows
+from nulltext.constants import NUM_STEPS
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.budgets import BUDGETS
 from reference_loop import ReferenceLoop, with_naive_attention
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print the rows, measure nothing")
     options = parser.parse_args()
     if options.report:
-        report_all(list(read(options.rows).values()))
+        report_all(list(KeptRows(options.rows).by_key.values()))
         return
     if options.data is None:
         raise SystemExit("Pass --data a folder of photos with labels.jsonl.")
@@ -70,12 +72,6 @@ def report_all(rows: list[dict[str, Any]]) -> None:
             report(case, whole)
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of earlier runs, by key."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {row["key"]: row for row in map(json.loads, lines)}
-
-
 def contenders(model: nulltext.LatentDiffusion, budgets: list[str]) -> dict[str, Contender]:
     """The published loop, and ours within some budgets."""
     found: dict[str, Contender] = {
@@ -94,31 +90,42 @@ def measured(
     path: Path,
 ) -> list[dict[str, Any]]:
     """Every photo's row of every case and contender, from the file or made now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known, rows = read(path), []
+    kept, rows = KeptRows(path), []
     for photo in photos:
         for case, guidance in CASES.items() if photo in hard else [EASY]:
-            for name, (own_model, method, steps) in rivals.items():
+            for name, rival in rivals.items():
+                _, method, steps = rival
                 key = f"{model.fingerprint} {photo.path.name} {case} {name} {method} {steps}"
-                if key not in known:
-                    caption = wrong(photo.caption) if case == "wrong caption" else photo.caption
-                    started = time.process_time()
-                    inversion = nulltext.invert(
-                        own_model,
-                        photo.path,
-                        caption,
-                        method=method,
-                        num_steps=steps,
-                        guidance_scale=guidance,
-                    )
-                    known[key] = {"key": key, "photo": photo.path.name, "case": case, "name": name}
-                    known[key]["seconds"] = time.process_time() - started
-                    known[key] |= figures(model, inversion)
-                    with path.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(known[key]) + "\n")
-                    print(json.dumps(known[key] | {"key": ""}), flush=True)
-                rows.append(known[key])
+                make = partial(inverted, model, name, rival, photo, case, guidance)
+                row = kept.get(key, make)
+                print(json.dumps(row | {"key": ""}), flush=True)
+                rows.append(row)
     return rows
+
+
+def inverted(
+    model: nulltext.LatentDiffusion,
+    name: str,
+    rival: Contender,
+    photo: CaptionedPhoto,
+    case: str,
+    guidance: float,
+) -> dict[str, Any]:
+    """Invert a photo by a contender, and measure what came of it."""
+    own_model, method, steps = rival
+    caption = wrong(photo.caption) if case == "wrong caption" else photo.caption
+    started = time.process_time()
+    inversion = nulltext.invert(
+        own_model,
+        photo.path,
+        caption,
+        method=method,
+        num_steps=steps,
+        guidance_scale=guidance,
+    )
+    seconds = time.process_time() - started
+    row = {"photo": photo.path.name, "case": case, "name": name, "seconds": seconds}
+    return row | figures(model, inversion)
 
 
 def figures(model: nulltext.LatentDiffusion, inversion: nulltext.Inversion) -> dict[str, Any]:

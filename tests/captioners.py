@@ -11,14 +11,16 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
-from nulltext.captioning.mapping import (
+from nulltext.captioning.captioner import Captioner, ImagePreprocessing
+from nulltext.captioning.networks import (
+    CaptionModel,
     MlpMapper,
     MlpSettings,
     TransformerMapper,
     TransformerSettings,
 )
-from nulltext.training.vocabulary import TokenizerSettings, train_tokenizer
+from nulltext.training.components import train_tokenizer
+from nulltext.training.recipe import TokenizerSettings
 
 FEATURES, WIDTH, PREFIX = 12, 16, 3
 WORDS = ["a photo of a red rose", "a photo of a yellow tulip with a dark background"]
@@ -65,4 +67,4 @@ def captioner(kind: str = "mlp", *, seed: int = 0) -> Captioner:
         torch.manual_seed(seed)
         model = CaptionModel(clip(), mapper(kind), gpt(len(words)), unit_features=kind != "mlp")
     model.requires_grad_(False).eval()
-    return Captioner("tiny", model, words, Eyes(16))
+    return Captioner("tiny", model, words, ImagePreprocessing(16))

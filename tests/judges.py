@@ -15,7 +15,7 @@ from transformers import (
     ViTModel,
 )
 
-from nulltext.evaluation.pie.lpips import shapes
+from nulltext.evaluation.pie.metrics import SqueezeLpips
 from vocabularies import trained
 
 SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -59,7 +59,8 @@ def save_lpips(path: Path) -> Path:
     """Weights of LPIPS on SqueezeNet, those of the distance at least 0."""
     draw = torch.Generator().manual_seed(2)
     weights = {}
-    for name, shape in shapes().items():
+    for name, parameter in SqueezeLpips().state_dict().items():
+        shape = parameter.shape
         fan = max(1, torch.Size(shape[1:]).numel())
         weight = torch.randn(shape, generator=draw) * (2 / fan) ** 0.5
         weights[name] = weight.abs() if name.startswith("lin") else weight

@@ -10,8 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nulltext.errors import OptionError, PromptError
-from nulltext.words.alignment import attention_map, check_edit, token_weights
-from nulltext.words.word_pairing import align_words
+from nulltext.words.alignment import align_words, attention_map, check_edit, token_weights
 from vocabularies import VOCABULARY, prompt, texts
 
 sentences = st.lists(st.sampled_from(VOCABULARY), max_size=7).map(" ".join)

@@ -10,7 +10,6 @@ import torch
 
 import nulltext
 from nulltext.errors import ImageError
-from nulltext.image.arrays import read_npy
 from nulltext.image.photos import load_photo
 from pictures import noise, pixels, refuses
 
@@ -74,8 +73,8 @@ def test_a_saved_array_is_read_as_the_array(tmp_path):
         (RGB[0, 0], ["shape [3]", "[H, W, 3]"]),
         (RGB[:0], ["[0, 12, 3]"]),
         (RGB[:4], ["12 x 4 px"]),
-        ([RGB], ["A list is no image"]),
-        (None, ["A NoneType is no image"]),
+        ([RGB], ["A list is not an image"]),
+        (None, ["A NoneType is not an image"]),
     ],
 )
 def test_what_is_no_image_is_refused_by_shape_type_and_range(source, words):
@@ -110,10 +109,10 @@ def test_a_saved_array_is_bounded_before_it_is_read(tmp_path, data, words):
     refuses(tmp_path / "photo.npy", words)
 
 
-def test_a_saved_array_of_too_many_pixels_is_refused_by_its_header():
-    data = npy(np.zeros((64, 64), np.uint8))
+def test_a_saved_array_of_too_many_pixels_is_refused_by_its_header(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((64, 64), np.uint8))
     with pytest.raises(ImageError, match="4,096 numbers, more than are read"):
-        read_npy(io.BytesIO(data), len(data), "'a.npy'", most=1000)
+        load_photo(tmp_path / "a.npy", max_pixels=1000)
 
 
 def test_a_tensor_is_inverted_as_its_picture_is(tiny_sd1, photo):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from nulltext import defaults
+from nulltext import constants
+from nulltext.constants import Budget
 from nulltext.errors import OptionError
 from nulltext.inversion.budgets import BUDGETS, budget_named, planned
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.secant import SecantNullText
-from nulltext.names import Budget
 
 
 def test_the_command_line_names_every_budget():
@@ -23,8 +23,8 @@ def test_the_paper_budget_is_the_paper():
 
 
 def test_without_options_the_default_budget_holds():
-    assert planned() == BUDGETS[defaults.BUDGET]
-    assert planned().method.name == defaults.METHOD
+    assert planned() == BUDGETS[constants.BUDGET]
+    assert planned().method.name == constants.METHOD
 
 
 def test_fewer_timesteps_tolerate_more_at_each():
@@ -55,7 +55,7 @@ def test_from_the_empty_prompt_there_is_the_papers_work():
 
 
 def test_other_methods_keep_the_default_steps_and_refuse_options_of_null_text():
-    assert planned("ddim").num_steps == defaults.NUM_STEPS
+    assert planned("ddim").num_steps == constants.NUM_STEPS
     assert planned("ddim", num_steps=3).num_steps == 3
     with pytest.raises(OptionError, match="--budget fast is the method null-text-secant"):
         planned("ddim", budget="fast")

@@ -16,17 +16,15 @@ from typer.testing import CliRunner
 import captioners
 import nulltext
 from nulltext.captioning import folder
-from nulltext.captioning.captioner import stop_token
 from nulltext.captioning.folder import bundled_captioners, load_captioner, save_captioner
 from nulltext.cli.main import app
 from nulltext.cli.train import Stage
 from nulltext.errors import ModelError, OptionError, PromptError
 from nulltext.models.known_words import KnownWords, write_words
-from nulltext.training.captioner import Augmentation, CaptionerStage, build_captioner, word_loss
-from nulltext.training.loop import LoopSettings, averaged_weights, checkpoint_path
-from nulltext.training.recipe import load_recipe
-from nulltext.training.stages import STAGES, captioner_stage
-from nulltext.training.workshop import Workshop, tokenizer_of
+from nulltext.training.captioner import CaptionerStage, build_captioner, word_loss
+from nulltext.training.loop import averaged_weights, checkpoint_path
+from nulltext.training.recipe import Augmentation, LoopSettings, load_recipe
+from nulltext.training.stages import STAGES, TrainingRun, captioner_stage
 from tiny import tiny_pipeline
 
 COLOURS = {"red": (210, 30, 30), "blue": (30, 50, 210), "white": (240, 240, 240)}
@@ -93,12 +91,12 @@ def trained(dots, recipe, tmp_path_factory):
     return values["captioner"]
 
 
-def shop_of(dots, recipe, folder, **loop):
+def run_of(dots, recipe, folder, **loop):
     own = load_recipe(str(recipe))
     short = replace(own.captioner.loop, **loop)
     own = replace(own, captioner=replace(own.captioner, loop=short))
     folder.mkdir()
-    return Workshop(own, dots, folder, torch.device("cpu"))
+    return TrainingRun(own, dots, folder, torch.device("cpu"))
 
 
 def test_what_was_trained_names_the_colours_of_photos_it_never_saw(trained, dots):
@@ -140,24 +138,25 @@ def test_without_a_bundled_captioner_it_says_how_to_get_one(dots, tmp_path, monk
 
 def test_stopped_and_resumed_it_ends_with_the_same_weights(dots, recipe, tmp_path):
     loop = {"steps": 7, "batch_size": 3, "checkpoint_every": 3}
-    whole = shop_of(dots, recipe, tmp_path / "whole", **loop)
+    whole = run_of(dots, recipe, tmp_path / "whole", **loop)
     list(captioner_stage(whole))
-    stopped = shop_of(dots, recipe, tmp_path / "stopped", **loop)
+    stopped = run_of(dots, recipe, tmp_path / "stopped", **loop)
     list(islice(captioner_stage(stopped), 5))  # two steps behind the checkpoint
     rest = list(captioner_stage(stopped))
     assert [info.step for info in rest] == [4, 5, 6, 7]
-    ends = [averaged_weights(checkpoint_path(s.folder, "captioner"))[0] for s in (whole, stopped)]
+    ends = [averaged_weights(checkpoint_path(s.folder, "captioner")) for s in (whole, stopped)]
     assert ends[0].keys() == ends[1].keys()
     for name, tensor in ends[0].items():
         assert torch.equal(tensor, ends[1][name]), name
 
 
 def test_the_loss_is_the_mean_log_probability_of_the_words(dots, recipe, tmp_path):
-    shop = shop_of(dots, recipe, tmp_path / "loss")
-    words = tokenizer_of(shop)
-    model = build_captioner(shop.recipe.captioner, words, name="x", seed=3).model.double()
+    run = run_of(dots, recipe, tmp_path / "loss")
+    words = run.tokenizer()
+    captioner = build_captioner(run.recipe.captioner, words, name="x", seed=3)
+    model, stop = captioner.model.double(), captioner.stop
     features = torch.randn(2, 32, generator=torch.Generator().manual_seed(0)).double()
-    captions = [[5, 9, stop_token(words)], [7, stop_token(words)]]
+    captions = [[5, 9, stop], [7, stop]]
     total = 0.0
     for feature, tokens in zip(features, captions, strict=True):
         embeds = model.mapper(feature[None])
@@ -171,14 +170,14 @@ def test_the_loss_is_the_mean_log_probability_of_the_words(dots, recipe, tmp_pat
 
 
 def test_a_photo_without_a_required_label_teaches_no_words(dots, recipe, tmp_path):
-    shop = shop_of(dots, recipe, tmp_path / "silent")
-    unknown = [replace(example, background=None) for example in shop.examples[0]]
+    run = run_of(dots, recipe, tmp_path / "silent")
+    unknown = [replace(example, background=None) for example in run.examples]
     captioned = [replace(example, captions=("a dot",)) for example in unknown]
 
     def words(examples, **own):
-        own = replace(shop.recipe.captioner, label_weight=1.0, **own)
-        captioner = build_captioner(own, tokenizer_of(shop), name="x", seed=0)
-        stage = CaptionerStage(captioner, shop.pixels, examples, own)
+        own = replace(run.recipe.captioner, label_weight=1.0, **own)
+        captioner = build_captioner(own, run.tokenizer(), name="x", seed=0)
+        stage = CaptionerStage(captioner, run.pixels, run.held_out_pixels, examples, own)
         loss, parts = stage.loss(torch.Generator().manual_seed(0), 4)
         loss.backward()
         mapper = captioner.model.mapper.model[0].weight.grad.abs().max().item()
@@ -195,26 +194,26 @@ def test_a_photo_without_a_required_label_teaches_no_words(dots, recipe, tmp_pat
 
 
 def test_variation_keeps_colours_and_stays_inside(dots, recipe, tmp_path):
-    shop = shop_of(dots, recipe, tmp_path / "vary")
-    own = replace(shop.recipe.captioner, augmentation=Augmentation(0.5, 0.4, 0.0))
-    captioner = build_captioner(own, tokenizer_of(shop), name="x", seed=0)
-    stage = CaptionerStage(captioner, shop.pixels, shop.examples[0], own)
+    run = run_of(dots, recipe, tmp_path / "vary")
+    own = replace(run.recipe.captioner, augmentation=Augmentation(0.5, 0.4, 0.0))
+    captioner = build_captioner(own, run.tokenizer(), name="x", seed=0)
+    stage = CaptionerStage(captioner, run.pixels, run.held_out_pixels, run.examples, own)
     plain = torch.tensor([51, 102, 204], dtype=torch.uint8)[:, None, None].expand(3, 36, 36)
     left = plain.clone()
     left[:, :, :18] = 0
     rng, dark = torch.Generator().manual_seed(0), []
     for _ in range(40):
-        seen = stage._varied(plain, rng)
+        seen = stage.vary(plain, rng)
         assert seen.shape == (1, 3, 16, 16)
         torch.testing.assert_close(seen.mean((0, 2, 3)), torch.tensor([0.2, 0.4, 0.8]))
-        halves = stage._varied(left, rng)
+        halves = stage.vary(left, rng)
         dark.append(float(halves[..., :4].mean() - halves[..., -4:].mean()) < 0)
     assert 0.2 < sum(dark) / len(dark) < 0.8  # mirrored about half of the time
 
 
 def test_the_recipe_of_flowers_makes_a_folder_under_12_mb(trained, dots, recipe, tmp_path):
-    shop = shop_of(dots, recipe, tmp_path / "size")
-    words = tokenizer_of(shop)
+    run = run_of(dots, recipe, tmp_path / "size")
+    words = run.tokenizer()
     own = load_recipe("flowers")
     model = build_captioner(own.captioner, words, name="x", seed=0).model
     more = (own.tokenizer.vocabulary - len(words)) * own.captioner.width

@@ -13,10 +13,19 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 import captioners
-from nulltext.captioning.captioner import CaptionModel, Eyes
-from nulltext.captioning.decoding import beam_search, greedy
-from nulltext.captioning.folder import _pixels, load_captioner, read_eyes, save_captioner
-from nulltext.captioning.mapping import MlpMapper, MlpSettings, TransformerSettings
+from nulltext.captioning.captioner import ImagePreprocessing, beam_search
+from nulltext.captioning.folder import (
+    load_captioner,
+    preprocessor_config,
+    read_preprocessing,
+    save_captioner,
+)
+from nulltext.captioning.networks import (
+    CaptionModel,
+    MlpMapper,
+    MlpSettings,
+    TransformerSettings,
+)
 from nulltext.errors import ImageError, ModelError, OptionError, OutputError
 from nulltext.image.images import CropBox
 from nulltext.image.photos import load_photo
@@ -161,10 +170,10 @@ def test_many_beams_find_the_best_of_all_sentences(tiny):
 
 
 @torch.no_grad()
-def test_greedy_takes_the_likeliest_token_until_the_stop(tiny):
+def test_one_beam_takes_the_likeliest_token_until_the_stop(tiny):
     model = tiny.model
     prefix = model.mapper(features(1).float())
-    everything = greedy(model.gpt, prefix, stop=-1, longest=9)
+    (everything,) = beam_search(model.gpt, prefix, stop=-1, beams=1, longest=9)
     embeds, expected = prefix, []
     for _ in range(9):
         token = model.gpt(inputs_embeds=embeds).logits[0, -1].argmax()
@@ -173,7 +182,7 @@ def test_greedy_takes_the_likeliest_token_until_the_stop(tiny):
     assert everything.tokens == tuple(expected)
     stop = expected[4]
     first = expected.index(stop)
-    stopped = greedy(model.gpt, prefix, stop=stop, longest=9)
+    (stopped,) = beam_search(model.gpt, prefix, stop=stop, beams=1, longest=9)
     assert stopped.finished
     assert stopped.tokens == tuple(expected[: first + 1])
 
@@ -185,7 +194,7 @@ def test_a_caption_has_at_most_67_tokens_and_what_gpt2_has_places_for(tiny):
     )
     assert short.longest == 9 - captioners.PREFIX
     prefix = torch.zeros(1, captioners.PREFIX, captioners.WIDTH)
-    assert len(greedy(tiny.model.gpt, prefix, stop=-1).tokens) == 67
+    assert len(beam_search(tiny.model.gpt, prefix, stop=-1, beams=1)[0].tokens) == 67
 
 
 def test_pixels_are_those_of_the_clip_processor(photo):
@@ -193,40 +202,42 @@ def test_pixels_are_those_of_the_clip_processor(photo):
     theirs = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})(
         square, return_tensors="pt"
     )["pixel_values"]
-    ours = Eyes(16).look(load_photo(square), CropBox(0, 0, 48, 48))
-    level = 1 / 255 / min(Eyes().deviation)
+    ours = ImagePreprocessing(16).apply(load_photo(square), CropBox(0, 0, 48, 48))
+    level = 1 / 255 / min(ImagePreprocessing().deviation)
     assert (ours - theirs).abs().max() <= 1.01 * level  # resizers round within one level
     assert (ours - theirs).abs().mean() < 0.2 * level
 
 
 def test_a_share_is_cut_out_of_the_middle_as_the_clip_processor_does(photo, tmp_path):
-    square, eyes = photo.crop((0, 0, 40, 40)), Eyes(16, share=0.8)
-    theirs = CLIPImageProcessor(**_pixels(eyes))(square, return_tensors="pt")
-    ours = eyes.look(load_photo(square), CropBox(0, 0, 40, 40))
+    square, preprocessing = photo.crop((0, 0, 40, 40)), ImagePreprocessing(16, share=0.8)
+    theirs = CLIPImageProcessor(**preprocessor_config(preprocessing))(square, return_tensors="pt")
+    ours = preprocessing.apply(load_photo(square), CropBox(0, 0, 40, 40))
     apart = (ours - theirs["pixel_values"])[..., 2:-2, 2:-2].abs()  # they shrink before they cut
-    assert apart.max() <= 1.01 / 255 / min(Eyes().deviation)
+    assert apart.max() <= 1.01 / 255 / min(ImagePreprocessing().deviation)
     path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps(_pixels(eyes)))
-    assert read_eyes(path) == eyes
-    path.write_text(json.dumps(_pixels(eyes) | {"size": {"shortest_edge": 15}}))
+    path.write_text(json.dumps(preprocessor_config(preprocessing)))
+    assert read_preprocessing(path) == preprocessing
+    path.write_text(
+        json.dumps(preprocessor_config(preprocessing) | {"size": {"shortest_edge": 15}})
+    )
     with pytest.raises(ModelError, match="shortest edge is from 16"):
-        read_eyes(path)
+        read_preprocessing(path)
 
 
 def test_the_crop_is_what_is_looked_at(tiny, photo):
     seen, box = load_photo(photo), CropBox(10, 4, 40, 30)
-    inside = Eyes(16).look(seen, box)
+    inside = ImagePreprocessing(16).apply(seen, box)
     pixels = np.array(photo)
     pixels[:, :15] = pixels[:, 45:] = 0  # all but the centre square of the box
     pixels[:4] = pixels[34:] = 0
     changed = load_photo(Image.fromarray(pixels))
-    assert torch.equal(inside, Eyes(16).look(changed, box))
-    assert not torch.equal(inside, Eyes(16).look(seen, CropBox(0, 0, 64, 48)))
+    assert torch.equal(inside, ImagePreprocessing(16).apply(changed, box))
+    assert not torch.equal(inside, ImagePreprocessing(16).apply(seen, CropBox(0, 0, 64, 48)))
     assert tiny.caption(seen, crop=box) == tiny.caption(changed, crop=box)
 
 
 def test_unit_features_have_length_one(photo):
-    pixels = Eyes(16).look(load_photo(photo), CropBox(0, 0, 48, 48))
+    pixels = ImagePreprocessing(16).apply(load_photo(photo), CropBox(0, 0, 48, 48))
     plain, unit = captioners.captioner("mlp").model, captioners.captioner("transformer").model
     raw = plain.features(pixels)
     torch.testing.assert_close(raw, plain.vision(pixel_values=pixels).image_embeds)
@@ -250,7 +261,7 @@ def test_a_folder_brings_back_the_same_captioner(either, photo, tmp_path):
     folder = tmp_path / "again"
     save_captioner(either, folder, dtype=torch.float32)
     again = load_captioner(folder)
-    assert again.eyes == either.eyes
+    assert again.preprocessing == either.preprocessing
     for name, tensor in either.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     for beams in (1, 4):

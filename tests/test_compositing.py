@@ -16,17 +16,18 @@ from nulltext.editing.spec import EditSpec
 from nulltext.image.compositing import (
     _box,
     _otsu,
-    carried,
+    compare_pictures,
     composite,
-    difference,
-    faded_inside,
-    fitted,
-    grown,
-    original,
+    detail_share,
+    dilate,
+    fade_inside,
+    fit_to_crop,
+    original_picture,
     region_of_change,
 )
-from nulltext.image.images import CropBox, Picture
+from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo
+from nulltext.image.saving import Picture
 from pictures import noise, pixels
 
 
@@ -79,7 +80,7 @@ def test_pixels_of_weight_zero_keep_their_bytes(canvas, pair, detail):
     outside[30:50, 50:70] = False
     assert same[outside].all()
     assert not same[~outside].all()
-    found = difference(original(photo), Picture(after), weight == 0, box)
+    found = compare_pictures(original_picture(photo), Picture(after), weight == 0, box)
     assert (found.psnr_outside, found.largest_outside) == (math.inf, 0)
     assert found.changed_fraction == pytest.approx(400 / 9600, rel=0.1)
 
@@ -133,16 +134,16 @@ def test_a_persons_mask_fades_inside_its_borders_only():
     mask = torch.zeros(200, 200)
     mask[50:150, 60:140] = 1
     mask[100:150, 100:140] = 0  # a concave corner
-    faded = faded_inside(mask)
+    faded = fade_inside(mask)
     assert bool((faded[mask == 0] == 0).all())
     assert float(faded[75, 80]) == 1
     assert 0 < float(faded[52, 80]) < 1
     stroke = torch.zeros(200, 200)
     stroke[100, 20:180] = 1
-    assert float(faded_inside(stroke)[100, 100]) == 1
+    assert float(fade_inside(stroke)[100, 100]) == 1
     grey = torch.zeros(200, 200)
     grey[:, 20:90], grey[:, 110:180] = 1.0, 0.3
-    faded = faded_inside(grey)
+    faded = fade_inside(grey)
     assert float(faded[100, 50]) == 1
     assert float(faded[100, 150]) == pytest.approx(0.3)
     assert bool((faded <= grey).all())
@@ -151,14 +152,14 @@ def test_a_persons_mask_fades_inside_its_borders_only():
 def test_a_derived_mask_grows_and_fades_outwards():
     mask = torch.zeros(96, 96)
     mask[40:50, 40:50] = 1
-    wide = grown(mask)
+    wide = dilate(mask)
     assert bool((wide >= mask).all())
     assert float(wide[36, 45]) > 0
     assert float(wide[20, 45]) == 0
 
 
 def test_weights_fade_to_zero_at_inner_crop_borders_alone():
-    weight = fitted(torch.ones(8, 8), CropBox(0, 20, 40, 40), (100, 60))
+    weight = fit_to_crop(torch.ones(8, 8), CropBox(0, 20, 40, 40), (100, 60))
     assert float(weight[0].max()) == 0  # photo above
     assert float(weight[:, -1].max()) == 0  # photo to the right
     assert float(weight[-1, 0]) == 1  # the photo's own corner
@@ -182,6 +183,6 @@ def test_detail_stays_where_the_structure_did():
     old, new = (torch.rand(3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
     edit = old * 0.6 + 0.1  # left: another contrast and colour, the same shapes
     edit[..., 32:] = new[..., 32:]
-    share = carried(edit, old, "auto")
+    share = detail_share(edit, old, "auto")
     assert float(share[:, :24].mean()) > 0.95
     assert float(share[:, 40:].mean()) < 0.3

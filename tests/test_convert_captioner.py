@@ -10,9 +10,9 @@ from transformers import GPT2Tokenizer
 from typer.testing import CliRunner
 
 import captioners
-from nulltext.captioning.captioner import Eyes
+from nulltext.captioning.captioner import ImagePreprocessing
 from nulltext.captioning.convert import convert, read_published
-from nulltext.captioning.folder import _pixels, load_captioner
+from nulltext.captioning.folder import load_captioner, preprocessor_config
 from nulltext.cli.main import app
 from nulltext.errors import ModelError
 
@@ -24,7 +24,9 @@ def parts(tmp_path_factory):
     """Folders of a CLIP and of a GPT-2, as transformers writes them, and that GPT-2."""
     folder = tmp_path_factory.mktemp("parts")
     captioners.clip().save_pretrained(folder / "clip")
-    (folder / "clip" / "preprocessor_config.json").write_text(json.dumps(_pixels(Eyes(16))))
+    (folder / "clip" / "preprocessor_config.json").write_text(
+        json.dumps(preprocessor_config(ImagePreprocessing(16)))
+    )
     vocabulary = {word: number for number, word in enumerate(["<|endoftext|>", *CORNERS])}
     GPT2Tokenizer(vocab=vocabulary, merges=[("a", "b"), ("Ġ", "c")]).save_pretrained(
         folder / "gpt2"
@@ -56,7 +58,7 @@ def test_published_weights_become_a_captioner(kind, parts, photo, tmp_path):
     made = load_captioner(tmp_path / "made")
     assert made.model.mapper.settings == mapper.settings
     assert made.model.unit_features == (kind == "transformer")
-    assert made.eyes == Eyes(16)
+    assert made.preprocessing == ImagePreprocessing(16)
     assert made.stop == 1 + CORNERS.index(".")
     for own, other in ((made.model.mapper, mapper), (made.model.gpt, language)):
         for name, tensor in other.state_dict().items():

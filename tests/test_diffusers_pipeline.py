@@ -127,6 +127,23 @@ def test_parts_are_shared_and_may_be_replaced(stock):
     assert stock.vae.dtype == torch.float32
 
 
+def test_offload_and_half_precision_work_as_in_other_pipelines(photo):
+    options = {"num_inference_steps": 2, "method": nulltext.inversion.NullText(inner_steps=1)}
+
+    def edited(pipe):
+        quiet(pipe).invert(photo, PROMPT, **options)
+        return pipe(TARGETS, output_type="pt").images
+
+    for kind in ("sd1", "sdxl"):
+        plain = edited(NullTextPipeline.from_pipe(tiny_pipeline(kind)))
+        offloaded = NullTextPipeline.from_pipe(tiny_pipeline(kind))
+        offloaded.enable_model_cpu_offload(device="cpu")
+        torch.testing.assert_close(edited(offloaded), plain, atol=0, rtol=0)
+    half = NullTextPipeline.from_pipe(tiny_pipeline("sd1")).to(dtype=torch.bfloat16)
+    assert half.model.unet.dtype == torch.bfloat16
+    assert edited(half).isfinite().all()
+
+
 def test_what_is_saved_is_an_ordinary_folder(stock, tmp_path, photo):
     pipe = quiet(NullTextPipeline.from_pipe(stock))
     pipe.save_pretrained(tmp_path)

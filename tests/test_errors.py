@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nulltext.diffusion.loops import run
-from nulltext.errors import OutOfMemoryError, UserError, is_out_of_memory, out_of_memory_named
+from nulltext.errors import OutOfMemoryError, UserError, convert_out_of_memory, is_out_of_memory
 
 ABSURD = 2**50
 """Numbers that no machine has the memory for."""
@@ -39,7 +39,7 @@ OTHER = [
 @pytest.mark.parametrize("error", SAID, ids=str)
 def test_every_allocator_is_understood(error):
     assert is_out_of_memory(error)
-    with pytest.raises(OutOfMemoryError, match="--low-memory") as caught, out_of_memory_named():
+    with pytest.raises(OutOfMemoryError, match="--low-memory") as caught, convert_out_of_memory():
         raise error
     assert caught.value.__cause__ is error
     assert isinstance(caught.value, UserError)
@@ -48,7 +48,7 @@ def test_every_allocator_is_understood(error):
 @pytest.mark.parametrize("error", OTHER, ids=str)
 def test_other_failures_stay_what_they_are(error):
     assert not is_out_of_memory(error)
-    with pytest.raises(type(error)) as caught, out_of_memory_named():
+    with pytest.raises(type(error)) as caught, convert_out_of_memory():
         raise error
     assert caught.value is error
 

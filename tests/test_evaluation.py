@@ -13,22 +13,25 @@ from PIL import Image
 
 import nulltext
 from judges import save_clip
-from nulltext.errors import DataError, ExtraError, ModelError, OptionError
-from nulltext.evaluation import extras
-from nulltext.evaluation.agreement import ClipJudge, DiffusionJudge
-from nulltext.evaluation.bootstrap import summarise
-from nulltext.evaluation.datasets import digest, read_items, sample_items
-from nulltext.evaluation.experiments import strangers
-from nulltext.evaluation.measures import (
-    Undefined,
-    noise_figures,
-    open_lpips,
-    outside_disc,
-    psnr_in,
-    ssim_in,
+from nulltext.errors import DataError, ExtraError, ModelError, OptionError, require
+from nulltext.evaluation.datasets import (
+    captions_of_others,
+    photos_digest,
+    read_photos,
+    sample_photos,
 )
-from nulltext.evaluation.variants import check_lines
-from nulltext.words.templates import caption, recoloured
+from nulltext.evaluation.judges import ClipJudge, DiffusionJudge
+from nulltext.evaluation.metrics import (
+    Undefined,
+    load_lpips,
+    noise_statistics,
+    outside_disc,
+    region_psnr,
+    region_ssim,
+)
+from nulltext.evaluation.plan import check_variants
+from nulltext.evaluation.summary import summarise
+from nulltext.words.captions import caption, recoloured
 
 
 def picture(seed, side=32):
@@ -59,8 +62,8 @@ def test_ssim_equals_its_formula_and_is_one_for_equals():
     a, b = picture(0), (picture(0) + 0.3 * picture(1)).clamp(-1, 1)
     inside = torch.zeros(32, 32, dtype=torch.bool)
     inside[5:-5, 5:-5] = True
-    assert ssim_in(a, b, inside) == pytest.approx(ssim_by_hand(a, b), abs=1e-6)  # float64
-    assert ssim_in(a, a) == pytest.approx(1.0)
+    assert region_ssim(a, b, inside) == pytest.approx(ssim_by_hand(a, b), abs=1e-6)  # float64
+    assert region_ssim(a, a) == pytest.approx(1.0)
 
 
 def test_psnr_in_a_region_sees_that_region_alone():
@@ -69,12 +72,12 @@ def test_psnr_in_a_region_sees_that_region_alone():
     region = torch.zeros(32, 32, dtype=torch.bool)
     region[:16] = True
     a, b = a * 0.5, b * 0.5
-    assert psnr_in(a, b, region) == pytest.approx(-20 * math.log10(0.025), abs=1e-4)
-    assert psnr_in(a, b) == pytest.approx(nulltext.image.psnr(a, b), abs=1e-9)
-    assert psnr_in(a, b, ~region) == Undefined("the pictures are equal")
-    assert isinstance(psnr_in(a, b, region & ~region), Undefined)
-    assert isinstance(ssim_in(a, b, region & ~region), Undefined)
-    assert isinstance(ssim_in(a[:, :8, :8], b[:, :8, :8]), Undefined)
+    assert region_psnr(a, b, region) == pytest.approx(-20 * math.log10(0.025), abs=1e-4)
+    assert region_psnr(a, b) == pytest.approx(nulltext.image.psnr(a, b), abs=1e-9)
+    assert region_psnr(a, b, ~region) == Undefined("the pictures are equal")
+    assert isinstance(region_psnr(a, b, region & ~region), Undefined)
+    assert isinstance(region_ssim(a, b, region & ~region), Undefined)
+    assert isinstance(region_ssim(a[:, :8, :8], b[:, :8, :8]), Undefined)
 
 
 def test_the_disc_covers_half():
@@ -84,7 +87,7 @@ def test_the_disc_covers_half():
 
 def test_noise_figures_know_noise_from_structure():
     noise = torch.randn(4, 64, 64, generator=torch.Generator().manual_seed(0))
-    figures = noise_figures(noise)
+    figures = noise_statistics(noise)
     assert figures["noise_mean"] == pytest.approx(0, abs=0.02)  # 16384 values: 0.008
     assert figures["noise_variance"] == pytest.approx(1, abs=0.04)
     assert figures["noise_autocorrelation"] == pytest.approx(0, abs=0.02)
@@ -92,23 +95,23 @@ def test_noise_figures_know_noise_from_structure():
     assert figures["noise_log_likelihood"] == pytest.approx(expected, abs=1e-6)
     smooth = torch.nn.functional.avg_pool2d(noise[None], 2, stride=1)[0]
     # neighbours of a 2 x 2 mean share half their values
-    assert noise_figures(smooth)["noise_autocorrelation"] == pytest.approx(0.5, abs=0.05)
-    assert isinstance(noise_figures(torch.zeros(1, 4, 4))["noise_autocorrelation"], Undefined)
+    assert noise_statistics(smooth)["noise_autocorrelation"] == pytest.approx(0.5, abs=0.05)
+    assert isinstance(noise_statistics(torch.zeros(1, 4, 4))["noise_autocorrelation"], Undefined)
 
 
 def test_lpips_that_cannot_be_had_is_undefined_and_never_zero(monkeypatch):
     def missing(module, extra, what_for):
         raise ExtraError("no")
 
-    monkeypatch.setattr("nulltext.evaluation.measures.require", missing)
-    figure = open_lpips()(picture(0), picture(0))
+    monkeypatch.setattr("nulltext.evaluation.metrics.require", missing)
+    figure = load_lpips()(picture(0), picture(0))
     assert isinstance(figure, Undefined)
     assert "lpips" in figure.reason
 
 
 def test_a_missing_library_says_how_to_install_it():
     with pytest.raises(ExtraError, match=r"pip install 'nulltext\[study\]'"):
-        extras.require("no_such_library_here", "study", "SSIM")
+        require("no_such_library_here", "study", "SSIM")
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
@@ -164,11 +167,11 @@ def test_labels_become_captions_and_edits_by_template(tmp_path):
             "background": None,
         },
     )
-    first, second = read_items(tmp_path)
+    first, second = read_photos(tmp_path)
     assert first.captions == ("a photo of an orange rose with a dark background",)
     assert first.target == "a photo of a purple rose with a dark background"
     assert (second.name, second.captions) == ("d.jpg", ("a photo of a red tulip",))
-    assert [item.name for item in read_items(tmp_path, split="train")] == ["b.jpg"]
+    assert [item.name for item in read_photos(tmp_path, split="train")] == ["b.jpg"]
     label = {"kind": "iris", "colour": "blue", "background": None}
     assert caption(label) == "a photo of a blue iris"
     assert recoloured(label) == "a photo of a red iris"
@@ -178,7 +181,7 @@ def test_a_plain_folder_with_captions_or_with_texts(tmp_path):
     save_pictures(tmp_path, "x/a.png", "b.jpg", "c.jpg")
     (tmp_path / "x" / "a.txt").write_text("a cat\n\na grey cat on a mat\n")
     (tmp_path / "b.txt").write_text("  \n")
-    (only,) = read_items(tmp_path)
+    (only,) = read_photos(tmp_path)
     assert (only.name, only.captions) == ("x/a.png", ("a cat", "a grey cat on a mat"))
     write_lines(
         tmp_path / "captions.jsonl",
@@ -186,7 +189,7 @@ def test_a_plain_folder_with_captions_or_with_texts(tmp_path):
         {"file": "c.jpg", "captions": ["a bird", "a small bird"]},
     )
     write_lines(tmp_path / "edits.jsonl", {"file": "c.jpg", "target": "a bat", "mask": "m.png"})
-    dog, bird = read_items(tmp_path)
+    dog, bird = read_photos(tmp_path)
     assert (dog.captions, dog.target) == (("a dog",), "a wolf")
     assert (bird.target, bird.mask) == ("a bat", tmp_path / "m.png")
 
@@ -203,10 +206,10 @@ def test_files_with_carriage_returns_read_as_without(tmp_path):
     for end in ("\n", "\r\n"):
         for name, text in texts.items():
             (tmp_path / name).write_bytes(text.replace("\n", end).encode())
-        read.append(read_items(tmp_path))
+        read.append(read_photos(tmp_path))
         (tmp_path / "captions.jsonl").unlink()
         (tmp_path / "edits.jsonl").unlink()
-        read.append(read_items(tmp_path))
+        read.append(read_photos(tmp_path))
     assert read[:2] == read[2:]
     assert [item.captions for item in read[2]] == [("a cat", "a pet"), ("x",)]
     assert [item.captions for item in read[3]] == [("a cat", "a grey cat")]
@@ -229,16 +232,16 @@ def test_files_with_carriage_returns_read_as_without(tmp_path):
 def test_malformed_data_is_refused_by_file_and_line(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=words):
-        read_items(tmp_path)
+        read_photos(tmp_path)
 
 
 def test_edits_of_unknown_photos_and_missing_folders_are_refused(tmp_path):
     write_lines(tmp_path / "captions.jsonl", {"file": "a.jpg", "caption": "a cat"})
     write_lines(tmp_path / "edits.jsonl", {"file": "zebra.jpg", "target": "a dog"})
     with pytest.raises(DataError, match=r"zebra\.jpg"):
-        read_items(tmp_path)
+        read_photos(tmp_path)
     with pytest.raises(DataError, match="no folder"):
-        read_items(tmp_path / "gone")
+        read_photos(tmp_path / "gone")
 
 
 def coco(folder):
@@ -262,7 +265,7 @@ def coco(folder):
 
 def test_coco_as_published(tmp_path, capsys):
     coco(tmp_path)
-    room, bear = read_items(tmp_path)
+    room, bear = read_photos(tmp_path)
     assert room.path.is_file()
     assert (room.name, room.captions) == (
         "000000000139.jpg",
@@ -270,38 +273,38 @@ def test_coco_as_published(tmp_path, capsys):
     )
     assert bear.captions == ("A big brown bear.", "A bear in the grass.", "Close-up of a bear.")
     assert capsys.readouterr().out == ""
-    assert read_items(tmp_path / "annotations") == [room, bear]
+    assert read_photos(tmp_path / "annotations") == [room, bear]
 
 
 def test_coco_without_its_pictures_says_where_they_belong(tmp_path):
     coco(tmp_path)
     (tmp_path / "val2017").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"unpack val2017\.zip"):
-        read_items(tmp_path)
+        read_photos(tmp_path)
 
 
 def test_a_sample_is_drawn_by_seed_with_a_caption_each(tmp_path):
     coco(tmp_path)
-    items = read_items(tmp_path)
-    drawn = [sample_items(items, 2, seed) for seed in range(20)]
-    assert drawn == [sample_items(items, 2, seed) for seed in range(20)]
+    items = read_photos(tmp_path)
+    drawn = [sample_photos(items, 2, seed) for seed in range(20)]
+    assert drawn == [sample_photos(items, 2, seed) for seed in range(20)]
     assert {item.name for item in drawn[0]} == {item.name for item in items}
     owns = {i.captions[0] for sample in drawn for i in sample if i.name.endswith("285.jpg")}
     assert len(owns) == 3, "every caption has its turn"
     assert all(len(set(i.captions)) == len(i.captions) > 1 for sample in drawn for i in sample)
-    assert digest(drawn[0]) == digest(sample_items(items, 2, 0))
+    assert photos_digest(drawn[0]) == photos_digest(sample_photos(items, 2, 0))
     with pytest.raises(DataError, match="from 1 to 2"):
-        sample_items(items, 3, 0)
+        sample_photos(items, 3, 0)
 
 
 def test_strangers_do_not_depend_on_how_many_photos_are_studied(tmp_path):
     coco(tmp_path)
-    items = read_items(tmp_path)
-    found = strangers(items, 0)
+    items = read_photos(tmp_path)
+    found = captions_of_others(items, 0)
     assert found["000000000139.jpg"] == "A big brown bear."
-    assert strangers(items, 0) == found
+    assert captions_of_others(items, 0) == found
     same = [replace(item, captions=("A cat.",)) for item in items]
-    assert set(strangers(same, 0).values()) == {None}
+    assert set(captions_of_others(same, 0).values()) == {None}
 
 
 def test_the_diffusion_judge_prefers_what_the_model_painted(flowers):
@@ -368,6 +371,6 @@ def test_what_is_no_clip_is_refused(tmp_path):
 
 
 def test_unknown_variants_are_refused_and_known_ones_sorted():
-    assert check_lines(["sdedit", "ddim", "bound"]) == ("bound", "ddim", "sdedit")
+    assert check_variants(["sdedit", "ddim", "bound"]) == ("bound", "ddim", "sdedit")
     with pytest.raises(OptionError, match="no variant 'pnp'"):
-        check_lines(["pnp"])
+        check_variants(["pnp"])

@@ -251,7 +251,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}}, None, "damaged"),
         ({"a": [1]}, None, "damaged"),
         ({"__metadata__": [1]}, None, "damaged"),
-        (b'{"a": 1, "a": 2}', None, "stands twice"),
+        (b'{"a": 1, "a": 2}', None, "occurs twice"),
         (b'{"a": ' + b"[" * 100_000, None, "damaged"),
         (b"{" + b"\xff" * 20, None, "damaged"),
         (b"{}", MAX_HEADER_BYTES + 1, "no safetensors file"),

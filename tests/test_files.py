@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from nulltext.errors import OutputError
-from nulltext.image.images import check_writable, save_image
-from nulltext.storage.files import LOCK, check_target, locked, replace_file, replacing_folder
+from nulltext.image.saving import check_writable, save_image
+from nulltext.storage.files import LOCK, check_target, lock_folder, replace_file, replacing_folder
 from nulltext.storage.inversion_file import write_inversion
 from pictures import noise
 
@@ -161,8 +161,8 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
 
 HOLD = """
 import sys
-from nulltext.storage.files import locked
-with locked(sys.argv[1]):
+from nulltext.storage.files import lock_folder
+with lock_folder(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -172,15 +172,15 @@ def test_a_locked_folder_keeps_others_out_until_its_process_ends(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"held\n"
-    with pytest.raises(OutputError, match="by another nulltext"), locked(tmp_path):
+    with pytest.raises(OutputError, match="by another nulltext"), lock_folder(tmp_path):
         pass
     other.kill()
     other.communicate()
     for _ in range(2):
-        with locked(tmp_path):
+        with lock_folder(tmp_path):
             pass
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
-    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "none"):
+    with pytest.raises(OutputError, match="cannot be written"), lock_folder(tmp_path / "none"):
         pass
 
 

@@ -15,8 +15,14 @@ from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.editing.heatmaps import heat_map_steps
 from nulltext.errors import InversionFileError, OptionError
-from nulltext.image.framing import SDXL_BUCKETS, Sizes, box_for, parse_size
-from nulltext.image.images import CropBox, largest_centred
+from nulltext.image.images import (
+    SDXL_BUCKETS,
+    CropBox,
+    Sizes,
+    default_crop,
+    largest_centred,
+    parse_size,
+)
 
 SD15 = Sizes((512, 512), 8)
 SDXL = Sizes(
@@ -97,9 +103,9 @@ def test_the_centred_box_fits_touches_and_has_the_proportions(width, height, acr
 
 
 def test_default_boxes():
-    assert box_for((60, 40), None) == CropBox(10, 0, 40, 40)
-    assert box_for((60, 40), "photo") == CropBox(0, 0, 60, 40)
-    assert box_for((60, 40), (768, 256)) == CropBox(0, 10, 60, 20)
+    assert default_crop((60, 40), None) == CropBox(10, 0, 40, 40)
+    assert default_crop((60, 40), "photo") == CropBox(0, 0, 60, 40)
+    assert default_crop((60, 40), (768, 256)) == CropBox(0, 10, 60, 20)
 
 
 def test_self_attention_is_injected_at_the_same_sites_of_odd_latents():

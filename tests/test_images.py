@@ -16,8 +16,9 @@ from PIL import Image
 
 from nulltext.errors import ImageError, OptionError, OutputError
 from nulltext.image import images
-from nulltext.image.images import CropBox, save_image
+from nulltext.image.images import CropBox
 from nulltext.image.photos import load_photo
+from nulltext.image.saving import check_writable, save_image
 from pictures import SRGB, noise, pixels
 
 # --- the crop box ---------------------------------------------------------------------------------
@@ -72,9 +73,9 @@ def test_crop_box_inside() -> None:
 
 
 def test_largest_centred_square() -> None:
-    assert images.largest_centred_square(30, 21) == CropBox(4, 0, 21, 21)
-    assert images.largest_centred_square(21, 30) == CropBox(0, 4, 21, 21)
-    assert images.largest_centred_square(8, 8) == CropBox(0, 0, 8, 8)
+    assert images.largest_centred(30, 21) == CropBox(4, 0, 21, 21)
+    assert images.largest_centred(21, 30) == CropBox(0, 4, 21, 21)
+    assert images.largest_centred(8, 8) == CropBox(0, 0, 8, 8)
 
 
 # --- tensors --------------------------------------------------------------------------------------
@@ -187,9 +188,7 @@ def test_png_text_and_modes(tmp_path: Path) -> None:
     assert load_photo(tmp_path / "a.jpg").size == (9, 9)
 
 
-@pytest.mark.parametrize(
-    "act", [images.check_writable, lambda p: save_image(Image.new("L", (8, 8)), p)]
-)
+@pytest.mark.parametrize("act", [check_writable, lambda p: save_image(Image.new("L", (8, 8)), p)])
 @pytest.mark.parametrize("name", ["a.bmp", "a", "a.png.txt"])
 def test_the_name_says_the_format(tmp_path: Path, act: Callable[[Path], None], name: str) -> None:
     with pytest.raises(OptionError, match=r"\.png, \.jpg, \.jpeg, \.webp"):

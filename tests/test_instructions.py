@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nulltext.words.instructions import Instruction, read_instruction
+from nulltext.words.captions import Instruction, read_instruction
 
 WHITE = "a photo of a white flower"
 DARK = "a photo of an orange flower with a dark background"

@@ -69,7 +69,7 @@ def test_the_file_is_plain_safetensors_with_a_json_header(inversion, path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InversionFileError, match=r"gone\.safetensors.*does not exist"):
         nulltext.Inversion.load(tmp_path / "gone.safetensors")
-    with pytest.raises(InversionFileError, match="no regular file"):
+    with pytest.raises(InversionFileError, match="not a regular file"):
         nulltext.Inversion.load(tmp_path)
 
 
@@ -185,7 +185,9 @@ def test_latents_of_another_architecture_are_refused(flowers, tiny_sd1, inversio
         nulltext.replay(flowers, replace(inversion, header=forged))
 
 
-def test_timesteps_of_another_schedule_are_refused(tiny_sd1, inversion):
-    forged = replace(inversion.header, timesteps=[700, 3])
+@pytest.mark.parametrize("change", [{"fed": 700}, {"alpha": 0.5}])
+def test_levels_of_another_schedule_are_refused(tiny_sd1, inversion, change):
+    first, *others = inversion.header.levels
+    forged = replace(inversion.header, levels=[replace(first, **change), *others])
     with pytest.raises(InversionFileError, match="schedule"):
         nulltext.replay(tiny_sd1, replace(inversion, header=forged))

@@ -29,7 +29,7 @@ from nulltext.jobs.job_files import (
 )
 from nulltext.jobs.request import check_options
 from nulltext.jobs.worker import grouped, unit_of
-from nulltext.storage.untrusted import decoded
+from nulltext.storage.untrusted import decode_text
 
 GOOD = {"image": "a.png", "source": "a cat", "target": "a dog"}
 
@@ -198,7 +198,7 @@ def test_every_layout_of_a_job_file_gives_the_same_jobs(tmp_path, word, data):
     assert all(isinstance(job, Job) for job in found), found
     assert [job.options for job in found] == [job.options for job in expected]
     assert [unit_of(job).id for job in found] == [unit_of(job).id for job in expected]
-    first = 1 + (decoded(data)[0] not in "[{")  # a header is row 1
+    first = 1 + (decode_text(data)[0] not in "[{")  # a header is row 1
     assert [job.place for job in found] == [
         f"{word} {number}" for number in range(first, first + 3)
     ]
@@ -232,7 +232,7 @@ def test_bad_rows_are_told_one_by_one(tmp_path, text, said):
         (b"a.jpg,a cat,a dog\nb.jpg,a cat,a dog\n", "it begins with 'a.jpg,a cat,a dog'"),
         (b"image,prompt\na,b\nc,d\n", 'its header has "prompt".* perhaps "target" is meant'),
         (b"image,target,image\na,b,c\n", 'its header has "image" twice'),
-        ("image,target\na,caf\u00e9\n".encode("cp1252"), "no UTF-8: it may be in Windows-1252"),
+        ("image,target\na,caf\u00e9\n".encode("cp1252"), "not UTF-8: it may be in Windows-1252"),
         ('{"image": "a"}\n'.encode("utf-16-le"), "UTF-16 without a byte-order mark"),
         (b"\1\2" + bytes(80), r"no text at all; save it as UTF-8 \(in Excel as"),
         (b"PK\3\4\x14\0\6\0\x08\0\0\0\xff\n", r'a workbook \(.*; save it as "CSV UTF-8"'),

@@ -21,10 +21,9 @@ from nulltext.models.known_words import (
     write_words,
 )
 from nulltext.models.load import _beside
-from nulltext.training.captions import CaptionSettings
-from nulltext.training.collection import Example
-from nulltext.training.spoken import known_words
-from nulltext.words.prompts import spoken
+from nulltext.training.dataset import Example, known_words
+from nulltext.training.recipe import CaptionSettings
+from nulltext.words.prompts import plain_words
 
 KNOWN = KnownWords(("rose", "daisy", "red", "white"), ("a", "photo", "of", "with", "roses"))
 
@@ -62,7 +61,7 @@ def test_whole_captions_teach_what_a_few_of_them_say():
 
 
 def test_words_are_compared_as_the_text_encoder_has_them():
-    assert spoken("A Daisy, two; the rose's  RED-ish (hue)...") == [
+    assert plain_words("A Daisy, two; the rose's  RED-ish (hue)...") == [
         *("a", "daisy", "two", "the", "rose", "red", "ish", "hue"),
     ]
     assert KNOWN.missing(["A photo of the Rose's “red”, in front of daisies!"]) == [

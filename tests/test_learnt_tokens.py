@@ -22,8 +22,7 @@ from nulltext.models.known_words import KnownWords
 from nulltext.models.notes import notes_on_prompts
 from nulltext.studio.forms import Chip, chips_of, weights_of
 from nulltext.words.alignment import attention_map, check_edit, token_weights
-from nulltext.words.invisible import clean
-from nulltext.words.prompts import find_words, spelled_out, tokenize, without_learnt
+from nulltext.words.prompts import blank_learnt_words, clean, find_words, spelled_words, tokenize
 from studios import Visitor, studio_on
 from test_cli import pixels
 from tiny import own_tokenizer, tiny_pipeline
@@ -311,14 +310,14 @@ def test_written_out_or_not_the_word_is_the_same():
 
 
 def test_a_token_is_not_spelled_out(sd1):
-    assert spelled_out(read("a <cat>, mystyles and a qzj")) == ["qzj"]
+    assert spelled_words(read("a <cat>, mystyles and a qzj")) == ["qzj"]
     assert notes_on_prompts(sd1, ["a <cat> and MyTok"]) == []
     assert "no word for qzj and" in notes_on_prompts(sd1, ["a mystyle qzj"])[0]
 
 
 def test_a_token_is_a_known_word(sd1):
     model = replace(sd1, known_words=KnownWords(("rose",), ("a", "photo", "of")))
-    assert without_learnt(read("a <cat>,mystyles of mystyle mystyle_1")) == "a  ,  of  "
+    assert blank_learnt_words(read("a <cat>,mystyles of mystyle mystyle_1")) == "a  ,  of  "
     assert notes_on_prompts(model, ["a photo of mystyle", "a <cat-toy>"]) == []
     pair = ("a <toy> cat", "a <toy> dog")
     (said,) = notes_on_prompts(model, pair, [pair])

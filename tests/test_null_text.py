@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 import nulltext
 from conftest import DAHLIA_PROMPT, EXAMPLE
 from nulltext.errors import NumericalError, OptionError
-from nulltext.image.images import largest_centred_square, to_tensor
+from nulltext.image.images import largest_centred, to_tensor
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.secant import SecantNullText
 
@@ -148,7 +148,7 @@ def test_a_start_at_the_prompt_is_nearer_after_as_much_work(flowers):
 
 def test_equals_the_transcription_on_the_bundled_model(flowers):
     photo = nulltext.load_photo(EXAMPLE)
-    box = largest_centred_square(*photo.size)
+    box = largest_centred(*photo.size)
     latents = flowers.encode(to_tensor(photo, box, flowers.resolution))
     assert_equals_transcription(flowers, latents, DAHLIA_PROMPT, steps=5, inner=3)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nulltext.constants import EditorName, Method
 from nulltext.jobs.options import (
     KNOBS,
     OPTIONS,
@@ -16,7 +17,6 @@ from nulltext.jobs.options import (
     arguments_of,
     options_table,
 )
-from nulltext.names import EditorName, Method
 
 
 def test_every_option_says_what_it_does():

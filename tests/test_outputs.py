@@ -16,11 +16,17 @@ from conftest import EXAMPLE
 from nulltext.editing.loop import Edit
 from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.editing.spec import EditSpec
-from nulltext.image import enlarging
-from nulltext.image.carried import exif_of_result
-from nulltext.image.compositing import composite_picture, difference, faded_inside, fitted, original
-from nulltext.image.images import CropBox, Picture, encoded, to_tensor
-from nulltext.image.photos import Photo, load_photo
+from nulltext.image import compositing
+from nulltext.image.compositing import (
+    compare_pictures,
+    composite_picture,
+    fade_inside,
+    fit_to_crop,
+    original_picture,
+)
+from nulltext.image.images import CropBox, to_tensor
+from nulltext.image.photos import Photo, exif_of_result, load_photo
+from nulltext.image.saving import Picture, encode
 from nulltext.inversion.record import Inversion
 from nulltext.jobs.pictures import save_placed
 from pictures import noise, png, png_chunk
@@ -216,7 +222,7 @@ def test_tiles_of_any_size_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) 
     drawn[10:50, 12:60] = 1
 
     def everything() -> list[np.ndarray]:
-        weight = torch.minimum(fitted(small, BOX, (WIDTH, HEIGHT)), faded_inside(drawn))
+        weight = torch.minimum(fit_to_crop(small, BOX, (WIDTH, HEIGHT)), fade_inside(drawn))
         found: list[np.ndarray] = [weight.numpy()]
         for photo in photos:
             for detail in ("auto", "luminance"):
@@ -224,14 +230,14 @@ def test_tiles_of_any_size_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) 
                 picture = composite_picture(*where, detail)  # type: ignore[arg-type]
                 found.append(np.asarray(picture.image))
                 found += [] if picture.deep is None else [picture.deep]
-                compared = difference(original(photo), picture, weight == 0, BOX)
+                compared = compare_pictures(original_picture(photo), picture, weight == 0, BOX)
                 found.append(np.array([compared.changed_fraction, compared.psnr_outside]))
         return found
 
-    monkeypatch.setattr(enlarging, "TILE", 1 << 30)
+    monkeypatch.setattr(compositing, "TILE", 1 << 30)
     whole = everything()
     for tile in (1, 500):
-        monkeypatch.setattr(enlarging, "TILE", tile)
+        monkeypatch.setattr(compositing, "TILE", tile)
         assert all((a == b).all() for a, b in zip(whole, everything(), strict=True))
 
 
@@ -298,7 +304,7 @@ def test_exif_of_sixteen_bits(tmp_path: Path) -> None:
     block = exif_of_result(kept_exif_of(told().tobytes()), (WIDTH, HEIGHT), gps=False)
     picture = Picture(Image.fromarray(noise(HEIGHT, WIDTH, 3)), deep_values(3))
     for name in ("a.png", "a.tif"):
-        (tmp_path / name).write_bytes(encoded(picture, name, exif=block, text={"a": "b"}))
+        (tmp_path / name).write_bytes(encode(picture, name, exif=block, text={"a": "b"}))
         assert (by_opencv(tmp_path / name) == picture.deep).all()
         with Image.open(tmp_path / name) as image:
             assert image.getexif().get_ifd(Block.Exif)[Base.LensModel] == "50 mm"
@@ -343,7 +349,7 @@ def test_damaged_exif_never_breaks_an_edit(tmp_path: Path) -> None:
             damaged[at] = generator.integers(256)
         kept = kept_exif_of(bytes(damaged[: generator.integers(8, len(block) + 1)]))
         result = exif_of_result(kept, (WIDTH, HEIGHT), gps=True)
-        encoded(Picture(Image.new("RGB", (16, 16))), "a.jpg", exif=result)
+        encode(Picture(Image.new("RGB", (16, 16))), "a.jpg", exif=result)
 
 
 def test_a_long_value_is_left_out() -> None:

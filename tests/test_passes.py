@@ -10,7 +10,7 @@ import torch
 import nulltext
 from counting import unet_passes
 from nulltext.editing.editors import EDITORS
-from nulltext.evaluation.variants import VARIANTS
+from nulltext.evaluation.plan import VARIANTS
 from nulltext.inversion.registry import METHODS
 from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.models import half
@@ -26,8 +26,14 @@ def test_an_inversion_costs_what_its_unet_is_asked_for(request, photo, name, fam
     with unet_passes() as seen:
         made = nulltext.invert(model, photo, PROMPT, method=variant.method(2), num_steps=3)
     assert made.header.unet_evaluations == seen.total
-    assert made.header.iterations == len(seen.backward) == (6 if variant.optimises else 0)
-    assert seen.total == variant.evaluations(3, 2), "what progress bars are told beforehand"
+    assert made.header.iterations == len(seen.backward)
+    planned, steps = variant.evaluations(3, 2), 6 if variant.optimises else 0
+    if name == "null-text-secant":  # ends where a step promises little
+        assert len(seen.backward) <= steps
+        assert seen.total <= planned
+    else:
+        assert len(seen.backward) == steps
+        assert seen.total == planned, "what progress bars are told beforehand"
 
 
 @pytest.mark.parametrize("name", ["ddim", "direct", "negative-prompt", "textual", "model-tuning"])

@@ -18,21 +18,24 @@ from conftest import EXAMPLE
 from judges import save_clip, save_dino, save_lpips
 from nulltext.cli import main as cli
 from nulltext.errors import DataError, ModelError, OptionError
-from nulltext.evaluation.measures import Undefined
+from nulltext.evaluation.metrics import Undefined
+from nulltext.evaluation.pie.benchmark import Protocol, spec_of
 from nulltext.evaluation.pie.dataset import (
     SIDE,
     decode_mask,
-    fitted,
-    of_categories,
     read_pie,
+    resized,
+    select_categories,
     with_border,
-    without_marks,
+    without_brackets,
 )
-from nulltext.evaluation.pie.lpips import SqueezeLpips
-from nulltext.evaluation.pie.metrics import open_networks, pie_figures
-from nulltext.evaluation.pie.protocol import Protocol, spec_of
-from nulltext.evaluation.pie.structure import StructureDistance
-from nulltext.evaluation.results import read_book
+from nulltext.evaluation.pie.metrics import (
+    SqueezeLpips,
+    StructureDistance,
+    load_networks,
+    pie_metrics,
+)
+from nulltext.evaluation.rows import read_results
 from nulltext.image.images import from_uint8
 from processes import killed_when
 from test_doctor import change, copy_of_the_model, shard_with
@@ -149,10 +152,10 @@ def test_masks_are_decoded_as_published(key):
 def test_a_mask_on_a_smaller_grid_keeps_whatever_it_touches():
     mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     mask[7, 300] = True
-    small = fitted(mask, (128, 128))
+    small = resized(mask, (128, 128))
     assert small.nonzero().tolist() == [[1, 75]]
-    assert torch.equal(fitted(mask, (SIDE, SIDE)), mask)
-    assert fitted(mask, (1024, 1024)).sum() == 4
+    assert torch.equal(resized(mask, (SIDE, SIDE)), mask)
+    assert resized(mask, (1024, 1024)).sum() == 4
 
 
 @pytest.mark.parametrize("runs", [[1], [0, 2, 5], [-1, 3], [0, 1.5], [True, 2], ["0", 1]])
@@ -167,12 +170,12 @@ def test_items_are_what_the_mapping_says(tmp_path):
     assert first.path == tmp_path / "annotation_images" / "0_random_140" / "000000000000.jpg"
     assert (first.blend, second.blend, third.blend) == (("flower",) * 2, ("rose", "daisy"), ())
     assert [i.category for i in (first, second, third, fourth)] == ["0", "1", "9", "8"]
-    assert of_categories([first, second, third, fourth], ["9", "0"]) == [first, third]
+    assert select_categories([first, second, third, fourth], ["9", "0"]) == [first, third]
     with pytest.raises(OptionError, match="change style"):
-        of_categories([first], ["10"])
+        select_categories([first], ["10"])
     with pytest.raises(OptionError, match="no edit of category 3"):
-        of_categories([first], ["3"])
-    assert without_marks("[Painting of] a [bird]") == "Painting of a bird"
+        select_categories([first], ["3"])
+    assert without_brackets("[Painting of] a [bird]") == "Painting of a bird"
 
 
 @pytest.mark.parametrize(
@@ -361,10 +364,10 @@ def test_lpips_at_a_size_that_pooling_does_not_divide(networks):
 
 def test_all_metrics_equal_an_independent_computation(networks):
     mask = decode_mask(ROWS_OF_A_DISC)
-    opened = open_networks(str(networks["dino"]), str(networks["clip"]), networks["lpips"], CPU)
+    opened = load_networks(str(networks["dino"]), str(networks["clip"]), networks["lpips"], CPU)
     assert opened.missing == {}
     photo, edited = pair(side=SIDE)
-    figures = pie_figures(*tensors(photo, edited), mask, ("a cat", "a dog"), opened)
+    figures = pie_metrics(*tensors(photo, edited), mask, "a cat", "a dog", opened)
     truth = all_by_hand(photo, edited, with_border(mask).numpy(), ("a cat", "a dog"), networks)
     agree(figures, truth)
     assert len(figures) == 8
@@ -374,16 +377,16 @@ def test_all_metrics_equal_an_independent_computation(networks):
 
 
 def test_metrics_that_mean_nothing_say_so(networks):
-    opened = open_networks(str(networks["dino"]), str(networks["clip"]), networks["lpips"], CPU)
+    opened = load_networks(str(networks["dino"]), str(networks["clip"]), networks["lpips"], CPU)
     photo, edited = tensors(*pair())
     prompts = ("a cat", "a dog")
     outside = {"psnr_unedited", "lpips_unedited", "mse_unedited", "ssim_unedited"}
-    covered = pie_figures(photo, edited, decode_mask([0, FULL]), prompts, opened)
+    covered = pie_metrics(photo, edited, decode_mask([0, FULL]), *prompts, opened)
     assert {n for n, f in covered.items() if isinstance(f, Undefined)} == outside
     assert covered["psnr_unedited"].reason == "the mask covers the whole picture"
-    empty = pie_figures(photo, edited, decode_mask([]), prompts, opened)
+    empty = pie_metrics(photo, edited, decode_mask([]), *prompts, opened)
     assert {n for n, f in empty.items() if isinstance(f, Undefined)} == {"clip_target_edited"}
-    same = pie_figures(photo, photo, decode_mask([5, 9]), prompts, opened)
+    same = pie_metrics(photo, photo, decode_mask([5, 9]), *prompts, opened)
     assert same["psnr_unedited"] == Undefined("equal outside the mask")
     assert same["mse_unedited"] == same["structure_distance"] == same["lpips_unedited"] == 0
     assert same["ssim_unedited"] == pytest.approx(1)
@@ -391,17 +394,17 @@ def test_metrics_that_mean_nothing_say_so(networks):
 
 def test_networks_that_are_not_there_leave_no_number(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    bare = open_networks(None, "none", None, CPU)
+    bare = load_networks(None, "none", None, CPU)
     assert bare.missing.keys() == {"dino", "lpips", "clip"}
     assert "--dino facebook/dino-vitb8" in bare.missing["dino"]
-    figures = pie_figures(*tensors(*pair()), decode_mask([9, 9]), ("a", "b"), bare)
+    figures = pie_metrics(*tensors(*pair()), decode_mask([9, 9]), "a", "b", bare)
     defined = {n for n, f in figures.items() if not isinstance(f, Undefined)}
     assert defined == {"psnr_unedited", "mse_unedited", "ssim_unedited"}
 
 
 def test_a_network_asked_for_by_name_must_be_there(networks, tmp_path):
     with pytest.raises(ModelError, match="--dino"):
-        open_networks(str(tmp_path), "none", None, CPU)
+        load_networks(str(tmp_path), "none", None, CPU)
     with pytest.raises(ModelError, match="ViTModel"):
         StructureDistance.load(str(networks["clip"]), CPU)
     with pytest.raises(ModelError, match="patches of 15"):
@@ -418,11 +421,10 @@ def test_a_network_asked_for_by_name_must_be_there(networks, tmp_path):
 
 def test_the_names_of_lpips_weights_are_those_of_its_package():
     """So that what docs/pie.md says to write is what is read."""
-    from nulltext.evaluation.pie.lpips import shapes
-
-    assert "net.slice1.0.weight" in shapes()
-    assert shapes()["net.slice7.12.expand3x3.weight"] == (256, 64, 3, 3)
-    assert [shapes()[f"lin{i}.model.1.weight"][1] for i in range(7)] == [
+    shapes = {name: tuple(w.shape) for name, w in SqueezeLpips().state_dict().items()}
+    assert "net.slice1.0.weight" in shapes
+    assert shapes["net.slice7.12.expand3x3.weight"] == (256, 64, 3, 3)
+    assert [shapes[f"lin{i}.model.1.weight"][1] for i in range(7)] == [
         *(64, 128, 256, 384, 384, 512, 512)
     ]
 
@@ -447,7 +449,7 @@ def test_a_run_on_the_bundled_model(run, tmp_path, networks):
     code, out, err = run(*options)
     assert code == 2, err  # two entries are bad input
     assert "12 rows, 2 of them done" in err
-    settings, rows = read_book(tmp_path / "out")
+    settings, rows = read_results(tmp_path / "out")
     assert settings["cross steps"] == 0.4
     assert len(rows) == 12
     check_failures(rows)
@@ -574,7 +576,7 @@ def test_a_failure_of_the_numbers_outweighs_bad_input(run, tmp_path):
     )
     assert (code, out) == (1, "")
     assert err.startswith("Error: 2 rows failed; the first: ")
-    _, rows = read_book(tmp_path / "out")
+    _, rows = read_results(tmp_path / "out")
     assert sorted(row["input"] for row in rows) == [False, True]
 
 
@@ -626,6 +628,6 @@ def test_a_killed_run_goes_on_where_it_was(run, tmp_path):
     assert results.read_bytes().startswith(whole)
     keys = [(r["image"], r["variant"]) for r in map(json.loads, results.read_text().splitlines())]
     assert len(keys) == len(set(keys)) == 6
-    for row in read_book(tmp_path / "out")[1]:
+    for row in read_results(tmp_path / "out")[1]:
         assert row["status"] == "ok"
         assert all((tmp_path / "out" / name).is_file() for name in row["pictures"].values())

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from PIL import Image
 
 import nulltext
+from conftest import EXAMPLE
 from nulltext import plugins
 from nulltext.editing.editors import EDITORS, MasaCtrl
 from nulltext.errors import OptionError
@@ -51,9 +58,9 @@ def forget(monkeypatch):
     """Registries are as before after the test."""
     for registry in (METHODS, EDITORS):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
-    plugins.entry_points_of.cache_clear()
+    plugins.installed_entry_points.cache_clear()
     yield
-    plugins.entry_points_of.cache_clear()
+    plugins.installed_entry_points.cache_clear()
 
 
 @pytest.fixture
@@ -77,11 +84,37 @@ def test_methods_and_editors_of_an_installed_package_work_by_name(other_package,
 
 
 def test_names_of_an_installed_package_are_read_without_importing_it(other_package):
-    import sys
-
     sys.modules.pop("other_package", None)
     assert "guided-ddim" in list(METHODS)
     assert "other_package" not in sys.modules
+
+
+def run_nulltext(folder, *words):
+    """Run the command line where the other package is installed."""
+    own = str(Path(nulltext.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), own])}
+    return subprocess.run(
+        [sys.executable, "-m", "nulltext.cli.entry", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_line_offers_and_runs_them(other_package, tmp_path):
+    said = run_nulltext(tmp_path, "invert", "--help")
+    assert "guided-ddim" in said.stdout
+    made = run_nulltext(
+        tmp_path,
+        *("edit", EXAMPLE, "--source", "a red flower", "--target", "a blue flower"),
+        *("--method", "guided-ddim", "--editor", "loose", "--steps", "2", "-o", "out.png"),
+    )
+    assert made.returncode == 0, made.stderr
+    with Image.open(tmp_path / "out.png") as picture:
+        settings = json.loads(picture.text["nulltext"])
+    assert (settings["method"], settings["editor"]) == ("guided-ddim", "loose")
+    assert settings["cross_steps"] == 0.1
 
 
 def test_built_in_names_stay_ours(other_package):

@@ -18,8 +18,7 @@ from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.options import EditOptions
 from nulltext.models.text import StableDiffusionText
 from nulltext.studio.forms import EditForm, read_chips
-from nulltext.words.invisible import clean
-from nulltext.words.prompts import find_words, spelled_out, tokenize
+from nulltext.words.prompts import clean, find_words, spelled_words, tokenize
 from vocabularies import BUNDLED, SPECIAL, VOCABULARY, bundled, narrow, prompt, texts, trained
 
 LIMITED = [narrow, *([bundled] if BUNDLED.is_dir() else [])]
@@ -278,8 +277,8 @@ def test_a_tokenizer_without_a_limit_takes_the_text_encoders(
 def test_the_bundled_vocabulary() -> None:
     read = tokenize(bundled(), "a red flower, and 2 tulips on a dark background", max_length=32)
     assert {len(word.tokens) for word in read.words} == {1}
-    assert spelled_out(read) == []
-    assert spelled_out(tokenize(bundled(), "a qzj with a caf\u00e9", max_length=32)) == [
+    assert spelled_words(read) == []
+    assert spelled_words(tokenize(bundled(), "a qzj with a caf\u00e9", max_length=32)) == [
         "qzj",
         "caf\u00e9",
     ]
@@ -287,12 +286,12 @@ def test_the_bundled_vocabulary() -> None:
 
 def test_spelled_out_words_are_found_once_each() -> None:
     read = tokenize(narrow(), "zyx of a cat zyx", max_length=60)
-    assert spelled_out(read) == ["zyx", "cat"]
+    assert spelled_words(read) == ["zyx", "cat"]
     known = prompt("A cat on the sofa... is it the dog's")
-    assert spelled_out(known) == []
-    assert spelled_out(prompt("a qzj 123 of привет", 60)) == ["qzj", "привет"]
+    assert spelled_words(known) == []
+    assert spelled_words(prompt("a qzj 123 of привет", 60)) == ["qzj", "привет"]
     # Several tokens, but fewer than letters; and a letter is a letter however it is composed.
-    assert spelled_out(prompt("a flowerpot qe\u0301j", 60)) == ["qe\u0301j"]
+    assert spelled_words(prompt("a flowerpot qe\u0301j", 60)) == ["qe\u0301j"]
     flowerpot, qej = (len(word.tokens) for word in prompt("flowerpot qe\u0301j", 60).words)
     assert 3 <= flowerpot < len("flowerpot")
     assert qej == 3

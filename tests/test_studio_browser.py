@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import nulltext
-from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.constants import BUDGET, NUM_STEPS
 from nulltext.inversion.budgets import BUDGETS
 from nulltext.studio.server import check_port, running
 from proxies import Proxy

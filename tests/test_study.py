@@ -14,15 +14,14 @@ from PIL import Image
 
 from counting import unet_passes
 from nulltext.errors import NumericalError, OutputError
-from nulltext.evaluation import workbench
-from nulltext.evaluation.agreement import DiffusionJudge
-from nulltext.evaluation.datasets import Item
-from nulltext.evaluation.plan import EXPERIMENTS, Plan
+from nulltext.evaluation import photo as studied
+from nulltext.evaluation.datasets import CaptionedPhoto
+from nulltext.evaluation.judges import DiffusionJudge
+from nulltext.evaluation.plan import EXPERIMENTS, VARIANT_NAMES, StudyPlan
 from nulltext.evaluation.plots import LOOKS
-from nulltext.evaluation.results import key_of, open_book, read_book
+from nulltext.evaluation.rows import key_of, open_results, read_results
 from nulltext.evaluation.study import plan_study, study_steps
 from nulltext.evaluation.summary import lines_of
-from nulltext.evaluation.variants import LINES
 from processes import killed_when
 
 SMALL = ("--steps", "2", "--iterations", "1")
@@ -51,7 +50,7 @@ def study(run, monkeypatch, tmp_path, model):
 
 
 def rows_in(folder):
-    return read_book(folder)[1]
+    return read_results(folder)[1]
 
 
 def test_a_whole_study_and_what_it_hands_over(study, photos, tmp_path):
@@ -66,7 +65,7 @@ def test_a_whole_study_and_what_it_hands_over(study, photos, tmp_path):
     assert {row["experiment"] for row in rows} == set(EXPERIMENTS)
     assert {row["variant"] for row in rows if row["experiment"] == "reconstruction"} | {
         "sdedit"
-    } == set(LINES)
+    } == set(VARIANT_NAMES)
     for row in rows:
         assert row["pictures"]
         assert all((folder / name).is_file() for name in row["pictures"].values())
@@ -159,17 +158,17 @@ def check_estimate(study, photos, rows):
 
 
 def test_the_estimate_equals_what_the_unet_is_asked_for(tiny_sd1, photos, tmp_path):
-    item = Item("a.png", photos / "a.png", ("a cat", "a pet"), "a dog")
-    plan = Plan(
+    item = CaptionedPhoto("a.png", photos / "a.png", ("a cat", "a pet"), "a dog")
+    plan = StudyPlan(
         num_steps=2,
         iterations=(1,),
         strengths=(0.5, 1.0),
         inversion_guidances=(1.0, 3.0),
-        lines=("bound", "ddim", "null-text", "textual-pivot", "sdedit"),
+        variants=("bound", "ddim", "null-text", "textual-pivot", "sdedit"),
     )
     judge = DiffusionJudge(tiny_sd1)
     schedule = plan_study([item], [item], plan, (), judge.unet_evaluations)
-    with unet_passes() as seen, open_book(tmp_path / "out", {}, fresh=False) as book:
+    with unet_passes() as seen, open_results(tmp_path / "out", {}, fresh=False) as book:
         *_, last = study_steps(tiny_sd1, schedule, plan, book, judge)
     assert seen.total == last.evaluations == last.all_evaluations == schedule.evaluations
 
@@ -186,7 +185,7 @@ def test_a_rerun_makes_only_what_is_missing(study, photos, tmp_path, monkeypatch
     after = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert after.startswith(before)
     assert len(rows_in(tmp_path / "out")) == 6
-    monkeypatch.setattr(workbench, "invert", None)
+    monkeypatch.setattr(studied, "invert", None)
     code, _, err = study(photos, "-o", "out", "--resume", *ONE)
     assert code == 0, err
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == after
@@ -221,7 +220,7 @@ def test_an_estimate_counts_what_is_there_and_changes_nothing(study, photos, tmp
         file.write(b"torn")
     said = f"2 photos, 6 rows, 3 of them done; about {rest} UNet evaluations to go."
     assert estimated() == said
-    with open_book(tmp_path / "out", read_book(tmp_path / "out")[0], fresh=False):
+    with open_results(tmp_path / "out", read_results(tmp_path / "out")[0], fresh=False):
         assert estimated() == said  # whoever writes there
     assert results.read_bytes() == before
     assert estimated("--fresh") == alone
@@ -238,19 +237,19 @@ def test_other_settings_are_refused_and_fresh_starts_over(study, photos, tmp_pat
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
     code, _, err = study(photos, "-o", "out", *ONE, "--guidance", 3, "--fresh")
     assert code == 0, err
-    assert read_book(tmp_path / "out")[0]["guidance w"] == 3
+    assert read_results(tmp_path / "out")[0]["guidance w"] == 3
 
 
 def test_a_photo_that_fails_is_a_row_with_its_reason(study, photos, tmp_path, monkeypatch, photo):
     (photos / "a.png").write_bytes(b"no picture")
-    original = workbench.invert
+    original = studied.invert
 
     def sometimes(model, given, prompt, **options):
         if options["method"].name == "negative-prompt":
             raise NumericalError("the numbers ended")
         return original(model, given, prompt, **options)
 
-    monkeypatch.setattr(workbench, "invert", sometimes)
+    monkeypatch.setattr(studied, "invert", sometimes)
     code, out, err = study(photos, "-o", "out", *ONE, "--json")
     assert code == 1, err  # numbers ended, which outweighs a bad photo
     assert json.loads(out)["failed"] == 4
@@ -269,7 +268,7 @@ def test_a_photo_that_fails_is_a_row_with_its_reason(study, photos, tmp_path, mo
     line = next(x for x in summary if x["variant"] == "negative-prompt")
     assert (line["n"], line["failed"]) == ("0", "2")
     assert "Rows that failed" in (tmp_path / "out" / "report.html").read_text()
-    monkeypatch.setattr(workbench, "invert", original)
+    monkeypatch.setattr(studied, "invert", original)
     photo.save(photos / "a.png")
     code, _, err = study(photos, "-o", "out", *ONE)
     assert code == 1, err
@@ -332,33 +331,33 @@ def test_photos_without_edits_are_told_of(study, photos, tmp_path):
 
 def test_two_studies_do_not_share_a_folder(tmp_path):
     with (
-        open_book(tmp_path / "out", {"a": 1}, fresh=False),
+        open_results(tmp_path / "out", {"a": 1}, fresh=False),
         pytest.raises(OutputError, match="by another nulltext"),
-        open_book(tmp_path / "out", {"a": 1}, fresh=False),
+        open_results(tmp_path / "out", {"a": 1}, fresh=False),
     ):
         pass
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    with open_book(tmp_path / "out", {"version": 1}, fresh=False):
+    with open_results(tmp_path / "out", {"version": 1}, fresh=False):
         pass
     (tmp_path / "out" / "results.jsonl").write_text('{"x"\n{}\n')
     with (
         pytest.raises(OutputError, match="line 1"),
-        open_book(tmp_path / "out", {"version": 1}, fresh=False),
+        open_results(tmp_path / "out", {"version": 1}, fresh=False),
     ):
         pass
 
 
 def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(study, photos, tmp_path, monkeypatch):
-    original = workbench.invert
+    original = studied.invert
 
     def interrupted(model, given, prompt, **options):
         if options["method"].name == "negative-prompt":
             raise KeyboardInterrupt
         return original(model, given, prompt, **options)
 
-    monkeypatch.setattr(workbench, "invert", interrupted)
+    monkeypatch.setattr(studied, "invert", interrupted)
     code, _, err = study(photos, "-o", "out", *ONE)
     assert code == 130
     assert "2 of 6 rows kept in out; the same command continues" in err
@@ -394,8 +393,13 @@ def lines_on_disk(out):
 
 
 def test_sdedit_at_full_strength_is_sampling_from_noise_and_at_none_is_the_photo(tiny_sd1, photos):
-    bench = workbench.Workbench(
-        tiny_sd1, Item("a.png", photos / "a.png", ("a cat",)), 4, 0, DiffusionJudge(tiny_sd1), None
+    bench = studied.StudiedPhoto(
+        tiny_sd1,
+        CaptionedPhoto("a.png", photos / "a.png", ("a cat",)),
+        4,
+        0,
+        DiffusionJudge(tiny_sd1),
+        None,
     )
     latents = tiny_sd1.encode(bench.crop[None])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
@@ -418,11 +422,16 @@ def test_a_failed_inversion_is_not_tried_twice(tiny_sd1, photos, monkeypatch):
         calls.append(1)
         raise NumericalError("ended")
 
-    monkeypatch.setattr(workbench, "invert", failing)
-    bench = workbench.Workbench(
-        tiny_sd1, Item("a.png", photos / "a.png", ("a cat",)), 2, 0, DiffusionJudge(tiny_sd1), None
+    monkeypatch.setattr(studied, "invert", failing)
+    bench = studied.StudiedPhoto(
+        tiny_sd1,
+        CaptionedPhoto("a.png", photos / "a.png", ("a cat",)),
+        2,
+        0,
+        DiffusionJudge(tiny_sd1),
+        None,
     )
-    key = workbench.InversionKey.of("ddim", 5, "a cat", 7.5)
+    key = studied.InversionKey.of("ddim", 5, "a cat", 7.5)
     assert key.inner_steps == 0
     for _ in range(2):
         with pytest.raises(NumericalError):
@@ -431,7 +440,7 @@ def test_a_failed_inversion_is_not_tried_twice(tiny_sd1, photos, monkeypatch):
 
 
 def test_every_line_has_a_look_of_its_own():
-    assert LOOKS.keys() == set(LINES)
+    assert LOOKS.keys() == set(VARIANT_NAMES)
     drawn = [look for name, look in LOOKS.items() if name not in ("bound", "ddim")]
     assert len({look.colour for look in drawn}) == len(drawn)
     assert len({look.marker for look in drawn}) == len(drawn)
@@ -454,7 +463,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, fresh):
     (tmp_path / "results.jsonl").write_text('{"own": 1}\n')
     with (
         pytest.raises(OutputError, match="not a study or benchmark's"),
-        open_book(tmp_path, {"version": 1}, fresh=fresh),
+        open_results(tmp_path, {"version": 1}, fresh=fresh),
     ):
         pass
     assert (tmp_path / "pictures" / "wedding.jpg").read_bytes() == b"precious"

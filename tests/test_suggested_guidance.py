@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nulltext
-from nulltext.defaults import GUIDANCE_SCALE
+from nulltext.constants import GUIDANCE_SCALE
 from nulltext.errors import ModelError, OptionError
 from nulltext.models.locate import folder_of
 from nulltext.models.suggested_guidance import (

@@ -18,17 +18,16 @@ from nulltext.cli.main import app
 from nulltext.errors import DataError, OptionError, OutputError
 from nulltext.models.known_figure import TOLERANCE, deviations, read_known
 from nulltext.models.load import load
-from nulltext.storage.files import locked
-from nulltext.training.collection import read_collection
+from nulltext.storage.files import lock_folder
+from nulltext.training.dataset import read_dataset
 from nulltext.training.loop import (
-    LoopSettings,
     TrainingState,
     averaged_weights,
     checkpoint_path,
     learning_rate,
 )
-from nulltext.training.recipe import load_recipe
-from nulltext.training.workshop import Workshop
+from nulltext.training.recipe import LoopSettings, load_recipe
+from nulltext.training.stages import TrainingRun
 from processes import killed_when
 
 LOOP = {"steps": 7, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 2}
@@ -98,7 +97,7 @@ def run(dots, output, recipe_file, *options):
 
 
 def weights(output, stage):
-    return averaged_weights(checkpoint_path(output.with_name(f"{output.name}.training"), stage))[0]
+    return averaged_weights(checkpoint_path(output.with_name(f"{output.name}.training"), stage))
 
 
 def test_what_it_makes_is_an_ordinary_pipeline(model_folder):
@@ -222,7 +221,7 @@ def test_two_trainings_do_not_share_a_folder(options, dots, recipe_file, tmp_pat
     work = tmp_path / "one.training"
     work.mkdir()
     (work / "autoencoder.checkpoint.safetensors").write_bytes(b"precious")
-    with locked(work):
+    with lock_folder(work):
         refused = run(dots, tmp_path / "one", recipe_file, *options)
     assert isinstance(refused.exception, OutputError)
     assert "by another nulltext" in str(refused.exception)
@@ -231,7 +230,8 @@ def test_two_trainings_do_not_share_a_folder(options, dots, recipe_file, tmp_pat
 
 def test_other_captions_are_not_taken_for_the_old_ones(dots, recipe_file, tmp_path):
     def words(folder):
-        return Workshop(load_recipe(str(recipe_file)), folder, tmp_path, torch.device("cpu")).words
+        recipe = load_recipe(str(recipe_file))
+        return TrainingRun(recipe, folder, tmp_path, torch.device("cpu")).words
 
     changed = tmp_path / "changed"
     shutil.copytree(dots, changed)
@@ -326,8 +326,8 @@ def test_a_recipe_survives_being_written(tmp_path):
         ({"captions.jsonl": "["}, "no JSON"),
     ],
 )
-def test_a_bad_collection_is_said(files, said, tmp_path):
+def test_a_bad_dataset_is_said(files, said, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=said):
-        read_collection(tmp_path)
+        read_dataset(tmp_path)

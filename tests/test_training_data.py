@@ -14,14 +14,12 @@ from torch import nn
 
 from nulltext.attention.controller import Heads, Site
 from nulltext.attention.maps import StepMaps
-from nulltext.training.captions import Caption, CaptionSettings, compose, plain
-from nulltext.training.collection import Example
-from nulltext.training.denoiser import grounding_loss, named
-from nulltext.training.latents import HUES, ViewSettings, recoloured, rgb, views_of
-from nulltext.training.petals import ground, hsv
-from nulltext.training.vocabulary import TokenizerSettings, common_words, train_tokenizer
-from nulltext.training.warm_start import warm_start
-from nulltext.words.templates import article
+from nulltext.training.components import common_words, train_tokenizer, warm_start
+from nulltext.training.dataset import Caption, Example, compose, plain_caption
+from nulltext.training.denoiser import grounding_loss, role_tokens
+from nulltext.training.recipe import CaptionSettings, TokenizerSettings, ViewSettings
+from nulltext.training.views import HUES, hsv, recolour, rgb, segment, views_of
+from nulltext.words.captions import article
 
 ALWAYS = CaptionSettings(
     empty=0.0, without_colour=0.0, general=0.0, plural=0.0, without_background=0.0, filler=0.0
@@ -58,14 +56,14 @@ def flower_photo(colour, ground_colour=(60, 110, 40), side=96):
 )
 def test_the_flower_is_found_and_its_colour_named(colour, word):
     pixels, truth = flower_photo(colour)
-    seen = ground(pixels)
+    seen = segment(pixels)
     assert seen.mask is not None
     assert (seen.mask & truth).sum() / (seen.mask | truth).sum() > 0.95
     assert (seen.colour, seen.background) == (word, "green")
 
 
 def test_a_photo_without_a_flower_has_no_outline():
-    assert ground(np.full((64, 64, 3), (40, 110, 40), np.uint8)).mask is None
+    assert segment(np.full((64, 64, 3), (40, 110, 40), np.uint8)).mask is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -79,7 +77,7 @@ def test_recolouring_changes_the_petals_and_the_word_together():
     pixels, truth = flower_photo((225, 190, 20))
     example = Example(Path("a.jpg"), "train", kind="tulip", colour="yellow", background="green")
     for seed in range(6):
-        changed, what = recoloured(pixels, truth, example, generator(seed))
+        changed, what = recolour(pixels, truth, example, generator(seed))
         assert what.colour != "yellow"
         hue = hsv(changed)[0][truth]
         away = np.abs((hue - HUES[what.colour] + 180) % 360 - 180)
@@ -91,7 +89,7 @@ def test_recolouring_changes_the_petals_and_the_word_together():
 def test_a_flower_of_no_clear_hue_keeps_its_colour():
     pixels, truth = flower_photo((240, 240, 235))
     example = Example(Path("a.jpg"), "train", kind="rose", colour="white")
-    changed, what = recoloured(pixels, truth, example, generator())
+    changed, what = recolour(pixels, truth, example, generator())
     assert changed is pixels
     assert what == example
 
@@ -140,8 +138,8 @@ def test_captions_leave_out_as_often_as_they_are_told():
 def test_own_captions_are_used_as_they_are():
     example = Example(Path("a.jpg"), "train", captions=("My cat, asleep",))
     assert compose(example, ALWAYS, (), generator()).text == "My cat, asleep"
-    assert plain(example) == "My cat, asleep"
-    assert plain(ROSE) == "a photo of an orange rose with a dark background"
+    assert plain_caption(example) == "My cat, asleep"
+    assert plain_caption(ROSE) == "a photo of an orange rose with a dark background"
     assert article("rose") == "a"
 
 
@@ -180,7 +178,7 @@ def test_grounding_is_the_share_of_attention_outside_squared():
     got = grounding_loss(eye, captions, spans, masks)
     assert float(got) == pytest.approx(sum(losses) / 2, rel=1e-5)
     assert float(grounding_loss(eye, captions, spans, torch.zeros_like(masks))) == 0.0
-    assert named(captions, spans, length=8).sum() == 4
+    assert role_tokens(captions, spans, length=8).sum() == 4
 
 
 def test_a_warm_start_keeps_means_means_and_variances_variances():
@@ -195,7 +193,8 @@ def test_a_warm_start_keeps_means_means_and_variances_variances():
     module.encoder = nn.Module()
     module.encoder.conv_out = nn.Conv2d(3, 8, 3)
     module.other = nn.Linear(4, 2, bias=False)
-    missing = warm_start(module, old)
+    fresh = {name: w.detach().clone() for name, w in module.named_parameters()}
+    warm_start(module, old)
     weight = module.quant_conv.weight[:, :, 0, 0]
     expected = torch.arange(16.0).reshape(4, 4)
     for rows, old_rows in ((slice(0, 2), slice(0, 2)), (slice(4, 6), slice(2, 4))):
@@ -204,4 +203,5 @@ def test_a_warm_start_keeps_means_means_and_variances_variances():
     bias = module.encoder.conv_out.bias
     assert bias[[0, 1, 4, 5]].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert torch.equal(module.other.weight[:, :3], torch.ones(2, 3))
-    assert set(missing) == {"quant_conv.bias", "encoder.conv_out.weight"}
+    for name in ("quant_conv.bias", "encoder.conv_out.weight"):  # no source: as initialised
+        assert torch.equal(module.get_parameter(name), fresh[name])

@@ -9,16 +9,18 @@ import torch
 from torch import nn
 
 from nulltext.errors import OptionError
-from nulltext.training.autoencoder import AutoencoderLoss
-from nulltext.training.build import build_autoencoder
-from nulltext.training.latents import Views
-from nulltext.training.loop import LoopSettings, TrainingState
-from nulltext.training.muon import COEFFICIENTS, MOMENTUM, Muon, orthogonal
-from nulltext.training.optimizers import OPTIMIZERS, build_optimizers
-from nulltext.training.recipe import load_recipe
-from nulltext.training.stages import autoencoder_stage
-from nulltext.training.warm_start import grow_latents
-from nulltext.training.workshop import Workshop, encoder_of, scale_of
+from nulltext.training.components import build_autoencoder, grow_latents
+from nulltext.training.loop import (
+    COEFFICIENTS,
+    MOMENTUM,
+    Muon,
+    TrainingState,
+    build_optimizers,
+    orthogonal,
+)
+from nulltext.training.recipe import AutoencoderLoss, LoopSettings, load_recipe
+from nulltext.training.stages import TrainingRun, autoencoder_stage
+from nulltext.training.views import EncodedViews
 from test_training import LOOP, dots  # noqa: F401  (a fixture)
 
 
@@ -91,16 +93,12 @@ def test_vectors_tables_and_thin_layers_are_left_to_adamw():
             self.head.weight = self.wte.weight  # tied, as in GPT-2
 
     reader = Reader()
-    weights = dict(reader.named_parameters())
-    own = {name for name, weight in weights.items() if id(weight) in OPTIMIZERS["muon"](reader)}
-    assert own == {"time_embedding.weight", "kernel.weight"}
-    moved = [
-        id(weight)
-        for optimizer in build_optimizers(reader, weights, "muon", weight_decay=0.1)
-        for group in optimizer.param_groups
-        for weight in group["params"]
-    ]
-    assert sorted(moved) == sorted(map(id, weights.values()))
+    moved = {Muon: [], torch.optim.AdamW: []}
+    for optimizer in build_optimizers(reader, LoopSettings(1, 1, 0.1, optimizer="muon")):
+        for group in optimizer.param_groups:
+            moved[type(optimizer)] += map(id, group["params"])
+    assert moved[Muon] == [id(reader.time_embedding.weight), id(reader.kernel.weight)]
+    assert sorted(moved[Muon] + moved[torch.optim.AdamW]) == sorted(map(id, reader.parameters()))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -181,7 +179,7 @@ def test_it_learns_to_use_the_new_channels(old, pixels):
 
 
 @pytest.fixture
-def workshop(dots, tmp_path, tiny_sd1):  # noqa: F811
+def run_of(dots, tmp_path, tiny_sd1):  # noqa: F811
     """Makes a place where an autoencoder is made."""
 
     def make(name, vae=None, **changes):
@@ -190,23 +188,23 @@ def workshop(dots, tmp_path, tiny_sd1):  # noqa: F811
             origin = dataclasses.replace(tiny_sd1, vae=vae, name="old")
         folder = tmp_path / name
         folder.mkdir()
-        return Workshop(recipe_with(**changes), dots, folder, torch.device("cpu"), origin=origin)
+        return TrainingRun(recipe_with(**changes), dots, folder, torch.device("cpu"), origin=origin)
 
     return make
 
 
-def test_growing_keeps_the_old_latents_and_their_scale(workshop, old, pixels):
+def test_growing_keeps_the_old_latents_and_their_scale(run_of, old, pixels):
     old.register_to_config(scaling_factor=0.37)
     before = old.encode(pixels).latent_dist.mode()
     changes = []
     for keep in (0.0, 100.0):
-        shop = workshop(f"{keep}", old, loss=AutoencoderLoss(keep=keep))
-        said = [info.parts for info in autoencoder_stage(shop)]
+        run = run_of(f"{keep}", old, loss=AutoencoderLoss(keep=keep))
+        said = [info.parts for info in autoencoder_stage(run)]
         assert ("change" in said[0]) == (keep > 0)
-        after = encoder_of(shop)[0].encode(pixels).latent_dist.mode()[:, :HAD]
+        after = run.autoencoder().encode(pixels).latent_dist.mode()[:, :HAD]
         changes.append(float((after - before).square().mean()))
-        views = Views(torch.randn(2, HAS, 4, 4), torch.zeros(2, 4, 4), ())
-        assert scale_of(shop, views) == pytest.approx(0.37 if keep else views.scale)
+        views = EncodedViews(torch.randn(2, HAS, 4, 4), torch.zeros(2, 4, 4), ())
+        assert run.latent_scale(views) == pytest.approx(0.37 if keep else views.scale)
     assert changes[1] < 0.5 * changes[0]
 
 
@@ -218,14 +216,14 @@ def test_growing_keeps_the_old_latents_and_their_scale(workshop, old, pixels):
         {"loop": LoopSettings(0, 1, 1e-3)},
     ],
 )
-def test_what_cannot_be_kept_is_refused(workshop, old, changes):
+def test_what_cannot_be_kept_is_refused(run_of, old, changes):
     with pytest.raises(OptionError, match="both must agree"):
-        next(autoencoder_stage(workshop("other", old, **changes)))
+        next(autoencoder_stage(run_of("other", old, **changes)))
 
 
-def test_latents_of_no_model_cannot_be_kept(workshop):
+def test_latents_of_no_model_cannot_be_kept(run_of):
     with pytest.raises(OptionError, match="--init"):
-        next(autoencoder_stage(workshop("none", loss=AutoencoderLoss(keep=1.0))))
+        next(autoencoder_stage(run_of("none", loss=AutoencoderLoss(keep=1.0))))
 
 
 def test_the_loop_settings_name_the_optimizer():

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from nulltext.errors import ImageError, InversionFileError, ModelError, PromptError
-from nulltext.image.open_images import BOMB_PIXELS
+from nulltext.image.opening import BOMB_PIXELS
 from nulltext.image.photos import load_photo
 from nulltext.inversion.record import Inversion
 from nulltext.models import checkpoint

@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nulltext.captioning.captioned import note_on_left_out, read_json_lines
+from nulltext.captioning.caption_files import note_on_left_out, read_json_lines
 from nulltext.errors import DataError
-from nulltext.evaluation.datasets import read_items
+from nulltext.evaluation.datasets import read_photos
 from nulltext.evaluation.pie.dataset import read_pie
-from nulltext.storage.untrusted import DEPTH, decoded, inside, parse_json, read_lines, read_text
-from nulltext.training.collection import read_collection
+from nulltext.storage.untrusted import (
+    DEPTH,
+    decode_text,
+    parse_json,
+    read_lines,
+    read_text,
+    resolve_inside,
+)
+from nulltext.training.dataset import read_dataset
 from nulltext.training.recipe import load_recipe
 
 PLAIN = st.recursive(
@@ -33,8 +40,8 @@ def test_ordinary_json_is_read_as_it_is(value):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"a": 1, "b": 2, "a": 1}', "'a' stands twice"),
-        ('{"b": {"a": 1, "a": 2}}', "'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 1}', "'a' occurs twice"),
+        ('{"b": {"a": 1, "a": 2}}', "'a' occurs twice"),
         ("[" * 100_000, "nested deeper"),
         ("[" * (DEPTH + 2) + "]" * (DEPTH + 2), "nested deeper"),
         ('{"a":' * 500 + "1" + "}" * 500, "nested deeper"),
@@ -55,7 +62,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     (tmp_path / "five").write_text("12345")
     os.mkfifo(tmp_path / "pipe")
     assert read_text(tmp_path / "five", 5) == "12345"
-    for name, words in (("five", "larger than"), ("pipe", "no regular"), (".", "no regular")):
+    for name, words in (("five", "larger than"), ("pipe", "not a regular"), (".", "not a regular")):
         with pytest.raises(ValueError, match=words):
             read_text(tmp_path / name, 4)
     with pytest.raises(FileNotFoundError):
@@ -71,7 +78,7 @@ WRITTEN = {
     "old Macintosh": SAID.replace("\n", "\r").encode(),
 }
 NOT_READ = {
-    "no UTF-8: it may be in Windows-1252 or Latin-1": "caf\u00e9\n".encode("cp1252"),
+    "not UTF-8: it may be in Windows-1252 or Latin-1": "caf\u00e9\n".encode("cp1252"),
     "UTF-16 without a byte-order mark": "one\n".encode("utf-16-le"),
     "damaged UTF-16": codecs.BOM_UTF16_LE + b"o\0\n",
 }
@@ -82,7 +89,7 @@ def test_text_is_the_same_in_every_encoding_that_is_marked(tmp_path, data):
     (tmp_path / "text").write_bytes(data)
     assert read_text(tmp_path / "text", 100) == SAID
     lines = list(read_lines(tmp_path / "text", 100))
-    assert [(number, decoded(line)) for number, line in lines] == [
+    assert [(number, decode_text(line)) for number, line in lines] == [
         (number, line + "\n") for number, line in enumerate(SAID.splitlines(), start=1)
     ]
     (number, cut), _ = read_lines(tmp_path / "text", 4)
@@ -94,10 +101,10 @@ def test_other_encodings_are_refused_with_what_to_do(tmp_path, words, data):
     (tmp_path / "a.txt").write_bytes(data)
     (tmp_path / "a.jpg").touch()
     with pytest.raises(DataError, match=rf"a\.txt' cannot be read.*{words}.*save it as UTF-8"):
-        read_items(tmp_path)
+        read_photos(tmp_path)
     (tmp_path / "captions.jsonl").write_bytes(data)
     with pytest.raises(DataError, match=rf"captions\.jsonl'.*{words}"):
-        read_items(tmp_path)
+        read_photos(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -110,16 +117,16 @@ def test_tables_and_captions_are_read_as_notepad_and_excel_write_them(tmp_path, 
 
     write("a.txt", f"\u200b{said}\n\n{said} \n")
     expected = "a \u00e9clair on a plate"
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         assert [one.captions for one in reader(tmp_path)] == [(expected, expected)]
     line = {"file": "a.jpg", "caption": said, "target": f"{said}\ufeff"}
     write("captions.jsonl", f"{json.dumps(line, ensure_ascii=False)}\n")
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         assert [one.captions for one in reader(tmp_path)] == [(expected,)]
-    assert read_items(tmp_path)[0].target == expected
+    assert read_photos(tmp_path)[0].target == expected
     write("captions.jsonl", '{"file": "a.jpg", "caption": "\u200b\u00ad"}')
     with pytest.raises(DataError, match='line 1, has no "caption"'):
-        read_items(tmp_path)
+        read_photos(tmp_path)
     edit = {
         "image_path": "a.jpg",
         "editing_type_id": 0,
@@ -148,7 +155,7 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
         (tmp_path / hidden).parent.mkdir(exist_ok=True)
         (tmp_path / hidden).write_bytes(b"\0\5\x16\7\xff")
     expected = {"a.JPG": "a.JPG", "b.jpg": "b.jpg", "c.png": "first of all"}
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         assert {one.path.name: one.captions[0] for one in reader(tmp_path)} == expected
     assert note_on_left_out(tmp_path) == (
         f"Note: left out of '{tmp_path}': 5 pictures without a caption (below/g.png, below/h.webp, "
@@ -161,7 +168,7 @@ def test_texts_beside_pictures_have_the_names_that_other_tools_give_them(tmp_pat
     for name in ("captions.jsonl", *names.values(), "c.txt"):
         (tmp_path / name).unlink()
     assert note_on_left_out(tmp_path) == ""  # which is an error of its own
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         with pytest.raises(
             DataError, match=r"no captioned photo, but 8 pictures without .* 1 file"
         ):
@@ -187,7 +194,7 @@ def test_a_field_of_another_name_is_told_apart_from_a_missing_one(tmp_path, tabl
     (tmp_path / "a.txt").write_text("a cat")
     (tmp_path / table).write_text(json.dumps(line))
     with pytest.raises(DataError, match=words):
-        read_items(tmp_path)
+        read_photos(tmp_path)
 
 
 @pytest.fixture
@@ -208,15 +215,15 @@ OUTSIDE = ["../secret.png", "below/../../secret.png", "link.png", "/etc/passwd",
 @pytest.mark.parametrize("name", [*OUTSIDE[:4], "..", "a\0b", "x" * 5000, "\ud800"])
 def test_no_name_leads_out_of_its_folder(folder, name):
     with pytest.raises((ValueError, OSError)):
-        inside(folder, name)
+        resolve_inside(folder, name)
     for allowed in ("below/a.png", "inner.png", "below/../below/a.png", "not-there.png"):
-        assert inside(folder, allowed) == folder / allowed
+        assert resolve_inside(folder, allowed) == folder / allowed
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE[:3], "x" * 5000])
 @pytest.mark.parametrize("table", ["labels.jsonl", "captions.jsonl", "mask", "coco"])
 def test_no_table_names_a_file_outside_its_folder(folder, table, name):
-    read = [read_items] if table in ("mask", "coco") else [read_items, read_collection]
+    read = [read_photos] if table in ("mask", "coco") else [read_photos, read_dataset]
     line = {"file": name, "caption": "a cat", "kind": "rose", "colour": "red", "split": "train"}
     if table == "mask":
         line |= {"file": "inner.png", "mask": name}
@@ -229,7 +236,7 @@ def test_no_table_names_a_file_outside_its_folder(folder, table, name):
         path = folder / "captions_val2017.json"
         path.write_text(json.dumps({"images": images, "annotations": notes}))
     for reader in read:
-        options = {"split": "train"} if reader is read_items else {}
+        options = {"split": "train"} if reader is read_photos else {}
         with pytest.raises(DataError) as caught:
             reader(folder, **options)
         assert len(str(caught.value)) < 1000
@@ -249,7 +256,7 @@ def test_no_table_names_a_file_outside_its_folder(folder, table, name):
 )
 def test_malformed_lines_are_refused_by_number(folder, line):
     (folder / "captions.jsonl").write_text('{"file": "inner.png", "caption": "a"}\n' + line)
-    for reader in (read_items, read_collection):
+    for reader in (read_photos, read_dataset):
         with pytest.raises(DataError, match="line 2"):
             reader(folder)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nulltext.words.word_pairing import ARTICLES, OPENERS, align_words
+from nulltext.words.alignment import ARTICLES, OPENERS, align_words
 
 few_words = st.lists(st.sampled_from(["a", "the", "cat", "dog", "on", ",", "A"]), max_size=5)
 

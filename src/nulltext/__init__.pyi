@@ -10,6 +10,7 @@ from . import models as models
 from . import training as training
 from .attention.blend import LocalBlend as LocalBlend
 from .captioning.folder import load_captioner as load_captioner
+from .constants import __version__ as __version__
 from .diffusion.loops import StepInfo as StepInfo
 from .editing.editors import MasaCtrl as MasaCtrl
 from .editing.editors import PromptToPrompt as PromptToPrompt
@@ -32,4 +33,3 @@ from .inversion.replay import replay as replay
 from .models.latent_diffusion import LatentDiffusion as LatentDiffusion
 from .models.load import from_pipe as from_pipe
 from .models.load import load as load
-from .version import __version__ as __version__

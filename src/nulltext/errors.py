@@ -1,24 +1,25 @@
-"""The exception tree: every way in which nulltext says no.
+"""Exceptions, and helpers that word their messages.
 
-`UserError` is somebody's mistake that the same person can mend (the command line exits with 2);
-every other `NulltextError` is a failure of ours or of the numbers (exit code 1). A message is one
-sentence that says what was got, what was expected and what to do next.
+`UserError` marks a mistake that the caller can correct (exit code 2); every other `NulltextError`
+is a failure of nulltext or of its numerics (exit code 1). A message is one sentence: what was got,
+what was expected, and what to do next.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 
 class NulltextError(Exception):
-    """Base of all exceptions that nulltext raises on purpose."""
+    """Base class of the exceptions that nulltext raises on purpose."""
 
 
 class UserError(NulltextError):
-    """Bad input: the caller can mend it."""
+    """Invalid input that the caller can correct."""
 
 
 class OptionError(UserError):
@@ -34,7 +35,7 @@ class ImageError(UserError):
 
 
 class ModelError(UserError):
-    """A checkpoint is missing, is no Stable Diffusion pipeline, or is of a kind not supported."""
+    """A checkpoint is missing, not a Stable Diffusion pipeline, or of an unsupported kind."""
 
 
 class InversionFileError(UserError):
@@ -42,7 +43,7 @@ class InversionFileError(UserError):
 
 
 class OutputError(UserError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the requested path."""
 
 
 class DataError(UserError):
@@ -50,29 +51,25 @@ class DataError(UserError):
 
 
 class ExtraError(UserError):
-    """An optional library is not installed; the message says which extra brings it."""
+    """An optional library is not installed; the message names the extra to install."""
 
 
 class OutOfMemoryError(UserError):
-    """The device ran out of memory; the message says what to lower."""
+    """The device ran out of memory; the message says which options lower its use."""
 
 
 class WorkerError(NulltextError):
-    """A process that shared the work died; the message says what is kept."""
+    """A worker process died; the message says which results are kept."""
 
 
 class NumericalError(NulltextError):
-    """A computation left the finite numbers; the message names the timestep."""
+    """A computation produced NaN or infinity; the message names the timestep."""
 
 
-LONGEST = 200
-"""Characters of what a message repeats of a file or of another message."""
-
-
-LIKE = 0.75
-"""How much of two names is alike where one is taken for a misspelt other (difflib's ratio)."""
-
-
+MAX_QUOTED = 200
+"""Characters that a message repeats of a file or of another message."""
+SIMILARITY = 0.75
+"""Least difflib ratio at which a name is taken for a misspelling of another."""
 OUT_OF_MEMORY = (
     "out of memory",  # CUDA, HIP, XPU and MPS, allocators and drivers
     "can't allocate memory",  # torch on a CPU
@@ -82,25 +79,38 @@ OUT_OF_MEMORY = (
     "invalid buffer size",  # MPS: one tensor beyond what Metal takes
 )
 """What libraries say, in lower case, where an allocation failed."""
-
 LOWER_MEMORY = (
     "pass --low-memory, a smaller --size, --offload or --dtype float16 on a GPU, or --device cpu"
 )
-"""What to do where a device's memory does not suffice."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional library.
+
+    Raises:
+        ExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ExtraError(
+            f"{purpose} needs {module.partition('.')[0]}, which is not installed: "
+            f"pip install 'nulltext[{extra}]'."
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; most of torch's say so in words alone."""
+    """Whether an allocation failed; torch often says so in the message alone."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in message for words in OUT_OF_MEMORY)
 
 
 @contextmanager
-def out_of_memory_named(advice: str = LOWER_MEMORY) -> Iterator[None]:
+def convert_out_of_memory(advice: str = LOWER_MEMORY) -> Iterator[None]:
     """Raise `OutOfMemoryError` where an allocation fails inside the block."""
     try:
         yield
@@ -111,34 +121,34 @@ def out_of_memory_named(advice: str = LOWER_MEMORY) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a system call or a codec said, on one line and without the path."""
-    said = getattr(error, "strerror", None) or str(error)
-    return shortened(" ".join(said.split()).rstrip(".")) or type(error).__name__
+    """Return what a system call or a codec said, on one line and without the path."""
+    message = getattr(error, "strerror", None) or str(error)
+    return shorten(" ".join(message.split()).rstrip(".")) or type(error).__name__
 
 
-def meant(
+def closest_name(
     name: str, known: Collection[str], others: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> str | None:
-    """The known name that stands behind one in another spelling (`Cross-Steps`), another tool's,
-    or with a slip of the pen.
+    """Return the known name that a misspelt one, or another tool's name, most likely means.
 
     Args:
-        others: other tools' names, in lower case without marks, and what may be meant by each, of
-            which the first that is known counts.
+        others: other tools' names, lower case and without punctuation, each with the names that it
+            may mean; the first that is known counts.
     """
     import difflib
 
-    called = {other: [one for one in ours if one in known] for other, ours in others.items()}
-    by_letters = {_letters(one): one for one in known}
-    by_letters |= {other: ours[0] for other, ours in called.items() if ours}
-    found = difflib.get_close_matches(_letters(name), by_letters, n=1, cutoff=LIKE)
-    return by_letters[found[0]] if found else None
+    candidates = {_letters(one): one for one in known}
+    for other, meanings in others.items():
+        if meant := next((one for one in meanings if one in known), None):
+            candidates[other] = meant
+    found = difflib.get_close_matches(_letters(name), candidates, n=1, cutoff=SIMILARITY)
+    return candidates[found[0]] if found else None
 
 
 def _letters(name: str) -> str:
     return "".join(each for each in name.casefold() if each.isalnum())
 
 
-def shortened(text: str) -> str:
-    """A text that may be somebody else's, as far as a message can hold it."""
-    return text if len(text) <= LONGEST else text[:LONGEST] + "\u2026"
+def shorten(text: str) -> str:
+    """Cut a text to the length that a message may repeat."""
+    return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "\u2026"

@@ -36,11 +36,28 @@ New = TypeVar("New", bound=Named)
 
 
 @cache
-def entry_points_of(group: str) -> Mapping[str, EntryPoint]:
-    """Find the entry points of a group by name; imports none of them."""
+def installed_entry_points() -> dict[str, dict[str, EntryPoint]]:
+    """Read the entry points of all installed packages, once: by group and name."""
     from importlib.metadata import entry_points
 
-    return {point.name: point for point in entry_points(group=group)}
+    found = entry_points()
+    return {
+        group: {point.name: point for point in found.select(group=group)}
+        for group in (METHODS_GROUP, EDITORS_GROUP)
+    }
+
+
+def entry_points_of(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group by name; imports none of them."""
+    return installed_entry_points()[group]
+
+
+def members_of(group: str) -> dict[str, str]:
+    """Return the names of a group as further members of an enumeration of names.
+
+    A name that the enumeration has already becomes an alias, which changes nothing.
+    """
+    return {f"INSTALLED_{number}": name for number, name in enumerate(entry_points_of(group))}
 
 
 class Registry(Mapping[str, type[Kind]], Generic[Kind]):

@@ -15,3 +15,5 @@ from .store import AttentionStore as AttentionStore
 from .store import Plan as Plan
 from .store import Recorder as Recorder
 from .store import TargetControl as TargetControl
+from .store import store_inputs as store_inputs
+from .store import store_maps as store_maps

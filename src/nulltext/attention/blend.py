@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from nulltext.attention.maps import word_map
-from nulltext.defaults import BLEND_THRESHOLD
+from nulltext.constants import BLEND_THRESHOLD
 from nulltext.errors import OptionError, PromptError
 from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
 

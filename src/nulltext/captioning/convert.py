@@ -1,4 +1,4 @@
-"""Published ClipCap weights, once, to a captioner's folder.
+"""Convert published ClipCap weights to a captioner's folder.
 
     clip_project.model.0/2.*                     the MLP
     clip_project.linear.*, .prefix_const,
@@ -7,7 +7,7 @@
 
 Sizes are read off the weights. CLIP and the tokenizer are not in the file: they come from
 transformers folders. This is the only place that opens a file of torch.save, and only its tensors:
-`weights_only=True` refuses whatever would run code.
+`weights_only=True` refuses code.
 Source: the published code and weights of Mokady, Hertz and Bermano 2021 (ClipCap).
 """
 
@@ -16,69 +16,74 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nulltext.captioning.captioner import Captioner, CaptionModel
-from nulltext.captioning.folder import PREPROCESSOR, check_sight, read_eyes, read_tokenizer
-from nulltext.captioning.mapping import (
+from nulltext.captioning.captioner import Captioner
+from nulltext.captioning.folder import (
+    PREPROCESSOR,
+    check_networks,
+    load_tokenizer,
+    read_preprocessing,
+)
+from nulltext.captioning.networks import (
+    CLIP,
+    CaptionModel,
     Mapper,
     MlpMapper,
     MlpSettings,
     TransformerMapper,
     TransformerSettings,
 )
-from nulltext.captioning.vision import CLIP
 from nulltext.errors import ModelError
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 
-MAPPER, GPT = "clip_project.", "gpt."
 OLD_BUFFERS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(masked_)?bias")
 """Masks that old versions of transformers kept among the weights."""
+TIED = ("gpt.transformer.wte.weight", "gpt.lm_head.weight")
+"""GPT-2's table of input tokens and its output layer, which share their weights."""
 PUBLISHED_HEADS = 8
-"""The one size of the transformer that its weights do not show."""
+"""Attention heads of the transformer, the one size that its weights do not show."""
 SHOWN = 3
+"""Weights that a message names."""
 
 
 def convert(weights: Path, *, clip: Path, gpt2: Path, name: str) -> Captioner:
-    """A captioner from published weights.
+    """Make a captioner from published weights.
 
     Args:
-        weights: the published `.pt`. clip: transformers folder of the CLIP model that it was
-            trained with. gpt2: transformers folder of GPT-2, for its settings and its tokenizer.
+        weights: the published `.pt`.
+        clip: transformers folder of the CLIP model that it was trained with.
+        gpt2: transformers folder of GPT-2, for its settings and its tokenizer.
 
     Raises:
         ModelError: a file cannot be read, a weight is missing, left over or of another shape, or
             CLIP is another than the weights were trained with.
     """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     tensors = read_published(weights)
     mapper = _empty_mapper(tensors, weights)
-    from transformers import GPT2LMHeadModel
-
+    settings = Checkpoint.at(gpt2).json("config.json")
+    if settings.get("model_type") != "gpt2":
+        raise ModelError(f"'{gpt2}' is no GPT-2 (model_type {settings.get('model_type')!r}).")
     with quiet_libraries():
-        language = GPT2LMHeadModel(_gpt2_config(gpt2))
-    parts = {MAPPER + n: t for n, t in mapper.state_dict().items()}
-    parts |= {GPT + n: t for n, t in language.state_dict().items()}
-    _check_names(tensors, parts, weights)
-    with torch.no_grad():
-        for key, own in parts.items():
-            own.copy_(tensors[key])
-    _check_tied(tensors, weights)
+        language = GPT2LMHeadModel(GPT2Config.from_dict(settings))
+    _fill(nn.ModuleDict({"clip_project": mapper, "gpt": language}), tensors, weights)
     with quiet_libraries():
-        eyes_model = Checkpoint.at(clip.parent).component(clip.name, CLIP)
-        tokenizer = read_tokenizer("GPT2Tokenizer", gpt2)
+        vision = Checkpoint.at(clip.parent).component(clip.name, CLIP)
+        tokenizer = load_tokenizer("GPT2Tokenizer", gpt2)
     unit = isinstance(mapper, TransformerMapper)  # as in the published notebooks
-    model = CaptionModel(eyes_model, mapper, language, unit_features=unit)
+    model = CaptionModel(vision, mapper, language, unit_features=unit)
     model.requires_grad_(False).eval()
-    eyes = read_eyes(clip / PREPROCESSOR)
-    check_sight(model, eyes, clip)
-    return Captioner(name, model, tokenizer, eyes)
+    preprocessing = read_preprocessing(clip / PREPROCESSOR)
+    check_networks(model, preprocessing, clip)
+    return Captioner(name, model, tokenizer, preprocessing)
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published file by name, without old buffers.
+    """Read the tensors of a published file by name, without old buffers.
 
     Raises:
         ModelError: it cannot be read, or holds something else than named tensors.
@@ -97,7 +102,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 
 def _empty_mapper(tensors: Mapping[str, Tensor], path: Path) -> Mapper:
-    """A mapping network of the sizes that the weights have."""
+    """Build a mapper of the sizes that the weights have."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
@@ -105,57 +110,44 @@ def _empty_mapper(tensors: Mapping[str, Tensor], path: Path) -> Mapper:
         return tuple(tensors[name].shape)
 
     width = shape("gpt.transformer.wte.weight")[-1]
-    if f"{MAPPER}model.0.weight" in tensors:
-        hidden, features = shape(f"{MAPPER}model.0.weight")
-        made = shape(f"{MAPPER}model.2.weight")[0]
+    if "clip_project.model.0.weight" in tensors:
+        hidden, features = shape("clip_project.model.0.weight")
+        made = shape("clip_project.model.2.weight")[0]
         return MlpMapper(MlpSettings(features, hidden, made // width, width))
-    made, features = shape(f"{MAPPER}linear.weight")
+    made, features = shape("clip_project.linear.weight")
     numbers = [re.match(r"clip_project\.transformer\.layers\.(\d+)\.", name) for name in tensors]
     return TransformerMapper(
         TransformerSettings(
             features=features,
             clip_length=made // width,
-            prefix_length=shape(f"{MAPPER}prefix_const")[0],
+            prefix_length=shape("clip_project.prefix_const")[0],
             width=width,
             layers=1 + max((int(found[1]) for found in numbers if found), default=0),
             heads=PUBLISHED_HEADS,
-            hidden=shape(f"{MAPPER}transformer.layers.0.mlp.fc1.weight")[0],
+            hidden=shape("clip_project.transformer.layers.0.mlp.fc1.weight")[0],
         )
     )
 
 
-def _check_names(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are missing, left over, or of another shape."""
-    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights into mapper and GPT-2, after checking names, shapes and ties."""
+    wanted = module.state_dict()
+    missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing:
         raise ModelError(f"'{path}' lacks the weights {_some(missing)}; get the published file.")
     if extra:
         raise ModelError(
             f"'{path}' has weights that ClipCap has not, {_some(extra)}; it is of another kind."
         )
-    odd = [name for name in wanted if wanted[name].shape != found[name].shape]
-    if odd:
-        name = odd[0]
-        raise ModelError(
-            f"{name} of '{path}' has the shape {list(found[name].shape)}, and "
-            f"{list(wanted[name].shape)} was expected; pass the GPT-2 that it was trained with."
-        )
-
-
-def _check_tied(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """GPT-2 reads and writes words by one table; two different ones would lose one silently."""
-    tables = ("gpt.transformer.wte.weight", "gpt.lm_head.weight")
-    if not torch.equal(*(tensors[name] for name in tables)):
-        raise ModelError(f"{' and '.join(tables)} of '{path}' differ; they are one in GPT-2.")
-
-
-def _gpt2_config(folder: Path) -> Any:
-    from transformers import GPT2Config
-
-    settings = Checkpoint.at(folder).json("config.json")
-    if settings.get("model_type") != "gpt2":
-        raise ModelError(f"'{folder}' is no GPT-2 (model_type {settings.get('model_type')!r}).")
-    return GPT2Config.from_dict(settings)
+    for name, weight in wanted.items():
+        if weight.shape != tensors[name].shape:
+            raise ModelError(
+                f"{name} of '{path}' has the shape {list(tensors[name].shape)}, and "
+                f"{list(weight.shape)} was expected; pass the GPT-2 that it was trained with."
+            )
+    if not torch.equal(*(tensors[name] for name in TIED)):
+        raise ModelError(f"{' and '.join(TIED)} of '{path}' differ; they are one in GPT-2.")
+    module.load_state_dict(tensors)
 
 
 def _some(names: Collection[str]) -> str:

@@ -20,12 +20,23 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from nulltext.captioning.captioner import Captioner, CaptionModel, Eyes
-from nulltext.captioning.decoding import Sentence, next_log_probs
-from nulltext.captioning.mapping import MAPPERS, Mapper, name_of
-from nulltext.captioning.vision import CLIP, VISIONS, about, side_of
-from nulltext.defaults import CAPTIONER
-from nulltext.errors import ModelError, OutputError, shortened
+from nulltext.captioning.captioner import (
+    Captioner,
+    ImagePreprocessing,
+    Sentence,
+    next_log_probs,
+)
+from nulltext.captioning.networks import (
+    CLIP,
+    MAPPERS,
+    VISION_CLASSES,
+    CaptionModel,
+    Mapper,
+    fixed_side,
+    vision_class,
+)
+from nulltext.constants import CAPTIONER
+from nulltext.errors import ModelError, OutputError, shorten
 from nulltext.models.checkpoint import (
     MAX_JSON_BYTES,
     Checkpoint,
@@ -43,14 +54,14 @@ FORMAT = "nulltext-captioner"
 VERSION = 1
 CONFIG, MAPPER, PREPROCESSOR = "config.json", "mapper.safetensors", "preprocessor_config.json"
 MAX_SIDE = 4096
-"""Of the square that is looked at, in pixels; published ones have 224 to 512."""
-USUAL: Mapping[str, float] = {
+"""Largest input of a vision model in pixels; published ones have 224 to 512."""
+SUPPORTED: Mapping[str, float] = {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "rescale_offset": False,
     "do_normalize": True,
 }
-"""Settings of a preprocessor that are understood with these values only."""
+"""The only values of these preprocessor settings that `ImagePreprocessing` can express."""
 TOKENIZERS = ("CLIPTokenizer", "GPT2Tokenizer")
 MAKE_ONE = (
     "make one of your photos (nulltext train PHOTOS -o NAME --stage captioner, then "
@@ -60,7 +71,7 @@ MAKE_ONE = (
 
 
 def bundled_captioners() -> tuple[str, ...]:
-    """Names of the captioners that come with the package."""
+    """List the names of the captioners that come with the package."""
     return tuple(sorted(p.parent.name for p in BUNDLED_FOLDER.glob(f"*/{CONFIG}")))
 
 
@@ -79,37 +90,39 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
         raise ModelError(f"'{folder}' is no captioner: {MAKE_ONE}.")
     if config.get("version") != VERSION:
         raise ModelError(
-            f"The captioner '{folder}' has version {shortened(str(config.get('version')))}, and "
+            f"The captioner '{folder}' has version {shorten(str(config.get('version')))}, and "
             f"this nulltext reads version {VERSION}; get a newer nulltext, or make the captioner "
             "again."
         )
     with quiet_libraries():
         try:
-            mapper = _mapper(config["mapper"], folder)
-            unit, tokenizer = bool(config["unit_features"]), config["tokenizer"]
+            mapper = _load_mapper(config["mapper"], folder)
+            unit_features, tokenizer_class = bool(config["unit_features"]), config["tokenizer"]
             vision = config.get("vision", CLIP)
-            eyes = _eyes(checkpoint.json(f"{VISIONS[vision].folder}/{PREPROCESSOR}"))
+            vision_folder = VISION_CLASSES[vision].folder
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"The settings of the captioner '{folder}' cannot be read "
-                f"({shortened(repr(error))}); get it again."
+                f"({shorten(repr(error))}); get it again."
             ) from error
+        preprocessing = read_preprocessing(folder / vision_folder / PREPROCESSOR)
         model = CaptionModel(
-            checkpoint.component(VISIONS[vision].folder, vision),
+            checkpoint.component(vision_folder, vision),
             mapper,
             checkpoint.component("gpt2", "GPT2LMHeadModel"),
-            unit_features=unit,
+            unit_features=unit_features,
         )
-        words = read_tokenizer(tokenizer, folder / "tokenizer")
-    if len(words) > model.gpt.config.vocab_size:
+        tokenizer = load_tokenizer(tokenizer_class, folder / "tokenizer")
+    if len(tokenizer) > model.gpt.config.vocab_size:
         raise ModelError(
-            f"The captioner '{folder}' has {len(words)} tokens and GPT-2 knows "
+            f"The captioner '{folder}' has {len(tokenizer)} tokens and GPT-2 knows "
             f"{model.gpt.config.vocab_size}; get it again."
         )
     model.requires_grad_(False).eval()
-    check_sight(model, eyes, folder)
+    check_networks(model, preprocessing, folder)
     model.to(target)
-    return Captioner(shortened(str(config.get("name", folder.name))), model, words, eyes)
+    name = shorten(str(config.get("name", folder.name)))
+    return Captioner(name, model, tokenizer, preprocessing)
 
 
 def save_captioner(
@@ -119,12 +132,11 @@ def save_captioner(
     dtype: torch.dtype,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a captioner, whole or not at all; one that is there already is replaced.
+    """Write a captioner, whole or not at all, in place of one that is there already.
 
     Args:
         dtype: precision of the weights on disk.
-        finish: writes what else belongs to it, licences above all, into the complete folder that
-            it is given, before anybody sees it under its name.
+        finish: adds files, such as licences, to the complete folder before it gets its name.
 
     Raises:
         OutputError: the folder cannot be written, or holds something else.
@@ -136,43 +148,44 @@ def save_captioner(
         "format": FORMAT,
         "version": VERSION,
         "name": captioner.name,
-        "mapper": {"kind": name_of(model.mapper), **dataclasses.asdict(model.mapper.settings)},
+        "mapper": {"kind": model.mapper.kind, **dataclasses.asdict(model.mapper.settings)},
         "unit_features": model.unit_features,
         "vision": type(model.vision).__name__,
         "tokenizer": type(captioner.tokenizer).__name__,
     }
     assert config["tokenizer"] in TOKENIZERS, config["tokenizer"]
+    vision_folder = vision_class(model.vision).folder
+    pixels = preprocessor_config(captioner.preprocessing)
     with replacing_folder(folder) as fresh:
-        sight = about(model.vision).folder
-        for name, part in ((sight, model.vision), ("gpt2", model.gpt)):
+        for name, part in ((vision_folder, model.vision), ("gpt2", model.gpt)):
             before = part.dtype
             part.to(dtype).save_pretrained(fresh / name)
             part.to(before)
         captioner.tokenizer.save_pretrained(fresh / "tokenizer")
         replace_file(fresh / MAPPER, safetensors.torch.save(tensors))
-        replace_file(fresh / sight / PREPROCESSOR, _written(_pixels(captioner.eyes)))
-        replace_file(fresh / CONFIG, _written(config))
+        for path, values in ((Path(vision_folder, PREPROCESSOR), pixels), (Path(CONFIG), config)):
+            replace_file(fresh / path, (json.dumps(values, indent=2) + "\n").encode())
         if finish is not None:
             finish(fresh)
 
 
-def check_sight(model: CaptionModel, eyes: Eyes, source: Path) -> None:
-    """Look once at black: what does not fit together is said here, not by a library at work.
+def check_networks(model: CaptionModel, preprocessing: ImagePreprocessing, source: Path) -> None:
+    """Run the networks once on a black picture, on the CPU.
 
     Raises:
-        ModelError: the networks, on the CPU, give no probabilities of a first word.
+        ModelError: they give no probabilities of a first word.
     """
+    side = preprocessing.side
     try:
-        wanted = side_of(model.vision)
-        if wanted not in (None, eyes.side):
+        wanted = fixed_side(model.vision)
+        if wanted not in (None, side):
             raise ValueError(
-                f"{PREPROCESSOR} makes squares of {eyes.side} pixels, the vision model looks at "
-                f"{wanted}"
+                f"{PREPROCESSOR} makes squares of {side} pixels, the vision model looks at {wanted}"
             )
         with torch.no_grad():
-            prefix = model.mapper(model.features(torch.zeros(1, 3, eyes.side, eyes.side)))
+            prefix = model.prefix(torch.zeros(1, 3, side, side))
         next_log_probs(model.gpt, prefix, [Sentence()])
-    except Exception as error:  # whatever a library fails with
+    except Exception as error:  # the libraries raise many kinds
         raise ModelError(
             f"The networks of the captioner '{source}' do not work together "
             f"({first_line(error)}); get it again."
@@ -197,41 +210,27 @@ def check_captioner_target(folder: Path) -> None:
         raise OutputError(f"'{folder}' is not empty and holds no captioner: choose another folder.")
 
 
-def read_tokenizer(kind: str, source: str | Path) -> Any:
-    """A tokenizer of one of the known classes, from a folder or a hub id.
+def load_tokenizer(class_name: str, folder: Path) -> Any:
+    """Load a tokenizer of one of the `TOKENIZERS`.
 
     Raises:
         ModelError: it is of another class, or cannot be read.
     """
     import transformers
 
-    if kind not in TOKENIZERS:
+    if class_name not in TOKENIZERS:
         raise ModelError(
-            f"The tokenizer is a {shortened(repr(kind))}; known are {', '.join(TOKENIZERS)}."
+            f"The tokenizer is a {shorten(repr(class_name))}; known are {', '.join(TOKENIZERS)}."
         )
     try:
-        with plain_texts(Path(source)) as texts:
-            tokenizer = getattr(transformers, kind).from_pretrained(texts.as_posix())
+        with plain_texts(folder) as texts:
+            tokenizer = getattr(transformers, class_name).from_pretrained(texts.as_posix())
         if not tokenizer.encode(".", add_special_tokens=False):
             raise ValueError("its vocabulary is empty")
         return tokenizer
     except Exception as error:  # the library raises many kinds; the reason is in the text
         raise ModelError(
-            f"The tokenizer '{source}' cannot be loaded ({first_line(error)}); get it again."
-        ) from error
-
-
-def read_eyes(path: Path) -> Eyes:
-    """A vision model's wishes from a preprocessor_config.json as transformers writes it.
-
-    Raises:
-        ModelError: it is missing or damaged.
-    """
-    try:
-        return _eyes(parse_json(read_text(path, MAX_JSON_BYTES)))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"'{path}' cannot be read ({shortened(repr(error))}); get the vision model again."
+            f"The tokenizer '{folder}' cannot be loaded ({first_line(error)}); get it again."
         ) from error
 
 
@@ -250,19 +249,19 @@ def _locate(source: str | Path) -> Path:
     )
 
 
-def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
-    """The mapper of a folder, its weights read as float32."""
+def _load_mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
+    """Load a folder's mapper in float32."""
     sizes = dict(config)
-    settings, network = MAPPERS[sizes.pop("kind")]
-    wanted = settings(**sizes)
+    network = MAPPERS[sizes.pop("kind")]
+    settings = network.settings_class(**sizes)
     try:
         if not (folder / MAPPER).is_file():
             raise ValueError(f"there is no {MAPPER}")
-        check_weights(lambda: network(wanted), sizes, [folder / MAPPER])
-        mapper: Mapper = network(wanted)
+        check_weights(lambda: network(settings), sizes, [folder / MAPPER])
+        mapper = network(settings)
         tensors = safetensors.torch.load_file(folder / MAPPER)
         mapper.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except Exception as error:  # whatever sizes no network can have
+    except Exception as error:  # torch raises many kinds for impossible sizes
         raise ModelError(
             f"The mapper of the captioner '{folder}' cannot be loaded ({first_line(error)}); "
             "get it again."
@@ -270,24 +269,38 @@ def _mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
     return mapper
 
 
-def _eyes(config: Mapping[str, Any]) -> Eyes:
-    """Raises ModelError for arithmetic other than (pixels / 255 - mean) / deviation."""
-    if not isinstance(config, Mapping):
-        raise TypeError("it is no JSON object")
+def read_preprocessing(path: Path) -> ImagePreprocessing:
+    """Read a preprocessor_config.json as transformers writes it.
+
+    Raises:
+        ModelError: it is missing, damaged, or not (pixels / 255 - mean) / deviation.
+    """
+    try:
+        config = parse_json(read_text(path, MAX_JSON_BYTES))
+        if not isinstance(config, Mapping):
+            raise TypeError("it is no JSON object")
+        for key, usual in SUPPORTED.items():
+            if not math.isclose(float(config.get(key, usual)), usual, rel_tol=1e-4):
+                raise ModelError(
+                    f"{PREPROCESSOR} of the vision model says {key}: "
+                    f"{shorten(repr(config[key]))}, and only {usual} is understood; take a "
+                    "vision model that was trained on pixels from 0 to 1, standardised."
+                )
+        return _parse_preprocessing(config)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"'{path}' cannot be read ({shorten(repr(error))}); get the vision model again."
+        ) from error
+
+
+def _parse_preprocessing(config: Mapping[str, Any]) -> ImagePreprocessing:
     kind = str(config.get("image_processor_type", config.get("feature_extractor_type")))
-    own = kind.startswith("EfficientNet")  # its defaults are others than CLIP's
-    for key, usual in USUAL.items():
-        if not math.isclose(float(config.get(key, usual)), usual, rel_tol=1e-4):
-            raise ModelError(
-                f"{PREPROCESSOR} of the vision model says {key}: "
-                f"{shortened(repr(config[key]))}, and only {usual} is understood; take a vision "
-                "model that was trained on pixels from 0 to 1, standardised."
-            )
-    cut = "crop_size" in config and config.get("do_center_crop", not own)
+    efficientnet = kind.startswith("EfficientNet")  # its processor has other defaults than CLIP's
+    cut = "crop_size" in config and config.get("do_center_crop", not efficientnet)
     side = config["crop_size"] if cut else config["size"]
     side = side["height"] if isinstance(side, Mapping) else side
     mean, deviation = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
-    if config.get("include_top", own):  # EfficientNet's processor then divides once more
+    if config.get("include_top", efficientnet):  # EfficientNet's processor then divides once more
         deviation = tuple(value * value for value in deviation)
     if len(mean) != 3 or len(deviation) != 3:
         raise ValueError("there are three channels")
@@ -299,26 +312,23 @@ def _eyes(config: Mapping[str, Any]) -> Eyes:
     shortest = size.get("shortest_edge", side) if isinstance(size, Mapping) else side
     if not side <= shortest <= MAX_SIDE:
         raise ValueError(f"the shortest edge is from {side} to {MAX_SIDE} pixels")
-    return Eyes(int(side), mean, deviation, side / shortest)
+    return ImagePreprocessing(int(side), mean, deviation, side / shortest)
 
 
-def _pixels(eyes: Eyes) -> dict[str, Any]:
-    """As transformers' CLIPImageProcessor reads it."""
+def preprocessor_config(preprocessing: ImagePreprocessing) -> dict[str, Any]:
+    """Describe the preprocessing as transformers' CLIPImageProcessor reads it."""
+    side = preprocessing.side
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": round(eyes.side / eyes.share)},
+        "size": {"shortest_edge": round(side / preprocessing.share)},
         "resample": 3,
         "do_center_crop": True,
-        "crop_size": {"height": eyes.side, "width": eyes.side},
+        "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(eyes.mean),
-        "image_std": list(eyes.deviation),
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.deviation),
         "do_convert_rgb": True,
     }
-
-
-def _written(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()

@@ -11,17 +11,17 @@ import typer
 
 from nulltext.cli.options import RowOptions, listed, takes_options
 from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
+from nulltext.constants import __version__
 from nulltext.errors import ModelError, OptionError
 from nulltext.jobs.options import OPTIONS, about
 from nulltext.models.choice import ModelChoice
-from nulltext.version import __version__
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.pie.benchmark import Schedule
+    from nulltext.evaluation.pie.benchmark import Protocol
     from nulltext.evaluation.pie.dataset import PieItem
     from nulltext.evaluation.pie.metrics import Networks
-    from nulltext.evaluation.pie.protocol import Protocol
-    from nulltext.evaluation.results import Book
+    from nulltext.evaluation.rows import Schedule
+    from nulltext.jobs.ledger import Book
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 benchmark = typer.Typer(no_args_is_help=True)
@@ -84,8 +84,8 @@ class PieOptions(RowOptions):
             UserError: an option is out of range, the folder is no PIE-Bench, or a library is
                 missing.
         """
-        from nulltext.evaluation.extras import require
-        from nulltext.evaluation.pie.dataset import of_categories, read_pie
+        from nulltext.errors import require
+        from nulltext.evaluation.pie.dataset import read_pie, select_categories
 
         require("skimage.metrics", "study", "The benchmark's SSIM")
         if self.limit is not None and self.limit < 1:
@@ -99,12 +99,12 @@ class PieOptions(RowOptions):
         everything = read_pie(self.folder)
         items = everything
         if self.categories is not None:
-            items = of_categories(items, listed(self.categories, "categories", str))
+            items = select_categories(items, listed(self.categories, "categories", str))
         return everything, items[: self.limit]
 
     def protocol(self) -> Protocol:
         """The published one, with what was asked to differ."""
-        from nulltext.evaluation.pie.protocol import Protocol
+        from nulltext.evaluation.pie.benchmark import Protocol
 
         given: dict[str, Any] = {"seed": self.seed, "inner_steps": self.inner_steps}
         if self.steps is not None:
@@ -113,17 +113,21 @@ class PieOptions(RowOptions):
 
     def lines(self) -> tuple[str, ...]:
         """The methods that are compared."""
-        from nulltext.evaluation.pie.protocol import METHODS, check_methods
+        from nulltext.evaluation.pie.benchmark import METHODS
+        from nulltext.inversion.registry import method_named
 
-        return (
-            METHODS if self.methods is None else check_methods(listed(self.methods, "methods", str))
-        )
+        if self.methods is None:
+            return METHODS
+        names = dict.fromkeys(listed(self.methods, "methods", str))
+        for name in names:
+            method_named(name)
+        return tuple(names)
 
     def networks(self, model: LatentDiffusion) -> Networks:
         """What looks at the pictures."""
-        from nulltext.evaluation.pie.metrics import open_networks
+        from nulltext.evaluation.pie.metrics import load_networks
 
-        return open_networks(self.dino, self.clip, self.lpips, model.device)
+        return load_networks(self.dino, self.clip, self.lpips, model.device)
 
     def settings(
         self,
@@ -133,7 +137,7 @@ class PieOptions(RowOptions):
         networks: Networks,
     ) -> dict[str, Any]:
         """What all rows of a folder have in common; the rest only chooses among rows."""
-        from nulltext.evaluation.pie.benchmark import digest
+        from nulltext.evaluation.pie.dataset import items_digest
 
         height, width = model.resolution
         return {
@@ -144,7 +148,7 @@ class PieOptions(RowOptions):
             "dtype": str(model.unet.dtype).removeprefix("torch."),
             **{name.replace("_", " "): value for name, value in asdict(protocol).items()},
             **networks.names,
-            "edits": digest(everything),
+            "edits": items_digest(everything),
         }
 
 
@@ -163,7 +167,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     protocol, lines = options.protocol(), options.lines()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
-    from nulltext.evaluation.results import done_already, failed_among, open_book
+    from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.models.fingerprint import spellings
 
     loaded = open_model(reporter, chosen)
@@ -177,10 +181,10 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     settings = options.settings(everything, loaded, protocol, networks)
     older = spellings(settings, loaded.fingerprints)
     if options.estimate:
-        done = done_already(output, settings, older, fresh=fresh, retry_failed=retry_failed)
+        done = finished_keys(output, settings, older, fresh=fresh, retry_failed=retry_failed)
         _estimate(reporter, plan_pie(items, lines, protocol, done), len(items))
         return
-    with open_book(output, settings, fresh=fresh, older=older) as book:
+    with open_results(output, settings, fresh=fresh, older=older) as book:
         if retry_failed:
             book.forget_failed()
         schedule = plan_pie(items, lines, protocol, book.keys)
@@ -188,19 +192,19 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
         _remarks(reporter, networks, protocol.deviations)
         steps_of = pie_steps(loaded, schedule, book, networks)
         make_rows(reporter, steps_of, book, schedule.all_rows)
-        _hand_over(reporter, book, settings, schedule)
-    end_of_rows(reporter, failed_among(book.rows, schedule.keys))
+        _hand_over(reporter, book, settings, schedule, protocol.deviations)
+    end_of_rows(reporter, failed_rows(book.rows, schedule.keys))
 
 
-def _estimate(reporter: Reporter, schedule: Schedule, edits: int) -> None:
+def _estimate(reporter: Reporter, schedule: Schedule[PieItem], edits: int) -> None:
     """What it would cost."""
     found = {"edits": edits, "rows": schedule.all_rows, "unet_evaluations": schedule.evaluations}
     reporter.answer(found, [_said(schedule, edits)])
 
 
-def _said(schedule: Schedule, edits: int) -> str:
+def _said(schedule: Schedule[PieItem], edits: int) -> str:
     """What is ahead, in one line."""
-    done = schedule.all_rows - len(schedule.open_rows)
+    done = schedule.all_rows - schedule.open_rows
     return ahead(counted(edits, "edit"), schedule.all_rows, done, schedule.evaluations)
 
 
@@ -213,35 +217,40 @@ def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> N
 
 
 def _hand_over(
-    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: Schedule
+    reporter: Reporter,
+    book: Book,
+    settings: Mapping[str, Any],
+    schedule: Schedule[PieItem],
+    deviations: list[str],
 ) -> None:
     """Write summary and page, and print the table."""
-    from nulltext.evaluation.pie.report import publish
-    from nulltext.evaluation.pie.table import (
+    from nulltext.evaluation.pie.report import (
         PUBLISHED_SOURCE,
-        as_json,
-        as_text,
         by_category,
         overall,
+        publish,
+        to_json,
+        to_text,
     )
-    from nulltext.evaluation.results import ROWS, failed_among
+    from nulltext.evaluation.rows import failed_rows
+    from nulltext.jobs.ledger import ROWS
 
     with reporter.busy("Writing the report …"):
         files = publish(book.folder, settings, book.rows)
     lines = overall(book.rows)
-    failed = len(failed_among(book.rows, schedule.keys))
+    failed = len(failed_rows(book.rows, schedule.keys))
     result = {
         "rows": len(book.rows),
         "asked": schedule.all_rows,
         "failed": failed,
-        "table": as_json(lines),
-        "by_category": as_json(by_category(book.rows)),
+        "table": to_json(lines),
+        "by_category": to_json(by_category(book.rows)),
         "published_source": PUBLISHED_SOURCE,
-        "deviations": schedule.protocol.deviations,
+        "deviations": deviations,
         "results": str(book.folder / ROWS),
         "report": str(files[0]),
         "files": [str(file) for file in files[1:]],
     }
-    said = [*as_text(lines), f"{counted(len(book.rows), 'row')} in {book.folder / ROWS}."]
+    said = [*to_text(lines), f"{counted(len(book.rows), 'row')} in {book.folder / ROWS}."]
     said += [f"{counted(failed, 'row')} failed; --retry-failed tries again."] if failed else []
     reporter.result(result, [*said, f"Report: {files[0]}"])

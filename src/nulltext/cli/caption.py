@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.cli.options import CaptionerOption, CropOption, DeviceOption, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
@@ -45,7 +45,7 @@ def caption(
     box = None if crop is None else CropBox.parse(crop)
     photo = load_photo(image)
     with reporter.busy("Looking at the photo …"):
-        loaded = load_captioner(captioner or defaults.CAPTIONER, device=device)
+        loaded = load_captioner(captioner or constants.CAPTIONER, device=device)
         said = loaded.caption(photo, crop=box, beams=beams)
     if not said:
         reporter.note(f"Note: the captioner '{loaded.name}' finds no words for this photo.")

@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from nulltext.words.invisible import UNDECODED
+from nulltext.words.prompts import UNDECODED
 
 ESCAPED = "nulltext-escaped"
 """Name of the error handler, for streams."""

@@ -90,7 +90,7 @@ def _output_paths(options: EditOptions) -> list[Path]:
     Raises:
         OutputError, OptionError: a file cannot be written, or would overwrite what is read.
     """
-    from nulltext.image.images import check_writable
+    from nulltext.image.saving import check_writable
 
     origin = options.image or options.inversion
     assert origin is not None

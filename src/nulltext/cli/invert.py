@@ -11,6 +11,7 @@ import typer
 
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
+from nulltext.constants import AUTO
 from nulltext.errors import OptionError
 from nulltext.jobs.figures import decibels
 from nulltext.jobs.options import InversionOptions
@@ -23,7 +24,6 @@ from nulltext.jobs.request import (
     size_of,
 )
 from nulltext.models.choice import ModelChoice
-from nulltext.names import AUTO
 from nulltext.storage.inversion_file import SUFFIX
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from nulltext.cli.saved import attention, inspect, replay
 from nulltext.cli.studio import studio
 from nulltext.cli.study import study
 from nulltext.cli.train import train
+from nulltext.constants import __version__
 from nulltext.errors import NulltextError, UserError, reason_of
-from nulltext.version import __version__
 
 app = typer.Typer(
     name="nulltext",

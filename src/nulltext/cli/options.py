@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import typer
 from rich.markup import escape
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.errors import OptionError
 from nulltext.jobs.options import OPTIONS, Kind, Option, about, options_of
 
@@ -109,7 +109,7 @@ class RowOptions:
     retry_failed: bool = field(default=False, metadata=about("Try rows that failed once more."))
     estimate: bool = field(default=False, metadata=about("Say what it would cost, and do nothing."))
     seed: int = field(
-        default=defaults.SEED,
+        default=constants.SEED,
         metadata=about("For the photos and the noise that are drawn.", "N"),
     )
 

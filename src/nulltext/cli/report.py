@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.diffusion.loops import StepInfo
-    from nulltext.evaluation.results import Book
-    from nulltext.evaluation.study import StudyInfo
+    from nulltext.evaluation.rows import Progress as RowProgress
     from nulltext.inversion.previews import Previews
-    from nulltext.jobs.ledger import Row
+    from nulltext.jobs.ledger import Book, Row
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 STAGES = {
@@ -205,7 +204,7 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_rows(reporter: Reporter, steps: Iterable[StudyInfo], book: Book, all_rows: int) -> None:
+def make_rows(reporter: Reporter, steps: Iterable[RowProgress], book: Book, all_rows: int) -> None:
     """Run a generator of rows under a bar, and say on Ctrl-C what is kept.
 
     The unit of the bar is a UNet evaluation, so that the time left is honest.
@@ -228,7 +227,7 @@ def make_rows(reporter: Reporter, steps: Iterable[StudyInfo], book: Book, all_ro
                     total=info.all_evaluations,
                     completed=info.evaluations,
                     rows=f"{info.rows}/{info.all_rows} rows",
-                    doing=info.doing,
+                    doing=info.title,
                 )
     except KeyboardInterrupt:
         reporter.note(

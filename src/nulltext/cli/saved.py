@@ -43,7 +43,8 @@ def replay(
     """
     inversion = open_inversion(file)
     from nulltext.cli.work import open_model
-    from nulltext.image.images import check_writable, from_uint8, save_image, to_pil
+    from nulltext.image.images import from_uint8, to_pil
+    from nulltext.image.saving import check_writable, save_image
     from nulltext.inversion.replay import check_model
     from nulltext.inversion.replay import replay as replay_inversion
 
@@ -173,7 +174,7 @@ def attention(
     from nulltext.diffusion.loops import run
     from nulltext.editing.heatmaps import heat_map_steps
     from nulltext.editing.loop import EditSpec, check_specs
-    from nulltext.image.images import check_writable, save_image
+    from nulltext.image.saving import check_writable, save_image
     from nulltext.inversion.replay import check_model
     from nulltext.storage.files import check_target
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.models.choice import ModelChoice
@@ -75,7 +75,7 @@ def studio(
 
     Another model: [bold]nulltext studio --model path/to/stable-diffusion --device cuda[/bold]
     """
-    from nulltext.evaluation.extras import require
+    from nulltext.errors import require
 
     logging.basicConfig(level=logging.WARNING)
     check_port(host, port)
@@ -107,10 +107,10 @@ def _open_studio(
     from nulltext.studio.session import Studio
 
     writer = None
-    suits = chosen.model == defaults.MODEL and defaults.CAPTIONER in bundled_captioners()
+    suits = chosen.model == constants.MODEL and constants.CAPTIONER in bundled_captioners()
     if captioner is not None or suits:
         with reporter.busy("Loading the captioner …"):
-            writer = load_captioner(captioner or defaults.CAPTIONER, device=chosen.device)
+            writer = load_captioner(captioner or constants.CAPTIONER, device=chosen.device)
     loaded = open_model(reporter, chosen)
     return Studio(Resources(loaded, folder, chosen, captioner=writer))
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext.captioning.captioned import note_on_left_out
+from nulltext.captioning.caption_files import note_on_left_out
 from nulltext.cli.options import RowOptions, listed, takes_options
 from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
+from nulltext.constants import __version__
 from nulltext.errors import OptionError
 from nulltext.jobs.options import about
 from nulltext.models.choice import ModelChoice
-from nulltext.version import __version__
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.agreement import Judge
-    from nulltext.evaluation.datasets import Item
-    from nulltext.evaluation.plan import Plan
-    from nulltext.evaluation.results import Book
-    from nulltext.evaluation.study import Schedule
+    from nulltext.evaluation.datasets import CaptionedPhoto
+    from nulltext.evaluation.judges import Judge
+    from nulltext.evaluation.plan import StudyPlan
+    from nulltext.evaluation.study import StudySchedule
+    from nulltext.jobs.ledger import Book
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 
@@ -77,33 +77,37 @@ class StudyOptions(RowOptions):
     )
     workers: int = field(default=1, metadata=about("Processes that share the photos.", "N"))
 
-    def open(self) -> tuple[Plan, list[Item], list[Item]]:
+    def open(self) -> tuple[StudyPlan, list[CaptionedPhoto], list[CaptionedPhoto]]:
         """(plan, all photos, photos to study).
 
         Raises:
             UserError: an option is out of range, the folder has no photos, or a library is missing.
         """
-        from nulltext.evaluation.datasets import read_items, sample_items
-        from nulltext.evaluation.extras import require
+        from nulltext.errors import require
+        from nulltext.evaluation.datasets import read_photos, sample_photos
 
         plan = self._plan()
         require("skimage.metrics", "study", "The study's SSIM")
         require("matplotlib.figure", "study", "The study's plots")
         if self.resume and not self.output.is_dir():
             raise OptionError(f"There is no '{self.output}' to continue; leave --resume out.")
-        everybody = read_items(self.folder, split=self.split, edits=self.edits)
+        all_photos = read_photos(self.folder, split=self.split, edits=self.edits)
         if self.sample is not None:
-            everybody = sample_items(everybody, self.sample, self.seed)
+            all_photos = sample_photos(all_photos, self.sample, self.seed)
         limit = QUICK_PHOTOS if self.quick and self.limit is None else self.limit
         if limit is not None and limit < 1:
             raise OptionError(f"The limit is {limit}; choose 1 photo or more.")
-        return plan, everybody, everybody[:limit]
+        return plan, all_photos, all_photos[:limit]
 
     def settings(
-        self, plan: Plan, everybody: Sequence[Item], model: LatentDiffusion, judge: Judge
+        self,
+        plan: StudyPlan,
+        all_photos: Sequence[CaptionedPhoto],
+        model: LatentDiffusion,
+        judge: Judge,
     ) -> dict[str, Any]:
         """What all rows of a folder have in common; the rest only chooses among rows."""
-        from nulltext.evaluation.datasets import digest
+        from nulltext.evaluation.datasets import photos_digest
 
         return {
             "nulltext": __version__,
@@ -115,10 +119,10 @@ class StudyOptions(RowOptions):
             "strengths": list(plan.strengths),
             "seed": plan.seed,
             "judge of edits": judge.name,
-            "photos and captions": digest(everybody),
+            "photos and captions": photos_digest(all_photos),
         }
 
-    def without_edits(self, items: Sequence[Item]) -> str:
+    def without_edits(self, items: Sequence[CaptionedPhoto]) -> str:
         """What to tell about photos that have no edit prompt; empty if all have one."""
         missing = sum(item.target is None for item in items)
         if not missing:
@@ -128,9 +132,8 @@ class StudyOptions(RowOptions):
             'give some with --edits FILE, lines of {"file": …, "target": …}.'
         )
 
-    def _plan(self) -> Plan:
-        from nulltext.evaluation.plan import EXPERIMENTS, QUICK, STANDARD
-        from nulltext.evaluation.variants import check_lines
+    def _plan(self) -> StudyPlan:
+        from nulltext.evaluation.plan import EXPERIMENTS, QUICK, STANDARD, check_variants
 
         given: dict[str, Any] = {"seed": self.seed}
         if self.steps is not None:
@@ -140,7 +143,7 @@ class StudyOptions(RowOptions):
         if self.iterations is not None:
             given["iterations"] = tuple(sorted(set(listed(self.iterations, "iterations", int))))
         if self.methods is not None:
-            given["lines"] = check_lines(listed(self.methods, "methods", str))
+            given["variants"] = check_variants(listed(self.methods, "methods", str))
         if self.experiments is not None:
             named = listed(self.experiments, "experiments", str)
             unknown = [name for name in named if name not in EXPERIMENTS]
@@ -157,47 +160,54 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
     It may be stopped at any moment: the same command continues where it stopped. Exit code: 0 all
     rows done; 2 some failed, all for bad input; 1 some for another reason.
     """
-    plan, everybody, items = options.open()
+    plan, all_photos, items = options.open()
     from nulltext.cli.work import open_model
-    from nulltext.evaluation.agreement import open_judge
-    from nulltext.evaluation.crew import Tools, check_workers, crew_steps
-    from nulltext.evaluation.results import done_already, failed_among, open_book
-    from nulltext.evaluation.study import plan_study, study_steps
+    from nulltext.evaluation.judges import load_judge
+    from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
+    from nulltext.evaluation.study import (
+        StudyWorker,
+        parallel_study_steps,
+        plan_study,
+        study_steps,
+    )
     from nulltext.models.fingerprint import spellings
 
-    check_workers(options.workers)
+    if options.workers < 1:
+        raise OptionError(f"--workers is {options.workers}; choose 1 or more.")
 
     loaded = open_model(reporter, chosen)
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
-    judge = open_judge(options.clip, loaded, plan.seed)
-    settings = options.settings(plan, everybody, loaded, judge)
+    judge = load_judge(options.clip, loaded, plan.seed)
+    settings = options.settings(plan, all_photos, loaded, judge)
     older, output = spellings(settings, loaded.fingerprints), options.output
     fresh, retry_failed = options.fresh, options.retry_failed
     if options.estimate:
-        done = done_already(output, settings, older, fresh=fresh, retry_failed=retry_failed)
-        schedule = plan_study(items, everybody, plan, done, judge.unet_evaluations)
+        done = finished_keys(output, settings, older, fresh=fresh, retry_failed=retry_failed)
+        schedule = plan_study(items, all_photos, plan, done, judge.unet_evaluations)
         _estimate(reporter, schedule, len(items))
         return
     _note_prompts(reporter, loaded, items)
-    with open_book(output, settings, fresh=fresh, older=older) as book:
+    with open_results(output, settings, fresh=fresh, older=older) as book:
         if retry_failed:
             book.forget_failed()
-        schedule = plan_study(items, everybody, plan, book.keys, judge.unet_evaluations)
+        schedule = plan_study(items, all_photos, plan, book.keys, judge.unet_evaluations)
         reporter.note(_said(schedule, len(items)))
         if options.without_edits(items):
             reporter.note("Note: " + options.without_edits(items))
         if left_out := note_on_left_out(options.folder):
             reporter.note(left_out)
         steps = study_steps(loaded, schedule, plan, book, judge)
-        tools = Tools(chosen, options.clip, plan, output)
+        worker = StudyWorker(chosen, options.clip, plan, output)
         if options.workers > 1:
-            steps = crew_steps(tools, options.workers, schedule, book)
+            steps = parallel_study_steps(worker, options.workers, schedule, book)
         make_rows(reporter, steps, book, schedule.all_rows)
         _hand_over(reporter, book, settings, schedule)
-    end_of_rows(reporter, failed_among(book.rows, schedule.keys))
+    end_of_rows(reporter, failed_rows(book.rows, schedule.keys))
 
 
-def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[Item]) -> None:
+def _note_prompts(
+    reporter: Reporter, model: LatentDiffusion, items: Sequence[CaptionedPhoto]
+) -> None:
     """Say what is odd about the first captions and the edits of photos, a few times at most."""
     from nulltext.models.notes import notes_on_writing
     from nulltext.words.prompts import SHOWN_WORDS
@@ -208,7 +218,7 @@ def _note_prompts(reporter: Reporter, model: LatentDiffusion, items: Sequence[It
         reporter.note(note)
 
 
-def _estimate(reporter: Reporter, schedule: Schedule, photos: int) -> None:
+def _estimate(reporter: Reporter, schedule: StudySchedule, photos: int) -> None:
     """What it would cost."""
     found = {
         "photos": photos,
@@ -218,28 +228,28 @@ def _estimate(reporter: Reporter, schedule: Schedule, photos: int) -> None:
     reporter.answer(found, [_said(schedule, photos)])
 
 
-def _said(schedule: Schedule, photos: int) -> str:
+def _said(schedule: StudySchedule, photos: int) -> str:
     """What is ahead, in one line."""
-    still = sum(len(tasks) for _, tasks in schedule.photos)
-    done = schedule.all_rows - still
+    done = schedule.all_rows - schedule.open_rows
     return ahead(counted(photos, "photo"), schedule.all_rows, done, schedule.evaluations)
 
 
 def _hand_over(
-    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: Schedule
+    reporter: Reporter, book: Book, settings: Mapping[str, Any], schedule: StudySchedule
 ) -> None:
     """Write summary, plots and report, and say where they are.
 
     Rows stand in the plan's order, in whichever they were made; those of earlier plans come last.
     """
-    from nulltext.evaluation.publish import publish
-    from nulltext.evaluation.results import ROWS, failed_among, key_of
+    from nulltext.evaluation.report import publish
+    from nulltext.evaluation.rows import failed_rows, key_of
+    from nulltext.jobs.ledger import ROWS
 
     places = {key: place for place, key in enumerate(schedule.keys)}
     rows = sorted(book.rows, key=lambda row: places.get(key_of(row), len(places)))
     with reporter.busy("Writing the report …"):
         files = publish(book.folder, settings, rows)
-    failed = len(failed_among(book.rows, schedule.keys))
+    failed = len(failed_rows(book.rows, schedule.keys))
     result = {
         "rows": len(book.rows),
         "asked": schedule.all_rows,

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nulltext.captioning.captioned import note_on_left_out
+from nulltext.captioning.caption_files import note_on_left_out
 from nulltext.cli.options import DeviceOption, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.storage.files import LOCK, locked, unwritable
+from nulltext.storage.files import LOCK, lock_folder, output_error
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from nulltext.training.loop import TrainInfo
-    from nulltext.training.workshop import Workshop
+    from nulltext.training.stages import TrainingRun
 
 STATE = "training"
 """What is appended to the model folder's name for the folder with checkpoints and samples."""
@@ -105,7 +105,7 @@ def train(
     if vision is not None and Stage.CAPTIONER not in wanted:
         raise OptionError("--vision is for a captioner: give --stage captioner too.")
     shop = _workshop(photos, output, (config, init, vision), (device, autocast))
-    trained, held_out = shop.examples
+    trained, held_out = shop.splits
     _check_outputs(shop, output, wanted)
     values: dict[str, object] = {"model": None}
     with _prepared(shop.folder, resume):
@@ -128,50 +128,50 @@ def _workshop(
     output: Path,
     begin: tuple[str, str | None, Path | None],
     machine: tuple[str | None, str],
-) -> Workshop:
+) -> TrainingRun:
     """Everything that is asked for, found and read before anything is touched."""
     from nulltext.models.load import find_device, load
-    from nulltext.training.eyes import load_sight
+    from nulltext.training.captioner import PretrainedVision
     from nulltext.training.loop import autocast_dtype
     from nulltext.training.recipe import load_recipe
-    from nulltext.training.workshop import Workshop
+    from nulltext.training.stages import TrainingRun
 
     if not output.name:
         raise OptionError(f"'{output}' names no folder of its own; give -o a name for the model.")
     (config, init, vision), (device, autocast) = begin, machine
     target = find_device(device)
-    return Workshop(
+    return TrainingRun(
         recipe=load_recipe(config),
         photos=photos,
         folder=output.with_name(f"{output.name}.{STATE}"),
         device=target,
         autocast=autocast_dtype(autocast, target),
         origin=None if init is None else load(init, device="cpu"),
-        sight=None if vision is None else load_sight(vision),
+        vision=None if vision is None else PretrainedVision.load(vision),
     )
 
 
-def _check_outputs(shop: Workshop, output: Path, wanted: Sequence[Stage]) -> None:
+def _check_outputs(shop: TrainingRun, output: Path, wanted: Sequence[Stage]) -> None:
     """Refuse what cannot end well, before anything is touched and hours are spent."""
     if Stage.EXPORT in wanted:
         from nulltext.training.export import check_output
 
         check_output(output, shop.recipe)
     if set(wanted) != {Stage.CAPTIONER}:
-        from nulltext.training.workshop import check_origin
+        from nulltext.training.stages import check_origin
 
         check_origin(shop.recipe, shop.origin)
     if Stage.CAPTIONER in wanted:
         from nulltext.captioning.folder import check_captioner_target
-        from nulltext.training.captioner import eyes_of
+        from nulltext.training.captioner import preprocessing_for
 
         check_captioner_target(captioner_beside(output))
-        eyes_of(shop.recipe.captioner, shop.sight)
+        preprocessing_for(shop.recipe.captioner, shop.vision)
 
 
 def _write(
     reporter: Reporter,
-    shop: Workshop,
+    shop: TrainingRun,
     output: Path,
     wanted: Sequence[Stage],
     values: dict[str, object],
@@ -179,10 +179,10 @@ def _write(
     """Write model and captioner where they are wanted; adds to `values`, returns what to say."""
     lines: list[str] = []
     if Stage.EXPORT in wanted:
-        from nulltext.training.export import export
+        from nulltext.training.export import export_model
 
         with reporter.busy("Writing the model …"):
-            export(shop, output, commit=commit_of())
+            export_model(shop, output, commit=commit_of())
         values["model"] = str(output)
         lines += [
             f"Saved the model {output}",
@@ -190,7 +190,7 @@ def _write(
             f"{shlex.quote(str(output))}",
         ]
     if Stage.CAPTIONER in wanted:
-        from nulltext.training.captioner_export import export_captioner
+        from nulltext.training.export import export_captioner
 
         beside = captioner_beside(output)
         export_captioner(shop, beside)
@@ -213,8 +213,8 @@ def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(folder, error) from error
-    with locked(folder):
+        raise output_error(folder, error) from error
+    with lock_folder(folder):
         try:
             earlier = [path for path in folder.iterdir() if path.name != LOCK]
             if resume is None and earlier:
@@ -225,7 +225,7 @@ def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
             for path in [] if resume else earlier:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
-            raise unwritable(folder, error) from error
+            raise output_error(folder, error) from error
         yield
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY, Denoiser, guided_output
 from nulltext.diffusion.levels import Grid, Level, Step
-from nulltext.errors import out_of_memory_named
+from nulltext.errors import convert_out_of_memory
 from nulltext.reprs import short_repr
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def run(
     """
     while True:
         try:
-            with out_of_memory_named():
+            with convert_out_of_memory():
                 info = next(steps)
         except StopIteration as stop:
             result: Result = stop.value

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nulltext.diffusion.levels import Grid, Level, Prediction, Step
-from nulltext.errors import ModelError, OptionError, shortened
+from nulltext.errors import ModelError, OptionError, shorten
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class Schedule:
         kind = str(config.get("_class_name", ""))
         if kind.startswith(NOT_DISCRETE) or config.get("use_flow_sigmas", False):
             raise ModelError(
-                f"The scheduler is of class {shortened(kind)}, whose noise levels are no DDIM "
+                f"The scheduler is of class {shorten(kind)}, whose noise levels are no DDIM "
                 "schedule (flow matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base "
                 "checkpoint."
             )
@@ -88,13 +88,13 @@ class Schedule:
         spacing = config.get("timestep_spacing", "leading")
         if spacing not in ("leading", "linspace", "trailing"):
             raise ModelError(
-                f"The scheduler config has timestep_spacing {shortened(repr(spacing))}, "
+                f"The scheduler config has timestep_spacing {shorten(repr(spacing))}, "
                 "expected 'leading', 'linspace' or 'trailing'."
             )
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction", "sample"):
             raise ModelError(
-                f"The scheduler config has prediction_type {shortened(repr(prediction))}, "
+                f"The scheduler config has prediction_type {shorten(repr(prediction))}, "
                 "expected 'epsilon', 'v_prediction' or 'sample'."
             )
         if config.get("thresholding", False):
@@ -182,7 +182,7 @@ def _number(
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ModelError(
-            f"The scheduler config has {key} {shortened(repr(value))}, expected a number from "
+            f"The scheduler config has {key} {shorten(repr(value))}, expected a number from "
             f"{least:g} to {most:g}; get the model again."
         )
     return value
@@ -236,7 +236,7 @@ def _betas(config: Mapping[str, Any], train_steps: int) -> np.ndarray:
         bar = np.cos((edges + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
         return np.minimum(1.0 - bar[1:] / bar[:-1], MAX_BETA)
     raise ModelError(
-        f"The scheduler config has beta_schedule {shortened(repr(kind))}, "
+        f"The scheduler config has beta_schedule {shorten(repr(kind))}, "
         "expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'."
     )
 

@@ -31,11 +31,11 @@ from nulltext.attention.mutual import Mutual
 from nulltext.attention.processor import self_depths
 from nulltext.attention.prompt_to_prompt import Injection, largest_self_site
 from nulltext.attention.store import Plan
-from nulltext.defaults import CROSS_STEPS, MASA_LAYER, MASA_START, SELF_STEPS
+from nulltext.constants import CROSS_STEPS, MASA_LAYER, MASA_START, SELF_STEPS, Alignment
 from nulltext.errors import OptionError, PromptError
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.plugins import EDITORS_GROUP, Registry
-from nulltext.words.alignment import Alignment, attention_map, token_weights
+from nulltext.words.alignment import attention_map, token_weights
 from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
 
 PUBLISHED = 0.5

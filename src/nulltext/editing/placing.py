@@ -14,21 +14,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
+from nulltext.constants import Detail
 from nulltext.editing.loop import Edit
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError
 from nulltext.image.compositing import (
-    Detail,
+    compare_pictures,
     composite_picture,
-    difference,
-    faded_inside,
-    fitted,
-    grown,
-    original,
+    dilate,
+    fade_inside,
+    fit_to_crop,
+    original_picture,
     region_of_change,
 )
-from nulltext.image.images import CropBox, Picture, from_uint8, to_pil, to_tensor, to_uint8
+from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.image.photos import Photo
+from nulltext.image.saving import Picture
 from nulltext.inversion.record import Inversion
 
 SAME_PHOTO = 2.0
@@ -109,7 +110,7 @@ def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) 
     else:
         result = Picture(to_pil(picture))
     kept = weight == 0
-    found = difference(original(canvas.photo), result, kept, canvas.box)
+    found = compare_pictures(original_picture(canvas.photo), result, kept, canvas.box)
     unseen = None if found.changed_fraction else _why_unseen(weight, spec)
     return Placed(
         result,
@@ -147,17 +148,17 @@ def _weight(canvas: Canvas, edit: Edit, row: int, spec: EditSpec) -> Tensor:
     picture = edit.images[row]
     if spec.mask is None and spec.blend is None:
         region = region_of_change(picture, edit.reconstruction[0])
-        return fitted(region, canvas.box, canvas.photo.size)
+        return fit_to_crop(region, canvas.box, canvas.photo.size)
     parts: list[Tensor] = []
     if spec.blend is not None:
         cells = (edit.masks[row] > 0).float()[None, None]
-        words = grown(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0])
-        parts.append(fitted(words, canvas.box, canvas.photo.size))
+        words = dilate(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0])
+        parts.append(fit_to_crop(words, canvas.box, canvas.photo.size))
     if spec.mask is not None:
         mask = spec.mask
         if tuple(mask.shape) != size:
             mask = adaptive_avg_pool2d(mask[None], size)[0]
-        parts.append(fitted(faded_inside(mask), canvas.box, canvas.photo.size))
+        parts.append(fit_to_crop(fade_inside(mask), canvas.box, canvas.photo.size))
     return parts[0] if len(parts) == 1 else torch.minimum(*parts, out=parts[0])
 
 

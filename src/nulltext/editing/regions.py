@@ -24,9 +24,9 @@ from torch.nn.functional import adaptive_max_pool2d, interpolate
 
 from nulltext.attention.blend import PromptTokens, blend_mask
 from nulltext.errors import OptionError
-from nulltext.image.arrays import ImageLike
-from nulltext.image.images import CropBox
-from nulltext.image.masks import load_mask, mask_on_crop, similar
+from nulltext.image.images import CropBox, same_proportions
+from nulltext.image.masks import load_mask, mask_on_crop
+from nulltext.image.opening import ImageLike
 from nulltext.inversion.record import Inversion
 
 
@@ -96,7 +96,9 @@ def check_lies_on(mask: Tensor, inversion: Inversion) -> None:
     header, shape = inversion.header, (mask.shape[-1], mask.shape[-2])
     crop = CropBox.from_list(header.crop)
     photo_size = (header.image_size[0], header.image_size[1])
-    if not similar(shape, (crop.width, crop.height)) and similar(shape, photo_size):
+    if not same_proportions(shape, (crop.width, crop.height)) and same_proportions(
+        shape, photo_size
+    ):
         raise OptionError(
             f"The mask is {shape[0]} x {shape[1]} px, of the photo's proportions, but only the "
             f"crop {crop} was inverted: pass mask_for(inversion, mask)."

@@ -17,13 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from nulltext.attention.blend import LocalBlend
+from nulltext.constants import Alignment
 from nulltext.editing.editors import Editor, PromptToPrompt, pull_at
 from nulltext.errors import OptionError
-from nulltext.image.arrays import ImageLike
 from nulltext.image.masks import mask_tensor
+from nulltext.image.opening import ImageLike
 from nulltext.reprs import short_repr
-from nulltext.words.alignment import Alignment
-from nulltext.words.invisible import clean
+from nulltext.words.prompts import clean
 
 
 @dataclass(frozen=True, init=False)

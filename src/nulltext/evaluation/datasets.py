@@ -1,24 +1,31 @@
-"""Photos with captions, from whatever a folder holds.
+"""Photos with captions, read from a folder.
 
-    captions_*.json     COCO, as published; pictures in a folder beside it (see `coco`)
+    captions_*.json     COCO captions as published, in the folder or its annotations/
     labels.jsonl        {"file", "kind", "colour", "background", "split"}: captions by template
     captions.jsonl      {"file", "caption" or "captions", "target"?, "mask"?}
     NAME.txt            beside each picture, one caption per line
 
-An `edits.jsonl` of {"file", "target", "mask"?} says what edits ask for, where the rest does not.
+An `edits.jsonl` of {"file", "target", "mask"?} adds the prompts of edits.
+
+COCO's file has "images" {"id", "file_name"} and "annotations" {"image_id", "caption"}, about five
+captions per image. Its pictures lie in a folder named like the split (val2017), in images/, or
+beside the file; with COCO's own layout, annotations/ is a sister of val2017/.
+Source: Chen et al. 2015 (Microsoft COCO Captions); cocodataset.org, "data format".
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nulltext.captioning.captioned import (
+from nulltext.captioning.caption_files import (
     captions_beside,
     captions_field,
     file_field,
@@ -27,15 +34,19 @@ from nulltext.captioning.captioned import (
     read_json_lines,
     text_field,
 )
-from nulltext.errors import DataError, shortened
-from nulltext.words.invisible import clean
-from nulltext.words.templates import caption, recoloured
+from nulltext.errors import DataError, reason_of, require, shorten
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
+from nulltext.words.captions import caption, recoloured
+from nulltext.words.prompts import clean
 
 EDITS = "edits.jsonl"
 
+MAX_COCO_BYTES = 512 * MEGABYTE
+"""Of an annotation file; COCO's own have up to 92 MB."""
+
 
 @dataclass(frozen=True)
-class Item:
+class CaptionedPhoto:
     """A photo, what it shows, and what an edit shall make of it."""
 
     name: str
@@ -44,13 +55,15 @@ class Item:
     captions: tuple[str, ...]
     """At least one; the first is the photo's own, the others say the same differently."""
     target: str | None = None
-    """What an edit asks for, in place of the first caption."""
+    """Prompt of the edit, in place of the first caption."""
     mask: Path | None = None
     """White where that edit belongs."""
 
 
-def read_items(folder: Path, *, split: str = "validation", edits: Path | None = None) -> list[Item]:
-    """All captioned photos of a folder, in its order; a picture itself is not opened.
+def read_photos(
+    folder: Path, *, split: str = "validation", edits: Path | None = None
+) -> list[CaptionedPhoto]:
+    """Read all captioned photos of a folder, in its order; a picture itself is not opened.
 
     Args:
         split: which part of a labels.jsonl.
@@ -58,21 +71,23 @@ def read_items(folder: Path, *, split: str = "validation", edits: Path | None = 
 
     Raises:
         DataError: the folder is missing or holds no captioned photo, or a file of it is malformed.
+        ExtraError: the folder holds COCO, and pycocotools is not installed.
     """
     if not folder.is_dir():
         raise DataError(f"'{folder}' is no folder; give one with photos and captions.")
-    from nulltext.evaluation.coco import annotation_file, read_coco
-
-    annotations = annotation_file(folder)
+    annotations = [*folder.glob("captions_*.json"), *folder.glob("annotations/captions_*.json")]
     if (folder / "labels.jsonl").is_file():
-        items = _labelled(folder, split)
+        photos = _read_labels(folder / "labels.jsonl", split)
     elif (folder / "captions.jsonl").is_file():
-        items = _captioned(folder)
-    elif annotations is not None:
-        items = read_coco(annotations)
+        photos = _read_captions(folder / "captions.jsonl")
+    elif annotations:
+        photos = _read_coco(max(annotations, key=lambda path: "val" in path.name))
     else:
-        items = _with_text_files(folder)
-    if not items:
+        photos = [
+            CaptionedPhoto(path.relative_to(folder).as_posix(), path, captions)
+            for path, captions in captions_beside(folder)
+        ]
+    if not photos:
         found = left_out(folder)
         has = f", but {found}" if found else ""
         raise DataError(
@@ -81,78 +96,133 @@ def read_items(folder: Path, *, split: str = "validation", edits: Path | None = 
             "beside each picture."
         )
     wanted = edits or (folder / EDITS)
-    if edits is None and not wanted.is_file():
-        return items
-    return _with_edits(items, wanted)
+    return _add_edits(photos, wanted) if edits or wanted.is_file() else photos
 
 
-def sample_items(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+def sample_photos(photos: Sequence[CaptionedPhoto], count: int, seed: int) -> list[CaptionedPhoto]:
     """Draw photos without repetition, and for each one of its captions as its own.
 
     Raises:
-        DataError: there are not that many.
+        DataError: there are fewer photos.
     """
-    if not 1 <= count <= len(items):
-        raise DataError(f"There are {len(items)} photos; choose --sample from 1 to {len(items)}.")
+    if not 1 <= count <= len(photos):
+        raise DataError(f"There are {len(photos)} photos; choose --sample from 1 to {len(photos)}.")
     draw = random.Random(seed)
     drawn = []
-    for item in draw.sample(list(items), count):
-        own = draw.randrange(len(item.captions))
-        others = item.captions[:own] + item.captions[own + 1 :]
-        drawn.append(replace(item, captions=(item.captions[own], *others)))
+    for photo in draw.sample(list(photos), count):
+        own = draw.randrange(len(photo.captions))
+        others = photo.captions[:own] + photo.captions[own + 1 :]
+        drawn.append(replace(photo, captions=(photo.captions[own], *others)))
     return drawn
 
 
-def digest(items: Sequence[Item]) -> str:
-    """Identifies names, captions and edits (not the pictures' bytes)."""
-    said = [(i.name, i.captions, i.target, i.mask and i.mask.name) for i in items]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+def captions_of_others(photos: Sequence[CaptionedPhoto], seed: int) -> dict[str, str | None]:
+    """Draw for each photo the caption of another one that differs from its own; None without one.
+
+    Each draw depends on the seed, the photo and the whole list alone, so that studying fewer
+    photos changes nothing.
+    """
+    drawn: dict[str, str | None] = {}
+    for photo in photos:
+        others = [o.captions[0] for o in photos if o.captions[0] not in photo.captions]
+        draw = random.Random(f"{seed} {photo.name}")
+        drawn[photo.name] = draw.choice(others) if others else None
+    return drawn
 
 
-def _labelled(folder: Path, split: str) -> list[Item]:
-    """Photos of the split whose colour and kind are both known."""
-    items, path = [], folder / "labels.jsonl"
+def photos_digest(photos: Sequence[CaptionedPhoto]) -> str:
+    """Hash names, captions and edits (not the pictures' bytes)."""
+    content = [(p.name, p.captions, p.target, p.mask and p.mask.name) for p in photos]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _read_labels(path: Path, split: str) -> list[CaptionedPhoto]:
+    """Read the photos of the split whose colour and kind are both known."""
+    photos = []
     for number, line in read_json_lines(path):
         label = label_fields(line, path, number)
         if line.get("split", split) != split or not (label["colour"] and label["kind"]):
             continue
-        photo = file_field(line, "file", path, number)
-        items.append(Item(line["file"], photo, (caption(label),), recoloured(label)))
-    return items
+        file = file_field(line, "file", path, number)
+        photos.append(CaptionedPhoto(line["file"], file, (caption(label),), recoloured(label)))
+    return photos
 
 
-def _captioned(folder: Path) -> list[Item]:
-    items, path = [], folder / "captions.jsonl"
+def _read_captions(path: Path) -> list[CaptionedPhoto]:
+    photos = []
     for number, line in read_json_lines(path):
-        photo = file_field(line, "file", path, number)
-        item = Item(line["file"], photo, captions_field(line, path, number))
-        items.append(_edited(item, number, line, path))
-    return items
+        file = file_field(line, "file", path, number)
+        photo = CaptionedPhoto(line["file"], file, captions_field(line, path, number))
+        photos.append(_with_edit(photo, line, path, number))
+    return photos
 
 
-def _with_text_files(folder: Path) -> list[Item]:
-    return [
-        Item(path.relative_to(folder).as_posix(), path, captions)
-        for path, captions in captions_beside(folder)
-    ]
+def _read_coco(annotations: Path) -> list[CaptionedPhoto]:
+    """Read all captioned images, by image id."""
+    coco_class = require("pycocotools.coco", "coco", "Reading COCO").COCO
+    try:
+        coco = coco_class()
+        coco.dataset = parse_json(read_text(annotations, MAX_COCO_BYTES))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+            coco.createIndex()
+        if not coco.imgs:
+            raise ValueError("it names no images")
+        names = {image_id: _coco_text(coco.imgs[image_id], "file_name") for image_id in coco.imgs}
+        folder = _coco_pictures(annotations, names.values())
+        photos = []
+        for image_id, name in sorted(names.items()):
+            annotated = coco.imgToAnns.get(image_id, [])
+            captions = tuple(clean(_coco_text(entry, "caption")).strip() for entry in annotated)
+            if captions:
+                photos.append(CaptionedPhoto(name, resolve_inside(folder, name), captions))
+        return photos
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"'{annotations}' is no COCO caption file ({reason_of(error)}); "
+            "fetch annotations_trainval2017.zip from cocodataset.org again."
+        ) from error
 
 
-def _with_edits(items: Sequence[Item], path: Path) -> list[Item]:
-    lines = {text_field(line, "file", path, n): (n, line) for n, line in read_json_lines(path)}
-    unknown = lines.keys() - {item.name for item in items}
-    if unknown:
-        raise DataError(f"'{path}' names {shortened(min(unknown))!r}, which is none of the photos.")
-    for number, line in lines.values():
-        text_field(line, "target", path, number)
-    return [
-        _edited(item, *lines[item.name], path) if item.name in lines else item for item in items
-    ]
+def _coco_text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str):
+        raise ValueError(f"a {key} is {shorten(repr(value))}")
+    return value
 
 
-def _edited(item: Item, number: int, line: dict[str, Any], path: Path) -> Item:
-    """The photo with the edit of a line, if the line has one."""
+def _coco_pictures(annotations: Path, names: Collection[str]) -> Path:
+    """Find the folder of the pictures: the first that has one of them."""
+    split = annotations.stem.removeprefix("captions_")
+    for folder in (split, "images", "."):
+        for root in (annotations.parent, annotations.parent.parent):
+            if any(resolve_inside(root / folder, name).is_file() for name in names):
+                return root / folder
+    raise DataError(
+        f"None of the pictures of '{annotations}' is there; unpack {split}.zip into "
+        f"'{annotations.parent / split}'."
+    )
+
+
+def _add_edits(photos: Sequence[CaptionedPhoto], path: Path) -> list[CaptionedPhoto]:
+    lines = {text_field(line, "file", path, n): (line, n) for n, line in read_json_lines(path)}
+    if unknown := lines.keys() - {photo.name for photo in photos}:
+        raise DataError(f"'{path}' names {shorten(min(unknown))!r}, which is none of the photos.")
+    edited = []
+    for photo in photos:
+        if photo.name in lines:
+            line, number = lines[photo.name]
+            text_field(line, "target", path, number)
+            photo = _with_edit(photo, line, path, number)
+        edited.append(photo)
+    return edited
+
+
+def _with_edit(
+    photo: CaptionedPhoto, line: Mapping[str, Any], path: Path, number: int
+) -> CaptionedPhoto:
+    """Add the edit of a line to its photo, if the line has one."""
     if line.get("target") is not None:
-        item = replace(item, target=clean(text_field(line, "target", path, number)))
+        photo = replace(photo, target=clean(text_field(line, "target", path, number)))
     if line.get("mask") is not None:
-        item = replace(item, mask=file_field(line, "mask", path, number))
-    return item
+        photo = replace(photo, mask=file_field(line, "mask", path, number))
+    return photo

@@ -1,7 +1,7 @@
-"""The five experiments: for a photo, the tasks that each of them consists of.
+"""The five experiments: the rows that each of them makes of a photo, and how they are measured.
 
     reconstruction   every variant at every N, and the bounds
-    captions         null-text under the photo's own caption, another of its, a stranger's, none
+    captions         null-text under the photo's own caption, another of its, another photo's, none
     guidance         DDIM inversion at w' = 1 … 8, replayed at the same w'
     attention        word maps of null-text and textual-pivot beside those of the unguided replay
     editing          methods and SDEdit by strength: content kept against text agreement
@@ -11,154 +11,293 @@ Source: Mokady et al. 2023, sec. 4.1 (ablations), 4.2 (comparisons) and appendix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from nulltext.diffusion.guidance import guided_evaluations
+from nulltext.diffusion.loops import run
 from nulltext.editing.editors import PUBLISHED
-from nulltext.evaluation.datasets import Item
-from nulltext.evaluation.measured import (
-    measure_attention,
-    measure_bound,
-    measure_caption,
-    measure_edit,
-    measure_guidance,
-    measure_reconstruction,
-    measure_sdedit,
+from nulltext.editing.heatmaps import PromptMaps, heat_map_steps
+from nulltext.evaluation.datasets import CaptionedPhoto
+from nulltext.evaluation.metrics import (
+    MetricValue,
+    Undefined,
+    noise_statistics,
+    outside_disc,
+    region_psnr,
+    region_ssim,
 )
-from nulltext.evaluation.plan import Plan
-from nulltext.evaluation.tasks import Task
-from nulltext.evaluation.variants import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS
-from nulltext.evaluation.workbench import InversionKey
+from nulltext.evaluation.photo import InversionKey, StudiedPhoto
+from nulltext.evaluation.plan import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS, StudyPlan
+from nulltext.evaluation.rows import Measurement, Task
 
-ATTENTIVE = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
-"""Whose word maps are compared."""
+WITH_WORD_MAPS = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
+"""Variants whose word maps are compared: the null branch against the prompt's."""
 
-EDITED = (DDIM, NULL_TEXT, "negative-prompt", "direct", "textual-pivot", "model-tuning")
-"""Whose edits are compared, besides SDEdit."""
+NOT_EDITED = (
+    "null-text-secant",
+    "random-pivot",
+    "global-null",
+    "null-text-no-pivot",
+    "textual",
+    "textual-pivot-shared",
+)
+"""Ablations and null-text by another solver; all other variants are edited."""
 
+FUNCTION_WORDS = frozenset("a an the of on in with and at to is are photo".split())  # noqa: SIM905
+"""Words that have no place in a picture."""
 
-def tasks_of(item: Item, stranger: str | None, plan: Plan, judge_evaluations: int) -> list[Task]:
-    """All rows of a photo, in the order of the plan's experiments.
-
-    Args:
-        stranger: another photo's caption; None if there is no other photo.
-        judge_evaluations: UNet evaluations of one verdict on an edit.
-    """
-    makers: dict[str, Callable[[], Iterator[Task]]] = {
-        "reconstruction": lambda: _reconstruction(item, plan),
-        "captions": lambda: _captions(item, stranger, plan, judge_evaluations),
-        "guidance": lambda: _guidance(item, plan),
-        "attention": lambda: _attention(item, plan),
-        "editing": lambda: _editing(item, plan, judge_evaluations),
-    }
-    chosen = [name for name in makers if name in plan.experiments]
-    return [task for name in chosen for task in makers[name]() if task.variant in plan.lines]
+UNLIT = 0.15
+"""Brightness of the photo where a word's map is lowest."""
 
 
-def _key(item: Item, variant: str, inner_steps: int, plan: Plan) -> InversionKey:
-    return InversionKey.of(variant, inner_steps, item.captions[0], plan.guidance_scale)
+@dataclass(frozen=True)
+class PhotoTasks:
+    """The rows of a photo."""
 
+    item: CaptionedPhoto
+    other_caption: str | None
+    """Another photo's caption; None if there is no other photo."""
+    plan: StudyPlan
+    judge_evaluations: int
+    """UNet evaluations of one verdict on an edit."""
 
-def _replayed(key: InversionKey, plan: Plan) -> dict[Hashable, int]:
-    """What it takes to have an inversion and the picture of its replay."""
-    replayed = plan.num_steps * guided_evaluations(1, key.guidance_scale)
-    return {key: key.evaluations(plan.num_steps), ("replay", key): replayed}
+    def of_plan(self) -> list[Task]:
+        """List all rows, in the order of the plan's experiments."""
+        makers = {
+            "reconstruction": self.reconstruction,
+            "captions": self.captions,
+            "guidance": self.guidance,
+            "attention": self.attention,
+            "editing": self.editing,
+        }
+        chosen = [makers[name] for name in makers if name in self.plan.experiments]
+        return [t for make in chosen for t in make() if t.variant in self.plan.variants]
 
+    def reconstruction(self) -> Iterator[Task]:
+        """Replay every variant at every N, and measure the autoencoder's bound."""
+        photo = self.item.name
+        yield Task("reconstruction", photo, BOUND, {}, measure_bound)
+        for variant in VARIANTS.values():
+            for n in self.plan.iterations if variant.optimises else (0,):
+                key = self._key(variant.name, n)
+                measure = partial(measure_reconstruction, key=key)
+                needs = self._replay_costs(key)
+                yield Task("reconstruction", photo, variant.name, {"N": n}, measure, needs)
 
-def _edited(key: InversionKey, strengths: Sequence[float], plan: Plan) -> dict[Hashable, int]:
-    """What it takes to have an inversion and its edits, sampled beside the source once."""
-    branches = guided_evaluations(1 + len(strengths), key.guidance_scale)
-    edited = plan.num_steps * branches
-    return {key: key.evaluations(plan.num_steps), ("edit", key, *strengths): edited}
+    def captions(self) -> Iterator[Task]:
+        """Reconstruct and edit under several captions."""
+        captions = {"own": self.item.captions[0], "none": ""}
+        if len(self.item.captions) > 1:
+            captions["another of its own"] = self.item.captions[1]
+        if self.other_caption is not None:
+            captions["another photo's"] = self.other_caption
+        for kind, caption in captions.items():
+            key = replace(self._key(NULL_TEXT, self.plan.inner_steps), caption=caption)
+            measure, needs = partial(measure_caption, key=key), self._replay_costs(key)
+            judged = 0
+            if self.item.target not in (None, caption):
+                needs |= self._edit_costs(key, (PUBLISHED,))
+                judged = self.judge_evaluations
+            setting = {"caption": kind}
+            yield Task("captions", self.item.name, NULL_TEXT, setting, measure, needs, judged)
 
+    def guidance(self) -> Iterator[Task]:
+        """Invert under guidance and replay at the same scale."""
+        for w in self.plan.inversion_guidances:
+            key = InversionKey(DDIM, 0, self.item.captions[0], float(w), float(w))
+            measure, needs = partial(measure_guidance, key=key), self._replay_costs(key)
+            yield Task("guidance", self.item.name, DDIM, {"w": w}, measure, needs)
 
-def _reconstruction(item: Item, plan: Plan) -> Iterator[Task]:
-    yield Task("reconstruction", item.name, BOUND, {}, measure_bound)
-    for variant in VARIANTS.values():
-        for n in plan.iterations if variant.optimises else (0,):
-            key = _key(item, variant.name, n, plan)
-            yield Task(
-                *("reconstruction", item.name, variant.name, {"N": n}),
-                partial(measure_reconstruction, key=key),
-                needs=_replayed(key, plan),
-            )
+    def attention(self) -> Iterator[Task]:
+        """Compare word maps with those of the unguided replay of the pivot."""
+        num_steps = self.plan.num_steps
+        unguided = InversionKey(DDIM, 0, self.item.captions[0], 1.0)
+        for name in WITH_WORD_MAPS:
+            key = self._key(name, self.plan.inner_steps)
+            measure = partial(measure_attention, key=key, reference=unguided)
+            needs = self._replay_costs(key) | {unguided: unguided.evaluations(num_steps)}
+            mapped = sum(guided_evaluations(1, each.guidance_scale) for each in (key, unguided))
+            yield Task("attention", self.item.name, name, {}, measure, needs, mapped * num_steps)
 
-
-def _captions(
-    item: Item, stranger: str | None, plan: Plan, judge_evaluations: int
-) -> Iterator[Task]:
-    captions = {"own": item.captions[0], "none": ""}
-    if len(item.captions) > 1:
-        captions["another of its own"] = item.captions[1]
-    if stranger is not None:
-        captions["another photo's"] = stranger
-    for kind, caption in captions.items():
-        key = replace(_key(item, NULL_TEXT, plan.inner_steps, plan), caption=caption)
-        edits = item.target not in (None, caption)
-        yield Task(
-            *("captions", item.name, NULL_TEXT, {"caption": kind}),
-            partial(measure_caption, key=key),
-            needs=_replayed(key, plan) | (_edited(key, (PUBLISHED,), plan) if edits else {}),
-            evaluations=judge_evaluations if edits else 0,
-        )
-
-
-def _guidance(item: Item, plan: Plan) -> Iterator[Task]:
-    for w in plan.inversion_guidances:
-        key = InversionKey(DDIM, 0, item.captions[0], float(w), float(w))
-        yield Task(
-            *("guidance", item.name, DDIM, {"w": w}),
-            partial(measure_guidance, key=key),
-            needs=_replayed(key, plan),
-        )
-
-
-def _attention(item: Item, plan: Plan) -> Iterator[Task]:
-    free = InversionKey(DDIM, 0, item.captions[0], 1.0)
-    for name in ATTENTIVE:
-        key = _key(item, name, plan.inner_steps, plan)
-        watched = sum(guided_evaluations(1, each.guidance_scale) for each in (key, free))
-        yield Task(
-            *("attention", item.name, name, {}),
-            partial(measure_attention, key=key, reference=free),
-            needs=_replayed(key, plan) | {free: free.evaluations(plan.num_steps)},
-            evaluations=watched * plan.num_steps,
-        )
-
-
-def _editing(item: Item, plan: Plan, judge_evaluations: int) -> Iterator[Task]:
-    if item.target is None:
-        return
-    for name in EDITED:
-        key = _key(item, name, plan.inner_steps, plan)
+    def editing(self) -> Iterator[Task]:
+        """Edit by several methods and strengths; no rows for a photo without a target."""
+        if self.item.target is None:
+            return
+        photo, plan, judged = self.item.name, self.plan, self.judge_evaluations
+        for name in VARIANTS:
+            if name in NOT_EDITED:
+                continue
+            key = self._key(name, plan.inner_steps)
+            needs = self._edit_costs(key, plan.strengths)
+            for strength in plan.strengths:
+                setting = {"strength": strength}
+                measure = partial(
+                    measure_edit, key=key, strength=strength, strengths=plan.strengths
+                )
+                yield Task("editing", photo, name, setting, measure, needs, judged)
         for strength in plan.strengths:
-            yield Task(
-                *("editing", item.name, name, {"strength": strength}),
-                partial(measure_edit, key=key, strength=strength, strengths=plan.strengths),
-                needs=_edited(key, plan.strengths, plan),
-                evaluations=judge_evaluations,
-            )
-    for strength in plan.strengths:
-        yield Task(
-            *("editing", item.name, SDEDIT, {"strength": strength}),
-            partial(measure_sdedit, guidance_scale=plan.guidance_scale, strength=strength),
-            evaluations=2 * max(1, round(strength * plan.num_steps)) + judge_evaluations,
+            setting = {"strength": strength}
+            measure = partial(measure_sdedit, guidance_scale=plan.guidance_scale, strength=strength)
+            sampled = 2 * max(1, round(strength * plan.num_steps))
+            yield Task("editing", photo, SDEDIT, setting, measure, {}, sampled + judged)
+
+    def _key(self, variant: str, inner_steps: int) -> InversionKey:
+        return InversionKey.of(
+            variant, inner_steps, self.item.captions[0], self.plan.guidance_scale
         )
 
+    def _replay_costs(self, key: InversionKey) -> dict[Hashable, int]:
+        """Count the UNet evaluations of an inversion and of its replay."""
+        num_steps = self.plan.num_steps
+        replayed = num_steps * guided_evaluations(1, key.guidance_scale)
+        return {key: key.evaluations(num_steps), ("replay", key): replayed}
 
-def strangers(items: Sequence[Item], seed: int) -> dict[str, str | None]:
-    """For each photo, the caption of another one that says something else; None if there is none.
+    def _edit_costs(self, key: InversionKey, strengths: Sequence[float]) -> dict[Hashable, int]:
+        """Count the UNet evaluations of an inversion and of its edits beside one source."""
+        num_steps = self.plan.num_steps
+        edited = num_steps * guided_evaluations(1 + len(strengths), key.guidance_scale)
+        return {key: key.evaluations(num_steps), ("edit", key, *strengths): edited}
 
-    Each photo's draw depends on the seed, on it and on the whole list alone, so that looking at
-    fewer photos changes nothing.
+
+def measure_bound(photo: StudiedPhoto) -> Measurement:
+    """Measure the autoencoder's round trip."""
+    pictures = {"picture": photo.bound, "photo": photo.crop}
+    return Measurement(_similarity(photo, photo.bound), pictures)
+
+
+def measure_reconstruction(photo: StudiedPhoto, key: InversionKey) -> Measurement:
+    """Measure a replay against the photo."""
+    inversion, picture = photo.inversion(key), photo.reconstruction(key)
+    return Measurement(_similarity(photo, picture), {"picture": picture}, inversion)
+
+
+def measure_caption(photo: StudiedPhoto, key: InversionKey) -> Measurement:
+    """Measure the reconstruction under a caption, and an edit from there."""
+    inversion, picture = photo.inversion(key), photo.reconstruction(key)
+    figures, pictures = _similarity(photo, picture), {"picture": picture}
+    notes, target = {"caption": key.caption}, photo.item.target
+    if target is None:
+        missing = Undefined("the photo has no edit prompt")
+        figures |= {"agreement": missing, "prefers_target": missing}
+    elif target == key.caption:
+        missing = Undefined("the caption already says what the edit asks for")
+        figures |= {"agreement": missing, "prefers_target": missing}
+    else:
+        (edited,) = photo.edited(key, target, (PUBLISHED,))
+        figures |= _agreement(photo, edited, target)
+        pictures["edit"] = edited
+        notes["target"] = target
+    return Measurement(figures, pictures, inversion, notes)
+
+
+def measure_guidance(photo: StudiedPhoto, key: InversionKey) -> Measurement:
+    """Measure the reconstruction of a guided DDIM inversion, and how Gaussian its noise is."""
+    inversion, picture = photo.inversion(key), photo.reconstruction(key)
+    figures = _similarity(photo, picture) | noise_statistics(inversion.trajectory[-1])
+    return Measurement(figures, {"picture": picture}, inversion)
+
+
+def measure_attention(
+    photo: StudiedPhoto, key: InversionKey, reference: InversionKey
+) -> Measurement:
+    """Correlate the word maps of a replay with those of the reference's replay."""
+    inversion = photo.inversion(key)
+    maps = run(heat_map_steps(photo.model, inversion))[0]
+    reference_maps = run(heat_map_steps(photo.model, photo.inversion(reference)))[0]
+    words, correlations = [], []
+    for own, other in zip(maps.words, reference_maps.words, strict=True):
+        if own.word.lower() not in FUNCTION_WORDS:
+            words.append(own.word)
+            correlations.append(_correlation(own.heat, other.heat))
+    defined = [value for value in correlations if not isinstance(value, Undefined)]
+    figures: dict[str, MetricValue] = {
+        "map_correlation": sum(defined) / len(defined)
+        if defined
+        else Undefined("no word has a map with structure"),
+        "psnr": region_psnr(photo.reconstruction(key), photo.crop),
+    }
+    pictures = {
+        "pivot's words": _lit_by_words(photo.crop, reference_maps),
+        "words": _lit_by_words(photo.crop, maps),
+    }
+    return Measurement(figures, pictures, inversion, {"words": ", ".join(words)})
+
+
+def measure_edit(
+    photo: StudiedPhoto, key: InversionKey, strength: float, strengths: Sequence[float]
+) -> Measurement:
+    """Measure a Prompt-to-Prompt edit at one of the strengths that are sampled together."""
+    target = photo.item.target
+    assert target is not None
+    picture = photo.edited(key, target, strengths)[strengths.index(strength)]
+    return Measurement(
+        _preservation(photo, picture) | _agreement(photo, picture, target),
+        {"picture": picture},
+        photo.inversion(key),
+        {"caption": key.caption, "target": target},
+    )
+
+
+def measure_sdedit(photo: StudiedPhoto, guidance_scale: float, strength: float) -> Measurement:
+    """Measure SDEdit, the baseline without an inversion."""
+    target = photo.item.target
+    assert target is not None
+    picture = photo.sdedit(target, strength, guidance_scale)
+    figures = _preservation(photo, picture) | _agreement(photo, picture, target)
+    return Measurement(figures, {"picture": picture}, notes={"target": target})
+
+
+def _similarity(photo: StudiedPhoto, picture: Tensor) -> dict[str, MetricValue]:
+    """Compare a reconstruction with the photo's crop."""
+    return {
+        "psnr": region_psnr(picture, photo.crop),
+        "ssim": region_ssim(picture, photo.crop),
+        "lpips": photo.lpips(picture, photo.crop),
+    }
+
+
+def _preservation(photo: StudiedPhoto, picture: Tensor) -> dict[str, MetricValue]:
+    """Compare what is outside the edit with the autoencoder's round trip of the photo.
+
+    LPIPS has no meaning inside a region, so the edit's inside is taken from the round trip first.
     """
-    import random
+    reference = photo.bound
+    height, width = reference.shape[1:]
+    outside = outside_disc(height, width) if photo.mask is None else ~photo.mask
+    return {
+        "psnr_outside": region_psnr(picture, reference, outside),
+        "ssim_outside": region_ssim(picture, reference, outside),
+        "lpips_outside": photo.lpips(torch.where(outside, picture, reference), reference),
+    }
 
-    found: dict[str, str | None] = {}
-    for item in items:
-        others = [o.captions[0] for o in items if o.captions[0] not in item.captions]
-        draw = random.Random(f"{seed} {item.name}")
-        found[item.name] = draw.choice(others) if others else None
-    return found
+
+def _agreement(photo: StudiedPhoto, picture: Tensor, target: str) -> dict[str, MetricValue]:
+    verdict = photo.judge.judge(picture, photo.item.captions[0], target)
+    return {"agreement": verdict.score, "prefers_target": float(verdict.prefers_target)}
+
+
+def _correlation(a: Tensor, b: Tensor) -> MetricValue:
+    """Compute Pearson's correlation of two maps."""
+    x, y = (m.double().flatten() - m.double().mean() for m in (a, b))
+    scale = float(x.norm() * y.norm())
+    return float(x @ y) / scale if scale > 0 else Undefined("a word's map is flat")
+
+
+def _lit_by_words(crop: Tensor, maps: PromptMaps) -> Tensor:
+    """Light the photo by each word's map, one below the other: [3, n H, W]."""
+    panels = []
+    for word in maps.words:
+        if word.word.lower() in FUNCTION_WORDS:
+            continue
+        heat = torch.nn.functional.interpolate(
+            word.heat[None, None], tuple(crop.shape[1:]), mode="bilinear", align_corners=False
+        )[0, 0]
+        low, high = heat.min(), heat.max()
+        lit = (heat - low) / (high - low).clamp_min(torch.finfo().tiny)
+        panels.append((crop + 1) * (UNLIT + (1 - UNLIT) * lit) - 1)
+    return torch.cat(panels, dim=1) if panels else crop

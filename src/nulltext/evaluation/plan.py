@@ -1,12 +1,19 @@
-"""What a study does: its experiments, variants and numbers, and three sizes of it."""
+"""What a study compares: its experiments, its variants of inversion, and its numbers.
+
+A variant is an inversion method of the registry at N gradient steps per timestep, or one of two
+that invert nothing: `bound`, the autoencoder's round trip, and `sdedit`, an editor that starts from
+random noise. Early stopping is off, so that N means the same everywhere: T N gradients.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from nulltext.defaults import GUIDANCE_SCALE, NUM_STEPS
+from nulltext.constants import GUIDANCE_SCALE, NUM_STEPS
 from nulltext.errors import OptionError
-from nulltext.evaluation.variants import LINES
+from nulltext.inversion.base import InversionMethod
+from nulltext.inversion.registry import METHODS, method_named, with_options
 
 EXPERIMENTS = {
     "reconstruction": "Reconstruction against iterations",
@@ -15,11 +22,81 @@ EXPERIMENTS = {
     "attention": "Attention maps",
     "editing": "Editing",
 }
-"""Names and titles, in the issue's order."""
+"""Names and titles, in report order."""
+
+BOUND, SDEDIT = "bound", "sdedit"
+DDIM, NULL_TEXT = "ddim", "null-text"
+
+NO_EARLY_STOP = {"loss_tolerance": 0.0, "loss_tolerance_slope": 0.0}
+
+
+STEP_COST, GRADIENT_COST = 3, 2
+"""UNet evaluations per timestep of an inversion and its guided replay, and per gradient step, of a
+method without attributes `step_cost` and `gradient_cost`."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Variant:
+    """An inversion method of the registry, as the study runs it."""
+
+    name: str
+
+    @property
+    def optimises(self) -> bool:
+        """Whether the method takes gradient steps."""
+        return "inner_steps" in self._options
+
+    @property
+    def _options(self) -> set[str]:
+        return set(getattr(METHODS[self.name], "__dataclass_fields__", ()))
+
+    def method(self, inner_steps: int) -> InversionMethod:
+        """Build the method with N gradient steps per timestep, if it takes any."""
+        method = method_named(self.name)
+        if not self.optimises:
+            return method
+        stopping = {name: value for name, value in NO_EARLY_STOP.items() if name in self._options}
+        return with_options(method, inner_steps=inner_steps, **stopping)
+
+    def evaluations(self, num_steps: int, inner_steps: int) -> int:
+        """Count the UNet evaluations of an inversion at guidance above 1, early stopping off."""
+        method = METHODS[self.name]
+        cost = getattr(method, "step_cost", STEP_COST)
+        if self.optimises:
+            cost += getattr(method, "gradient_cost", GRADIENT_COST) * inner_steps
+        return num_steps * int(cost)
+
+
+VARIANTS = {
+    variant.name: variant for variant in sorted(map(Variant, METHODS), key=lambda v: v.optimises)
+}
+"""In table order: first the methods without gradients, each group in the registry's order."""
+
+VARIANT_NAMES = (BOUND, *VARIANTS, SDEDIT)
+"""The values of `--methods`, in table order."""
+
+
+def variant_order(name: str) -> int:
+    """Get the place of a variant in tables; that of an unknown one, of older rows, is last."""
+    return VARIANT_NAMES.index(name) if name in VARIANT_NAMES else len(VARIANT_NAMES)
+
+
+def check_variants(names: Sequence[str]) -> tuple[str, ...]:
+    """Sort names of variants into table order.
+
+    Raises:
+        OptionError: one is unknown.
+    """
+    for name in names:
+        if name not in VARIANT_NAMES:
+            raise OptionError(
+                f"There is no variant '{name}'; choose among {', '.join(VARIANT_NAMES)}."
+            )
+    return tuple(name for name in VARIANT_NAMES if name in names)
+
+
+@dataclass(frozen=True)
+class StudyPlan:
     """The numbers of a study; the defaults are the standard size."""
 
     num_steps: int = NUM_STEPS
@@ -33,10 +110,9 @@ class Plan:
     inversion_guidances: tuple[float, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     """w of the inversion, for its experiment."""
     strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """How far edits go; see `strength.at_strength`. SDEdit's is the noise level."""
+    """Strengths of edits, see `at_strength`; SDEdit's is the noise level."""
     experiments: tuple[str, ...] = tuple(EXPERIMENTS)
-    lines: tuple[str, ...] = field(default=LINES)
-    """Variants, see `variants`."""
+    variants: tuple[str, ...] = VARIANT_NAMES
 
     def __post_init__(self) -> None:
         if not self.iterations or min(self.iterations) < 1:
@@ -60,6 +136,8 @@ class Plan:
         return max(self.iterations)
 
 
-STANDARD = Plan()
-QUICK = Plan(num_steps=10, iterations=(1, 3), inversion_guidances=(1, 4, 8), strengths=(0.5, 1.0))
+STANDARD = StudyPlan()
+QUICK = StudyPlan(
+    num_steps=10, iterations=(1, 3), inversion_guidances=(1, 4, 8), strengths=(0.5, 1.0)
+)
 """Minutes on a laptop: enough to see that everything works, too little to quote."""

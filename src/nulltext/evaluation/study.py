@@ -1,116 +1,222 @@
-"""The study: every task of every photo, one row each, one after the other.
+"""The study: every task of every photo, one row each, by one process or by several.
 
-Rows that are there already are not made again. A photo that fails (it cannot be read, its numbers
-stop being finite) fails its own rows, with the reason, and nothing else.
+Photos share nothing, so a row made by one of several processes is the row of a single one, to
+rounding (products may be summed in another order with another number of threads). Each process has
+its own model, and the process of the study keeps the rows. When a process dies, the study ends
+with an error, its rows kept; when the study dies, so do its processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Hashable, Sequence
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
-from nulltext.evaluation.agreement import Judge
-from nulltext.evaluation.datasets import Item
-from nulltext.evaluation.experiments import strangers, tasks_of
-from nulltext.evaluation.measures import open_lpips
-from nulltext.evaluation.plan import Plan
-from nulltext.evaluation.results import Book
-from nulltext.evaluation.rows import made_row
-from nulltext.evaluation.tasks import Key, Task
-from nulltext.evaluation.workbench import Workbench
+from nulltext.errors import NulltextError, WorkerError
+from nulltext.evaluation.datasets import CaptionedPhoto, captions_of_others
+from nulltext.evaluation.experiments import PhotoTasks
+from nulltext.evaluation.judges import Judge, load_judge
+from nulltext.evaluation.metrics import load_lpips
+from nulltext.evaluation.photo import StudiedPhoto
+from nulltext.evaluation.plan import StudyPlan
+from nulltext.evaluation.rows import PICTURES, Progress, Schedule, costs_of, make_row, run_tasks
+from nulltext.jobs.ledger import Book, Row
+from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.storage.files import clear_temporaries
 
+POLL = 1.0
+"""Seconds without a row after which the study looks whether its processes are alive."""
 
-@dataclass(frozen=True)
-class StudyInfo:
-    """Where a study is; for progress bars."""
-
-    rows: int
-    """Rows that are done, earlier runs' included."""
-    all_rows: int
-    evaluations: int
-    """UNet evaluations that this run has behind it, as planned."""
-    all_evaluations: int
-    """That it will have taken at its end, as planned."""
-    doing: str
-    """The row that comes next, in words; empty at the end."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What is to be done, photo by photo."""
-
-    photos: list[tuple[Item, list[Task]]]
-    """Tasks that are still open."""
-    keys: list[Key]
-    """Of all rows in their order, the finished ones included."""
-
-    @property
-    def all_rows(self) -> int:
-        """How many there are with the finished ones."""
-        return len(self.keys)
-
-    @property
-    def evaluations(self) -> int:
-        """UNet evaluations that the open tasks will take; what they share counts once."""
-        return sum(sum(costs_of(tasks)) for _, tasks in self.photos)
+StudySchedule: TypeAlias = Schedule[CaptionedPhoto]
+Queue: TypeAlias = Any
+"""Of multiprocessing, which has no public type for it."""
 
 
 def plan_study(
-    items: Sequence[Item],
-    everybody: Sequence[Item],
-    plan: Plan,
+    photos: Sequence[CaptionedPhoto],
+    all_photos: Sequence[CaptionedPhoto],
+    plan: StudyPlan,
     done: Collection[Hashable],
     judge_evaluations: int,
-) -> Schedule:
-    """What is still open.
+) -> StudySchedule:
+    """List the rows that are still open.
 
     Args:
-        items: the photos that are studied. everybody: all that there are, whose captions serve as
-            strangers'. done: keys of rows that there are.
+        photos: those to study.
+        all_photos: those whose captions may serve as other photos' captions.
+        done: keys of finished rows.
+        judge_evaluations: UNet evaluations of one verdict on an edit.
     """
-    others = strangers(everybody, plan.seed)
-    photos, keys = [], list[Key]()
-    for item in items:
-        tasks = tasks_of(item, others[item.name], plan, judge_evaluations)
-        keys += [task.key for task in tasks]
-        photos.append((item, [task for task in tasks if task.key not in done]))
-    return Schedule(photos, keys)
+    others = captions_of_others(all_photos, plan.seed)
+    tasks = (
+        PhotoTasks(photo, others[photo.name], plan, judge_evaluations).of_plan() for photo in photos
+    )
+    return Schedule.of(zip(photos, tasks, strict=True), done)
 
 
 def study_steps(
-    model: LatentDiffusion, schedule: Schedule, plan: Plan, book: Book, judge: Judge
-) -> Generator[StudyInfo, None, None]:
-    """Make every open row, yielding before each and at the end.
+    model: LatentDiffusion, schedule: StudySchedule, plan: StudyPlan, book: Book, judge: Judge
+) -> Generator[Progress, None, None]:
+    """Make every open row in this process; see `rows.run_tasks`."""
+    return run_tasks(schedule, book, _opener(model, plan, judge))
+
+
+def _opener(
+    model: LatentDiffusion, plan: StudyPlan, judge: Judge
+) -> Callable[[CaptionedPhoto], StudiedPhoto]:
+    lpips = load_lpips()
+    return lambda item: StudiedPhoto(model, item, plan.num_steps, plan.seed, judge, lpips)
+
+
+class FinishedRow(NamedTuple):
+    """A row as a worker process sends it."""
+
+    row: Row
+    cost: int
+    """Planned UNet evaluations."""
+    title: str
+    """Of its task."""
+
+
+@dataclass(frozen=True)
+class StudyWorker:
+    """What each process needs to make rows; plain data, sent to the process."""
+
+    chosen: ModelChoice
+    clip: str | None
+    plan: StudyPlan
+    folder: Path
+    """Of the results."""
+
+    def work(self, photos: Queue, finished: Queue, workers: int) -> None:
+        """Take photos and put finished rows until there are no more photos; put an error at last.
+
+        This is the main function of a process.
+        """
+        import torch
+
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the study handles Ctrl-C and ends its workers
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+        try:
+            model = self.chosen.load()
+            open_photo = _opener(model, self.plan, load_judge(self.clip, model, self.plan.seed))
+            while (each := photos.get()) is not None:
+                opened = open_photo(each.photo)
+                for task, cost in zip(each.tasks, costs_of(each.tasks), strict=True):
+                    finished.put(FinishedRow(make_row(task, opened, self.folder), cost, task.title))
+        except NulltextError as error:
+            finished.put(error)
+
+
+def parallel_study_steps(
+    worker: StudyWorker, workers: int, schedule: StudySchedule, book: Book
+) -> Generator[Progress, None, None]:
+    """Make every open row in several processes, yielding at the start and after each row.
+
+    Args: workers: number of processes.
 
     Raises:
-        OutputError: the folder cannot be written any more.
-        OutOfMemoryError: the device's memory does not suffice.
+        UserError: a process could not load the model, write a picture, or allocate memory.
+        WorkerError: a process died.
     """
-    lpips = open_lpips()
     spent, total = 0, schedule.evaluations
-    done = schedule.all_rows - sum(len(tasks) for _, tasks in schedule.photos)
-    for item, tasks in schedule.photos:
-        bench = Workbench(model, item, plan.num_steps, plan.seed, judge, lpips)
-        for task, cost in zip(tasks, costs_of(tasks), strict=True):
-            doing = f"{item.name}: {task.experiment}, {task.variant}{_said(task)}"
-            yield StudyInfo(done, schedule.all_rows, spent, total, doing)
-            book.add(made_row(task.key, partial(task.measure, bench), book.folder))
-            done, spent = done + 1, spent + cost
-    yield StudyInfo(done, schedule.all_rows, spent, total, "")
+    done = schedule.all_rows - schedule.open_rows
+    with _started(worker, workers, schedule) as (finished, processes):
+        yield Progress(done, schedule.all_rows, spent, total, "starting")
+        for found in _arriving(finished, processes, schedule.open_rows):
+            book.add(found.row)
+            done, spent = done + 1, spent + found.cost
+            yield Progress(done, schedule.all_rows, spent, total, found.title)
+    yield Progress(done, schedule.all_rows, spent, total, "")
 
 
-def costs_of(tasks: Sequence[Task]) -> list[int]:
-    """UNet evaluations of each task of one photo, after those before it."""
-    made: set[Hashable] = set()
-    costs = []
-    for task in tasks:
-        new = task.needs.keys() - made
-        costs.append(task.evaluations + sum(task.needs[what] for what in new))
-        made |= new
-    return costs
+@contextlib.contextmanager
+def _started(
+    worker: StudyWorker, workers: int, schedule: StudySchedule
+) -> Iterator[tuple[Queue, list[BaseProcess]]]:
+    """Start processes that work on the photos; yield the queue of their rows, and end them."""
+    context = multiprocessing.get_context("spawn")  # a fork has torch's locks without its threads
+    photos, finished = context.Queue(), context.Queue()
+    still_open = [each for each in schedule.photos if each.tasks]
+    count = min(workers, len(still_open))
+    for each in [*still_open, *[None] * count]:
+        photos.put(each)
+    arguments = (photos, finished, count)
+    processes: list[BaseProcess] = [
+        context.Process(target=worker.work, args=arguments, daemon=True) for _ in range(count)
+    ]
+    clear_temporaries(worker.folder / PICTURES)
+    try:
+        with _interrupts_ignored():
+            for process in processes:
+                process.start()
+        yield finished, processes
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+        photos.cancel_join_thread()
+        clear_temporaries(worker.folder / PICTURES)
 
 
-def _said(task: Task) -> str:
-    return "".join(f", {key} = {value}" for key, value in task.setting.items())
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Let processes that start inside the block ignore Ctrl-C, also while they import."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _arriving(
+    finished: Queue, processes: Sequence[BaseProcess], count: int
+) -> Iterator[FinishedRow]:
+    """Yield rows as they arrive, until there are as many as expected.
+
+    Raises:
+        NulltextError: a process raised it.
+        WorkerError: a process died, and rows are missing.
+    """
+    while count:
+        exits = [process.exitcode for process in processes]  # read before their last rows
+        try:
+            found = finished.get(timeout=POLL)
+        except queue.Empty:
+            if None in exits and not any(exits):
+                continue
+            code = next((code for code in exits if code), 0)
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise WorkerError(
+                f"A process of the study ended by itself ({how}); all finished rows are kept: run "
+                "the same command again, with fewer --workers if memory ran out."
+            ) from None
+        if isinstance(found, NulltextError):
+            raise found
+        count -= 1
+        yield found
+
+
+def _exit_with_parent() -> None:
+    """End this process when the one that started it has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

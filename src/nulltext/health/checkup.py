@@ -37,8 +37,7 @@ from nulltext.health.expectations import (
 )
 from nulltext.health.installation import Health, describe_installation
 from nulltext.health.noise import noise_errors, noise_findings
-from nulltext.image.framing import box_for
-from nulltext.image.images import from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.images import default_crop, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import load_photo
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
@@ -234,7 +233,7 @@ class Checkup:
         return {"prompts_distance": rounded(distance)}
 
     def _encode(self) -> Mapping[str, Any]:
-        box = box_for(self.photo.size, None)
+        box = default_crop(self.photo.size, None)
         size = self.model.sizes.of(box, None)
         self.image = from_uint8(to_uint8(to_tensor(self.photo, box, size)))
         self.latents = self.model.encode(self.image)

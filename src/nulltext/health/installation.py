@@ -17,8 +17,8 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
 
+from nulltext.constants import __version__
 from nulltext.models.memory import free_memory
-from nulltext.version import __version__
 
 PACKAGE = "nulltext"
 FOR_DEVELOPERS = ("dev", "test", "benchmark")

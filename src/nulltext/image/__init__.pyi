@@ -1,10 +1,10 @@
-from .arrays import ImageLike as ImageLike
 from .compositing import composite as composite
 from .compositing import region_of_change as region_of_change
 from .images import CropBox as CropBox
 from .images import psnr as psnr
 from .images import to_pil as to_pil
 from .masks import load_mask as load_mask
+from .opening import ImageLike as ImageLike
 from .photos import Photo as Photo
 from .photos import PhotoLike as PhotoLike
 from .photos import load_photo as load_photo

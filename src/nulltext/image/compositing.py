@@ -1,22 +1,22 @@
-"""An edit goes back into its photo, and nothing else moves.
+"""Put an edit back into its photo and leave the other pixels unchanged.
 
 With p the photo's crop at its own size, U a smooth enlargement to that size, e and r the edit and
 the reconstruction beside it at the model's resolution, the photo's pixels become
 
     p + a (U e + s (p - U r) - p)
 
-a, in [0, 1], says where: 0 keeps the photo's own bytes. It comes from a person's mask, faded inside
-its borders so that no pixel beyond them moves; from a local blend; or, without either, from what
-the edit did, d = G |e - r| (G a Gaussian, the mean over RGB), cut by Otsu's threshold, dilated and
-faded outwards.
+a, in [0, 1], says where: 0 keeps the photo's own bytes. It is a mask that the user supplies, faded
+inside its borders so that no pixel beyond them changes; or a local blend; or, without either, it is
+derived from the edit: d = G |e - r| (G a Gaussian, the mean over RGB), cut by Otsu's threshold,
+dilated and faded outwards.
 
-s, in [0, 1], says how much of the fine detail p - U r that the model never saw is carried over:
-nothing (`model`: the model's own pixels), everything (`photo`), or, pixel by pixel, the structure
-term of SSIM between e and r (`auto`): detail stays where the shapes did. For changes of colour,
-`luminance` carries everywhere the luma of p - U r alone: light and shade, and no old colour.
+s, in [0, 1], is the share of the fine detail p - U r, which the model does not reproduce, that is
+added back: nothing (`model`), everything (`photo`), or, pixel by pixel, the structure term of SSIM
+between e and r (`auto`), which keeps detail where shapes stayed. For changes of colour, `luminance`
+adds back the luma of p - U r alone everywhere: light and shade without the old colour.
 
-Photos are large: both are worked out some rows at a time, within the bounds of what a leaves, and a
-photo of 16 bits a channel keeps them.
+Photos are large, so everything is computed some rows at a time, within the bounds of a. A photo of
+16 bits a channel keeps them.
 
 Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; Wang et al.
 2004 (SSIM), eq. 10. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson 1983.
@@ -26,6 +26,7 @@ Luma: ITU-R BT.601, as in JPEG.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,21 +34,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, conv2d, interpolate, max_pool2d, pad
 
-from nulltext.image.enlarging import Enlarged, strips
-from nulltext.image.images import CropBox, Picture
-from nulltext.image.photos import Photo
-from nulltext.image.sixteen_bits import LEVELS, PER_LEVEL
-
-Detail = Literal["auto", "photo", "luminance", "model"]
+from nulltext.constants import Detail
+from nulltext.image.images import CropBox
+from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
+from nulltext.image.saving import Picture
 
 SMOOTHING = 1 / 64
-"""Standard deviation of G in parts of the side: single pixels that flicker are no region."""
+"""Standard deviation of G in parts of the side: flickering pixels do not make a region."""
 GROWTH = 1 / 32
 """By how much of the side a derived region is dilated, and again faded."""
 FADE = 1 / 48
-"""Width, in parts of the crop's side, over which a person's mask fades inside its borders."""
+"""Width, in parts of the crop's side, over which a user's mask fades inside its borders."""
 EDGE = 1 / 16
 """Width, in parts of the crop's side, over which a region fades towards the crop's border."""
 WINDOW = 1 / 64
@@ -55,12 +54,15 @@ WINDOW = 1 / 64
 STRUCTURE = (0.03 * 2) ** 2 / 2
 """C3 of SSIM for values that span 2: structure below it is noise."""
 BINS = 256
+"""Bins of the histogram for Otsu's threshold."""
+TILE = 1 << 16
+"""Pixels that are processed at a time: they stay in the processor's cache."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue."""
 
 
 def region_of_change(edit: Tensor, reconstruction: Tensor) -> Tensor:
-    """Where an edit changed the picture: a, [H, W] in [0, 1], at the model's resolution.
+    """Derive a, [H, W] in [0, 1], at the model's resolution, from what the edit changed.
 
     Args:
         edit, reconstruction: [3, H, W] in about [-1, 1], sampled side by side.
@@ -69,10 +71,10 @@ def region_of_change(edit: Tensor, reconstruction: Tensor) -> Tensor:
     smooth = _blurred(difference, SMOOTHING * min(difference.shape))
     if float(smooth.max() - smooth.min()) == 0.0:
         return torch.zeros_like(smooth)
-    return grown((smooth > _otsu(smooth)).float())
+    return dilate((smooth > _otsu(smooth)).float())
 
 
-def grown(mask: Tensor) -> Tensor:
+def dilate(mask: Tensor) -> Tensor:
     """Dilate a mask [H, W], then fade it outwards: 1 on the mask, 0 some pixels beyond."""
     reach = max(1, round(GROWTH * min(mask.shape)))
     dilated = max_pool2d(mask[None], 2 * reach + 1, stride=1, padding=reach)[0]
@@ -80,10 +82,10 @@ def grown(mask: Tensor) -> Tensor:
     return torch.maximum(avg_pool2d(padded, 2 * reach + 1, stride=1)[0, 0], mask)
 
 
-def faded_inside(mask: Tensor) -> Tensor:
-    """Fade a person's mask [H, W] within its borders: 0 wherever the mask is, 1 well inside.
+def fade_inside(mask: Tensor) -> Tensor:
+    """Fade a mask [H, W] within its borders: 0 wherever the mask is, 1 well inside.
 
-    Where the fade would erase all of it, thin strokes say, it gets narrower.
+    The fade is narrower where it would erase all of the mask, such as thin strokes.
     """
     radius = max(1, round(FADE * min(mask.shape)))
     rows, columns = _bounds(mask, margin=radius)  # beyond, mask and fade are 0
@@ -98,23 +100,15 @@ def faded_inside(mask: Tensor) -> Tensor:
     return mask
 
 
-def _bounds(weight: Tensor, margin: int = 0) -> tuple[slice, slice]:
-    """The rows and columns of [H, W] that hold all that is above 0, and some more."""
-    found = []
-    for axis in (1, 0):
-        used = weight.amax(dim=axis).gt(0).nonzero()[:, 0].tolist() or [0, -1]
-        found.append(slice(max(used[0] - margin, 0), used[-1] + 1 + margin))
-    return found[0], found[1]
-
-
-def fitted(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> Tensor:
-    """Lay a weight [H, W] on the crop at its own size, fading towards the crop's inner borders."""
+def fit_to_crop(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> Tensor:
+    """Resize a weight [H, W] to the crop's size and fade it towards the crop's inner borders."""
     size = (box.height, box.width)
-    large = None if tuple(weight.shape) == size else Enlarged(weight[None], size, "bilinear")
-    columns = _border(box.width, box.x > 0, box.x + box.width < photo_size[0])
-    borders = _border(box.height, box.y > 0, box.y + box.height < photo_size[1])
+    large = None if tuple(weight.shape) == size else _Enlargement(weight[None], size, "bilinear")
+    left, top, right, bottom = box.edges
+    columns = _border(box.width, left > 0, right < photo_size[0])
+    borders = _border(box.height, top > 0, bottom < photo_size[1])
     result = torch.empty(size)
-    for rows in strips(0, *size):
+    for rows in _row_slices(0, *size):
         part = weight[rows] if large is None else large.rows(rows)[0].clamp_(0, 1)
         result[rows] = part * torch.minimum(borders[rows, None], columns)
     return result
@@ -147,81 +141,57 @@ def composite_picture(
     weight: Tensor,
     detail: Detail = "auto",
 ) -> Picture:
-    """See `composite`; of a photo of 16 bits, at 16 bits as well."""
+    """Do the same as `composite`, at 16 bits as well where the photo has them."""
     box.check_inside(photo.size)
-    result = original(photo)
+    result = original_picture(photo)
     image, deep = result.image.copy(), None if result.deep is None else result.deep.copy()
     down, across = _bounds(weight)
-    layers = _Layers(edit, reconstruction, detail, (box.height, box.width), across)
-    for rows in strips(down.start, down.stop, across.stop - across.start):
+
+    def enlarged(x: Tensor) -> _Enlargement:
+        return _Enlargement(x.float(), (box.height, box.width), "bicubic", across)
+
+    e, r = enlarged(edit.clamp(-1, 1)), enlarged(reconstruction.clamp(-1, 1))
+    s = enlarged(detail_share(edit, reconstruction, detail)[None])
+    for rows in _row_slices(down.start, down.stop, across.stop - across.start):
         part = weight[rows, across]
-        kept = (part == 0).numpy()[..., None]
+        changed = (part != 0).numpy()[..., None]
         left, top = box.x + across.start, box.y + rows.start
-        edges = (left, top, left + part.shape[1], top + part.shape[0])
-        before = np.asarray(image.crop(edges))
-        if deep is None:
-            mixed = layers.mixed(rows, part, before, 255)
-        else:
-            there = deep[edges[1] : edges[3], edges[0] : edges[2], :3]
-            mixed = layers.mixed(rows, part, there, LEVELS)
-            np.copyto(there, _rounded(mixed, LEVELS).astype(np.uint16), where=~kept)
-        after = np.where(kept, before, _rounded(mixed, 255).astype(np.uint8))
+        right, bottom = left + part.shape[1], top + part.shape[0]
+        before = np.asarray(image.crop((left, top, right, bottom)))
+        values, levels = before, 255
+        if deep is not None:
+            values, levels = deep[top:bottom, left:right, :3], LEVELS
+        numbers = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
+        p = numbers.div_(levels / 2).sub_(1)
+        lost = p - r.rows(rows)
+        if detail == "luminance":
+            red, green, blue = (channel * by for channel, by in zip(lost, LUMA, strict=True))
+            lost = (red + green + blue).expand_as(lost)
+        wanted = e.rows(rows) + s.rows(rows).clamp(0, 1) * lost
+        mixed = p + part * (wanted.clamp(-1, 1) - p)
+        if deep is not None:
+            np.copyto(values, _rounded(mixed, LEVELS).astype(np.uint16), where=changed)
+        after = np.where(changed, _rounded(mixed, 255).astype(np.uint8), before)
         image.paste(Image.fromarray(after), (left, top))
     if photo.alpha is not None:
         image.putalpha(photo.alpha)
     return Picture(image, deep)
 
 
-def original(photo: Photo) -> Picture:
-    """A photo's own pixels: its colours before they were put over white."""
+def original_picture(photo: Photo) -> Picture:
+    """Return a photo's own pixels: its colours before compositing over white."""
     return Picture(photo.straight or photo.image, photo.deep, photo.alpha)
 
 
-class _Layers:
-    """An edit and its reconstruction at the size of a crop, some rows at a time."""
-
-    def __init__(
-        self,
-        edit: Tensor,
-        reconstruction: Tensor,
-        detail: Detail,
-        size: tuple[int, int],
-        columns: slice,
-    ) -> None:
-        share = carried(edit, reconstruction, detail)
-        self.detail = detail
-        self.edit, self.reconstruction, self.share = (
-            Enlarged(x.float(), size, "bicubic", columns)
-            for x in (edit.clamp(-1, 1), reconstruction.clamp(-1, 1), share[None])
-        )
-
-    def mixed(
-        self, rows: slice, weight: Tensor, values: np.ndarray[Any, Any], levels: int
-    ) -> Tensor:
-        """p + a (U e + s (p - U r) - p), [3, rows, columns] in about [-1, 1].
-
-        Args:
-            values: [rows, columns, 3] in 0..levels, the photo's.
-        """
-        numbers = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
-        pixels = numbers.div_(levels / 2).sub_(1)
-        lost = pixels - self.reconstruction.rows(rows)
-        if self.detail == "luminance":
-            red, green, blue = (part * by for part, by in zip(lost, LUMA, strict=True))
-            lost = (red + green + blue).expand_as(lost)
-        wanted = self.edit.rows(rows) + self.share.rows(rows).clamp(0, 1) * lost
-        return pixels + weight * (wanted.clamp(-1, 1) - pixels)
-
-
 def _rounded(mixed: Tensor, levels: int) -> np.ndarray[Any, Any]:
-    """[3, H, W] in [-1, 1] to whole numbers in 0..levels, [H, W, 3], as float32."""
+    """Turn [3, H, W] in [-1, 1] into whole numbers in 0..levels, [H, W, 3], as float32."""
     numbers = ((mixed + 1) * (levels / 2)).round_().clamp_(0, levels)
     rounded: np.ndarray[Any, Any] = numbers.permute(1, 2, 0).numpy()
     return rounded
 
 
-def carried(edit: Tensor, reconstruction: Tensor, detail: Detail) -> Tensor:
-    """s: the share of the photo's fine detail that an edit keeps, [H, W] in [0, 1]."""
+def detail_share(edit: Tensor, reconstruction: Tensor, detail: Detail) -> Tensor:
+    """Compute s, the share of the photo's fine detail that an edit keeps: [H, W] in [0, 1]."""
     if detail != "auto":
         return torch.full_like(edit[0], 0.0 if detail == "model" else 1.0)
     a, b = (x.clamp(-1, 1).mean(dim=0) for x in (edit, reconstruction))
@@ -241,22 +211,22 @@ class Difference:
     changed_fraction: float
     """Share of the pixels that differ in any value, opacity included."""
     psnr_outside: float
-    """Decibels where nothing was to change; infinite if nothing did."""
+    """Decibels over the pixels that were to stay; infinite if all did."""
     largest_outside: float
     """The largest difference of a value there, in levels of 8 bits."""
 
 
-def difference(before: Picture, after: Picture, kept: Tensor, box: CropBox) -> Difference:
+def compare_pictures(before: Picture, after: Picture, kept: Tensor, box: CropBox) -> Difference:
     """Compare two pictures of one size, at 16 bits if one of them has them.
 
     Args:
-        kept: [box.height, box.width], bool: what was not to change; nothing was outside the box.
+        kept: [box.height, box.width], bool: the pixels that were to stay, as all outside the box.
     """
     width, height = before.image.size
     deep = before.deep is not None or after.deep is not None
     bands = max(before.bands, after.bands)
     changed, squares, count, largest = 0, 0.0, 0, 0
-    for rows in strips(0, height, width):
+    for rows in _row_slices(0, height, width):
         a, b = (picture.rows(rows, bands, deep=deep) for picture in (before, after))
         differs = (a != b).any(axis=-1)
         changed += int(differs.sum())
@@ -276,8 +246,84 @@ def difference(before: Picture, after: Picture, kept: Tensor, box: CropBox) -> D
     return Difference(changed / (width * height), decibels, largest / (PER_LEVEL if deep else 1))
 
 
+# --- resampling and filters -----------------------------------------------------------------------
+
+
+class _Enlargement:
+    """A small picture [C, h, w], resized to `size` = (H, W) as `interpolate` does with antialias.
+
+    Every pixel is a weighted sum over few rows and few columns of the small picture, so rows are
+    computed independently, and are the same however many are asked for at once.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        mode: Literal["bicubic", "bilinear"],
+        columns: slice = slice(None),
+    ) -> None:
+        height, width = size
+        indices, weights = _taps(x.shape[-1], width, mode)
+        at, by = indices[:, columns], weights[:, columns]
+        turned = x.transpose(1, 2).contiguous()  # whole rows are faster to fetch than columns
+        wide = _weighted([turned[:, i] for i in at], [weight[:, None] for weight in by])
+        self._wide = wide.transpose(1, 2).contiguous()
+        self._indices, self._weights = _taps(x.shape[-2], height, mode)
+
+    def rows(self, rows: slice) -> Tensor:
+        """Return [C, number of rows, number of columns]."""
+        at, by = self._indices[:, rows], self._weights[:, rows]
+        return _weighted([self._wide[:, i] for i in at], [weight[:, None] for weight in by])
+
+
+def _weighted(terms: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """Sum up one term after the other, so that the result does not depend on shapes."""
+    total = terms[0] * weights[0]
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total += term * weight
+    return total
+
+
+def _taps(length: int, wanted: int, mode: str) -> tuple[Tensor, Tensor]:
+    """Return (indices, weights), both [taps, wanted], of the sum at each place of a resized axis.
+
+    They are read off the resized unit vectors.
+    """
+    matrix = interpolate(
+        torch.eye(length)[None, None],
+        size=(wanted, length),
+        mode=mode,
+        align_corners=False,
+        antialias=True,
+    )[0, 0]
+    used = matrix != 0
+    first = used.int().argmax(dim=1)
+    last = length - 1 - used.flip(1).int().argmax(dim=1)
+    indices = first + torch.arange(int((last - first).max()) + 1)[:, None]
+    inside = indices.clamp(max=length - 1)
+    weights = matrix.gather(1, inside.T).T * (indices < length)
+    return inside, weights.contiguous()
+
+
+def _row_slices(top: int, bottom: int, width: int) -> Iterator[slice]:
+    """Cut the rows from `top` up to `bottom` into slices of about `TILE` pixels."""
+    rows = max(1, TILE // max(width, 1))
+    for first in range(top, bottom, rows):
+        yield slice(first, min(first + rows, bottom))
+
+
+def _bounds(weight: Tensor, margin: int = 0) -> tuple[slice, slice]:
+    """Return the rows and columns of [H, W] that hold all values above 0, and a margin."""
+    found = []
+    for axis in (1, 0):
+        used = weight.amax(dim=axis).gt(0).nonzero()[:, 0].tolist() or [0, -1]
+        found.append(slice(max(used[0] - margin, 0), used[-1] + 1 + margin))
+    return found[0], found[1]
+
+
 def _border(length: int, first: bool, last: bool) -> Tensor:
-    """[length]: 0 at the ends that are no border of the photo, 1 from `EDGE` of the length on."""
+    """Return [length]: 0 at ends inside the photo, 1 from `EDGE` of the length on."""
     centres = torch.arange(length, dtype=torch.float32)
     reach = max(EDGE * length, 1.0)
     weight = torch.ones(length)
@@ -289,7 +335,7 @@ def _border(length: int, first: bool, last: bool) -> Tensor:
 
 
 def _blurred(x: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur of [H, W]; the border is repeated."""
+    """Blur [H, W] by a Gaussian; the border is repeated."""
     radius = max(1, math.ceil(3 * deviation))
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (offsets / max(deviation, 1e-6)) ** 2)
@@ -299,11 +345,11 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
 
 
 def _box(x: Tensor, radius: int) -> Tensor:
-    """Mean of [H, W] over squares of 2 radius + 1, by running sums; the border is repeated."""
+    """Average [H, W] over squares of 2 radius + 1, by running sums; the border is repeated."""
     result = x.float() if x.dtype != torch.float32 else x.clone()
     for axis in (1, 0):
         turned = result if axis else result.T
-        for lines in strips(0, *turned.shape):
+        for lines in _row_slices(0, *turned.shape):
             padded = pad(turned[None, lines], [radius] * 2, mode="replicate")[0].double()
             sums = pad(padded.cumsum(dim=1), [1, 0])
             width = 2 * radius + 1
@@ -312,7 +358,7 @@ def _box(x: Tensor, radius: int) -> Tensor:
 
 
 def _otsu(values: Tensor) -> float:
-    """The threshold that parts values into two classes of least variance within (Otsu 1979)."""
+    """Find the threshold with the least variance within the classes it makes (Otsu 1979)."""
     low, high = float(values.min()), float(values.max())
     counts = torch.histc(values.flatten(), BINS, low, high).double()
     centres = low + (torch.arange(BINS).double() + 0.5) * (high - low) / BINS

@@ -1,71 +1,57 @@
-"""The model sees one crop of a photo as a tensor, and an edit goes back into the photo.
+"""Crops of photos, the sizes at which a model sees them, and their tensors.
+
+A model was made for native sides W0 x H0 and works at any multiple of its autoencoder's stride s (8
+in Stable Diffusion). A box of proportions r = width / height is seen at
+
+    W = s round(sqrt(W0 H0 r) / s),    H = s round(sqrt(W0 H0 / r) / s)
+
+nearly as many pixels as the native ones, or, in a family that was trained at buckets of several
+proportions, at the bucket whose log r is nearest. The photo is stretched by what rounding leaves.
+Source: Podell et al. 2023 (SDXL), sec. 2.3 and appendix I for the buckets.
 
 Pixels p in 0..255 and tensors x in [-1, 1] are tied by x = p / 127.5 - 1, which is exact both ways
-for all 256 levels. Resizing is Lanczos, the only lossy step; everything outside the crop box comes
-back byte for byte, and so does transparency. A photo's size is (width, height) in pixels, as in
-Pillow; a tensor's is (height, width), as in torch.
+for all 256 levels. Resizing is Lanczos. A photo's size is (width, height) in pixels, as in Pillow;
+a tensor's is (height, width), as in torch.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from nulltext.errors import ImageError, OptionError
-from nulltext.image.open_images import large_pictures
-from nulltext.image.photos import Photo, over_white
-from nulltext.image.sixteen_bits import PER_LEVEL, Deep, png_of, tiff_of
-from nulltext.storage.files import check_target, replace_file, unwritable
+from nulltext.image.opening import large_pictures
+from nulltext.image.photos import Photo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WRITABLE = {
-    **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"},
-    **{".tif": "TIFF", ".tiff": "TIFF"},
-}
-_DEEP = ("PNG", "TIFF")
-"""Formats with 16 bits a channel."""
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+SizeChoice = Size | Literal["photo"] | None
+"""A size; "photo" for that of the whole photo (or crop) in its own proportions, at about the
+model's number of pixels; None for the model's own."""
 
-
-@dataclass(frozen=True)
-class Picture:
-    """Pixels that are to be written, or were read back."""
-
-    image: Image.Image
-    """Mode RGB or RGBA."""
-    deep: Deep | None = None
-    """The same at 16 bits a channel; None where there are 8."""
-    alpha: Image.Image | None = None
-    """Mode L: the opacity of an RGB image; None if it has none, or its own."""
-
-    @property
-    def bands(self) -> int:
-        """4 with opacity, else 3."""
-        return 4 if self.alpha is not None or self.image.mode == "RGBA" else 3
-
-    def rows(self, rows: slice, bands: int, *, deep: bool) -> np.ndarray[Any, Any]:
-        """Some rows, [rows, width, bands], uint8, or uint16 if `deep`; opaque without an alpha."""
-        if deep and self.deep is not None:
-            parts = [self.deep[rows]]
-        else:
-            images = [self.image, *([] if self.alpha is None else [self.alpha])]
-            edges = (0, rows.start, self.image.width, rows.stop)
-            parts = [np.atleast_3d(np.asarray(image.crop(edges))) for image in images]
-            if deep:
-                parts = [part * np.uint16(PER_LEVEL) for part in parts]
-        if sum(part.shape[2] for part in parts) < bands:
-            parts.append(np.full_like(parts[0][..., :1], np.iinfo(parts[0].dtype).max))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+MAX_PROPORTIONS = 4.0
+"""Longest side by shortest, beyond which no model was trained (SDXL's buckets end there)."""
+SMALLEST_PART, LARGEST_PART = 1 / 4, 8
+"""Sides that are accepted, in parts of the model's own."""
+STRETCH = 0.02
+"""Difference of proportions between crop and size that is accepted."""
+SDXL_BUCKETS = tuple(
+    (long, short)
+    for short in range(8, 17)
+    for long in range(4 * short, short - 1, -1)
+    if 0.9 * 16**2 <= long * short <= 16**2
+)
+"""Sides of SDXL's buckets, long and short, in sixteenths of the native side (64 of 1024 px): all
+with 90 to 100 % of the native pixels."""
 
 
 @dataclass(frozen=True)
@@ -94,38 +80,42 @@ class CropBox:
         """Undo `as_list`; raise OptionError unless `values` are four integers."""
         if len(values) != 4 or any(type(value) is not int for value in values):
             raise OptionError(
-                f"The crop box {values!r} is no list of four integers: give [x, y, width, height]."
+                f"The crop box {values!r} is not a list of four integers: give [x, y, width,"
+                " height]."
             )
         return cls(*values)
 
     def as_list(self) -> list[int]:
-        """[x, y, width, height], for JSON."""
+        """Return [x, y, width, height], for JSON."""
         return [self.x, self.y, self.width, self.height]
 
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom), as Pillow crops."""
+        return self.x, self.y, self.x + self.width, self.y + self.height
+
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """Write the box as `parse` reads it."""
         sides = [self.width] if self.width == self.height else [self.width, self.height]
         return ",".join(map(str, (self.x, self.y, *sides)))
 
-    def check_inside(self, photo_size: tuple[int, int]) -> None:
+    def check_inside(self, photo_size: Size) -> None:
         """Raise ImageError unless the box holds a pixel and lies within (width, height)."""
         width, height = photo_size
-        fits = self.x >= 0 and self.x + self.width <= width
-        fits = fits and self.y >= 0 and self.y + self.height <= height
-        if not (fits and self.width >= 1 and self.height >= 1):
-            square = largest_centred_square(width, height)
+        left, top, right, bottom = self.edges
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise ImageError(
                 f"The crop box of {self.width} x {self.height} px at {self.x},{self.y} does not lie"
                 f" within the photo of {width} x {height} px: the largest square that fits is"
-                f" {square}."
+                f" {largest_centred(width, height)}."
             )
 
 
-def largest_centred(width: int, height: int, proportions: tuple[int, int]) -> CropBox:
-    """The largest box of a photo of width x height px, centred, rounded to the top left.
+def largest_centred(width: int, height: int, proportions: Size = (1, 1)) -> CropBox:
+    """Return the largest box of a photo of width x height px, centred, rounded to the top left.
 
     Args:
-        proportions: (width, height) of the box, up to a factor.
+        proportions: (width, height) of the box, up to a factor; a square by default.
     """
     across, down = proportions
     scale = min(width / across, height / down)
@@ -133,9 +123,109 @@ def largest_centred(width: int, height: int, proportions: tuple[int, int]) -> Cr
     return CropBox((width - sides[0]) // 2, (height - sides[1]) // 2, *sides)
 
 
-def largest_centred_square(width: int, height: int) -> CropBox:
-    """The largest square of a photo of width x height px, centred, rounded to the top left."""
-    return largest_centred(width, height, (1, 1))
+def default_crop(photo_size: Size, choice: SizeChoice) -> CropBox:
+    """Return the part of a photo that is seen unless another crop is asked for.
+
+    For a size: the largest centred box of its proportions; for "photo": all of it; for None: the
+    largest centred square.
+    """
+    if choice == "photo":
+        return CropBox(0, 0, *photo_size)
+    return largest_centred(*photo_size, choice or (1, 1))
+
+
+def same_proportions(a: Size, b: Size) -> bool:
+    """Whether two sizes have the same proportions, within a pixel of rounding."""
+    return abs(a[0] * b[1] - b[0] * a[1]) <= max(*a, *b)
+
+
+def _fits(box: CropBox, size: Size) -> bool:
+    """Whether a size has a box's proportions, within STRETCH and a pixel of the box."""
+    across, down = box.width * size[1], box.height * size[0]
+    return abs(across - down) <= STRETCH * across + max(size)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that a model works at."""
+
+    native: Size
+    """What it was made for."""
+    step: int
+    """Sides are multiples of this."""
+    buckets: tuple[Size, ...] = ()
+    """Sizes of other proportions that it was trained at."""
+
+    def of(self, box: CropBox, choice: SizeChoice) -> tuple[int, int]:
+        """Return the (height, width) at which a box of a photo is seen.
+
+        Raises:
+            OptionError: the model does not work at the size, or the box has other proportions.
+        """
+        if choice is None and _fits(box, self.native):
+            width, height = self.native
+        elif choice is None or choice == "photo":
+            width, height = self._nearest(box)
+        else:
+            width, height = choice
+            self._check(choice, box)
+        return height, width
+
+    def _nearest(self, box: CropBox) -> Size:
+        """Return the size of about the box's proportions and the native number of pixels."""
+        ratio = box.width / box.height
+        if not 1 / MAX_PROPORTIONS <= ratio <= MAX_PROPORTIONS:
+            raise OptionError(
+                f"{box.width} x {box.height} px is longer than {MAX_PROPORTIONS:g} to 1, which no "
+                "model was trained on; choose a part of it with --crop X,Y,WIDTH,HEIGHT."
+            )
+        if self.buckets:
+            return min(self.buckets, key=lambda size: abs(math.log(size[0] / size[1] / ratio)))
+        area = self.native[0] * self.native[1]
+        sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        width, height = (max(1, round(side / self.step)) * self.step for side in sides)
+        return width, height
+
+    def _check(self, size: Size, box: CropBox) -> None:
+        text = f"{size[0]}x{size[1]}"
+        if any(side % self.step for side in size):
+            down = [max(1, side // self.step) * self.step for side in size]
+            raise OptionError(
+                f"The size {text} is not made of multiples of {self.step}, as this model's are; "
+                f"pass --size {down[0]}x{down[1]}."
+            )
+        low = math.ceil(SMALLEST_PART * min(self.native))
+        high = LARGEST_PART * max(self.native)
+        if min(size) < low or max(size) > high:
+            raise OptionError(
+                f"The size {text} is far from what this model was made for "
+                f"({self.native[0]}x{self.native[1]}); choose sides from {low} to {high}."
+            )
+        if not _fits(box, size):
+            inner = largest_centred(box.width, box.height, size)
+            crop = CropBox(box.x + inner.x, box.y + inner.y, inner.width, inner.height)
+            raise OptionError(
+                f"The crop of {box.width} x {box.height} px has other proportions than the size "
+                f"{text}; pass --crop {','.join(map(str, crop.as_list()))}, or --size photo."
+            )
+
+
+def parse_size(text: str) -> Size | Literal["photo"]:
+    """Read "WIDTHxHEIGHT" or "photo".
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if text.strip().lower() == "photo":
+        return "photo"
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})\s*", text)
+    width, height = map(int, match.groups()) if match else (0, 0)
+    if min(width, height) < 1:
+        raise OptionError(
+            f"The size {text!r} is not of the form WIDTHxHEIGHT: give two whole numbers of pixels, "
+            "such as 768x512, or photo for the photo's own proportions."
+        )
+    return width, height
 
 
 def to_tensor(photo: Photo, box: CropBox, size: tuple[int, int]) -> Tensor:
@@ -146,10 +236,10 @@ def to_tensor(photo: Photo, box: CropBox, size: tuple[int, int]) -> Tensor:
     import torch
 
     box.check_inside(photo.size)
-    edges = (box.x, box.y, box.x + box.width, box.y + box.height)
     height, width = size
     with large_pictures():  # not resize(box=...): its filter reaches for pixels outside the box
-        crop = photo.image if edges == (0, 0, *photo.size) else photo.image.crop(edges)
+        whole = box.edges == (0, 0, *photo.size)
+        crop = photo.image if whole else photo.image.crop(box.edges)
     resized = crop.resize((width, height), Image.Resampling.LANCZOS)
     return from_uint8(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
 
@@ -183,7 +273,7 @@ def _single(image: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in decibels over the [0, 1] RGB: 10 log10(1 / MSE).
+    """Compute the peak signal-to-noise ratio in decibels over the [0, 1] RGB: 10 log10(1 / MSE).
 
     MSE = mean(((a - b) / 2)^2), float64, a and b clamped to [-1, 1] first; inf when it is 0.
     Args: a, b: same shape, any float dtype, in [-1, 1].
@@ -196,104 +286,3 @@ def psnr(a: Tensor, b: Tensor) -> float:
     difference = (a.detach().double().clamp(-1, 1) - b.detach().double().clamp(-1, 1)) / 2
     mse = float(difference.square().mean())
     return math.inf if mse == 0 else -10 * math.log10(mse)
-
-
-def check_writable(path: str | Path) -> None:
-    """Raise OptionError or OutputError now if `save_image` could not write; leave no trace."""
-    _format_of(path)
-    check_target(path)
-
-
-def save_image(
-    image: Image.Image,
-    path: str | Path,
-    *,
-    icc_profile: bytes | None = None,
-    text: dict[str, str] | None = None,
-) -> None:
-    """Write a picture in the format that its file's name asks for, whole or not at all.
-
-    PNG, TIFF and WebP (lossless) keep every pixel. JPEG has quality 95, no chroma subsampling, and
-    no alpha: it is shown over white. `text` goes into PNG only.
-    """
-    replace_file(path, encoded(Picture(image), path, icc_profile=icc_profile, text=text))
-
-
-def encoded(
-    picture: Picture,
-    path: str | Path,
-    *,
-    icc_profile: bytes | None = None,
-    text: dict[str, str] | None = None,
-    exif: bytes | None = None,
-    coding: Mapping[str, Any] | None = None,
-) -> bytes:
-    """The whole file, in memory: Pillow's own writing to disk misses a short write.
-
-    Args:
-        path: says the format; 16 bits a channel go into PNG and TIFF. coding: see `Photo.coding`.
-    """
-    kind = _format_of(path)
-    told = {"icc_profile": icc_profile} | ({} if exif is None else {"exif": exif})
-    try:
-        return _encode(picture, kind, told, text or {}, coding)
-    except (OSError, ValueError) as error:  # ValueError: an encoder refuses the image's size
-        raise unwritable(path, error) from error
-
-
-def read_back(picture: Picture, path: str | Path, data: bytes) -> Picture:
-    """What a file that was `encoded` holds; the picture itself where nothing was lost."""
-    kind = _format_of(path)
-    if kind == "JPEG":
-        with large_pictures(), Image.open(io.BytesIO(data), formats=[kind]) as image:
-            image.load()
-            return Picture(image)
-    if picture.deep is not None and kind not in _DEEP:
-        return Picture(picture.image)
-    return picture
-
-
-def _format_of(path: str | Path) -> str:
-    """Pillow's name of the format that the file's name asks for."""
-    kind = _WRITABLE.get(Path(path).suffix.lower())
-    if kind is None:
-        raise OptionError(
-            f"'{path}' does not say which format to write: end the name in one of"
-            f" {', '.join(_WRITABLE)}."
-        )
-    return kind
-
-
-def _encode(
-    picture: Picture,
-    kind: str,
-    told: dict[str, Any],
-    text: dict[str, str],
-    coding: Mapping[str, Any] | None,
-) -> bytes:
-    file, image = io.BytesIO(), picture.image
-    if image.mode not in ("L", "RGB", "RGBA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if picture.deep is not None and kind in _DEEP:
-        if kind == "TIFF":
-            return tiff_of(picture.deep, **told)
-        image = image.crop((0, 0, 1, 1))  # its file gets the pixels of 16 bits
-    if kind == "JPEG":
-        if image.mode == "RGBA":
-            image = over_white(image, image.getchannel("A"))
-        how = {"quality": 95, "subsampling": 0} if coding is None else coding
-        image.save(file, kind, **how, **told)
-    elif kind == "WEBP":
-        # Less effort than the default: 3 to 4 times faster, files as large.
-        image.save(file, kind, lossless=True, exact=True, method=1, quality=50, **told)
-    elif kind == "TIFF":
-        image.save(file, kind, **told)
-    else:
-        chunks = PngImagePlugin.PngInfo()
-        for key, value in text.items():
-            chunks.add_text(key, value)  # tEXt; Pillow takes iTXt for what is not Latin-1
-        # Run lengths beside PNG's filters: 6 times faster than the default, and smaller on photos.
-        image.save(file, kind, pnginfo=chunks, compress_type=zlib.Z_RLE, **told)
-    if picture.deep is not None and kind == "PNG":
-        return png_of(picture.deep, file.getvalue())
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Masks that a person supplies: white where the photo may change.
+"""Read the masks that users supply: white where the photo may change.
 
     pixels                               m
     grey v of at most V (1, 255, 65535)  v / V: white may change, grey partly, black not at all
@@ -6,10 +6,10 @@
     shades of one colour on black        the same, with that colour for white
     float                                v, in [0, 1]
 
-Opacity counts as a factor, so a drawing on a transparent sheet works as well. What has labels (few
-values, spread unevenly over even areas) or several colours is refused, since which of them may
-change is not in it; a grey photo cannot be told from shades. A mask is laid on the photo, or on the
-crop, whichever has its proportions.
+Opacity is a factor, so a drawing on a transparent sheet works as well. Images of labels (few
+values, spread unevenly over even areas) and of several colours are refused, since they do not say
+which of them may change; a grey photo cannot be told from shades. A mask is laid on the photo or on
+the crop, whichever has its proportions.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ from PIL import Image
 from torch import Tensor
 
 from nulltext.errors import ImageError, OptionError
-from nulltext.image.arrays import Array, ImageLike, mask_of
-from nulltext.image.images import CropBox, largest_centred
-from nulltext.image.open_images import MAX_PIXELS, decoded, opened
+from nulltext.image.images import CropBox, Size, largest_centred, same_proportions
+from nulltext.image.opening import (
+    MAX_PIXELS,
+    Array,
+    ImageLike,
+    decode_upright,
+    mask_array,
+    open_image,
+    without_single_axes,
+)
 
 CONTEXT = 2.0
-"""Sides of an automatic crop in sides of what is masked: the model needs the surroundings, too."""
+"""Sides of an automatic crop in sides of the masked part: the model needs the surroundings, too."""
 MOST_LABELS = 64
-"""Values up to which a mask may hold labels."""
+"""Most values of an image of labels."""
 LEAST_SHADE = 32
-"""The least shade that stands for no label beside white, which marks what has no label."""
+"""Smaller values beside white may be labels, with white for the pixels that have none."""
 EVEN = 1.25
 """Ratio of the steps between values up to which they are a scale of shades (0, 128, 255)."""
 ONE_COLOUR = 1 / 4
-"""How far from shades of one colour a channel may be, in parts of its brightest pixel: JPEG errs by
-less, other colours by more."""
+"""Deviation of a channel from shades of one colour that is accepted, in parts of the brightest
+pixel: JPEG errs by less, other colours by more."""
 DIM = 0.9
 """Part of white below which a mask's brightest value is pointed out."""
 
@@ -45,7 +52,7 @@ def load_mask(source: ImageLike) -> Image.Image:
 
 
 def read_mask(source: ImageLike) -> tuple[Image.Image, str | None]:
-    """A mask as mode L, 255 where the photo may change, and what is to be said of its reading.
+    """Read a mask as mode L, 255 where the photo may change, and a note on a doubtful reading.
 
     Args:
         source: a file (as of a photo, or a .npy), a PIL image, or an array or tensor [H, W] of
@@ -54,9 +61,9 @@ def read_mask(source: ImageLike) -> tuple[Image.Image, str | None]:
     Raises:
         ImageError: it cannot be read, has one value everywhere, or has labels or several colours.
     """
-    with opened(source, MAX_PIXELS, mask_of) as found:
-        name = "The mask" if found.path is None else f"The mask {found.name}"
-        pixels = decoded(found, MAX_PIXELS)
+    with open_image(source, MAX_PIXELS, mask_array) as opened:
+        name = "The mask" if opened.path is None else f"The mask {opened.name}"
+        pixels = decode_upright(opened, MAX_PIXELS)
         if pixels.mode not in ("1", "L", "F") and not pixels.mode.startswith("I"):
             pixels = _shades(pixels, name)
         values, note = _scaled(np.asarray(pixels), name)
@@ -64,25 +71,22 @@ def read_mask(source: ImageLike) -> tuple[Image.Image, str | None]:
 
 
 def mask_tensor(mask: ImageLike) -> Tensor:
-    """A mask [H, W], float32, in [0, 1]; floats are taken as they are.
+    """Read a mask as [H, W], float32, in [0, 1]; floats are taken as they are.
 
     Args: mask: see `read_mask`.
 
     Raises:
-        OptionError: its shape or range is no mask's, or it is zero or one everywhere.
+        OptionError: its shape or range is not a mask's, or it is zero or one everywhere.
         ImageError: see `read_mask`.
     """
     if isinstance(mask, np.ndarray) and mask.dtype.kind == "f":
         mask = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return torch.from_numpy(np.array(load_mask(mask))).float() / 255
-    while mask.ndim > 2 and mask.shape[0] == 1:
-        mask = mask[0]
-    if mask.ndim == 3 and mask.shape[-1] == 1:
-        mask = mask[..., 0]
-    if mask.ndim != 2 or mask.numel() == 0:
-        raise OptionError(f"The mask has shape {list(mask.shape)}; expected [H, W].")
-    low, high = float(mask.min()), float(mask.max())
+    values: Tensor = without_single_axes(mask)
+    if values.ndim != 2 or values.numel() == 0:
+        raise OptionError(f"The mask has shape {list(values.shape)}; expected [H, W].")
+    low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
         raise OptionError(
             f"The mask goes from {low:g} to {high:g}; expected 0 to 1. Divide 255ths by 255, and "
@@ -92,11 +96,11 @@ def mask_tensor(mask: ImageLike) -> Tensor:
         raise OptionError("The mask is empty: nothing may change; paint white what may.")
     if low == 1:
         raise OptionError("The mask is white everywhere, so it masks nothing; leave it out.")
-    return mask.float()
+    return values.float()
 
 
 def _scaled(values: Array, name: str) -> tuple[Array, str | None]:
-    """Values of any range as 0..255, by the module's table, and a note where that is a guess."""
+    """Scale values to 0..255 by the module's table, with a note where that is a guess."""
     low, high = values.min(), values.max()
     if values.dtype.kind == "f":
         if not (low >= 0 and high <= 1):
@@ -131,10 +135,10 @@ def _note_on_dim(high: float, full: int, name: str) -> str | None:
 
 
 def _labels(values: Array, full: int) -> list[int]:
-    """The values of an image of labels; none where they can be shades.
+    """Return the values of an image of labels; none where they can be shades.
 
-    Labels are few, fill areas, and make no scale. Where some pixels are white, those have no label
-    (VOC's borders, 255), and labels have low numbers and are not the thin edge of the white.
+    Labels are few, fill areas, and form no scale. Beside white, which marks pixels without a label
+    (VOC's borders, 255), labels have low numbers and are not the thin edge of the white.
     """
     levels, counts = np.unique(values, return_counts=True)
     white, rest = levels >= DIM * full, (levels > 0) & (levels < DIM * full)
@@ -153,7 +157,7 @@ def _labels(values: Array, full: int) -> list[int]:
 
 
 def _not_even(values: Array, white: int, name: str) -> Array:
-    """Refuse a mask of one value."""
+    """Return the values; raise ImageError if they are all equal."""
     low, high = int(values.min()), int(values.max())
     if low != high:
         return values
@@ -164,11 +168,7 @@ def _not_even(values: Array, white: int, name: str) -> Array:
 
 
 def _shades(image: Image.Image, name: str) -> Image.Image:
-    """Grey, or shades of one colour on black, as mode L; the opacity is a factor.
-
-    Raises:
-        ImageError: there are several colours.
-    """
+    """Convert grey, or shades of one colour on black, to mode L; the opacity is a factor."""
     if image.mode == "La":  # premultiplied; Pillow only knows the way back to LA
         image = image.convert("LA")
     transparent = image.has_transparency_data
@@ -196,7 +196,7 @@ def _shades(image: Image.Image, name: str) -> Image.Image:
 
 
 def _colours(image: Image.Image) -> str:
-    """Some of an image's colours, of a palette with their labels."""
+    """List some of an image's colours, with their labels if it has a palette."""
     if image.mode == "P":
         palette = np.reshape(image.getpalette() or [], (-1, 3))
         labels = np.unique(np.asarray(image)).tolist()
@@ -207,22 +207,21 @@ def _colours(image: Image.Image) -> str:
 
 
 def _some(values: list[int] | list[str]) -> str:
-    """Values for a message, which holds the first eight."""
+    """List the first eight values."""
     return ", ".join(map(str, values[:8])) + (", \u2026" if len(values) > 8 else "")
 
 
-def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -> Tensor:
-    """The part of a mask that lies over a crop: [box.height, box.width], float32, in [0, 1].
+def mask_on_crop(mask: Image.Image, photo_size: Size, box: CropBox) -> Tensor:
+    """Cut out the part of a mask over a crop: [box.height, box.width], float32, in [0, 1].
 
     Raises:
         ImageError: its proportions are neither the photo's nor the crop's, or nothing of it is
             white inside the crop, or all of the crop is.
     """
     crop_size = (box.width, box.height)
-    if similar(mask.size, photo_size):
-        edges = (box.x, box.y, box.x + box.width, box.y + box.height)
-        fitted = _resized(mask, photo_size).crop(edges)
-    elif similar(mask.size, crop_size):
+    if same_proportions(mask.size, photo_size):
+        fitted = _resized(mask, photo_size).crop(box.edges)
+    elif same_proportions(mask.size, crop_size):
         fitted = _resized(mask, crop_size)
     else:
         raise ImageError(
@@ -243,44 +242,36 @@ def mask_on_crop(mask: Image.Image, photo_size: tuple[int, int], box: CropBox) -
     return torch.from_numpy(np.array(fitted)).float() / 255
 
 
-def similar(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two sizes have the same proportions, give or take a pixel of rounding."""
-    return abs(a[0] * b[1] - b[0] * a[1]) <= max(*a, *b)
-
-
-def _resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resized(mask: Image.Image, size: Size) -> Image.Image:
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
 def crop_around(
     mask: Image.Image,
-    photo_size: tuple[int, int],
+    photo_size: Size,
     smallest: int,
-    proportions: tuple[int, int] = (1, 1),
+    proportions: Size = (1, 1),
 ) -> CropBox:
-    """The box of a photo that shows a mask with its surroundings.
+    """Return the box of a photo that shows a mask with its surroundings.
 
     Args:
         mask: of the photo's proportions, else the largest centred box of the photo is returned.
-        smallest: pixels that a side shall have at least, such as the model's resolution.
+        smallest: least length of a side in pixels, such as the model's resolution.
         proportions: (width, height) of the box, up to a factor; a square by default.
 
-    Its sides are at least `CONTEXT` times those of the white part, within `smallest` and what the
-    photo holds; the white part is as near to its middle as the photo's borders allow.
+    Its sides are at least `smallest` and `CONTEXT` times those of the white part, as far as the
+    photo allows, and the white part is as near to its middle as the photo's borders allow.
     """
     width, height = photo_size
     across, down = proportions
     largest = largest_centred(width, height, proportions)
-    if not similar(mask.size, photo_size):
+    if not same_proportions(mask.size, photo_size):
         return largest
     white = _resized(mask, photo_size).getbbox()
     assert white is not None, "an empty mask is refused when it is loaded"
     left, top, right, bottom = white
     wanted = CONTEXT * max((right - left) / across, (bottom - top) / down)
     scale = max(wanted, smallest / min(proportions))
-    sides = (
-        min(round(scale * across), largest.width),
-        min(round(scale * down), largest.height),
-    )
-    x, y = (left + right - sides[0]) // 2, (top + bottom - sides[1]) // 2
-    return CropBox(min(max(x, 0), width - sides[0]), min(max(y, 0), height - sides[1]), *sides)
+    wide, high = min(round(scale * across), largest.width), min(round(scale * down), largest.height)
+    x, y = (left + right - wide) // 2, (top + bottom - high) // 2
+    return CropBox(min(max(x, 0), width - wide), min(max(y, 0), height - high), wide, high)

@@ -1,8 +1,4 @@
-"""Pictures of pictures: the comparison strip, and the labelled grid.
-
-What a person looks at to judge an edit: the photo, what the autoencoder alone makes of it, the
-reconstruction, and the edits; or one edit over the values of its knobs.
-"""
+"""Draw comparison strips (photo, reconstruction, edits side by side) and labelled grids."""
 
 from __future__ import annotations
 
@@ -23,10 +19,12 @@ LABEL = 130
 PAPER = (255, 255, 255)
 INK = (32, 32, 32)
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a strip."""
+    """A picture of a strip, and the text below it."""
 
     image: Image.Image
     caption: str
@@ -49,26 +47,19 @@ def comparison_strip(tiles: Sequence[Tile]) -> Image.Image:
     x = MARGIN
     for picture, lines in zip(pictures, captions, strict=True):
         strip.paste(picture, (x, MARGIN))
-        _write(draw, (x, 2 * MARGIN + picture.height), lines, font)
+        _write(draw, x, 2 * MARGIN + picture.height, lines, font)
         x += picture.width + MARGIN
     return strip
 
 
 def tile_grid(rows: Sequence[Sequence[Tile]]) -> Image.Image:
     """Stack comparison strips, one per row, as one RGB picture; rows may differ in length."""
-    strips = [comparison_strip(row) for row in rows]
-    size = (max(strip.width for strip in strips), sum(strip.height for strip in strips))
-    grid = Image.new("RGB", size, PAPER)
-    top = 0
-    for strip in strips:
-        grid.paste(strip, (0, top))
-        top += strip.height
-    return grid
+    return _stacked([comparison_strip(row) for row in rows])
 
 
 @dataclass(frozen=True)
 class Block:
-    """Pictures in rows and columns, and what these stand for."""
+    """Pictures in rows and columns, with the labels of these."""
 
     title: str
     """Above the block; may be empty."""
@@ -83,14 +74,7 @@ def labelled_grid(blocks: Sequence[Block]) -> Image.Image:
 
     All pictures are drawn `TILE` pixels high, so that the labels can be read beside large photos.
     """
-    drawn = [_labelled_block(block) for block in blocks]
-    size = (max(each.width for each in drawn), sum(each.height for each in drawn))
-    grid = Image.new("RGB", size, PAPER)
-    top = 0
-    for each in drawn:
-        grid.paste(each, (0, top))
-        top += each.height
-    return grid
+    return _stacked([_labelled_block(block) for block in blocks])
 
 
 def _labelled_block(block: Block) -> Image.Image:
@@ -105,25 +89,29 @@ def _labelled_block(block: Block) -> Image.Image:
     top = headings_top + max(map(len, headings)) * LINE + MARGIN
     result = Image.new("RGB", (right, top + len(pictures) * (TILE + MARGIN)), PAPER)
     draw = ImageDraw.Draw(result)
-    _write(draw, (MARGIN, MARGIN), title, font)
+    _write(draw, MARGIN, MARGIN, title, font)
     for column, lines in enumerate(headings):
-        _write(draw, (left + column * (width + MARGIN), headings_top), lines, font)
+        _write(draw, left + column * (width + MARGIN), headings_top, lines, font)
     for number, (label, row) in enumerate(zip(block.rows, pictures, strict=True)):
         y = top + number * (TILE + MARGIN)
-        _write(draw, (MARGIN, y), _wrapped(label, LABEL, font, TILE // LINE), font)
+        _write(draw, MARGIN, y, _wrapped(label, LABEL, font, TILE // LINE), font)
         for column, picture in enumerate(row):
             result.paste(picture, (left + column * (width + MARGIN), y))
     return result
 
 
-def _write(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    lines: Sequence[str],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
+def _stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    size = (max(each.width for each in pictures), sum(each.height for each in pictures))
+    result, top = Image.new("RGB", size, PAPER), 0
+    for picture in pictures:
+        result.paste(picture, (0, top))
+        top += picture.height
+    return result
+
+
+def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], font: Font) -> None:
     for row, text in enumerate(lines):
-        draw.text((corner[0], corner[1] + row * LINE), text, fill=INK, font=font)
+        draw.text((x, y + row * LINE), text, fill=INK, font=font)
 
 
 def _scaled(image: Image.Image, height: int) -> Image.Image:
@@ -131,12 +119,7 @@ def _scaled(image: Image.Image, height: int) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _wrapped(
-    text: str,
-    width: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    most: int = MAX_LINES,
-) -> list[str]:
+def _wrapped(text: str, width: int, font: Font, most: int = MAX_LINES) -> list[str]:
     lines: list[str] = []
     for paragraph in text.splitlines():
         current = ""

@@ -36,8 +36,7 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import Edit, edit
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import OptionError
-from nulltext.image.framing import SizeChoice
-from nulltext.image.images import CropBox, to_pil
+from nulltext.image.images import CropBox, SizeChoice, to_pil
 from nulltext.image.photos import PhotoLike
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.invert import invert, invert_many

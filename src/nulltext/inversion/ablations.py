@@ -47,6 +47,7 @@ class RandomPivot(NullText):
 
     name: ClassVar[str] = "random-pivot"
     draws: ClassVar[bool] = True
+    step_cost: ClassVar[int] = 2
 
     def trajectory_steps(
         self,
@@ -93,6 +94,7 @@ class SharedEmbedding:
 
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    gradient_cost: ClassVar[int] = 4
     branch: ClassVar[Branch]
 
     inner_steps: int = 10
@@ -191,6 +193,7 @@ class NullTextNoPivot:
     name: ClassVar[str] = "null-text-no-pivot"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    gradient_cost: ClassVar[int] = 3
 
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nulltext.defaults import BUDGET, NUM_STEPS
+from nulltext.constants import BUDGET, NUM_STEPS
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.null_text import NullText

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.errors import InversionFileError, reason_of
-from nulltext.image.open_images import MAX_PIXELS
+from nulltext.image.opening import MAX_PIXELS
 from nulltext.storage.inversion_file import TensorOutline, not_finite, read_header, read_outline
 
 CROP_NUMBERS = 4

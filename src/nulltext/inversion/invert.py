@@ -13,11 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.defaults import NUM_STEPS
+from nulltext.constants import NUM_STEPS, __version__
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
-from nulltext.image.framing import SizeChoice, box_for
-from nulltext.image.images import CropBox, from_uint8, psnr, to_tensor, to_uint8
+from nulltext.image.images import (
+    CropBox,
+    SizeChoice,
+    default_crop,
+    from_uint8,
+    psnr,
+    to_tensor,
+    to_uint8,
+)
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
 from nulltext.inversion.budgets import Budget, planned
@@ -26,8 +33,7 @@ from nulltext.inversion.record import Inversion, InversionHeader, SavedLevel
 from nulltext.inversion.replay import replay_steps
 from nulltext.logs import timed
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.version import __version__
-from nulltext.words.invisible import clean
+from nulltext.words.prompts import clean
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +231,7 @@ class InversionRequest:
         model.schedule.grid(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = load_photo(photo)
-        box = crop or box_for(loaded.size, size)
+        box = crop or default_crop(loaded.size, size)
         box.check_inside(loaded.size)
         seen_at = model.sizes.of(box, size)
         return cls(

@@ -36,6 +36,7 @@ class ModelTuning:
     name: ClassVar[str] = "model-tuning"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    gradient_cost: ClassVar[int] = 6
 
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nulltext.diffusion.loops import StepInfo
 from nulltext.models.fingerprint import spellings
-from nulltext.storage.files import replace_file, unwritable
+from nulltext.storage.files import output_error, replace_file
 
 SUFFIX = ".partial"
 """Added to the name of the inversion that it will be."""
@@ -52,7 +52,7 @@ def remove_partial(path: Path) -> None:
     try:
         partial_of(path).unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(partial_of(path), error) from error
+        raise output_error(partial_of(path), error) from error
 
 
 def digests_of(identity: object, fingerprints: Sequence[str]) -> list[str]:

@@ -70,6 +70,7 @@ class SecantNullText(BatchMethod):
     name: ClassVar[str] = "null-text-secant"
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    gradient_cost: ClassVar[int] = 3
 
     inner_steps: int = 2
     """N: steps per timestep at most; more is closer to the pivot and slower."""

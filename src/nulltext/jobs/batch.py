@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from nulltext.constants import __version__
 from nulltext.errors import DataError, NulltextError, OptionError
 from nulltext.jobs import ledger
 from nulltext.jobs.edits import axes_of, base_edit
@@ -35,7 +36,6 @@ from nulltext.jobs.worker import (
     unit_of,
 )
 from nulltext.storage.files import clear_temporaries
-from nulltext.version import __version__
 
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nulltext.defaults import BLEND_THRESHOLD
+from nulltext.constants import BLEND_THRESHOLD
 from nulltext.errors import OptionError
 from nulltext.jobs.options import KNOBS, OPTIONS, EditOptions, check_range, flag_of
 

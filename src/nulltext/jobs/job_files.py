@@ -26,12 +26,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from nulltext.errors import DataError, meant, reason_of
+from nulltext.errors import DataError, closest_name, reason_of
 from nulltext.jobs.options import OPTIONS, EditOptions, Kind, Option, flag_of
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.untrusted import (
     MEGABYTE,
-    decoded,
+    decode_text,
     open_text,
     read_lines,
     read_text,
@@ -181,7 +181,7 @@ def _value(line: bytes) -> Any:
     if len(line.rstrip(b"\r\n")) > LONGEST_LINE:
         raise ValueError(f"has more than {LONGEST_LINE} bytes; write one job per line.")
     try:
-        return DECODER.decode(decoded(line))
+        return DECODER.decode(decode_text(line))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON ({reason_of(error)}).") from error
 
@@ -230,7 +230,7 @@ def _table_lines(text: IO[str]) -> Iterator[str]:
     while line := text.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
             raise ValueError(f"a line has more than {LONGEST_LINE} characters")
-        decoded(line.encode("utf-8", "surrogateescape"))
+        decode_text(line.encode("utf-8", "surrogateescape"))
         yield line
 
 
@@ -258,7 +258,9 @@ def _header(line: str) -> tuple[list[str], str]:
 
 
 def _known(names: Sequence[str]) -> list[str]:
-    return [name for name in names[:MOST_COLUMNS] if meant(name, (*KEYS, *NO_KEYS), OTHER_NAMES)]
+    return [
+        name for name in names[:MOST_COLUMNS] if closest_name(name, (*KEYS, *NO_KEYS), OTHER_NAMES)
+    ]
 
 
 def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
@@ -338,7 +340,7 @@ def _check_keys(keys: Collection[str]) -> None:
             continue
         said = f'has "{name[:40]}", which is no option of `nulltext edit`; '
         absent = [one for one in (*KEYS, *NO_KEYS) if one not in keys]
-        likely = meant(name, absent, OTHER_NAMES)
+        likely = closest_name(name, absent, OTHER_NAMES)
         if likely is None:
             raise ValueError(f"{said}see its --help.")
         if likely in NO_KEYS:

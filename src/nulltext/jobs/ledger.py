@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from nulltext.errors import NulltextError, OptionError, OutputError, UserError, reason_of
-from nulltext.storage.files import hold, replace_file, unwritable
+from nulltext.storage.files import lock_file, output_error, replace_file
 
 Row: TypeAlias = dict[str, Any]
 
@@ -74,7 +74,7 @@ class Book:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise unwritable(self.folder / ROWS, error) from error
+            raise output_error(self.folder / ROWS, error) from error
         self.rows.append(row)
 
     def forget(self, unwanted: Callable[[Row], bool]) -> int:
@@ -115,9 +115,9 @@ def open_book(
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ROWS).open("a+b", buffering=0)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise output_error(folder, error) from error
     with stream:
-        hold(stream.fileno(), folder)
+        lock_file(stream.fileno(), folder)
         try:
             if fresh:
                 stream.truncate(0)
@@ -130,7 +130,7 @@ def open_book(
             book = Book(kind, folder, settings, stream)
             book.rows = _read_rows(kind, stream, folder / ROWS)
         except OSError as error:
-            raise unwritable(folder, error) from error
+            raise output_error(folder, error) from error
         yield book
 
 

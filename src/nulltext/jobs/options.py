@@ -20,10 +20,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from nulltext import defaults
-from nulltext.errors import OptionError
-from nulltext.names import (
-    Align,
+from nulltext import constants
+from nulltext.constants import (
+    Alignment,
     Budget,
     Detail,
     EditorName,
@@ -31,7 +30,8 @@ from nulltext.names import (
     NullStart,
     SourceBranch,
 )
-from nulltext.words.invisible import clean
+from nulltext.errors import OptionError
+from nulltext.words.prompts import clean
 
 
 class Kind(Enum):
@@ -131,7 +131,7 @@ class InversionOptions:
     """How a photo is inverted. None: not given."""
 
     method: Method | None = field(
-        default=None, metadata=about("How to invert.", unset=Method(defaults.METHOD))
+        default=None, metadata=about("How to invert.", unset=Method(constants.METHOD))
     )
     steps: int | None = field(
         default=None,
@@ -192,7 +192,7 @@ class InversionOptions:
         ),
     )
     seed: int | None = field(
-        default=None, metadata=about("For the methods that draw noise.", "N", unset=defaults.SEED)
+        default=None, metadata=about("For the methods that draw noise.", "N", unset=constants.SEED)
     )
     fresh: bool = field(
         default=False,
@@ -319,7 +319,7 @@ class EditOptions(InversionOptions):
         default=None,
         metadata=about(
             "Fraction of steps in which words keep their places.",
-            unset=defaults.CROSS_STEPS,
+            unset=constants.CROSS_STEPS,
             low=0,
             high=1,
             editor=EditorName.PROMPT_TO_PROMPT,
@@ -332,7 +332,7 @@ class EditOptions(InversionOptions):
         default=None,
         metadata=about(
             "Fraction of steps in which shapes are kept.",
-            unset=defaults.SELF_STEPS,
+            unset=constants.SELF_STEPS,
             low=0,
             high=1,
             editor=EditorName.PROMPT_TO_PROMPT,
@@ -346,7 +346,7 @@ class EditOptions(InversionOptions):
         metadata=about(
             "masactrl: fraction of steps in which the words alone lay out the picture.",
             "S",
-            unset=defaults.MASA_START,
+            unset=constants.MASA_START,
             low=0,
             high=1,
             editor=EditorName.MASACTRL,
@@ -360,7 +360,7 @@ class EditOptions(InversionOptions):
         metadata=about(
             "masactrl: share of the self-attention layers that keep to themselves.",
             "L",
-            unset=defaults.MASA_LAYER,
+            unset=constants.MASA_LAYER,
             low=0,
             high=1,
             editor=EditorName.MASACTRL,
@@ -396,7 +396,7 @@ class EditOptions(InversionOptions):
         default=None,
         metadata=about(
             "0 to 1; higher keeps the change of a --blend smaller.",
-            unset=defaults.BLEND_THRESHOLD,
+            unset=constants.BLEND_THRESHOLD,
             low=0,
             high=1,
         ),
@@ -413,7 +413,7 @@ class EditOptions(InversionOptions):
         default="replay",
         metadata=about("What targets follow: the replay, or the photo's exact trajectory."),
     )
-    align: Align | None = field(
+    align: Alignment | None = field(
         default=None,
         metadata=about(
             "Which source word a target word takes its place from: auto (default) swaps changed "

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nulltext import defaults
+from nulltext import constants
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.loop import Edit, edit_steps
 from nulltext.editing.placing import Canvas, Placed, keeps_pixels, place, settings_of
 from nulltext.health.noise import note_on_configuration
-from nulltext.image.carried import exif_of_result, has_position
-from nulltext.image.compositing import Difference, difference, original
-from nulltext.image.images import Picture, encoded, read_back, save_image, to_pil
+from nulltext.image.compositing import Difference, compare_pictures, original_picture
+from nulltext.image.images import to_pil
+from nulltext.image.photos import exif_of_result, has_position
+from nulltext.image.saving import Picture, encode, read_back, save_image
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import exact_source_step, source_step
@@ -115,7 +116,7 @@ def pictures_of(
     everything = edits.everything
     result = run(edit_steps(model, inversion, everything, source_branch=branch), on_step)
     canvas = Canvas.of(inversion, inputs.photo, full=options.full)
-    detail = options.detail or defaults.DETAIL
+    detail = options.detail or constants.DETAIL
     placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(everything)]
     return Pictures(
         inversion=inversion,
@@ -182,7 +183,7 @@ def save_placed(
 
 def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps: bool) -> Placed:
     photo, picture = canvas.photo, one.picture
-    data = encoded(
+    data = encode(
         picture,
         path,
         icc_profile=photo.icc_profile,
@@ -194,10 +195,10 @@ def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps
     there = read_back(picture, path, data)
     found = None
     if there is not picture:
-        before = original(photo)
+        before = original_picture(photo)
         if there.bands < before.bands:
             before = Picture(photo.image)  # over white, as the file is
-        found = difference(before, there, one.kept, canvas.box)
+        found = compare_pictures(before, there, one.kept, canvas.box)
         one = replace(one, changed_fraction=found.changed_fraction, psnr_outside=found.psnr_outside)
     lost = [*_lost(path, one, canvas, there, found)]
     if gps and not has_position(photo.exif):

@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nulltext import defaults
+from nulltext import constants
+from nulltext.constants import AUTO
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.jobs.edits import parse_weights, set_by_strength
@@ -23,7 +24,6 @@ from nulltext.jobs.options import (
     check_range,
     flag_of,
 )
-from nulltext.names import AUTO
 from nulltext.storage.inversion_file import read_header
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.captioning.captioner import Captioner
-    from nulltext.image.framing import SizeChoice
-    from nulltext.image.images import CropBox
+    from nulltext.image.images import CropBox, SizeChoice
     from nulltext.image.photos import Photo
     from nulltext.inversion.budgets import Budget
     from nulltext.inversion.record import Inversion
@@ -161,14 +160,14 @@ def size_of(options: InversionOptions) -> SizeChoice:
     Raises:
         OptionError: it cannot be read.
     """
-    from nulltext.image.framing import parse_size
+    from nulltext.image.images import parse_size
 
     return None if options.size is None else parse_size(options.size)
 
 
 def seed_of(options: InversionOptions) -> int:
     """The seed of methods that draw noise, or its default."""
-    return defaults.SEED if options.seed is None else options.seed
+    return constants.SEED if options.seed is None else options.seed
 
 
 def plan_of(options: InversionOptions) -> Budget:
@@ -292,14 +291,13 @@ def _box_around_mask(
 
 def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, CropBox]:
     """Load a photo, and find the region that is asked for in it."""
-    from nulltext.image.framing import box_for
-    from nulltext.image.images import CropBox
+    from nulltext.image.images import CropBox, default_crop
     from nulltext.image.photos import load_photo
 
     box = None if crop is None else CropBox.parse(crop)
     photo = load_photo(image)
     if box is None:
-        box = box_for(photo.size, size)
+        box = default_crop(photo.size, size)
     box.check_inside(photo.size)
     return photo, box
 
@@ -341,7 +339,7 @@ def caption_of(
     Raises:
         ModelError: there is no such captioner. PromptError: it finds no words.
     """
-    loaded = _captioner(captioner or defaults.CAPTIONER, device)
+    loaded = _captioner(captioner or constants.CAPTIONER, device)
     caption = loaded.caption(photo, crop=box)
     if not caption:
         raise PromptError(

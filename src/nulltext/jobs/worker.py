@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nulltext.constants import Precision
 from nulltext.errors import ImageError, InversionFileError, OutputError, UserError, reason_of
 from nulltext.jobs.edits import axes_of, base_edit, edits_of
 from nulltext.jobs.job_files import PATHS, Job, Refused
@@ -37,7 +38,6 @@ from nulltext.jobs.request import (
     size_of,
 )
 from nulltext.models.choice import ModelChoice
-from nulltext.names import Precision
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.storage.untrusted import refuse_address
 
@@ -327,7 +327,7 @@ def target_in(folder: Path, name: str) -> Path:
     Raises:
         OutputError: they cannot be made, or a symbolic link leads out of the folder.
     """
-    from nulltext.storage.files import unwritable
+    from nulltext.storage.files import output_error
 
     path = folder / name
     try:
@@ -338,7 +338,7 @@ def target_in(folder: Path, name: str) -> Path:
                 "folder."
             )
     except (OSError, RuntimeError) as error:
-        raise unwritable(path, error) from error
+        raise output_error(path, error) from error
     return path
 
 

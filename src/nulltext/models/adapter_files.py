@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nulltext.errors import ModelError, reason_of
 from nulltext.models.file_kinds import Option, explain_kind, kind_of_file
-from nulltext.storage.files import exists, named_path
+from nulltext.storage.files import expand_user, path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json
 
 UNSAFE = (".bin", ".ckpt", ".pt", ".pth")
@@ -93,8 +93,8 @@ def opened(path: Path, what: str) -> Iterator[AdapterFile]:
             f"The {what} '{path}' is a {path.suffix} file, which could run code when it is opened; "
             "pass a .safetensors file."
         )
-    if not exists(path) or not path.is_file():
-        kind = "is no regular file" if exists(path) else "does not exist"
+    if not path_exists(path) or not path.is_file():
+        kind = "is no regular file" if path_exists(path) else "does not exist"
         raise ModelError(f"The {what} '{path}' {kind}; pass a .safetensors file.")
     try:
         with safe_open(path, framework="pt") as stream:
@@ -116,8 +116,8 @@ def file_in(path: Path, names: Sequence[str], what: str) -> Path:
     Raises:
         ModelError: the folder has none of them.
     """
-    path = named_path(path)
-    if not exists(path) or not path.is_dir():
+    path = expand_user(path)
+    if not path_exists(path) or not path.is_dir():
         return path
     for name in names:
         if (path / name).is_file():
@@ -141,15 +141,15 @@ def check_kind(file: AdapterFile, option: Option) -> None:
 
 def split_choice(text: str) -> tuple[Path, str | None]:
     """FILE or FILE:VALUE as file and value; colons in the file's own name are left alone."""
-    whole = named_path(text)
-    if exists(whole):
+    whole = expand_user(text)
+    if path_exists(whole):
         return whole, None
     ended = ENDED.fullmatch(text)
     if ended:
-        return named_path(ended[1]), ended[2]
+        return expand_user(ended[1]), ended[2]
     head, colon, tail = text.rpartition(":")
-    if colon and head and exists(named_path(head)):
-        return named_path(head), tail
+    if colon and head and path_exists(expand_user(head)):
+        return expand_user(head), tail
     return whole, None
 
 

@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from nulltext.errors import ModelError, OptionError, reason_of, shortened
+from nulltext.errors import ModelError, OptionError, reason_of, shorten
 from nulltext.models.adapter_files import check_kind, opened
 from nulltext.models.autoencoder_files import autoencoder_files, load_vae
 from nulltext.models.embeddings import (
@@ -22,7 +22,7 @@ from nulltext.models.embeddings import (
 from nulltext.models.file_kinds import Option
 from nulltext.models.lora import Lora, lora_file, merge_loras, parse_lora
 from nulltext.models.weights import Unallocated, fill
-from nulltext.storage.files import named_path
+from nulltext.storage.files import expand_user
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
@@ -50,11 +50,11 @@ class Adapters:
         """
         loras, embeddings = _texts(lora, "lora"), _texts(embedding, "embedding")
         if not (vae is None or (isinstance(vae, str | Path) and str(vae))):
-            raise OptionError(f"vae is {shortened(repr(vae))}, expected a folder or a file.")
+            raise OptionError(f"vae is {shorten(repr(vae))}, expected a folder or a file.")
         return cls(
             [parse_lora(text) for text in loras],
             [parse_embedding(text) for text in embeddings],
-            None if vae is None else named_path(vae),
+            None if vae is None else expand_user(vae),
         )
 
     def check(self) -> None:
@@ -147,7 +147,7 @@ def _texts(given: object, name: str) -> list[str]:
         isinstance(one, str | Path) and str(one) for one in several
     ):
         raise OptionError(
-            f"{name} is {shortened(repr(given))}, expected a file, or a list of files; for a LoRA "
+            f"{name} is {shorten(repr(given))}, expected a file, or a list of files; for a LoRA "
             "with a weight write 'style.safetensors:0.8'."
         )
     return [str(one) for one in several]
@@ -170,5 +170,5 @@ def _entry(kind: str, path: Path, file: Path) -> dict[str, Any]:
         raise ModelError(
             f"'{file}' cannot be read ({reason_of(error)}); pass a file of tensors."
         ) from error
-    name = named_path(path).resolve().name
+    name = expand_user(path).resolve().name
     return {"kind": kind, "name": name, "sha256": digest[:SHA_CHARACTERS]}

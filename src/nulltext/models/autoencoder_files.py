@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.errors import ModelError, reason_of, shortened
+from nulltext.errors import ModelError, reason_of, shorten
 from nulltext.models.adapter_files import AdapterFile, check_kind, opened, shown
 from nulltext.models.weight_files import check_config, check_weights
 from nulltext.models.weights import modern_attention_name
-from nulltext.storage.files import exists, named_path
+from nulltext.storage.files import expand_user, path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -58,8 +58,8 @@ def autoencoder_files(path: Path) -> tuple[Path | None, Path]:
     Raises:
         ModelError: the folder has no weights as safetensors, or no config.
     """
-    path = named_path(path)
-    if not exists(path) or not path.is_dir():
+    path = expand_user(path)
+    if not path_exists(path) or not path.is_dir():
         return None, path
     folders = [folder for folder in (path, path / "vae") if (folder / CONFIG).is_file()]
     for folder in folders:
@@ -231,7 +231,7 @@ def _check_complete(path: Path, config: Mapping[str, Any], state: Mapping[str, T
         expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     except Exception as error:  # a config may fail anywhere in the libraries
         raise ModelError(
-            f"The autoencoder '{path}' cannot be used: {shortened(reason_of(error))}; get it again."
+            f"The autoencoder '{path}' cannot be used: {shorten(reason_of(error))}; get it again."
         ) from error
     wrong = [name for name, shape in expected.items() if _shape(state, name) != shape]
     if wrong:

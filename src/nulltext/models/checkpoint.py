@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 import torch
 
-from nulltext.errors import ModelError, shortened
+from nulltext.errors import ModelError, shorten
 from nulltext.models.file_kinds import read_header
 from nulltext.models.variants import choose_weights
 from nulltext.models.weight_files import check_config, check_index, check_weights
 from nulltext.models.weights import MappedTensors, Unallocated, fill
-from nulltext.storage.untrusted import MEGABYTE, is_marked, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, has_byte_order_mark, parse_json, read_text
 
 MAX_JSON_BYTES = 4 * MEGABYTE
 """Of a JSON file of a checkpoint: configs have kilobytes, indices of shards a few hundred."""
@@ -173,7 +173,7 @@ def plain_texts(folder: Path) -> Iterator[Path]:
         ValueError: one of them is too large, or in another encoding.
     """
     texts = [*folder.glob("*.json"), *folder.glob("*.txt")]
-    if not any(map(is_marked, texts)):
+    if not any(map(has_byte_order_mark, texts)):
         yield folder
         return
     with TemporaryDirectory() as copies:
@@ -268,7 +268,7 @@ def _library_class(name: str) -> Any:
 def first_line(error: BaseException) -> str:
     """What an error says, without its full stop and whatever comes below."""
     lines = str(error).strip().splitlines()
-    return shortened(lines[0].rstrip(".")) if lines else type(error).__name__
+    return shorten(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 _QUIET = ExitStack()

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from nulltext.defaults import MODEL
-from nulltext.names import Precision
+from nulltext.constants import MODEL, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable

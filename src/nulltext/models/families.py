@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nulltext.errors import ModelError, shortened
-from nulltext.image.framing import SDXL_BUCKETS
+from nulltext.errors import ModelError, OptionError, shorten
+from nulltext.image.images import SDXL_BUCKETS
 from nulltext.models.sdxl import StableDiffusionXLText
 from nulltext.models.strangers import WORKS, explain_pipeline, ordinary_pipeline
 from nulltext.models.text import ClipText, StableDiffusionText, TextConditioner
@@ -55,7 +55,7 @@ def _sdxl_text(parts: Parts, config: Mapping[str, Any]) -> TextConditioner:
 
 BACKBONE = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 
-FAMILIES = (
+FAMILIES: list[Family] = [
     Family(
         pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
         modules=BACKBONE,
@@ -70,7 +70,21 @@ FAMILIES = (
         added="text_time",
         buckets=SDXL_BUCKETS,
     ),
-)
+]
+
+
+def register_family(family: Family) -> Family:
+    """Add a family for this process, before its models are loaded.
+
+    Raises:
+        OptionError: a pipeline of that name is in another family.
+    """
+    taken = {name for other in FAMILIES for name in other.pipelines} & {*family.pipelines}
+    if taken:
+        raise OptionError(f"The pipeline {min(taken)} is in a family; register another name.")
+    FAMILIES.append(family)
+    return family
+
 
 LATENT_CHANNELS = 4
 
@@ -136,7 +150,7 @@ def check_config(family: Family, config: Mapping[str, Any], model: str) -> None:
         entry = config.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in allowed:
-            what = f"The {name} of the model '{model}' is of class {shortened(str(found))}"
+            what = f"The {name} of the model '{model}' is of class {shorten(str(found))}"
             if found is None:
                 what = f"The model '{model}' has no {name}"
             raise ModelError(f"{what}, expected {allowed[0]}; {WORKS}.")
@@ -165,7 +179,7 @@ def _check_latents(unet: Any, vae: Any, model: str) -> None:
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise ModelError(
             f"The UNet of the model '{model}' has a sample_size of "
-            f"{shortened(repr(unet.sample_size))}, expected latents of 1 to {MAX_SIDE} a side; "
+            f"{shorten(repr(unet.sample_size))}, expected latents of 1 to {MAX_SIDE} a side; "
             "get the model again."
         )
     if unet.in_channels != vae.latent_channels:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from nulltext.errors import ModelError, reason_of, shortened
+from nulltext.errors import ModelError, reason_of, shorten
 from nulltext.models.file_kinds import explain_kind
 from nulltext.models.foreign_files import shown
 from nulltext.models.foreign_folders import CACHED, explain_folder, pipeline_around
@@ -62,7 +62,7 @@ def _explain_file(path: Path) -> str | None:
 
 def _explain_address(text: str) -> str | None:
     """What an address is; None where the text is none."""
-    known = shortened(text)
+    known = shorten(text)
     hub = HUB.fullmatch(text)
     if hub:
         return _explain_hub(known, hub[1])

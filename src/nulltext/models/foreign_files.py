@@ -9,7 +9,7 @@ import shlex
 import stat
 from pathlib import Path
 
-from nulltext.errors import ModelError, reason_of, shortened
+from nulltext.errors import ModelError, reason_of, shorten
 
 FIRST_BYTES, LINE = 4096, 40
 """Of a file that are looked at, and characters of a text that a message repeats."""
@@ -57,7 +57,7 @@ CONVERT = (
 
 def shown(name: str) -> str:
     """A file's or a tensor's name, as a message of one line can hold it."""
-    return shortened(name if name.isprintable() else ascii(name))
+    return shorten(name if name.isprintable() else ascii(name))
 
 
 def check_readable(path: Path) -> None:

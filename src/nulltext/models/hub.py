@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nulltext.errors import ModelError, shortened
+from nulltext.errors import ModelError, shorten
 from nulltext.models.checkpoint import quiet_libraries
 from nulltext.models.families import Family, check_config, family_of
 from nulltext.models.hub_client import (
@@ -169,7 +169,7 @@ def _parsed(hub_id: str) -> HubModel:
     name = parse_hub_model(hub_id)
     if name is None:
         raise ModelError(
-            f"'{shortened(hub_id)}' is no hub model; pass owner/name or owner/name@revision."
+            f"'{shorten(hub_id)}' is no hub model; pass owner/name or owner/name@revision."
         )
     return name
 
@@ -195,7 +195,7 @@ def _family(index: Path, name: HubModel) -> Family:
             raise ValueError("it is no JSON object")
     except ValueError as error:
         raise ModelError(
-            f"{INDEX} of the hub model '{name}' cannot be read ({shortened(str(error))}); "
+            f"{INDEX} of the hub model '{name}' cannot be read ({shorten(str(error))}); "
             "pass another revision or model."
         ) from error
     family = family_of(config.get("_class_name"), str(name), config)
@@ -206,5 +206,5 @@ def _family(index: Path, name: HubModel) -> Family:
 def _listed(names: Iterable[str]) -> str:
     """File names for a message, weights first."""
     ordered = sorted(names, key=lambda n: (not n.endswith(".safetensors"), n.startswith("."), n))
-    shown = ", ".join(shortened(name) for name in ordered[:MOST_NAMED])
+    shown = ", ".join(shorten(name) for name in ordered[:MOST_NAMED])
     return (shown + ", …" if len(ordered) > MOST_NAMED else shown) or "no files"

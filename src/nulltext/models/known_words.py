@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.models.beside import read_beside, write_beside
-from nulltext.words.prompts import listed, quoted, spoken
-from nulltext.words.word_pairing import ARTICLES, OPENERS
+from nulltext.words.alignment import ARTICLES, OPENERS
+from nulltext.words.prompts import listed, plain_words, quoted
 
 FILE, VERSION = "words.json", 1
 
@@ -52,7 +52,7 @@ class KnownWords:
 
     def blind_to(self, source: str, target: str) -> bool:
         """Whether all that differs between two prompts is unknown."""
-        if not spoken(source):  # a saved inversion may have no words
+        if not plain_words(source):  # a saved inversion may have no words
             return False
         before, after = Counter(self._telling(source)), Counter(self._telling(target))
         changed = (before - after) + (after - before)
@@ -64,7 +64,7 @@ class KnownWords:
         One that it does not know may be all that an edit asks for: "without".
         """
         little = ARTICLES | (OPENERS & self.words)
-        return [word for word in spoken(prompt) if word not in little]
+        return [word for word in plain_words(prompt) if word not in little]
 
 
 def note_on_words(
@@ -130,7 +130,7 @@ def read_words(folder: Path, fingerprints: Sequence[str]) -> KnownWords | None:
 def _words(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > MOST_WORDS:
         raise ValueError(f"its words are no list of at most {MOST_WORDS:,}")
-    if not all(isinstance(word, str) and spoken(word) == [word] for word in value):
+    if not all(isinstance(word, str) and plain_words(word) == [word] for word in value):
         raise ValueError("one of its words is none")
     if any(len(word) > LONGEST_WORD for word in value):
         raise ValueError(f"a word has more than {LONGEST_WORD} letters")

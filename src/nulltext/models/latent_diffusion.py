@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nulltext.defaults import GUIDANCE_SCALE
+from nulltext.constants import GUIDANCE_SCALE
 from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.levels import Level, noise_estimate
 from nulltext.diffusion.schedule import Schedule
-from nulltext.errors import out_of_memory_named
-from nulltext.image.framing import Sizes
+from nulltext.errors import convert_out_of_memory
+from nulltext.image.images import Sizes
 from nulltext.models.autoencoding import in_pieces, safe_dtype
 from nulltext.models.fingerprint import fingerprints
 from nulltext.models.half import differentiable_in_half
@@ -215,7 +215,7 @@ class LatentDiffusion:
             PromptError: a prompt is too long or unreadable to the tokenizer.
             NumericalError: a text encoder left the finite numbers.
         """
-        with out_of_memory_named(), ExitStack() as parts:
+        with convert_out_of_memory(), ExitStack() as parts:
             for encoder in self.text.modules.values():
                 parts.enter_context(at_work(encoder, self._home_of(encoder)))
             rows = [self.text.embed(prompt) for prompt in prompts]
@@ -315,7 +315,7 @@ class LatentDiffusion:
         dtype = safe_dtype(self.vae)
         cast = None if dtype == self.vae.dtype else dtype
         with (
-            out_of_memory_named(),
+            convert_out_of_memory(),
             at_work(self.vae, self._home_of(self.vae), cast),
             in_pieces(self.vae, batch, size, self.resolution),
         ):

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from nulltext.defaults import GUIDANCE_SCALE, MODEL
+from nulltext.constants import GUIDANCE_SCALE, MODEL
 from nulltext.diffusion.schedule import Schedule
-from nulltext.errors import ModelError, OptionError, out_of_memory_named
+from nulltext.errors import ModelError, OptionError, convert_out_of_memory
 from nulltext.models.adapters import Adapters
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.models.distilled import recognise
@@ -199,7 +199,7 @@ def _settled(
     """
     digest = Digest(read.parts["vae"], read.schedule, read.text.settings)
     allow_tf32(device)
-    with out_of_memory_named(
+    with convert_out_of_memory(
         f"the model '{read.model}' does not fit: pass --dtype float16, --offload or --device cpu"
     ):
         for name in sorted(read.family.modules):

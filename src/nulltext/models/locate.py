@@ -11,7 +11,7 @@ from nulltext.models.foreign import explain
 from nulltext.models.hub import fetch, fetch_file, parse_hub_model
 from nulltext.models.hub_client import HubModel, OnBytes
 from nulltext.models.single_file import SingleFile
-from nulltext.storage.files import exists, named_path
+from nulltext.storage.files import expand_user, path_exists
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
@@ -76,8 +76,8 @@ def source_of(
 
 def display_name(model: str | Path) -> str:
     """What a model is called in reports: a folder or file by its own name."""
-    path = named_path(model)
-    return path.resolve().name if exists(path) else str(model)
+    path = expand_user(model)
+    return path.resolve().name if path_exists(path) else str(model)
 
 
 def _place(model: str | Path) -> Path | HubModel:
@@ -88,8 +88,8 @@ def _place(model: str | Path) -> Path | HubModel:
     reason = explain(text)
     if reason is not None:
         raise ModelError(reason)
-    path = named_path(model)
-    if text and exists(path):
+    path = expand_user(model)
+    if text and path_exists(path):
         return path
     named = parse_hub_model(text)
     if named is None:

@@ -34,7 +34,7 @@ from nulltext.models.adapter_files import (
 )
 from nulltext.models.lora_kinds import check_method, meant_for, model_is, notes_on
 from nulltext.models.lora_names import by_component, split_key, split_stem
-from nulltext.storage.files import exists
+from nulltext.storage.files import path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -268,7 +268,7 @@ class _PeftScaling:
         config = file.path.with_name(PEFT_CONFIG)
         try:
             settings = file.json(PEFT_METADATA)
-            if settings is None and file.path.name == LORA_FILES[1] and exists(config):
+            if settings is None and file.path.name == LORA_FILES[1] and path_exists(config):
                 settings = parse_json(read_text(config, MEGABYTE))
         except (OSError, ValueError) as error:
             raise _damaged(file, f"its {PEFT_CONFIG}: {reason_of(error)}") from error

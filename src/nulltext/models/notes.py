@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from nulltext.models.known_words import note_on_words
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.syntax_notes import notes_on_syntax
-from nulltext.words.instructions import read_instruction
+from nulltext.words.captions import read_instruction
 from nulltext.words.prompt_syntax import find_syntax
-from nulltext.words.prompts import TokenizedPrompt, quoted, spelled_out, without_learnt, word_key
+from nulltext.words.prompts import (
+    TokenizedPrompt,
+    blank_learnt_words,
+    quoted,
+    spelled_words,
+    word_key,
+)
 
 Changes = Sequence[tuple[str, str]]
 
@@ -63,11 +69,11 @@ def _notes_on_words(model: LatentDiffusion, prompts: Sequence[str], changes: Cha
     read = [model.tokenize(prompt, allow_empty=True) for prompt in prompts]
     if model.known_words is not None:
         # A learnt token is known, though no list of what captions said has it.
-        said = [without_learnt(prompt) for prompt in read]
+        said = [blank_learnt_words(prompt) for prompt in read]
         open_changes = [pair for pair in changes if not _changes_learnt(model, *pair)]
         note = note_on_words(model.name, model.known_words, said, open_changes)
         return [note] if note else []
-    unread = dict.fromkeys(word for prompt in read for word in spelled_out(prompt))
+    unread = dict.fromkeys(word for prompt in read for word in spelled_words(prompt))
     if not unread:
         return []
     return [

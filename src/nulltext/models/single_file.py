@@ -25,7 +25,7 @@ from nulltext.models.checkpoint import (
     first_line,
 )
 from nulltext.models.weights import MappedTensors, Renamed, fill
-from nulltext.storage.files import named_path
+from nulltext.storage.files import expand_user
 
 PUBLISHED = Path(__file__).parent / "published"
 VOCABULARY = PUBLISHED / "clip"
@@ -169,7 +169,7 @@ class SingleFile:
         chosen = self._inferred() if self.config is None else self.config
         if chosen in CONFIGS:
             return Checkpoint(PUBLISHED / chosen, f"{self.name} ({CONFIGS[chosen]})")
-        folder = named_path(chosen)
+        folder = expand_user(chosen)
         if not (folder / "model_index.json").is_file():
             raise OptionError(
                 f"There is no configuration '{chosen}'; pass --config {', '.join(CONFIGS)}, or a "

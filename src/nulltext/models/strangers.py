@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nulltext.errors import shortened
+from nulltext.errors import shorten
 
 WORKS = "pass a Stable Diffusion 1.x, 2.x or XL base text-to-image checkpoint"
 
@@ -175,7 +175,7 @@ def explain_pipeline(class_name: object, model: str) -> str:
     """
     name = _plain(class_name)
     return (
-        f"The model '{model}' is of class {shortened(name)} ({_what(name)}), which nulltext cannot "
+        f"The model '{model}' is of class {shorten(name)} ({_what(name)}), which nulltext cannot "
         f"edit with; {WORKS}."
     )
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nulltext.errors import ModelError, shortened
+from nulltext.errors import ModelError, shorten
 from nulltext.models import known_words, suggested_guidance
 
 INDEX = "model_index.json"
@@ -104,7 +104,7 @@ def choose_weights(
     if variant is not None and not any(variant in found for found in held.values()):
         others = sorted({name or "plain" for found in held.values() for name in found})
         raise ModelError(
-            f"The model '{model}' has no weights of the variant '{shortened(variant)}'; it has "
+            f"The model '{model}' has no weights of the variant '{shorten(variant)}'; it has "
             f"{', '.join(others)}."
         )
     stand_ins = _stand_ins(held.values())
@@ -212,7 +212,7 @@ def _without_weights(names: Iterable[str], component: str, stem: str, model: str
         return f"{of} has no weights ({component}/{stem}.safetensors); get the model again."
     danger = ", which could run code when opened," if others[0].endswith(RUNS_CODE) else ""
     return (
-        f"{of} has its weights as {shortened(others[0])}{danger} and not as safetensors; look for "
+        f"{of} has its weights as {shorten(others[0])}{danger} and not as safetensors; look for "
         "a revision or a copy with safetensors, or convert the model where you trust it, with "
         "save_pretrained(..., safe_serialization=True)."
     )

@@ -1,1 +1,1 @@
-"""Files: atomic writes, and limits on what others wrote."""
+"""Atomic writes, locks, and limits on untrusted files."""

@@ -1,7 +1,7 @@
-"""Output files: written whole, or not at all.
+"""Write files and folders whole or not at all, and lock them against other processes.
 
-The new file is complete on disk under a temporary name before it takes its own, so an older file
-survives every failure. A folder that one process at a time may write to is `locked`.
+New content is complete on disk under a temporary name before it takes its own, so an older file
+survives every failure.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from pathlib import Path
 from nulltext.errors import OutputError, reason_of
 from nulltext.logs import timed
 
-logger = logging.getLogger(__name__)
-
 if sys.platform != "win32":
     import fcntl
 
-LOCK = ".lock"
-"""Name of the empty file in a folder that `locked` holds; by itself it means nothing."""
+logger = logging.getLogger(__name__)
 
+LOCK = ".lock"
+"""Name of the empty file by which `lock_folder` locks a folder; it stays in the folder."""
 S_IWRITE_ALL = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-def named_path(text: str | Path) -> Path:
-    """A path as a person wrote it, with ~ for the home folder of somebody who has one."""
+def expand_user(text: str | Path) -> Path:
+    """Return a path with ~ replaced by the home folder, where there is one."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
         return Path(text)
 
 
-def exists(path: Path) -> bool:
-    """Whether anything has this name, which may be none that a file can have."""
+def path_exists(path: Path) -> bool:
+    """Whether a file or folder has this name; False for names that no file can have."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -49,10 +48,10 @@ def exists(path: Path) -> bool:
 
 
 def check_target(path: str | Path) -> Path:
-    """The file behind any symbolic link, found to be writable now; leaves no trace.
+    """Return the file behind any symbolic link, after checking that it can be written.
 
     Raises:
-        OutputError: the name is no regular file's, or its folder is missing, read-only or full.
+        OutputError: it is not a regular file, or its folder is missing, read-only or full.
     """
     target = _regular_target(path)
     with _temporary_beside(target) as temporary, temporary.open("xb"):
@@ -64,11 +63,11 @@ def replace_file(path: str | Path, data: bytes) -> None:
     """Write `data` under a temporary name in the same folder, then rename.
 
     Raises:
-        OutputError: as in `check_target`; an older file is as it was.
+        OutputError: as in `check_target`; an older file is left unchanged.
     """
     target = _regular_target(path)
-    said = timed(logger, "write: %s, %d bytes", path, len(data))
-    with said, _temporary_beside(target) as temporary:
+    log = timed(logger, "write: %s, %d bytes", path, len(data))
+    with log, _temporary_beside(target) as temporary:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
@@ -78,21 +77,79 @@ def replace_file(path: str | Path, data: bytes) -> None:
         temporary.replace(target)
 
 
+def _regular_target(path: str | Path) -> Path:
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG | S_IWRITE_ALL  # what it will be
+    except (OSError, ValueError) as error:
+        raise output_error(path, error) from error
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"'{path}' is a folder: give the name of a file.")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"'{path}' is not a regular file: give another name.")
+    if mode & S_IWRITE_ALL == 0:
+        raise OutputError(f"'{path}' is read-only: choose another name.")
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    if not target.parent.exists():
+        raise OutputError(f"The folder '{target.parent}' does not exist: create it first.")
+    return target
+
+
+@contextlib.contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    temporary = target.with_name(f"{_own_prefix()}{os.getpid()}-{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _own_prefix() -> str:
+    """Return how the temporary files of this machine's processes begin."""
+    return f".nulltext-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
+
+
+def clear_temporaries(folder: str | Path) -> None:
+    """Remove temporary files of processes of this machine that have ended, where possible."""
+    prefix = _own_prefix()
+    with contextlib.suppress(OSError):
+        for path in Path(folder).glob(f"{prefix}*.tmp"):
+            owner = path.name.removeprefix(prefix).partition("-")[0]
+            if owner.isdecimal() and not _is_running(int(owner)):
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":  # where os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A fresh folder to write into, which takes the place of `folder` when the block ends well.
+    """Yield an empty folder that takes the place of `folder` when the block succeeds.
 
-    Its files get the permissions of any new file; some libraries write for the owner alone.
+    Its files get the permissions of new files; some libraries write for the owner alone.
 
     Raises:
-        OutputError: the disk is full, read-only, or the like; an older folder is as it was.
+        OutputError: writing failed; an older folder is left unchanged.
     """
     target = folder.absolute()
     fresh, older = (target.with_name(f"{_own_prefix()}{uuid.uuid4().hex}") for _ in range(2))
     try:
         fresh.mkdir(parents=True)
         yield fresh
-        _give_usual_permissions(fresh)
+        _reset_permissions(fresh)
         if target.exists():
             target.replace(older)
         try:
@@ -101,52 +158,50 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             if older.exists():
                 older.replace(target)
             raise
-        shutil.rmtree(older, ignore_errors=True)  # only now that it is not needed any more
+        shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise output_error(folder, error) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _give_usual_permissions(folder: Path) -> None:
-    """To all files in a folder, what a new file gets."""
-    (folder / LOCK).touch()
-    usual = stat.S_IMODE((folder / LOCK).stat().st_mode)
-    (folder / LOCK).unlink()
+def _reset_permissions(folder: Path) -> None:
+    """Give all files in a folder the permissions of a new file."""
+    sample = folder / LOCK
+    sample.touch()
+    usual = stat.S_IMODE(sample.stat().st_mode)
+    sample.unlink()
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(usual)
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Keep other processes that ask for the same folder out of it while the block runs.
+def lock_folder(folder: str | Path) -> Iterator[None]:
+    """Lock an existing folder against other nulltext processes while the block runs.
 
-    The system lets go however the process ends, so no lock is ever left behind; the file `LOCK`
-    stays. Where the system or the file system has no locks, there is none.
-
-    Args:
-        folder: exists.
+    The system releases the lock however the process ends. Without effect where the system or the
+    file system has no locks.
 
     Raises:
-        OutputError: another process holds it, or it cannot be written to.
+        OutputError: another process holds the lock, or the folder cannot be written to.
     """
     try:
         descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise output_error(folder, error) from error
     try:
-        hold(descriptor, folder)
+        lock_file(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
 
 
-def hold(descriptor: int, folder: str | Path) -> None:
-    """Lock an open file of a folder until it is closed; see `locked`.
+def lock_file(descriptor: int, folder: str | Path) -> None:
+    """Lock an open file of a folder until it is closed; see `lock_folder`.
 
     Raises:
-        OutputError: another process holds it.
+        OutputError: another process holds the lock.
     """
     if sys.platform == "win32":
         return
@@ -161,71 +216,8 @@ def hold(descriptor: int, folder: str | Path) -> None:
         return
 
 
-def unwritable(path: str | Path, error: Exception) -> OutputError:
-    """The OutputError for what a system call or an encoder raised."""
+def output_error(path: str | Path, error: Exception) -> OutputError:
+    """Return the OutputError for what a system call or an encoder raised."""
     return OutputError(
         f"'{path}' cannot be written ({reason_of(error)}): free some space or choose another place."
     )
-
-
-def _regular_target(path: str | Path) -> Path:
-    """The file behind any symbolic link, or why there can be none."""
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        mode = stat.S_IFREG | S_IWRITE_ALL  # what it will be
-    except (OSError, ValueError) as error:
-        raise unwritable(path, error) from error
-    if stat.S_ISDIR(mode):
-        raise OutputError(f"'{path}' is a folder: give the name of a file.")
-    if not stat.S_ISREG(mode):
-        raise OutputError(f"'{path}' is not a regular file: give another name.")
-    if mode & S_IWRITE_ALL == 0:
-        raise OutputError(f"'{path}' is read-only: choose another name.")
-    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
-    if not target.parent.exists():
-        raise OutputError(f"The folder '{target.parent}' does not exist: create it first.")
-    return target
-
-
-def clear_temporaries(folder: str | Path) -> None:
-    """Remove what killed processes of this machine left behind in a folder; best effort.
-
-    The name of a temporary file says whose it is, so one that is being written stays.
-    """
-    prefix = _own_prefix()
-    with contextlib.suppress(OSError):
-        for path in Path(folder).glob(f"{prefix}*.tmp"):
-            owner = path.name.removeprefix(prefix).partition("-")[0]
-            if owner.isdecimal() and not _is_running(int(owner)):
-                path.unlink(missing_ok=True)
-
-
-def _own_prefix() -> str:
-    """Of temporary files that processes of this machine write."""
-    return f".nulltext-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
-
-
-def _is_running(process: int) -> bool:
-    if sys.platform == "win32":  # there, asking would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _temporary_beside(target: Path) -> Iterator[Path]:
-    """A fresh name in the target's folder, removed afterwards; failures become OutputError."""
-    temporary = target.with_name(f"{_own_prefix()}{os.getpid()}-{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-    except OSError as error:
-        raise unwritable(target, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

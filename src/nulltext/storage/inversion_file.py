@@ -1,19 +1,19 @@
 """The saved inversion: one safetensors file, tensors beside a JSON header.
 
-The header lies in safetensors' own metadata under the key "nulltext" and carries the format's
-version. Reading opens nothing but safetensors and JSON, checks the header, and the shapes and types
-that the file declares, before any tensor is touched, and says by name what is wrong with a file.
-Writing goes to a temporary name first.
+The header lies in safetensors' own metadata under the key "nulltext" and carries the version of the
+format. Reading opens safetensors and JSON only, and checks the sizes and the header before any
+tensor is read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nulltext.errors import InversionFileError, reason_of, shortened
+from nulltext.errors import InversionFileError, reason_of, shorten
 from nulltext.storage.files import replace_file
 from nulltext.storage.untrusted import MEGABYTE, parse_json, refuse_address
 
@@ -28,18 +28,18 @@ SUFFIX = ".safetensors"
 LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
 MAX_HEADER_BYTES = 4 * MEGABYTE
-"""Above that of SDXL with a difference of weights in each layer; a header grows when parsed."""
+"""More than SDXL needs with a difference of weights in each layer."""
 MAX_FILE_BYTES = 4096 * MEGABYTE
-"""Above that of SDXL in a thousand steps with embeddings of both branches."""
+"""More than SDXL needs in a thousand steps with embeddings of both branches."""
 DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
-"""Types of tensors, as safetensors and as torch call them."""
+"""torch's names of the tensor types, by safetensors' names."""
 
 
 def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and header; an older file of that name survives any failure.
+    """Write tensors and header.
 
     Raises:
-        OutputError: the file cannot be written there.
+        OutputError: the file cannot be written; an older one is left unchanged.
     """
     from safetensors.torch import save
 
@@ -62,19 +62,14 @@ def read_outline(path: Path) -> dict[str, TensorOutline]:
     Raises:
         InversionFileError: the file is damaged, or has a tensor of another type than `DTYPES`.
     """
-    from safetensors import SafetensorError, safe_open
-
     outlines = {}
-    try:
-        with safe_open(path, framework="numpy") as stream:
-            for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
-                entry = stream.get_slice(name)
-                kind = entry.get_dtype()
-                if kind not in DTYPES:
-                    raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
-                outlines[name] = TensorOutline(DTYPES[kind], tuple(entry.get_shape()))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as stream:
+        for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
+            entry = stream.get_slice(name)
+            kind = entry.get_dtype()
+            if kind not in DTYPES:
+                raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
+            outlines[name] = TensorOutline(DTYPES[kind], tuple(entry.get_shape()))
     return outlines
 
 
@@ -84,13 +79,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InversionFileError: the file is damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _opened(path):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
 
 
 def not_finite(path: Path) -> list[str]:
@@ -100,14 +92,10 @@ def not_finite(path: Path) -> list[str]:
         InversionFileError: the file is damaged.
     """
     import numpy as np
-    from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as stream:
-            names = [*stream.keys()]
-            return [name for name in names if not np.isfinite(stream.get_tensor(name)).all()]
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+    with _opened(path) as stream:
+        names = [*stream.keys()]
+        return [name for name in names if not np.isfinite(stream.get_tensor(name)).all()]
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -116,56 +104,56 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         InversionFileError: the file is missing, truncated, foreign, or of a newer version.
     """
+    with _opened(path) as stream:
+        return _header(path, stream)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file whose size is checked, and turn errors of reading into InversionFileError."""
     from safetensors import SafetensorError, safe_open
 
-    _check_size(path)
     try:
+        _check_size(path)
         with safe_open(path, framework="numpy") as stream:
-            text = (stream.metadata() or {}).get(METADATA_KEY)
+            yield stream
     except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise InversionFileError(
+            f"'{path}' is not an inversion file, or it is truncated or damaged "
+            f"({reason_of(error)}); invert the photo again."
+        ) from error
+
+
+def _header(path: Path, stream: Any) -> dict[str, Any]:
+    text = (stream.metadata() or {}).get(METADATA_KEY)
     if text is None:
         raise InversionFileError(
             f"'{path}' is a safetensors file, but not one of nulltext's inversions; "
             "make one with `nulltext invert`."
         )
-    try:
-        header = parse_json(text)
-        version = header["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
+    header = parse_json(text)
+    version = header.get("version") if isinstance(header, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise _damaged(path, ValueError(f"its format version is {version!r}"))
+        raise ValueError(f"its format version is {shorten(repr(version))}")
     if version > FORMAT_VERSION:
         raise InversionFileError(
-            f"'{path}' is of format version {shortened(str(version))}, and this nulltext reads "
+            f"'{path}' is of format version {shorten(str(version))}, and this nulltext reads "
             f"up to {FORMAT_VERSION}; upgrade nulltext, or invert the photo again."
         )
-    assert isinstance(header, dict)
-    return header
+    return dict(header)
 
 
 def _check_size(path: Path) -> None:
-    """Refuse what is no file, and files and headers larger than any of ours."""
-    try:
-        if not path.is_file():
-            refuse_address(path, InversionFileError)
-            what = "is no regular file" if path.exists() else "does not exist"
-            raise InversionFileError(
-                f"The inversion file '{path}' {what}; make one with `nulltext invert`."
-            )
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if header > MAX_HEADER_BYTES:
-            raise ValueError(f"its header claims {header:,} bytes of at most {MAX_HEADER_BYTES:,}")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> InversionFileError:
-    return InversionFileError(
-        f"'{path}' is no inversion file, or a truncated or damaged one ({reason_of(error)}); "
-        "invert the photo again."
-    )
+    """Refuse what is not a file, and files and headers larger than any inversion's."""
+    if not path.is_file():
+        refuse_address(path, InversionFileError)
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise InversionFileError(
+            f"The inversion file '{path}' {problem}; make one with `nulltext invert`."
+        )
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    if header > MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {header:,} bytes of at most {MAX_HEADER_BYTES:,}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"it is larger than {MAX_FILE_BYTES:,} bytes")

@@ -1,9 +1,8 @@
-"""Read text, JSON and file names from untrusted sources, with bounds checked first.
+"""Read text, JSON and file names from untrusted sources, with limits that are checked first.
 
-A file's size is looked at before a byte of it is read. Text is UTF-8, or UTF-16 with the byte-order
-mark by which it is known; marks are taken off. JSON is refused where a key stands twice
-(readers disagree on which one holds), where it is nested deeper than any file of ours, and where a
-string holds half a character, which no terminal and no file takes. A name leads nowhere outside
+Text is UTF-8, or UTF-16 with a byte-order mark; marks are removed. JSON is refused where a key
+occurs twice (readers disagree on which one holds), where it is nested too deeply, and where a
+string holds a lone surrogate, which no terminal and no file takes. A file name may not lead out of
 its folder, by dots or by a symbolic link.
 """
 
@@ -29,37 +28,37 @@ DEPTH = 64
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 ADDRESS = re.compile(r"(?:^|[/\\])((?:https?|ftp|s3|gs|file):)/{1,2}(?=[^/])", re.IGNORECASE)
 
-MARKS = {
+BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",  # Notepad's "Unicode", Excel's "Unicode Text", PowerShell's >
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte-order marks that a text begins with, and what the text is then written in."""
+"""Encodings by the mark that a text begins with."""
 SAVE_AS_UTF8 = 'save it as UTF-8 (in Excel as "CSV UTF-8")'
 WORKBOOKS = (b"PK\3\4", b"\xd0\xcf\x11\xe0")
-"""How spreadsheets' own files begin."""
+"""First bytes of spreadsheets' own files."""
 DAMAGED = f"it is damaged UTF-16; {SAVE_AS_UTF8}"
 
 
 def read_text(path: Path, most: int) -> str:
-    """A text file of at most `most` bytes, its lines ended by newlines; see `decoded`.
+    """Read a text file of at most `most` bytes, with lines ended by newlines; see `decode_text`.
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: it is no regular file, larger, or in another encoding.
+        ValueError: it is not a regular file, too large, or in another encoding.
     """
     with _opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"it is larger than the {most / MEGABYTE:g} MiB that are read")
-    return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
+    return decode_text(data).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def decoded(data: bytes) -> str:
-    """The text of bytes in UTF-8, or in UTF-16 with a byte-order mark, without the mark.
+def decode_text(data: bytes) -> str:
+    """Decode UTF-8, or UTF-16 with a byte-order mark, and remove the mark.
 
     Raises:
-        ValueError: they are in another encoding; says in which, and what to do.
+        ValueError: it is in another encoding; the message says in which, and what to do.
     """
     if data.startswith(WORKBOOKS):
         raise ValueError(
@@ -72,26 +71,25 @@ def decoded(data: bytes) -> str:
         if encoding == "utf-16":
             raise ValueError(DAMAGED) from None
         raise ValueError(
-            f"byte {error.start + 1} of it, 0x{data[error.start]:02X}, is no UTF-8: it may be in "
+            f"byte {error.start + 1} of it, 0x{data[error.start]:02X}, is not UTF-8: it may be in "
             f"Windows-1252 or Latin-1; {SAVE_AS_UTF8}"
         ) from None
     if "\0" in text:
         raise ValueError(
-            "it has zero bytes, as UTF-16 without a byte-order mark or no text at all; "
+            "it has zero bytes, so it is UTF-16 without a byte-order mark or no text at all; "
             + SAVE_AS_UTF8
         )
     return text
 
 
 def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
-    """Number and text of each line of a file, as UTF-8 without its mark, to be decoded by itself.
+    """Yield the number and the bytes of each line, as UTF-8 without a mark, one at a time.
 
-    One line is in memory at a time: the file may be larger. A line of more than `longest` bytes is
-    cut off one byte behind them.
+    A longer line than `longest` bytes is cut after `longest` + 1 bytes.
 
     Raises:
-        OSError: it is missing or cannot be read.
-        ValueError: it is no regular file, or broken UTF-16.
+        OSError: the file is missing or cannot be read.
+        ValueError: it is not a regular file, or damaged UTF-16.
     """
     with open_text(path) as text:
         number = 0
@@ -105,11 +103,11 @@ def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def open_text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
-    """A text file of any size, open to be read; bytes that are no UTF-8 are escaped in it.
+    """Open a text file of any size; bytes that are not UTF-8 are read as surrogate escapes.
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: it is no regular file; reading may find broken UTF-16.
+        ValueError: it is not a regular file; reading may find damaged UTF-16.
     """
     with _opened(path) as file:
         encoding = _encoding(file.peek(len(codecs.BOM_UTF8)))
@@ -121,50 +119,78 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
                 raise ValueError(DAMAGED) from None
 
 
-def is_marked(path: Path) -> bool:
+def has_byte_order_mark(path: Path) -> bool:
     """Whether a regular file begins with a byte-order mark."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(len(codecs.BOM_UTF8)).startswith(tuple(MARKS))
+        return file.read(len(codecs.BOM_UTF8)).startswith(tuple(BYTE_ORDER_MARKS))
 
 
 def _opened(path: Path) -> io.BufferedReader:
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return path.open("rb")
 
 
 def _encoding(data: bytes) -> str:
-    """What bytes are written in, by the mark that they begin with."""
-    return next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
+    marks = BYTE_ORDER_MARKS.items()
+    return next((name for mark, name in marks if data.startswith(mark)), "utf-8")
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text says.
+    """Parse JSON within the module's limits.
 
     Raises:
-        ValueError: it is no JSON, has a key twice, is nested too deeply, or holds half a character.
+        ValueError: it is not JSON, repeats a key, is nested too deeply, or holds a lone surrogate.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEPTH} levels") from None
-    _check_depth(value)
-    if LONE_SURROGATE.search(text) or ("\\u" in text and _has_lone_surrogate(value)):
+    surrogate = LONE_SURROGATE.search(text) is not None
+    level, depth = [value], 0
+    while level:
+        if depth > DEPTH:
+            raise ValueError(f"it is nested deeper than {DEPTH} levels")
+        strings = (each for each in level if isinstance(each, str))
+        surrogate = surrogate or ("\\u" in text and any(map(LONE_SURROGATE.search, strings)))
+        level, depth = [entry for each in level for entry in _entries(each)], depth + 1
+    if surrogate:
         raise ValueError("it holds half a character (a lone surrogate)")
     return value
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The file of this name in a folder, or below it.
+def _entries(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return value if isinstance(value, list) else []
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = repeated_key(pairs)
+    if repeated is not None:
+        raise ValueError(f"the key {repeated!r} occurs twice")
+    return dict(pairs)
+
+
+def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """Return the first key that a JSON object repeats, cut to what a message can hold."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) == len(keys):
+        return None
+    return next(key[:40] for key in keys if keys.count(key) > 1)
+
+
+def resolve_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder, or below it.
 
     Raises:
-        ValueError: the name is no relative path, or leads out of the folder.
+        ValueError: the name is not a relative path, or leads out of the folder.
         OSError: it is too long, or its links run in a circle.
     """
     if "\0" in name or LONE_SURROGATE.search(name):
-        raise ValueError("it is no file name")
+        raise ValueError("it is not a file name")
     path = folder / name
     if PurePath(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError("it is outside the folder")
@@ -174,11 +200,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def refuse_address(path: Path, kind: type[UserError]) -> None:
-    """Tell an address from a file that is not there.
-
-    Raises:
-        UserError: it is one; of the given kind.
-    """
+    """Raise an error of type `kind` if a path is an address such as https://…."""
     address = ADDRESS.search(str(path))
     if address is None:
         return
@@ -188,47 +210,4 @@ def refuse_address(path: Path, kind: type[UserError]) -> None:
     raise kind(
         f"'{address[1]}//{rest}' is an address, and nothing is fetched from the web: download "
         "the file and give its path."
-    )
-
-
-def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str | None:
-    """The first key that stands twice in a JSON object, as far as a message can hold it."""
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) == len(keys):
-        return None
-    return next(key[:40] for key in keys if keys.count(key) > 1)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = repeated_key(pairs)
-    if twice is not None:
-        raise ValueError(f"the key {twice!r} stands twice")
-    return dict(pairs)
-
-
-def _levels(value: Any) -> Iterator[list[Any]]:
-    """The values at each depth, outermost first."""
-    level = [value]
-    while level:
-        yield level
-        level = [entry for each in level for entry in _entries(each)]
-
-
-def _entries(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    return value if isinstance(value, list) else []
-
-
-def _check_depth(value: Any) -> None:
-    for depth, _ in enumerate(_levels(value)):
-        if depth > DEPTH:
-            raise ValueError(f"it is nested deeper than {DEPTH} levels")
-
-
-def _has_lone_surrogate(value: Any) -> bool:
-    return any(
-        isinstance(each, str) and LONE_SURROGATE.search(each)
-        for level in _levels(value)
-        for each in level
     )

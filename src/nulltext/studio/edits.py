@@ -11,8 +11,8 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import check_specs, edit_steps
 from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.errors import OptionError, PromptError
-from nulltext.image.images import save_image
 from nulltext.image.masks import load_mask, mask_on_crop
+from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion
 from nulltext.jobs.pictures import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -20,8 +20,8 @@ from nulltext.models.notes import notes_on_prompts
 from nulltext.studio.forms import EditForm, PageRequest, edit_command, read_integer, read_painting
 from nulltext.studio.session import EditRecord, OpenInversion, Session, url
 from nulltext.studio.worker import Meter
+from nulltext.words.alignment import ARTICLES, align_words
 from nulltext.words.prompts import TokenizedPrompt, has_word, word_key
-from nulltext.words.word_pairing import ARTICLES, align_words
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Strengths of the strip."""

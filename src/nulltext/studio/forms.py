@@ -17,17 +17,16 @@ from typing import Any
 
 from PIL import Image
 
-from nulltext import defaults
+from nulltext import constants
+from nulltext.constants import Detail
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError, OptionError, PromptError
-from nulltext.image.compositing import Detail
 from nulltext.image.images import CropBox
 from nulltext.inversion.budgets import Budget, planned
 from nulltext.jobs.edits import base_edit
 from nulltext.jobs.options import OPTIONS, EditOptions, arguments_of, combined
 from nulltext.models.choice import ModelChoice
-from nulltext.words.invisible import clean
-from nulltext.words.prompts import TokenizedPrompt
+from nulltext.words.prompts import TokenizedPrompt, clean
 
 PageRequest = Mapping[str, Any]
 
@@ -50,7 +49,7 @@ class InvertForm:
 
     source: str
     crop: CropBox
-    method: str = defaults.METHOD
+    method: str = constants.METHOD
     budget: str | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -69,7 +68,7 @@ class InvertForm:
         return cls(
             source=source,
             crop=CropBox.from_list(request.get("crop") or []),
-            method=read_text(request, "method") or defaults.METHOD,
+            method=read_text(request, "method") or constants.METHOD,
             budget=read_text(request, "budget") or None,
             steps=read_integer(request, "steps", *STEPS),
             guidance=read_number(request, "guidance", *GUIDANCE),
@@ -91,8 +90,8 @@ class InvertForm:
             {
                 "source": self.source,
                 "crop": str(self.crop),
-                "method": None if self.budget or self.method == defaults.METHOD else self.method,
-                "budget": None if self.budget == defaults.BUDGET else self.budget,
+                "method": None if self.budget or self.method == constants.METHOD else self.method,
+                "budget": None if self.budget == constants.BUDGET else self.budget,
                 "steps": self.steps,
                 "guidance": self.guidance,
                 "seed": self.seed or None,
@@ -124,7 +123,7 @@ class EditForm:
     cross_steps: float | None = None
     self_steps: float | None = None
     blend: tuple[str, ...] = ()
-    threshold: float = defaults.BLEND_THRESHOLD
+    threshold: float = constants.BLEND_THRESHOLD
     target_guidance: float | None = None
     detail: Detail = "auto"
     negative: str | None = None
@@ -141,7 +140,7 @@ class EditForm:
             PromptError, OptionError: a field is empty, malformed or out of range.
         """
         by_hand = bool(request.get("by_hand"))
-        detail = read_text(request, "detail") or defaults.DETAIL
+        detail = read_text(request, "detail") or constants.DETAIL
         if detail not in OPTIONS["detail"].choices:
             known = ", ".join(OPTIONS["detail"].choices)
             raise OptionError(f"There is no detail '{detail:.20}'; choose {known}.")
@@ -156,7 +155,7 @@ class EditForm:
             cross_steps=read_number(request, "cross_steps", 0, 1) if by_hand else None,
             self_steps=read_number(request, "self_steps", 0, 1) if by_hand else None,
             blend=tuple(filter(None, words)),
-            threshold=defaults.BLEND_THRESHOLD if threshold is None else threshold,
+            threshold=constants.BLEND_THRESHOLD if threshold is None else threshold,
             target_guidance=read_number(request, "target_guidance", *GUIDANCE),
             detail=detail,  # type: ignore[arg-type]
             negative=read_text(request, "negative") or None,
@@ -186,7 +185,7 @@ class EditForm:
 
     def options(self) -> EditOptions:
         """Return the options of `nulltext edit` that make the same edit, without the mask."""
-        usual = not self.blend or self.threshold == defaults.BLEND_THRESHOLD
+        usual = not self.blend or self.threshold == constants.BLEND_THRESHOLD
         return EditOptions(
             target=(self.target,),
             weight=tuple(f"{word}={factor!r}" for word, factor in self.weights.items()),
@@ -197,7 +196,7 @@ class EditForm:
             self_steps=self.self_steps,
             blend=self.blend,
             blend_threshold=None if usual else self.threshold,
-            detail=None if self.detail == defaults.DETAIL else self.detail,
+            detail=None if self.detail == constants.DETAIL else self.detail,
         )
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError
 from dataclasses import asdict
 from typing import Any
 
-from nulltext.defaults import BUDGET
+from nulltext.constants import BUDGET
 from nulltext.errors import NulltextError
 from nulltext.inversion.budgets import BUDGETS, planned
 from nulltext.inversion.registry import METHODS

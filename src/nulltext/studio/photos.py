@@ -20,13 +20,13 @@ from nulltext.errors import ImageError, OptionError
 from nulltext.image.images import (
     CropBox,
     from_uint8,
-    largest_centred_square,
+    largest_centred,
     psnr,
-    save_image,
     to_tensor,
     to_uint8,
 )
 from nulltext.image.photos import Photo
+from nulltext.image.saving import save_image
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
@@ -73,7 +73,7 @@ def _open(session: Session, request: PageRequest, file: Upload, *, source: str) 
     shutil.copyfile(file.path, path)
     photo = session.resources.photo(path)
     preview = session.save_preview(photo.image, photo.icc_profile)
-    crop = largest_centred_square(*photo.size)
+    crop = largest_centred(*photo.size)
     with session.commit(lambda: session.opening == number):
         session.clear()
         session.photo = OpenPhoto(path, file.name, photo.size, photo.sha256, preview, crop)

@@ -25,10 +25,10 @@ from PIL import Image
 
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import OptionError
-from nulltext.image.images import CropBox, save_image
+from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo
-from nulltext.inversion.header import InversionHeader
-from nulltext.inversion.record import Inversion
+from nulltext.image.saving import save_image
+from nulltext.inversion.record import Inversion, InversionHeader
 from nulltext.studio.forms import EditForm, InvertForm, PageRequest, chips_of
 from nulltext.studio.resources import Resources
 from nulltext.studio.worker import Job, Meter, Progress, ReplacedError

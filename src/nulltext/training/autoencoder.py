@@ -1,4 +1,4 @@
-"""The autoencoder's stage: pixels to a small grid of latents and back.
+"""The stages of the autoencoder: pixels to a small grid of latents and back.
 
     L = |x - x'| + a |grad x - grad x'| + b (x - x')^2 + c |P2 x - P2 x'| + k KL(q(z | x), N(0, I))
         + p (m - m_0)^2
@@ -14,7 +14,6 @@ Sources: Rombach et al. 2022, sec. 3.1; Mathieu et al. 2016, sec. 3.3 (gradient 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,48 +23,20 @@ from torch.nn import functional
 
 from nulltext.image.images import psnr, to_pil
 from nulltext.image.strip import Tile, tile_grid
-from nulltext.training.collection import as_floats
+from nulltext.training.dataset import as_floats, below, chance, shrink
+from nulltext.training.recipe import AutoencoderLoss, Recipe
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 SHOWN = 8
 """Photos in the sample pictures."""
-
-FAMILIAR_SCALE = 0.75
+OWN_SCALE = 0.75
 """Share of crops from photos at the model's resolution; the others are larger and softer."""
 
 
-@dataclass(frozen=True)
-class AutoencoderLoss:
-    """What the autoencoder is punished for."""
-
-    gradient: float = 0.5
-    """a: errors of the differences between neighbouring pixels."""
-    square: float = 5.0
-    """b: squared errors."""
-    coarse: float = 0.5
-    """c: errors at half the resolution."""
-    kl: float = 1e-4
-    """k: distance of the latents from a standard normal."""
-    keep: float = 0.0
-    """p: change of the latents of the model that training began with (--init); 0 lets them go."""
-
-    def __call__(self, image: Tensor, decoded: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and its mean square, from images [B, 3, H, W] in [-1, 1] and their mean KL."""
-        error = decoded.float() - image
-        square = error.square().mean()
-        steep = sum(
-            (torch.diff(decoded.float(), dim=d) - torch.diff(image, dim=d)).abs().mean()
-            for d in (-1, -2)
-        )
-        coarse = functional.avg_pool2d(error, 2).abs().mean()
-        loss = error.abs().mean() + self.gradient * steep + self.square * square
-        return loss + self.coarse * coarse + self.kl * kl, square
-
-
 class AutoencoderStage:
-    """Trains an `AutoencoderKL` on random crops."""
+    """Training of encoder and decoder on random crops."""
 
     stage = "autoencoder"
 
@@ -74,111 +45,96 @@ class AutoencoderStage:
         vae: AutoencoderKL,
         pixels: Tensor,
         held_out: Tensor,
+        recipe: Recipe,
         *,
-        resolution: int,
-        crop: int,
-        loss: AutoencoderLoss,
         origin: AutoencoderKL | None = None,
     ) -> None:
-        """Args: pixels, held_out: [N, 3, S, S], uint8, for training and for the sample pictures.
+        """Prepare photos at both scales.
 
-        origin: whose latents are kept; None to let them go.
+        Args:
+            pixels, held_out: [N, 3, S, S], uint8, for training and for the sample pictures.
+            origin: the autoencoder whose latents are kept, if any.
         """
         vae.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        self.module: nn.Module = self.trained(vae)
-        self.vae, self.pixels, self.crop, self.weigh = vae, pixels, crop, loss
-        self.device = vae.device
-        self.origin = None if origin is None else origin.to(self.device)
-        self.resolution = resolution
-        self.small = shrink(pixels, resolution)
-        self.shown = as_floats(shrink(held_out[:SHOWN], resolution)).to(self.device)
+        self.module: nn.Module = self.trained_part(vae)
+        self.vae, self.recipe = vae, recipe.autoencoder
+        self.origin = None if origin is None else origin.to(vae.device)
+        self.pixels, self.small_pixels = pixels, shrink(pixels, recipe.resolution)
+        self.shown = as_floats(shrink(held_out[:SHOWN], recipe.resolution)).to(vae.device)
 
-    def trained(self, vae: AutoencoderKL) -> nn.Module:
-        """The part of the autoencoder that is trained."""
+    def trained_part(self, vae: AutoencoderKL) -> nn.Module:
+        """Return the part of the autoencoder that is trained."""
         return vae
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of `batch_size` crops, most of them at the scale that the model will see."""
-        image = self.crops(rng, batch_size).to(self.device)
+        """Compute the loss of random crops, most of them at the model's own scale."""
+        image = self.crops(rng, batch_size)
         posterior = self.vae.encode(image).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng).to(image)
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
         kl = posterior.kl().float().sum() / posterior.mean.numel()
-        loss, square = self.weigh(image, decoded, kl)
-        parts = {"psnr": decibels(square), "kl": float(kl.detach())}
+        loss = pixel_loss(image, decoded, self.recipe.loss) + self.recipe.loss.kl * kl
+        parts = {"psnr": psnr(decoded.detach().cpu(), image.cpu()), "kl": float(kl.detach())}
         if self.origin is not None:
             with torch.no_grad():
                 kept = self.origin.encode(image).latent_dist.mean
             change = (posterior.mean[:, : kept.shape[1]] - kept).float().square().mean()
-            loss = loss + self.weigh.keep * change
+            loss = loss + self.recipe.loss.keep * change
             parts["change"] = float(change.detach())
         return loss, parts
 
     def picture(self) -> Image.Image:
-        """Held-out photos above their round trips."""
+        """Show held-out photos above their round trips."""
         decoded = self.vae.decode(self.vae.encode(self.shown).latent_dist.mode()).sample.float()
+        pairs = list(zip(self.shown.cpu().split(1), decoded.cpu().split(1), strict=True))
         return tile_grid(
             [
-                [Tile(to_pil(row[None]), "photo") for row in self.shown.cpu()],
-                [
-                    Tile(to_pil(row[None]), f"{psnr(row[None], photo[None]):.2f} dB")
-                    for row, photo in zip(decoded.cpu(), self.shown.cpu(), strict=True)
-                ],
+                [Tile(to_pil(photo), "photo") for photo, _ in pairs],
+                [Tile(to_pil(copy), f"{psnr(copy, photo):.2f} dB") for photo, copy in pairs],
             ]
         )
 
     def crops(self, rng: torch.Generator, count: int) -> Tensor:
-        """Random crops [count, 3, crop, crop] in [-1, 1], mirrored at random."""
-        rows = []
+        """Draw crops [count, 3, crop, crop] in [-1, 1], mirrored at random."""
+        rows, side = [], self.recipe.crop
         for _ in range(count):
-            source = self.small if _chance(rng) < FAMILIAR_SCALE else self.pixels
-            index = _below(len(source), rng)
-            top, left = (_below(n - self.crop + 1, rng) for n in source.shape[-2:])
-            row = source[index, :, top : top + self.crop, left : left + self.crop]
-            rows.append(row.flip(-1) if _chance(rng) < 0.5 else row)
-        return as_floats(torch.stack(rows)).contiguous(memory_format=torch.channels_last)
+            source = self.small_pixels if chance(OWN_SCALE, rng) else self.pixels
+            index = below(len(source), rng)
+            top, left = (below(n - side + 1, rng) for n in source.shape[-2:])
+            row = source[index, :, top : top + side, left : left + side]
+            rows.append(row.flip(-1) if chance(0.5, rng) else row)
+        images = as_floats(torch.stack(rows)).contiguous(memory_format=torch.channels_last)
+        return images.to(self.vae.device)
 
 
 class DecoderStage(AutoencoderStage):
-    """Trains the decoder alone, from the latents that the denoiser learns to make."""
+    """Training of the decoder alone, on the latents that the denoiser learns to make."""
 
     stage = "decoder"
 
-    def trained(self, vae: AutoencoderKL) -> nn.Module:
-        """What comes after the latents."""
+    def trained_part(self, vae: AutoencoderKL) -> nn.Module:
+        """Return the layers behind the latents."""
         return nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of `batch_size` crops, decoded from the posterior's mode."""
-        image = self.crops(rng, batch_size).to(self.device)
+        """Compute the loss of random crops, decoded from the posterior's mode."""
+        image = self.crops(rng, batch_size)
         with torch.no_grad():
             latents = self.vae.encode(image).latent_dist.mode()
         decoded = self.vae.decode(latents).sample
-        loss, square = self.weigh(image, decoded, image.new_zeros(()))
-        return loss, {"psnr": decibels(square)}
+        loss = pixel_loss(image, decoded, self.recipe.loss)
+        return loss, {"psnr": psnr(decoded.detach().cpu(), image.cpu())}
 
 
-def shrink(pixels: Tensor, side: int) -> Tensor:
-    """Photos [N, 3, S, S], uint8, at another size."""
-    if pixels.shape[-1] == side:
-        return pixels
-    resized = [
-        functional.interpolate(
-            part.float(), (side, side), mode="bicubic", antialias=True, align_corners=False
-        )
-        for part in pixels.split(256)
-    ]
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in resized])
-
-
-def decibels(square: Tensor) -> float:
-    """PSNR of a mean squared error over [-1, 1]."""
-    return float(10 * torch.log10(4.0 / square.detach()))
-
-
-def _below(limit: int, rng: torch.Generator) -> int:
-    return int(torch.randint(limit, (), generator=rng))
-
-
-def _chance(rng: torch.Generator) -> float:
-    return float(torch.rand((), generator=rng))
+def pixel_loss(image: Tensor, decoded: Tensor, weights: AutoencoderLoss) -> Tensor:
+    """Compute the terms of L that compare images [B, 3, H, W] in [-1, 1]."""
+    error = decoded.float() - image
+    square = error.square().mean()
+    gradient = sum(
+        (torch.diff(decoded.float(), dim=d) - torch.diff(image, dim=d)).abs().mean()
+        for d in (-1, -2)
+    )
+    coarse = functional.avg_pool2d(error, 2).abs().mean()
+    absolute = error.abs().mean()
+    loss = absolute + weights.gradient * gradient + weights.square * square
+    return loss + weights.coarse * coarse

@@ -1,22 +1,25 @@
-"""The captioner's stage: vision model, mapper and GPT-2, on captions and labels.
+"""The stage of the captioner: vision model, mapper and GPT-2, on captions and labels.
 
     L = -E (1/n) sum_i log p(w_i | prefix(x), w_1 … w_{i-1})  +  a sum_labels CE(head(f), label)
 
 x is a random crop of a photo, mirrored at random, a little lighter or darker; f its embedding. The
 last w is the full stop. The heads read kind, colour and background off f where the photo's label
 has them: a shortcut for gradients into a vision model that begins from nothing and has few photos;
-they are not exported. The vision model begins from nothing or, like ClipCap's, from weights that
-have learnt to see elsewhere (`eyes`); mapper and GPT-2 begin from nothing. There is no dropout,
-whose chance is not the step's own, and statistics of batches stay as they came: the networks train
-in evaluation mode.
+they are not exported. Few captioned photos suffice for words, not for vision: like ClipCap's, the
+vision model may begin with weights that were trained elsewhere (`PretrainedVision`), which then go
+on training; mapper and GPT-2 begin from nothing. There is no dropout, whose randomness is not the
+step's own, and batch statistics stay as they came: the networks train in evaluation mode.
 Source: Mokady, Hertz and Bermano 2021 (ClipCap), eq. 1 and sec. 3.1 (all parts are trained here).
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,86 +27,127 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nulltext.captioning.captioner import STOP, Captioner, CaptionModel, Eyes, stop_token
-from nulltext.captioning.decoding import LONGEST
-from nulltext.captioning.mapping import MlpMapper, MlpSettings
-from nulltext.captioning.vision import width_of
-from nulltext.errors import OptionError, shortened
+from nulltext.captioning.caption_files import LABELS
+from nulltext.captioning.captioner import STOP, Captioner, ImagePreprocessing
+from nulltext.captioning.folder import PREPROCESSOR, read_preprocessing
+from nulltext.captioning.networks import (
+    LONGEST,
+    VISION_CLASSES,
+    CaptionModel,
+    MlpMapper,
+    MlpSettings,
+    embed,
+    embedding_width,
+    fixed_side,
+)
+from nulltext.errors import ModelError, OptionError, shorten
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
-from nulltext.training.captions import CaptionSettings, compose
-from nulltext.training.collection import Example, as_floats
-from nulltext.training.eyes import Sight
-from nulltext.training.loop import LoopSettings
+from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
+from nulltext.storage.untrusted import MEGABYTE, read_text
+from nulltext.training.components import MLP_RATIO, seeded
+from nulltext.training.dataset import Example, as_floats, compose, resize
+from nulltext.training.recipe import CaptionerRecipe
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 SHOWN, COLUMNS = 16, 8
 """Held-out photos in the sample pictures, and how many stand in a row."""
-LABELS = ("kind", "colour", "background")
 IGNORED = -100
 """Stands for no token and no label in a cross-entropy."""
-MLP_RATIO = 4
+CONFIG = "config.json"
+LICENCE = "LICENSE"
+"""Name of the file that is kept beside weights."""
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """How a photo is varied."""
+class PretrainedVision:
+    """A vision model that a captioner begins with, and its preprocessing."""
 
-    smallest_crop: float = 0.6
-    """Side of the smallest random crop, as a share of the photo's."""
-    stretch: float = 0.15
-    """Most that a crop's width and height differ, as a share."""
-    light: float = 0.15
-    """Most that the brightness changes, as a share; hues stay, for the words name them."""
-    off_centre: float = 0.5
-    """Most that a crop's middle lies beside the photo's, as a share of the photo's side; where
-    labels speak of the middle, keep it small."""
+    module: Any
+    """An instance of one of `VISION_CLASSES`, on the CPU, in float32."""
+    preprocessing: ImagePreprocessing
+    fingerprint: str
+    """Digest of its weights, its config and its preprocessing."""
+    name: str
+    """Name of its folder."""
+    licence: str | None
+    """Text of the licence in its folder, if there is one."""
+
+    @classmethod
+    def load(cls, folder: Path) -> PretrainedVision:
+        """Load a vision model as transformers writes it.
+
+        Raises:
+            OptionError: there is no such folder.
+            ModelError: it is another kind of model, damaged, or not in safetensors.
+        """
+        place = folder.expanduser().resolve()
+        if not (place / CONFIG).is_file():
+            raise OptionError(
+                f"'{folder}' is no folder of a vision model: it has no {CONFIG}. Give one as "
+                "transformers writes it (openai/clip-vit-base-patch32, google/efficientnet-b0)."
+            )
+        checkpoint = Checkpoint.at(place.parent)
+        config = checkpoint.json(f"{place.name}/{CONFIG}")
+        classes = {kind: c for c, own in VISION_CLASSES.items() for kind in own.model_types}
+        model_type = str(config.get("model_type"))
+        if model_type not in classes:
+            raise OptionError(
+                f"'{folder}' holds a model of the type {shorten(model_type)!r}; a captioner "
+                f"looks with {', '.join(classes)}."
+            )
+        with quiet_libraries():
+            module = checkpoint.component(place.name, classes[model_type])
+        preprocessing = read_preprocessing(place / PREPROCESSOR)
+        settings = json.dumps([config, asdict(preprocessing)], sort_keys=True)
+        digest = hashlib.sha256(settings.encode())
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+        try:
+            licence = read_text(place / LICENCE, MEGABYTE)
+        except (OSError, ValueError):  # there is none, or it is no text
+            licence = None
+        return cls(module, preprocessing, digest.hexdigest()[:16], place.name, licence)
 
 
-@dataclass(frozen=True)
-class CaptionerRecipe:
-    """The captioner and its stage."""
+def preprocessing_for(
+    recipe: CaptionerRecipe, vision: PretrainedVision | None
+) -> ImagePreprocessing:
+    """Return the preprocessing of a recipe's captioner, after trying the vision model on it.
 
-    vision: str = ""
-    """The vision model that these numbers were chosen for, and without which nothing begins; empty:
-    they are for one that begins from nothing as well."""
-    side: int = 64
-    """Pixels of the square that is looked at."""
-    view: float = 1.0
-    """Its side once the captioner is trained, as a share of the photo's largest centred square:
-    it reads best at the size that its crops had on average, not at their largest (Touvron et al.
-    2019)."""
-    patch: int = 8
-    """Pixels of a patch of CLIP, where CLIP begins from nothing; so the next two."""
-    width: int = 192
-    """Width of CLIP and of its embedding; also of GPT-2."""
-    vision_layers: int = 5
-    """Layers of CLIP."""
-    heads: int = 4
-    """Heads of each layer, of GPT-2 too."""
-    language_layers: int = 3
-    """Layers of GPT-2."""
-    prefix_length: int = 6
-    """Words' places that the photo takes."""
-    hidden: int = 384
-    """Hidden width of the mapper, an MLP."""
-    captions: CaptionSettings = field(
-        default_factory=lambda: CaptionSettings(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    )
-    """How captions are composed: by default all that is known is said."""
-    required: tuple[str, ...] = ()
-    """Labels without which a photo teaches no words: what is not known of it is not what nobody
-    would name, and captions that leave it out teach to leave it out."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """How photos are varied."""
-    label_weight: float = 0.5
-    """a: how much the heads count."""
-    loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(6000, 64, 6e-4, weight_decay=0.05)
-    )
-    """Everything together."""
+    Raises:
+        OptionError: the vision model takes another size than the recipe's, or the recipe is for
+            a pretrained one and there is none.
+        ModelError: the vision model makes no embeddings.
+    """
+    side = recipe.side
+    if vision is None:
+        if recipe.vision:
+            raise OptionError(
+                f"The recipe's captioner is made to begin with {shorten(recipe.vision)}, and no "
+                "vision model is given: pass its folder with --vision, or write "
+                '"captioner": {"vision": ""} into a recipe of your own to train a CLIP from '
+                "nothing."
+            )
+        return ImagePreprocessing(side, share=recipe.view)
+    wanted = fixed_side(vision.module)
+    if wanted not in (None, side):
+        raise OptionError(
+            f"The vision model looks at {wanted} pixels and the recipe's captioner at {side}; "
+            f'write "captioner": {{"side": {wanted}}} into the recipe.'
+        )
+    try:
+        with torch.no_grad():
+            embed(vision.module, torch.zeros(1, 3, side, side))
+    except Exception as error:  # the library raises many kinds
+        raise ModelError(
+            f"The vision model '{vision.name}' makes no embeddings of {side} pixels "
+            f"({first_line(error)}); get it again."
+        ) from error
+    return replace(vision.preprocessing, side=side, share=recipe.view)
 
 
 def build_captioner(
@@ -112,16 +156,12 @@ def build_captioner(
     *,
     name: str,
     seed: int,
-    sight: Sight | None = None,
+    vision: PretrainedVision | None = None,
 ) -> Captioner:
-    """The captioner with weights drawn from a seed, its vision model a copy of `sight`'s if given.
-
-    Raises:
-        OptionError: see `eyes_of`.
-    """
+    """Build a captioner with weights drawn from a seed, or with a copy of a vision model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    eyes = eyes_of(recipe, sight)
+    preprocessing = preprocessing_for(recipe, vision)
     language = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=recipe.prefix_length + LONGEST,
@@ -134,39 +174,20 @@ def build_captioner(
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vision = _new_clip(recipe) if sight is None else copy.deepcopy(sight.module)
-        sizes = MlpSettings(width_of(vision), recipe.hidden, recipe.prefix_length, recipe.width)
+    with seeded(seed):
+        module = _new_clip(recipe) if vision is None else copy.deepcopy(vision.module)
+        width = embedding_width(module)
+        sizes = MlpSettings(width, recipe.hidden, recipe.prefix_length, recipe.width)
         model = CaptionModel(
-            vision, MlpMapper(sizes), GPT2LMHeadModel(language), unit_features=False
+            module, MlpMapper(sizes), GPT2LMHeadModel(language), unit_features=False
         )
-    return Captioner(name, model, tokenizer, eyes)
-
-
-def eyes_of(recipe: CaptionerRecipe, sight: Sight | None) -> Eyes:
-    """The pixels that a recipe's captioner looks at.
-
-    Raises:
-        OptionError: the vision model looks at another size than the recipe's, or the recipe is for
-            one that has learnt to see and there is none.
-        ModelError: the vision model makes no embeddings.
-    """
-    if sight is not None:
-        return sight.at(recipe.side, recipe.view)
-    if recipe.vision:
-        raise OptionError(
-            f"The recipe's captioner is made to begin with {shortened(recipe.vision)}, and no "
-            "vision model is given: pass its folder with --vision, or write "
-            '"captioner": {"vision": ""} into a recipe of your own to train a CLIP from nothing.'
-        )
-    return Eyes(recipe.side, share=recipe.view)
+    return Captioner(name, model, tokenizer, preprocessing)
 
 
 def _new_clip(recipe: CaptionerRecipe) -> Any:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    sizes = CLIPVisionConfig(
+    config = CLIPVisionConfig(
         hidden_size=recipe.width,
         intermediate_size=MLP_RATIO * recipe.width,
         projection_dim=recipe.width,
@@ -175,107 +196,101 @@ def _new_clip(recipe: CaptionerRecipe) -> Any:
         image_size=recipe.side,
         patch_size=recipe.patch,
     )
-    return CLIPVisionModelWithProjection(sizes)
+    return CLIPVisionModelWithProjection(config)
 
 
 class CaptionerStage:
-    """Trains a captioner on labelled or captioned photos."""
+    """Training of a captioner on labelled or captioned photos."""
 
     stage = "captioner"
 
     def __init__(
         self,
         captioner: Captioner,
-        pixels: tuple[Tensor, Tensor],
+        pixels: Tensor,
+        held_out: Tensor,
         examples: Sequence[Example],
         recipe: CaptionerRecipe,
     ) -> None:
-        """Args: pixels: of the examples and of held-out photos, [N, 3, S, S], uint8."""
+        """Args: pixels, held_out: [N, 3, S, S], uint8, of the examples and of held-out photos."""
         self.captioner, self.recipe, self.examples = captioner, recipe, examples
-        self.pixels, held_out = pixels
+        self.pixels, self.shown = pixels, as_floats(held_out[:SHOWN])
         self.device = captioner.model.gpt.device
-        self.shown = as_floats(held_out[:SHOWN])
-        self.stop = stop_token(captioner.tokenizer)
-        self.known: dict[str, list[int]] = {}
-        self.labels = {name: _classes(examples, name) for name in LABELS}
+        self.token_ids: dict[str, list[int]] = {}
+        self.labels = {name: _label_numbers(examples, name) for name in LABELS}
+        counts = {name: int(numbers.max()) + 1 for name, numbers in self.labels.items()}
         width = captioner.model.mapper.settings.features
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            heads = {
-                name: nn.Linear(width, int(labels.max()) + 1)
-                for name, labels in self.labels.items()
-                if int(labels.max()) > 0
-            }
+        with seeded(0):
+            heads = {name: nn.Linear(width, n) for name, n in counts.items() if n > 1}
         self.heads = nn.ModuleDict(heads).to(self.device)
         self.module: nn.Module = nn.ModuleDict({"model": captioner.model, "heads": self.heads})
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of `batch_size` varied photos under freshly composed captions."""
+        """Compute the loss of randomly varied photos under freshly composed captions."""
         rows = torch.randint(len(self.examples), (batch_size,), generator=rng)
-        pixels = torch.cat([self._varied(self.pixels[row], rng) for row in rows])
-        seen = [self.examples[row] for row in rows]
-        captions = [compose(example, self.recipe.captions, (), rng).text for example in seen]
+        pixels = torch.cat([self.vary(self.pixels[row], rng) for row in rows])
+        examples = [self.examples[row] for row in rows]
+        captions = [compose(example, self.recipe.captions, (), rng).text for example in examples]
         model = self.captioner.model
-        features = model.features(self.captioner.eyes.standardised(pixels).to(self.device))
-        tokens = self._tokens(captions).to(self.device)
-        silent = torch.tensor([self._is_silent(example) for example in seen], device=self.device)
-        tokens = tokens.masked_fill(silent[:, None], IGNORED)
-        words = word_loss(model, features, tokens)
-        loss, parts = words, {"words": float(words.detach())}
+        pixels = self.captioner.preprocessing.standardise(pixels)
+        features = model.features(pixels.to(self.device))
+        wordless = torch.tensor([self._is_wordless(example) for example in examples])
+        tokens = self._tokenize(captions).masked_fill(wordless[:, None], IGNORED)
+        loss = word_loss(model, features, tokens.to(self.device))
+        parts = {"words": float(loss.detach())}
         for name, head in self.heads.items():
             labels = self.labels[name][rows].to(self.device)
             scores, known = head(features).float(), max(int((labels != IGNORED).sum()), 1)
             # A sum over none is 0 with a gradient, which keeps the optimiser's count of updates.
-            astray = functional.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum")
-            loss = loss + self.recipe.label_weight * astray / known
+            error = functional.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum")
+            loss = loss + self.recipe.label_weight * error / known
             parts[name] = float((scores.argmax(-1) == labels).sum()) / known
         return loss, parts
 
     def picture(self) -> Image.Image:
-        """Held-out photos above what the captioner says of them."""
-        eyes, tiles = self.captioner.eyes, []
-        margin = round(self.shown.shape[-1] * (1 - eyes.share) / 2)
-        inside = slice(margin, self.shown.shape[-1] - margin)
-        for photo in self.shown:
-            middle = photo[None, :, inside, inside]
-            seen = _resized(middle * 0.5 + 0.5, eyes.side)
-            text = self.captioner.read(eyes.standardised(seen), beams=1)
-            tiles.append(Tile(to_pil(photo[None]), text or "(nothing)"))
+        """Show held-out photos above their captions."""
+        preprocessing, side = self.captioner.preprocessing, self.shown.shape[-1]
+        margin = round(side * (1 - preprocessing.share) / 2)
+        inside = slice(margin, side - margin)
+        tiles = []
+        for photo in self.shown.split(1):
+            middle = resize(photo[..., inside, inside] * 0.5 + 0.5, preprocessing.side)
+            text = self.captioner.read(preprocessing.standardise(middle.clamp(0, 1)), beams=1)
+            tiles.append(Tile(to_pil(photo), text or "(nothing)"))
         return tile_grid([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])
 
-    def _varied(self, pixels: Tensor, rng: torch.Generator) -> Tensor:
-        """A crop of a photo [3, S, S], uint8, as [1, 3, side, side] in [0, 1]."""
-        own, side = self.recipe.augmentation, pixels.shape[-1]
+    def vary(self, pixels: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw a crop of a photo [3, S, S], uint8: [1, 3, side, side] in [0, 1]."""
+        limits, side = self.recipe.augmentation, pixels.shape[-1]
         size, stretch, across, down, light, mirrored = torch.rand(6, generator=rng).tolist()
-        largest = own.smallest_crop + (1 - own.smallest_crop) * size
-        narrow = 1 - own.stretch * abs(2 * stretch - 1)
-        wide, tall = (largest, largest * narrow) if stretch < 0.5 else (largest * narrow, largest)
+        long = limits.smallest_crop + (1 - limits.smallest_crop) * size
+        short = long * (1 - limits.stretch * abs(2 * stretch - 1))
+        wide, tall = (long, short) if stretch < 0.5 else (short, long)
         width, height = max(1, round(side * wide)), max(1, round(side * tall))
-        left = _start(side - width, own.off_centre * side, across)
-        top = _start(side - height, own.off_centre * side, down)
+        left = _crop_start(side - width, limits.off_centre * side, across)
+        top = _crop_start(side - height, limits.off_centre * side, down)
         cut = pixels[:, top : top + height, left : left + width].float()[None] / 255.0
-        seen = _resized(cut, self.recipe.side) * (1 + own.light * (2 * light - 1))
-        return (seen.flip(-1) if mirrored < 0.5 else seen).clamp(0, 1)
+        varied = resize(cut, self.recipe.side).clamp(0, 1) * (1 + limits.light * (2 * light - 1))
+        return (varied.flip(-1) if mirrored < 0.5 else varied).clamp(0, 1)
 
-    def _is_silent(self, example: Example) -> bool:
-        """Whether a photo's composed caption would leave out what is wanted."""
-        required = self.recipe.required
-        return not example.captions and any(getattr(example, name) is None for name in required)
+    def _is_wordless(self, example: Example) -> bool:
+        """Tell whether a composed caption would leave out a required label."""
+        missing = any(getattr(example, name) is None for name in self.recipe.required)
+        return missing and not example.captions
 
-    def _tokens(self, captions: Sequence[str]) -> Tensor:
-        """Token ids with the full stop, [B, longest], padded with IGNORED."""
+    def _tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Return token ids with the full stop, [B, longest], padded with IGNORED."""
+        tokenizer, most = self.captioner.tokenizer, self.captioner.model.longest - 1
         for text in captions:
-            if text not in self.known:
-                ids = self.captioner.tokenizer.encode(
-                    text.rstrip(f" {STOP}"), add_special_tokens=False
-                )
-                self.known[text] = [*ids[: self.captioner.model.longest - 1], self.stop]
-        rows = [torch.tensor(self.known[text]) for text in captions]
+            if text not in self.token_ids:
+                ids = tokenizer.encode(text.rstrip(f" {STOP}"), add_special_tokens=False)
+                self.token_ids[text] = [*ids[:most], self.captioner.stop]
+        rows = [torch.tensor(self.token_ids[text]) for text in captions]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
 
 def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
-    """Mean -log p per token of captions that follow their photos' prefixes; 0 for no tokens.
+    """Compute the mean -log p per token of captions after their photos' prefixes; 0 for no tokens.
 
     Args:
         features: [B, features]. tokens: [B, n], the full stop included, then IGNORED.
@@ -292,21 +307,14 @@ def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
     return total / (wanted != IGNORED).sum().clamp(min=1)
 
 
-def _start(free: int, off_centre: float, chance: float) -> int:
-    """Where a crop begins that leaves `free` pixels, its middle so far off the centre at most."""
+def _crop_start(free: int, off_centre: float, position: float) -> int:
+    """Place a crop that leaves `free` pixels, its middle at most `off_centre` pixels off."""
     first, last = max(0.0, free / 2 - off_centre), min(float(free), free / 2 + off_centre)
-    return int(first + chance * (last - first + 1))
+    return int(first + position * (last - first + 1))
 
 
-def _classes(examples: Sequence[Example], name: str) -> Tensor:
-    """Each example's label as a number in the order of the alphabet, IGNORED where unknown."""
+def _label_numbers(examples: Sequence[Example], name: str) -> Tensor:
+    """Number each example's label in the order of the alphabet, IGNORED where unknown."""
     values = sorted({value for e in examples if (value := getattr(e, name)) is not None})
     numbers = {value: number for number, value in enumerate(values)}
     return torch.tensor([numbers.get(getattr(e, name), IGNORED) for e in examples])
-
-
-def _resized(pixels: Tensor, side: int) -> Tensor:
-    """[B, 3, H, W] in [0, 1], bicubic and antialiased, to [B, 3, side, side]."""
-    return functional.interpolate(
-        pixels, (side, side), mode="bicubic", antialias=True, align_corners=False
-    ).clamp(0, 1)

@@ -1,86 +1,94 @@
-"""From checkpoints to an ordinary Stable Diffusion folder.
+"""From checkpoints to the folders of a model and of a captioner, in half precision, with a card.
 
-Half precision, no file of 16 MB or more (larger weights are sharded), a model card, safetensors
-and JSON only: diffusers, transformers and `nulltext --model FOLDER` open it alike.
+A model is an ordinary Stable Diffusion folder with no file of 16 MB or more (larger weights are
+sharded), safetensors and JSON only: diffusers, transformers and `nulltext --model FOLDER` open it
+alike. Checkpoints of unfinished stages are exported as they are.
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from nulltext.captioning.folder import check_captioner_target, save_captioner
+from nulltext.captioning.networks import vision_class
 from nulltext.errors import OptionError, OutputError
+from nulltext.models.checkpoint import quiet_libraries
 from nulltext.models.known_figure import write_known
 from nulltext.models.known_words import write_words
-from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.load import load
+from nulltext.models.suggested_guidance import FILE as GUIDANCE_FILE
 from nulltext.models.suggested_guidance import write_guidance
 from nulltext.storage.files import replace_file, replacing_folder
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
-from nulltext.training.build import build_scheduler
-from nulltext.training.card import model_card
-from nulltext.training.latents import Views, load_views
+from nulltext.training.captioner import LICENCE, build_captioner
+from nulltext.training.dataset import known_words
 from nulltext.training.loop import (
-    averaged_weights,
-    check_recipe,
     checkpoint_path,
+    load_average,
     read_checkpoint,
     step_generator,
+    updates_done,
 )
-from nulltext.training.recipe import Recipe
-from nulltext.training.spoken import known_words
-from nulltext.training.stages import denoiser_settings, recipe_text, views_place
-from nulltext.training.warm_start import load_weights
-from nulltext.training.workshop import Workshop, encoder_of, untrained
+from nulltext.training.recipe import BETA_START, Recipe
+from nulltext.training.stages import TrainingRun
+from nulltext.training.views import EncodedViews
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 SHARD = "15MB"
 """Largest file of weights."""
+RECIPE_FILE, CARD_FILE = "recipe.json", "README.md"
 
-RECIPE_FILE = "recipe.json"
+MODEL_CARD = """# {name}
 
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-"""What `model_index.json` says; written last, so that an unfinished folder is none."""
+A small text-to-image latent diffusion model in Stable Diffusion format (float16), made by
+`nulltext train` to edit photographs with: {resolution} x {resolution} pixels,
+{latents} latent channels at 1/{stride} of the resolution, epsilon-prediction, scaled-linear betas
+from {beta_start:g} to {beta_end:g} (Stable Diffusion 1.x: 0.012).
 
+Parameters: {sizes}.
+{suggestion}
+## Training
+{origin} Code: {code}. Every number is in `recipe.json`.
 
-def trained(shop: Workshop) -> tuple[LatentDiffusion, dict[str, int], Views]:
-    """The model as its checkpoints have it now, finished or not, their updates, and what it saw.
+| stage | updates | seen per update | optimiser | learning rate |
+|---|---|---|---|---|
+{stages}
 
-    Raises:
-        OptionError: the autoencoder is unfinished, there is no denoiser yet, or it was trained with
-            other settings.
-    """
-    vae, source = encoder_of(shop)
-    place, identity = views_place(shop, source)
-    views = load_views(place, identity)
-    path = checkpoint_path(shop.folder, "denoiser")
-    if views is None or not path.is_file():
-        raise OptionError(
-            f"There is no denoiser in '{shop.folder}' yet; train it first (--stage denoiser)."
-        )
-    check_recipe(path, recipe_text(shop, denoiser_settings(shop, views, identity)))
-    model = untrained(shop, vae, views)
-    weights, updates = averaged_weights(path)
-    for name in ("unet", "text_encoder"):
-        part = {n.removeprefix(f"{name}."): w for n, w in weights.items() if n.startswith(name)}
-        module = model.components[name]
-        load_weights(module, part, path)
-        module.requires_grad_(False).eval()
-    done = {stage: _updates(shop, stage) for stage in ("autoencoder", "decoder")}
-    return model, done | {"denoiser": updates}, views
+## Limits
+It has seen {photos} photos{kinds}, at {resolution} pixels, and nothing else: other motifs come out
+as what it knows, words that are not in its captions (`words.json` lists those that are) mean little
+to it, and shapes are weaker than colours. It may remember training photos. It is no general image
+model.
+
+## Licence
+That of whoever trained it. The photos belong to their authors, whose own licences hold for them;
+they are not part of the model's folder.
+"""
+SUGGESTION = """
+Inversions and edits take the guidance scale {scale:g} unless given one (`{file}`): at higher ones \
+colours may come out garish.
+"""
+CAPTIONER_CARD = """# {name}: a captioner
+
+ClipCap (Mokady, Hertz and Bermano 2021): {vision} at {side} pixels, an MLP as mapping
+network and GPT-2, made by `nulltext train --stage captioner` from {photos} photos, {updates} of
+{total} updates, seed {seed}. {size:.1f} MB in float16; `nulltext caption IMAGE --captioner FOLDER`.
+
+It knows no other words than the captions of these photos, and calls everything by them. Read what
+it says before you use it.
+
+{licence}The photos belong to their authors.
+"""
+VISION_LICENCE = """The vision model began with the weights of '{name}' and was changed in training:
+it is under the licence that they came with{where}, the rest under that of the package.
+"""
+OWN_LICENCE = "The weights are under the licence of the package. "
 
 
 def check_output(folder: Path, recipe: Recipe) -> None:
@@ -89,11 +97,9 @@ def check_output(folder: Path, recipe: Recipe) -> None:
     Raises:
         OutputError: there is a file, a folder with something in it, or another recipe's model.
     """
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if not folder.exists():
-        if not folder.parent.is_dir():
-            raise OutputError(f"The folder '{folder.parent}' does not exist: create it first.")
+    if not folder.exists() and not folder.parent.is_dir():
+        raise OutputError(f"The folder '{folder.parent}' does not exist: create it first.")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
         name = parse_json(read_text(folder / RECIPE_FILE, MEGABYTE))["name"]
@@ -106,36 +112,126 @@ def check_output(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def export(shop: Workshop, folder: Path, *, commit: str | None = None) -> LatentDiffusion:
-    """Write the model to `folder`; returns it.
+def export_model(run: TrainingRun, folder: Path, *, commit: str | None = None) -> None:
+    """Write the model to `folder`.
 
     Args:
         commit: of the code that trained it, for the card.
 
     Raises:
-        OptionError: as in `trained`.
+        OptionError: the autoencoder is unfinished, there is no denoiser yet, or it was trained with
+            other settings.
         OutputError: the folder cannot be written, or holds something else.
     """
-    check_output(folder, shop.recipe)
-    model, updates, views = trained(shop)
-    known = known_words(views.examples, shop.recipe.captions, step_generator(shop.recipe.seed, 0))
-    with replacing_folder(folder) as fresh:
-        for name in ("vae", "unet", "text_encoder"):
-            part: Any = model.components[name]
-            part.to(torch.float16).save_pretrained(fresh / name, max_shard_size=SHARD)
-            part.to(torch.float32)
-        model.tokenizer.save_pretrained(fresh / "tokenizer")
-        build_scheduler(shop.recipe).save_pretrained(fresh / "scheduler")
-        replace_file(fresh / "README.md", model_card(shop, model, updates, commit).encode())
-        replace_file(fresh / RECIPE_FILE, shop.recipe.to_json().encode())
-        replace_file(fresh / "model_index.json", (json.dumps(INDEX, indent=2) + "\n").encode())
-        rounded = load(fresh, device="cpu")
-        write_known(rounded, fresh)
-        write_words(known, rounded.fingerprint, fresh)
-        write_guidance(shop.recipe.guidance_scale, rounded.fingerprint, fresh)
-    return model
+    check_output(folder, run.recipe)
+    vae = run.autoencoder()
+    views = EncodedViews.load(run.views_path, run.views_identity(vae))
+    path = checkpoint_path(run.folder, "denoiser")
+    if views is None or not path.is_file():
+        raise OptionError(
+            f"There is no denoiser in '{run.folder}' yet; train it first (--stage denoiser)."
+        )
+    if read_checkpoint(path, None).recipe != run.depends_on(run.denoiser_settings(views, vae)):
+        raise OptionError(
+            f"The checkpoint '{path}' was made with other settings or photos than this recipe has; "
+            "use the recipe that it was made with."
+        )
+    pipe = run.build_pipeline(vae, views)
+    load_average(pipe.unet, path, "unet.")
+    load_average(pipe.text_encoder, path, "text_encoder.")
+    rng = step_generator(run.recipe.seed, 0)
+    known = known_words(views.examples, run.recipe.captions, rng)
+    with replacing_folder(folder) as fresh, quiet_libraries():
+        pipe.to(torch.float16).save_pretrained(fresh, max_shard_size=SHARD)
+        replace_file(fresh / CARD_FILE, _model_card(run, pipe, commit).encode())
+        replace_file(fresh / RECIPE_FILE, run.recipe.to_json().encode())
+        saved = load(fresh, device="cpu")
+        write_known(saved, fresh)
+        write_words(known, saved.fingerprint, fresh)
+        write_guidance(run.recipe.guidance_scale, saved.fingerprint, fresh)
 
 
-def _updates(shop: Workshop, stage: str) -> int:
-    path = checkpoint_path(shop.folder, stage)
-    return int(read_checkpoint(path, None)[1].get("step", 0)) if path.is_file() else 0
+def _model_card(run: TrainingRun, pipe: StableDiffusionPipeline, commit: str | None) -> str:
+    recipe, autoencoder = run.recipe, run.recipe.autoencoder
+    kinds = Counter(example.kind for example in run.examples if example.kind)
+    counts = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common())
+    parts = {"autoencoder": pipe.vae, "UNet": pipe.unet, "text encoder": pipe.text_encoder}
+    sizes = {name: sum(w.numel() for w in part.parameters()) for name, part in parts.items()}
+    origin = "All weights began from noise."
+    if run.origin is not None:
+        origin = (
+            f"Weights began from the model '{run.origin.name}' (fingerprint "
+            f"{run.origin.fingerprint}), as far as names and shapes allowed."
+        )
+    crops = f"crops of {autoencoder.crop} px"
+    rows = []
+    for title, stage, loop, seen in (
+        ("autoencoder", "autoencoder", autoencoder.loop, crops),
+        ("decoder alone", "decoder", autoencoder.decoder_loop, crops),
+        ("UNet and text encoder", "denoiser", recipe.denoiser.loop, "encoded views"),
+    ):
+        done = updates_done(checkpoint_path(run.folder, stage))
+        rows.append(
+            f"| {title} | {done} of {loop.steps} | {loop.batch_size} {seen} "
+            f"| {loop.optimizer} | {loop.learning_rate:g} |"
+        )
+    scale = recipe.guidance_scale
+    return MODEL_CARD.format(
+        name=recipe.name,
+        resolution=recipe.resolution,
+        latents=autoencoder.latent_channels,
+        stride=autoencoder.stride,
+        beta_start=BETA_START,
+        beta_end=recipe.denoiser.beta_end,
+        sizes=", ".join(f"{name} {count / 1e6:.1f} M" for name, count in sizes.items()),
+        suggestion=SUGGESTION.format(scale=scale, file=GUIDANCE_FILE) if scale else "",
+        origin=origin,
+        code=f"commit {commit}" if commit else "not under version control",
+        stages="\n".join(rows),
+        photos=len(run.examples),
+        kinds=f" of {counts}" if counts else "",
+    )
+
+
+def export_captioner(run: TrainingRun, folder: Path) -> None:
+    """Write the captioner to `folder`.
+
+    Raises:
+        OptionError: there is no checkpoint yet, or it was made with other settings.
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    check_captioner_target(folder)
+    path, recipe = checkpoint_path(run.folder, "captioner"), run.recipe
+    if not path.is_file():
+        raise OptionError(
+            f"There is no captioner in '{run.folder}' yet; train it first (--stage captioner)."
+        )
+    captioner = build_captioner(
+        recipe.captioner, run.tokenizer(), name=recipe.name, seed=recipe.seed, vision=run.vision
+    )
+    load_average(captioner.model, path, "model.")
+    captioner.model.requires_grad_(False).eval()
+
+    def add_licence_and_card(fresh: Path) -> None:
+        licence = OWN_LICENCE
+        if run.vision is not None:
+            where = ""
+            if run.vision.licence is not None:
+                part = vision_class(captioner.model.vision).folder
+                replace_file(fresh / part / LICENCE, run.vision.licence.encode())
+                where = f" ({part}/{LICENCE})"
+            licence = VISION_LICENCE.format(name=run.vision.name, where=where)
+        card = CAPTIONER_CARD.format(
+            name=recipe.name,
+            side=recipe.captioner.side,
+            vision=type(captioner.model.vision).__name__,
+            photos=len(run.examples),
+            updates=updates_done(path),
+            total=recipe.captioner.loop.steps,
+            seed=recipe.seed,
+            licence=licence,
+            size=sum(p.stat().st_size for p in fresh.rglob("*") if p.is_file()) / 1e6,
+        )
+        replace_file(fresh / CARD_FILE, card.encode())
+
+    save_captioner(captioner, folder, dtype=torch.float16, finish=add_licence_and_card)

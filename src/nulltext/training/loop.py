@@ -6,20 +6,30 @@
 
 Everything that is random in step k is drawn from a generator seeded with (seed, k) alone, so a run
 that is killed at any moment and resumed takes the same steps as one that was not: bit for bit on
-one machine with one number of threads.
+one machine with one number of threads. Muon moves weights along orthogonal momentum, so that no
+direction of a layer is left behind:
+
+    M_k     = mu M_{k-1} + (1 - mu) G_k
+    U_k     = NewtonSchulz5((1 - mu) G_k + mu M_k)          about U V^T of its U S V^T
+    W_{k+1} = (1 - lr d) W_k - 0.2 lr sqrt(max(n, m)) U_k
+
+for weights taken as n x m matrices: a convolution's kernel is one row per output channel. The last
+factor makes an update as long as AdamW's usual one, so that both use one learning rate. torch's own
+Muon takes matrices only and works in bfloat16; on them, the two agree (tested).
 Sources: Loshchilov and Hutter 2019 (AdamW); Loshchilov and Hutter 2017 (cosine); Karras et al.
-2024, sec. 3.1, on why the average must follow short runs closely.
+2024, sec. 3.1, on why the average must follow short runs closely; Jordan et al. 2024 (Muon); Liu et
+al. 2025 (Moonlight), sec. 2.2, for Muon's last factor.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import safetensors
 import safetensors.torch
@@ -27,113 +37,151 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nulltext.errors import NumericalError, OptionError, shortened
-from nulltext.image.images import save_image
+from nulltext.errors import NumericalError, OptionError
+from nulltext.image.saving import save_image
 from nulltext.storage.files import replace_file
-from nulltext.training.optimizers import MOMENTS, OPTIMIZERS, build_optimizers
+from nulltext.training.recipe import LoopSettings
 
 SEED_STRIDE = 1_000_003
 """Keeps the steps' generators apart for neighbouring seeds; a prime."""
-
-AVERAGE = "ema."
-"""What the names of averaged weights begin with in a checkpoint."""
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How long and how fast one stage trains."""
-
-    steps: int
-    """Updates of the weights, K; 0 keeps what the stage begins with."""
-    batch_size: int
-    """Crops or latents that one update sees."""
-    learning_rate: float
-    """At its highest, after the warm-up."""
-    optimizer: str = "adamw"
-    """One of `OPTIMIZERS`: "muon" gives the matrices and kernels to Muon, the rest to AdamW."""
-    warmup_steps: int = 100
-    """Updates over which the learning rate rises from nothing."""
-    final_share: float = 0.02
-    """Share of the learning rate that is left at the end of the cosine."""
-    weight_decay: float = 0.01
-    """Pull of matrices and kernels towards zero, per update and unit of learning rate."""
-    ema_decay: float = 0.997
-    """How slowly the average, which is what is exported, follows the weights."""
-    clip_norm: float = 1.0
-    """Longest gradient that is followed as it is."""
-    checkpoint_every: int = 200
-    """Updates between two checkpoints: what a kill can cost."""
-    sample_every: int = 1000
-    """Updates between two pictures of what the model can do."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise OptionError(f"steps is {self.steps}; choose 0 or more.")
-        for name in ("batch_size", "checkpoint_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; choose 1 or more.")
-        if self.optimizer not in OPTIMIZERS:
-            raise OptionError(
-                f"optimizer is {shortened(self.optimizer)!r}; choose {' or '.join(OPTIMIZERS)}."
-            )
+WEIGHTS, AVERAGE = "weights.", "ema."
+"""Prefixes of the names of weights and of averaged weights in a checkpoint."""
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+"""State of the optimisers per weight."""
+ADAM_EPSILON = 1e-8
+MOMENTUM = 0.95
+"""mu."""
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the odd polynomial that takes all singular values into about [0.7, 1.2] in five iterations."""
+ITERATIONS = 5
+ADAM_LENGTH = 0.2
+"""Root mean square of AdamW's updates, per unit of learning rate, in practice."""
+MIN_MUON_SIDE = 32
+"""Matrices with a shorter side (colours in and out) have too few directions for Muon."""
+TINY = 1e-7
 
 
 @dataclass(frozen=True)
 class TrainInfo:
-    """One update, for progress bars."""
+    """Progress after one update."""
 
     stage: str
-    """Name of the stage."""
     step: int
     """Updates that are done."""
     total: int
-    """Updates that the stage has."""
+    """Updates of the whole stage."""
     seen: int
     """Crops or latents per update, for throughput."""
     parts: dict[str, float]
-    """The loss and what it is made of."""
+    """The loss and its parts."""
 
 
 class Objective(Protocol):
-    """What a stage minimises."""
+    """A stage's loss and the weights that it trains."""
 
     stage: str
-    """Its name, and its checkpoint's."""
+    """Name of the stage and of its checkpoint."""
     module: nn.Module
     """All weights that are trained, on their device."""
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch drawn with `rng` (on the CPU), and the figures worth showing."""
+        """Compute the loss of a batch drawn with `rng` (on the CPU), and figures to show."""
 
     def picture(self) -> Image.Image:
-        """What the weights that `module` holds now can do."""
+        """Draw a sample picture with the weights that `module` has now."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps along orthogonal momentum, of float32 weights of two or more dimensions."""
+
+    def __init__(self, params: Iterable[Tensor], *, weight_decay: float) -> None:
+        super().__init__(params, {"lr": 0.0, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Follow the gradients once."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                momentum = state["momentum_buffer"].lerp_(weight.grad, 1.0 - MOMENTUM)
+                update = orthogonal(weight.grad.lerp(momentum, MOMENTUM).flatten(1))
+                length = ADAM_LENGTH * max(update.shape) ** 0.5
+                weight.mul_(1.0 - group["lr"] * group["weight_decay"])
+                weight.add_(update.view(weight.shape), alpha=-group["lr"] * length)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Bring all singular values of a matrix near 1 (Newton-Schulz; Jordan et al. 2024).
+
+    All iterations are symmetric polynomials of the gram matrix, so they are taken there, where
+    kernels are small, and the matrix itself is multiplied only before and after.
+    """
+    wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / (wide.norm() + TINY)
+    gram = wide @ wide.mT
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        factor = torch.addmm(b * gram, gram, gram, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    wide = product @ wide
+    return wide.mT.contiguous() if matrix.shape[0] > matrix.shape[1] else wide
+
+
+def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    """Give wide matrices and kernels to Muon if it is chosen, everything else to AdamW.
+
+    Embeddings are tables, not matrices: AdamW moves them. Vectors do not decay.
+    """
+    tables = {m.weight for m in module.modules() if isinstance(m, nn.Embedding)}
+    muon, decayed, vectors = [], [], []
+    for weight in module.parameters():
+        if weight.ndim <= 1:
+            vectors.append(weight)
+        elif (
+            settings.optimizer == "muon"
+            and weight not in tables
+            and min(weight.shape[0], weight[0].numel()) >= MIN_MUON_SIDE
+        ):
+            muon.append(weight)
+        else:
+            decayed.append(weight)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, eps=ADAM_EPSILON, fused=True)
+    return [adamw, Muon(muon, weight_decay=settings.weight_decay)] if muon else [adamw]
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
-    """The rate of update number `step`, from 0."""
+    """Compute the learning rate of update number `step`, from 0."""
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
-    fall = math.cos(0.5 * math.pi * step / settings.steps) ** 2
-    return (
-        settings.learning_rate * warm * (settings.final_share + (1 - settings.final_share) * fall)
-    )
+    floor = settings.final_share
+    fall = floor + (1 - floor) * math.cos(0.5 * math.pi * step / settings.steps) ** 2
+    return settings.learning_rate * warm * fall
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The only source of chance in update number `step`."""
+    """Make the generator of everything that is random in update number `step`."""
     return torch.Generator().manual_seed(seed * SEED_STRIDE + step)
 
 
 class TrainingState:
-    """Weights, their average and the optimiser's moments after some number of updates."""
+    """Weights, their average and the optimisers' moments after some number of updates."""
 
     def __init__(self, module: nn.Module, settings: LoopSettings) -> None:
         self.module, self.settings, self.step = module, settings, 0
         self.weights = dict(module.named_parameters())
         self.ema = {name: w.detach().clone() for name, w in self.weights.items()}
-        self.optimizers = build_optimizers(
-            module, self.weights, settings.optimizer, weight_decay=settings.weight_decay
-        )
-        self.mover = {
+        self.optimizers = build_optimizers(module, settings)
+        self.optimizer_of = {
             weight: optimizer
             for optimizer in self.optimizers
             for group in optimizer.param_groups
@@ -141,7 +189,7 @@ class TrainingState:
         }
 
     def update(self, loss: Tensor) -> float:
-        """Follow the gradient of `loss` once; returns the gradient's length before clipping."""
+        """Follow the gradient of `loss` once; return the gradient's length before clipping."""
         for weight in self.weights.values():
             weight.grad = None
         loss.backward()
@@ -164,7 +212,7 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the module hold the average inside the block."""
+        """Give the module the averaged weights inside the block."""
         kept = {name: w.detach().clone() for name, w in self.weights.items()}
         self._assign(self.ema)
         try:
@@ -173,18 +221,17 @@ class TrainingState:
             self._assign(kept)
 
     @torch.no_grad()
-    def _assign(self, values: dict[str, Tensor]) -> None:
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
         for name, weight in self.weights.items():
             weight.copy_(values[name])
 
     def save(self, path: Path, identity: str) -> None:
         """Write everything that the next update depends on, whole or not at all."""
-        tensors = {f"weights.{n}": w.detach() for n, w in self.weights.items()}
-        tensors |= {f"{AVERAGE}{name}": value for name, value in self.ema.items()}
+        tensors = {WEIGHTS + name: w.detach() for name, w in self.weights.items()}
+        tensors |= {AVERAGE + name: value for name, value in self.ema.items()}
         for name, weight in self.weights.items():
-            for key, value in self.mover[weight].state.get(weight, {}).items():
-                if key in MOMENTS:
-                    tensors[f"{key}.{name}"] = value
+            state = self.optimizer_of[weight].state.get(weight, {})
+            tensors |= {f"{key}.{name}": state[key] for key in MOMENTS if key in state}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         metadata = {"step": str(self.step), "identity": identity}
         replace_file(path, safetensors.torch.save(tensors, metadata))
@@ -195,69 +242,96 @@ class TrainingState:
         Raises:
             OptionError: the checkpoint is damaged, or was made with other settings.
         """
-        tensors, metadata = read_checkpoint(path)
-        if metadata.get("identity") != identity:
+        saved = read_checkpoint(path)
+        if saved.identity != identity:
             raise OptionError(
                 f"The checkpoint '{path}' was made with other settings or photos; train with "
                 "those, or into another folder."
             )
-        self.step = int(metadata["step"])
-        self._assign({n: tensors[f"weights.{n}"] for n in self.weights})
+        self.step = saved.step
+        self._assign({name: saved.tensors[WEIGHTS + name] for name in self.weights})
         for name, value in self.ema.items():
-            value.copy_(tensors[AVERAGE + name])
+            value.copy_(saved.tensors[AVERAGE + name])
         for name, weight in self.weights.items():
-            kept = {key: tensors.get(f"{key}.{name}") for key in MOMENTS}
-            moments = {
-                k: torch.zeros_like(weight).copy_(v) for k, v in kept.items() if v is not None
-            }
-            if "exp_avg" in moments:
-                moments["step"] = torch.tensor(float(self.step), device=weight.device)
-            if moments:
-                self.mover[weight].state[weight] = moments
+            keys = [key for key in MOMENTS if f"{key}.{name}" in saved.tensors]
+            state = {k: torch.zeros_like(weight).copy_(saved.tensors[f"{k}.{name}"]) for k in keys}
+            if "exp_avg" in state:
+                state["step"] = torch.tensor(float(self.step), device=weight.device)
+            if state:
+                self.optimizer_of[weight].state[weight] = state
 
 
-def read_checkpoint(
-    path: Path, prefix: str | None = ""
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a checkpoint whose names begin with `prefix`, and its metadata.
+class Checkpoint(NamedTuple):
+    """Contents of a checkpoint's file."""
 
-    Args: prefix: None for the metadata alone, which takes no time.
+    tensors: dict[str, Tensor]
+    step: int
+    """Updates that were done."""
+    identity: str
+    """Loop's settings, seed and recipe that it was made with, as JSON."""
+
+    @property
+    def recipe(self) -> str:
+        """Text of what it depends on beside loop and seed."""
+        return str(json.loads(self.identity).get("recipe"))
+
+
+def read_checkpoint(path: Path, prefix: str | None = "") -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        prefix: of the names of the tensors that are read; None for none, which takes no time.
 
     Raises:
         OptionError: it is damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            names = [] if prefix is None else [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            names = [n for n in file.keys() if prefix is not None and n.startswith(prefix)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
+            metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise OptionError(
             f"The checkpoint '{path}' cannot be read ({error}); delete it to begin anew."
         ) from error
+    return Checkpoint(tensors, int(metadata.get("step", 0)), metadata.get("identity", "{}"))
 
 
-def averaged_weights(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The exported weights of a checkpoint by name, and after how many updates it was written."""
-    tensors, metadata = read_checkpoint(path, AVERAGE)
-    return {n.removeprefix(AVERAGE): t for n, t in tensors.items()}, int(metadata.get("step", 0))
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """Read the averaged weights of a checkpoint, which are exported, by name."""
+    tensors = read_checkpoint(path, AVERAGE).tensors
+    return {name.removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
 
 
-def check_recipe(path: Path, recipe: str) -> None:
-    """Refuse a checkpoint that was made with other settings; the loop's own may differ.
+def load_average(module: nn.Module, path: Path, prefix: str = "") -> None:
+    """Fill a module with the averaged weights of a checkpoint whose names begin with `prefix`.
 
     Raises:
-        OptionError: so it was, or it is damaged.
+        OptionError: the checkpoint was made with another module.
     """
-    identity = read_checkpoint(path, None)[1].get("identity", "{}")
-    if json.loads(identity).get("recipe") != recipe:
+    weights = averaged_weights(path)
+    weights = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    own = {name: weight.shape for name, weight in module.named_parameters()}
+    if own != {name: weight.shape for name, weight in weights.items()}:
         raise OptionError(
-            f"The checkpoint '{path}' was made with other settings or photos than this recipe has; "
-            "use the recipe that it was made with."
+            f"The checkpoint '{path}' was made with other settings; train with those, or into "
+            "another folder."
         )
+    module.load_state_dict(weights, strict=False)  # buffers stay
+
+
+def updates_done(path: Path) -> int:
+    """Count the updates of a checkpoint; 0 where there is none."""
+    return read_checkpoint(path, None).step if path.is_file() else 0
+
+
+def checkpoint_path(folder: Path, stage: str) -> Path:
+    """Return the path of a stage's checkpoint."""
+    return folder / f"{stage}.checkpoint.safetensors"
 
 
 def autocast_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of matrix products: "off", "bfloat16", or "auto" for what is fast on the device.
+    """Choose the dtype of matrix products: for "off", "bfloat16", or "auto" where it is fast.
 
     A CPU without bfloat16 instructions emulates them, several times slower than float32.
     """
@@ -265,16 +339,6 @@ def autocast_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
         return None
     fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return torch.bfloat16 if wanted == "bfloat16" or fast else None
-
-
-def checkpoint_path(folder: Path, stage: str) -> Path:
-    """Where a stage's state is kept."""
-    return folder / f"{stage}.checkpoint.safetensors"
-
-
-def identity_of(settings: LoopSettings, seed: int, recipe: str) -> str:
-    """What must be the same for a checkpoint to be continued."""
-    return json.dumps({"loop": asdict(settings), "seed": seed, "recipe": recipe}, sort_keys=True)
 
 
 def train(
@@ -289,15 +353,18 @@ def train(
     """Train a stage to its end, from its checkpoint if there is one.
 
     Args:
-        folder: for the checkpoint and the sample pictures. recipe: whatever else the checkpoint
+        folder: of the checkpoint and the sample pictures. recipe: whatever else the checkpoint
             depends on, as text. autocast: dtype of the matrix products, None for float32.
 
     Raises:
         OptionError: the checkpoint does not belong to this run.
         NumericalError: a gradient became infinite or NaN.
     """
+    objective.module.requires_grad_(True)
     state = TrainingState(objective.module, settings)
-    path, identity = checkpoint_path(folder, objective.stage), identity_of(settings, seed, recipe)
+    path = checkpoint_path(folder, objective.stage)
+    needed = {"loop": asdict(settings), "seed": seed, "recipe": recipe}
+    identity = json.dumps(needed, sort_keys=True)
     if path.exists():
         state.restore(path, identity)
     elif settings.steps == 0:

@@ -1,181 +1,324 @@
-"""The recipe's stages, in order; each is a generator that reports its updates.
+"""A training run and its stages, in order; each stage is a generator that reports its updates.
 
     tokenizer -> autoencoder -> decoder            words to tokens; pixels to latents and back
                             \\-> views -> denoiser   photos to latents; latents from noise and words
-    export                                         an ordinary Stable Diffusion folder
-    captioner                                      photos to words: apart from all of them
+    captioner                                      photos to words, independent of the others
 
 Decoder and denoiser need the encoder only, so they may train at the same time. All state is in one
-work folder: killed at any moment, every stage continues from its last checkpoint.
+folder: killed at any moment, every stage continues from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from nulltext.errors import DataError, OptionError
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.load import from_pipe
 from nulltext.training.autoencoder import AutoencoderStage, DecoderStage
-from nulltext.training.build import build_autoencoder
-from nulltext.training.captioner import CaptionerStage, build_captioner
-from nulltext.training.denoiser import DenoiserStage
-from nulltext.training.latents import Views, encode_views, load_views, save_views
-from nulltext.training.loop import Objective, TrainInfo, train
-from nulltext.training.vocabulary import common_words
-from nulltext.training.warm_start import grow_latents
-from nulltext.training.workshop import (
-    Workshop,
-    check_origin,
-    encoder_of,
-    scale_of,
-    tokenizer_of,
-    untrained,
+from nulltext.training.captioner import CaptionerStage, PretrainedVision, build_captioner
+from nulltext.training.components import (
+    build_autoencoder,
+    build_scheduler,
+    build_text_encoder,
+    build_unet,
+    grow_latents,
+    train_tokenizer,
+    warm_start,
+    warm_start_embeddings,
 )
+from nulltext.training.dataset import TRAIN, Example, compose, digest, load_pixels, read_dataset
+from nulltext.training.denoiser import DenoiserStage
+from nulltext.training.loop import (
+    Objective,
+    TrainInfo,
+    checkpoint_path,
+    load_average,
+    step_generator,
+    train,
+    updates_done,
+)
+from nulltext.training.recipe import CaptionSettings, LoopSettings, Recipe
+from nulltext.training.views import EncodedViews, encode_views
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+HELD_OUT_EVERY = 20
+MAX_HELD_OUT = 64
 
 Stage = Generator[TrainInfo, None, None]
 
 
-def autoencoder_stage(shop: Workshop) -> Stage:
-    """Train encoder and decoder.
+class Splits(NamedTuple):
+    """Examples to train on, and examples for sample pictures."""
+
+    trained: list[Example]
+    held_out: list[Example]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A recipe, its photos, what it begins with, and the folder of its state."""
+
+    recipe: Recipe
+    photos: Path
+    """Folder of captioned photos."""
+    folder: Path
+    """Folder of checkpoints, sample pictures and encoded views."""
+    device: torch.device
+    autocast: torch.dtype | None = None
+    """Dtype of the matrix products, None for float32."""
+    origin: LatentDiffusion | None = None
+    """Model to begin with, as far as its tensors fit."""
+    vision: PretrainedVision | None = None
+    """Vision model for the captioner to begin with; None for a new one."""
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The photos, with one in 20 held out for the sample pictures where no split is given."""
+        everything = read_dataset(self.photos)
+        trained = [example for example in everything if example.split == TRAIN]
+        held_out = [example for example in everything if example.split != TRAIN]
+        if not held_out:
+            trained = [e for i, e in enumerate(everything) if i % HELD_OUT_EVERY]
+            held_out = everything[::HELD_OUT_EVERY]
+        if not trained:
+            raise DataError(f"'{self.photos}' has no photo of the split '{TRAIN}' to train on.")
+        return Splits(trained, held_out)
+
+    @property
+    def examples(self) -> list[Example]:
+        """Examples to train on."""
+        return self.splits.trained
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """Training photos, uint8 [N, 3, S, S]."""
+        return load_pixels(self.examples, self.recipe.photo_side)
+
+    @cached_property
+    def held_out_pixels(self) -> Tensor:
+        """Held-out photos, uint8 [N, 3, S, S]."""
+        return load_pixels(self.splits.held_out[:MAX_HELD_OUT], self.recipe.photo_side)
+
+    @cached_property
+    def words(self) -> str:
+        """Digest of all captions and labels, and of the tokenizer's settings."""
+        words = [(e.captions, e.kind, e.colour, e.background) for e in self.examples]
+        return digest(repr((words, self.recipe.tokenizer)).encode())
+
+    @cached_property
+    def identity(self) -> str:
+        """Text of what every checkpoint depends on."""
+        photos = digest(self.pixels.numpy().tobytes())
+        origin = None if self.origin is None else self.origin.fingerprint
+        return repr((self.recipe.resolution, self.recipe.photo_side, photos, origin))
+
+    def depends_on(self, settings: str) -> str:
+        """Add what every checkpoint depends on, photos above all, to a stage's own settings."""
+        return f"{self.identity} {settings}"
+
+    def train(self, objective: Objective, loop: LoopSettings, settings: str) -> Stage:
+        """Train one stage; `settings` is the text of what its weights depend on."""
+        yield from train(
+            objective,
+            loop,
+            self.folder,
+            seed=self.recipe.seed,
+            recipe=self.depends_on(settings),
+            autocast=self.autocast,
+        )
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """Load the tokenizer, learnt in seconds when it is first needed."""
+        from transformers import CLIPTokenizer
+
+        folder = self.folder / f"tokenizer-{self.words}"
+        if (folder / "tokenizer.json").is_file():
+            saved: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+            return saved
+        settings = CaptionSettings(empty=0.0, filler=0.0)
+        captions = [text for e in self.examples for text in e.captions]
+        rng = step_generator(self.recipe.seed, 0)
+        captions += [compose(e, settings, (), rng).text for e in self.examples if not e.captions]
+        tokenizer = train_tokenizer(captions, self.recipe.tokenizer)
+        tokenizer.save_pretrained(folder)
+        return tokenizer
+
+    def autoencoder(self) -> AutoencoderKL:
+        """Load the trained autoencoder, with the later decoder if there is one.
+
+        Raises:
+            OptionError: its stage has not been trained to the end.
+        """
+        path = checkpoint_path(self.folder, "autoencoder")
+        done, wanted = updates_done(path), self.recipe.autoencoder.loop.steps
+        if done < wanted or not path.is_file():
+            raise OptionError(
+                f"The autoencoder has {done} of {wanted} updates; train it first "
+                "(--stage autoencoder)."
+            )
+        vae = build_autoencoder(self.recipe)
+        load_average(vae, path)
+        later = checkpoint_path(self.folder, "decoder")
+        if later.is_file():
+            for name in ("decoder", "post_quant_conv"):
+                load_average(getattr(vae, name), later, f"{name}.")
+        return vae.requires_grad_(False)
+
+    @property
+    def views_path(self) -> Path:
+        """File of the encoded views."""
+        return self.folder / "views.safetensors"
+
+    def views_identity(self, vae: AutoencoderKL) -> str:
+        """Text of what encoded views depend on."""
+        recipe = self.recipe
+        settings = [asdict(recipe.views), recipe.seed, self.words, encoder_digest(vae)]
+        return self.depends_on(json.dumps(settings))
+
+    def denoiser_settings(self, views: EncodedViews, vae: AutoencoderKL) -> str:
+        """Text of what a denoiser's weights depend on beside photos, seed and loop."""
+        settings = asdict(replace(self.recipe.denoiser, prompts=()))
+        settings.pop("loop")
+        captions, scale = asdict(self.recipe.captions), self.latent_scale(views)
+        return json.dumps([settings, captions, scale, self.views_identity(vae)])
+
+    def latent_scale(self, views: EncodedViews) -> float:
+        """Return the scaling factor: the origin's if its latents are kept, or for unit variance."""
+        if self.origin is not None and self.recipe.autoencoder.keeps_latents:
+            return float(self.origin.vae.config.scaling_factor)
+        return views.scale
+
+    def build_pipeline(self, vae: AutoencoderKL, views: EncodedViews) -> StableDiffusionPipeline:
+        """Build the model around an autoencoder, with UNet and text encoder before training."""
+        from diffusers import StableDiffusionPipeline
+
+        tokenizer = self.tokenizer()
+        unet = build_unet(self.recipe)
+        text_encoder = build_text_encoder(self.recipe, tokenizer)
+        if self.origin is not None:
+            old: Any = self.origin.components["text_encoder"]
+            warm_start(unet, dict(self.origin.unet.named_parameters()))
+            warm_start(text_encoder, dict(old.named_parameters()))
+            warm_start_embeddings(
+                text_encoder.get_input_embeddings(),
+                old.get_input_embeddings(),
+                tokens=tokenizer.get_vocab(),
+                old_tokens=self.origin.tokenizer.get_vocab(),
+            )
+        vae.register_to_config(scaling_factor=self.latent_scale(views))
+        return StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=build_scheduler(self.recipe),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def encoder_digest(vae: AutoencoderKL) -> str:
+    """Identify the weights of an autoencoder's encoder."""
+    own = [(n, w) for n, w in vae.named_parameters() if n.startswith(("encoder.", "quant_conv."))]
+    return digest(b"".join(weight.detach().cpu().numpy().tobytes() for _, weight in sorted(own)))
+
+
+def check_origin(recipe: Recipe, origin: LatentDiffusion | None) -> None:
+    """Refuse to keep another model's autoencoder, or its latents, where that is impossible.
 
     Raises:
-        OptionError: as in `check_origin`.
+        OptionError: no model was named, or its autoencoder does not fit.
     """
-    check_origin(shop.recipe, shop.origin)
-    vae = build_autoencoder(shop.recipe)
-    own = shop.recipe.autoencoder
-    origin = None if shop.origin is None else shop.origin.vae
+    own = recipe.autoencoder
+    if not own.keeps_latents:
+        return
+    if origin is None:
+        raise OptionError(
+            "The recipe keeps another model's autoencoder (0 updates) or its latents (keep): name "
+            "that model with --init."
+        )
+    old = origin.vae.config
+    unchanged = own.loop.steps == 0
+    more = own.latent_channels - old.latent_channels
+    if more < 0 or (unchanged and more) or own.channels != tuple(old.block_out_channels):
+        raise OptionError(
+            f"The recipe's autoencoder has {own.latent_channels} latent channels and channels "
+            f"{list(own.channels)}, that of '{origin.name}' {old.latent_channels} and "
+            f"{list(old.block_out_channels)}: to keep it, both must agree"
+            + ("." if unchanged else ", or the recipe have more latent channels.")
+        )
+
+
+def autoencoder_stage(run: TrainingRun) -> Stage:
+    """Train encoder and decoder."""
+    check_origin(run.recipe, run.origin)
+    vae, own = build_autoencoder(run.recipe), run.recipe.autoencoder
+    origin = None if run.origin is None else run.origin.vae
     if origin is not None:
         grow_latents(vae, origin)
-    objective = AutoencoderStage(
-        vae.to(shop.device).train(),
-        *shop.pixels,
-        resolution=shop.recipe.resolution,
-        crop=own.crop,
-        loss=own.loss,
-        origin=origin if own.loss.keep > 0 else None,
-    )
-    yield from _run(shop, objective, "autoencoder", _without_loops(own))
+    kept = origin if own.loss.keep > 0 else None
+    vae.to(run.device).train()
+    objective = AutoencoderStage(vae, run.pixels, run.held_out_pixels, run.recipe, origin=kept)
+    yield from run.train(objective, own.loop, _without_loops(asdict(own)))
 
 
-def decoder_stage(shop: Workshop) -> Stage:
+def decoder_stage(run: TrainingRun) -> Stage:
     """Train the decoder alone."""
-    vae, source = encoder_of(shop)
-    own = shop.recipe.autoencoder
-    objective = DecoderStage(
-        vae.to(shop.device).train(),
-        *shop.pixels,
-        resolution=shop.recipe.resolution,
-        crop=own.crop,
-        loss=own.loss,
-    )
-    yield from _run(shop, objective, "decoder", source)
+    vae = run.autoencoder()
+    settings = encoder_digest(vae)
+    vae.to(run.device).train()
+    objective = DecoderStage(vae, run.pixels, run.held_out_pixels, run.recipe)
+    yield from run.train(objective, run.recipe.autoencoder.decoder_loop, settings)
 
 
-def views_stage(shop: Workshop) -> Stage:
-    """Encode the photos, unless that is done."""
-    vae, source = encoder_of(shop)
-    path, identity = views_place(shop, source)
-    if load_views(path, identity) is not None:
-        return
-    trained, _ = shop.examples
-    vae.to(shop.device).eval()
-    for info in encode_views(
-        vae,
-        shop.pixels[0],
-        trained,
-        shop.recipe.views,
-        resolution=shop.recipe.resolution,
-        seed=shop.recipe.seed,
-    ):
-        if isinstance(info, Views):
-            save_views(info, path, identity)
-        else:
-            yield info
-
-
-def denoiser_stage(shop: Workshop) -> Stage:
-    """Train UNet and text encoder."""
-    yield from views_stage(shop)
-    vae, source = encoder_of(shop)
-    path, identity = views_place(shop, source)
-    views = load_views(path, identity)
-    assert views is not None, path
-    model = untrained(shop, vae, views)
-    own = shop.recipe.denoiser
-    objective = DenoiserStage(
-        model,
-        views,
-        captions=shop.recipe.captions,
-        fillers=common_words(),
-        loss=own.loss,
-        prompts=own.prompts,
-    )
+def denoiser_stage(run: TrainingRun) -> Stage:
+    """Encode the photos, unless that is done, and train UNet and text encoder."""
+    vae = run.autoencoder()
+    identity = run.views_identity(vae)
+    views = EncodedViews.load(run.views_path, identity)
+    if views is None:
+        vae.to(run.device).eval()
+        views = yield from encode_views(vae, run.pixels, run.examples, run.recipe)
+        views.save(run.views_path, identity)
+    model = from_pipe(run.build_pipeline(vae, views).to(run.device))
+    objective = DenoiserStage(replace(model, name=run.recipe.name), views, run.recipe)
     objective.module.train()
-    yield from _run(shop, objective, "denoiser", denoiser_settings(shop, views, identity))
+    settings = run.denoiser_settings(views, vae)
+    yield from run.train(objective, run.recipe.denoiser.loop, settings)
 
 
-def denoiser_settings(shop: Workshop, views: Views, identity: str) -> str:
-    """What a denoiser's weights depend on beside photos, seed and loop; `identity`: the views'."""
-    settings = asdict(replace(shop.recipe.denoiser, prompts=()))
-    settings.pop("loop")
-    return json.dumps([settings, asdict(shop.recipe.captions), scale_of(shop, views), identity])
-
-
-def captioner_stage(shop: Workshop) -> Stage:
+def captioner_stage(run: TrainingRun) -> Stage:
     """Train the captioner; needs no other stage."""
-    own = shop.recipe.captioner
+    recipe = run.recipe
     captioner = build_captioner(
-        own,
-        tokenizer_of(shop),
-        name=shop.recipe.name,
-        seed=shop.recipe.seed,
-        sight=shop.sight,
+        recipe.captioner, run.tokenizer(), name=recipe.name, seed=recipe.seed, vision=run.vision
     )
-    captioner.model.to(shop.device).eval()
-    objective = CaptionerStage(captioner, shop.pixels, shop.examples[0], own)
-    labels = [[repr(e.captions), e.kind, e.colour, e.background] for e in shop.examples[0]]
-    read = hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]
-    begun = "" if shop.sight is None else f" {shop.sight.fingerprint}"
-    yield from _run(shop, objective, "captioner", f"{_without_loops(own)} {read}{begun}")
-
-
-def _run(shop: Workshop, objective: Objective, stage: str, recipe: str) -> Stage:
-    """A stage's loop; its weights want gradients and nothing else does."""
-    own = shop.recipe
-    settings = {
-        "autoencoder": own.autoencoder.loop,
-        "decoder": own.autoencoder.decoder_loop,
-        "denoiser": own.denoiser.loop,
-        "captioner": own.captioner.loop,
-    }[stage]
-    objective.module.requires_grad_(True)
-    yield from train(
-        objective,
-        settings,
-        shop.folder,
-        seed=own.seed,
-        recipe=recipe_text(shop, recipe),
-        autocast=shop.autocast,
+    captioner.model.to(run.device).eval()
+    objective = CaptionerStage(
+        captioner, run.pixels, run.held_out_pixels, run.examples, recipe.captioner
     )
+    labels = [[repr(e.captions), e.kind, e.colour, e.background] for e in run.examples]
+    settings = f"{_without_loops(asdict(recipe.captioner))} {digest(json.dumps(labels).encode())}"
+    if run.vision is not None:
+        settings += f" {run.vision.fingerprint}"
+    yield from run.train(objective, recipe.captioner.loop, settings)
 
 
-def recipe_text(shop: Workshop, settings: str) -> str:
-    """Everything but seed and loop that a stage's checkpoint depends on."""
-    return f"{shop.identity} {settings}"
-
-
-def _without_loops(own: object) -> str:
-    settings = asdict(own)  # type: ignore[call-overload]
+def _without_loops(settings: dict[str, object]) -> str:
     return json.dumps({k: v for k, v in settings.items() if not k.endswith("loop")})
-
-
-def views_place(shop: Workshop, source: str) -> tuple[Path, str]:
-    """Where encoded views are kept, and what must be the same for them to be used."""
-    settings = json.dumps([asdict(shop.recipe.views), shop.recipe.seed, shop.words, source])
-    return shop.folder / "views.safetensors", f"{shop.identity} {settings}"
 
 
 STAGES = {

@@ -3,10 +3,22 @@
 A CLIP text encoder reads L tokens: BOS, the prompt, the end of text, padding. A reader sees words.
 The tokenizer's offsets tie the two: a word owns the tokens that stand for its characters, and
 words that share a token (the dots of "...") are one word. So every token between BOS and the end
-of text has exactly one owner. A learnt token is one word, however many vectors it has (see
-`learnt_tokens`).
+of text has exactly one owner.
 
-Source: Radford et al. 2021 (CLIP), sec. 2.4, and the tokenizer of its published code.
+A token that was learnt (textual inversion) with n vectors is n tokens to the tokenizer, n rows of
+the text encoder's table, under names that diffusers' `load_textual_inversion` gives them:
+
+    mystyle, mystyle_1, ..., mystyle_{n-1}
+
+The tokenizer finds "mystyle" whatever its case, beside punctuation and inside other words
+("mystyles"), and reads the first of the n. All n are put in its place, and the learnt token is one
+word. Written out, "mystyle mystyle_1 ... mystyle_{n-1}" is the same n tokens and the same word. Any
+other part ("mystyle_1" by itself) is a token of one vector. diffusers' `maybe_convert_prompt` gives
+the same tokens, except that it expands only the token's own case without capitals, and expands the
+parts of a written-out token once more.
+
+Source: Radford et al. 2021 (CLIP), sec. 2.4, and the tokenizer of its published code; Gal et al.
+2022 (Textual Inversion).
 """
 
 from __future__ import annotations
@@ -15,21 +27,35 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from nulltext.errors import PromptError
-from nulltext.words.invisible import JOINERS, UNDECODED, clean
-from nulltext.words.learnt_tokens import Span, Tokens, with_all_vectors
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-SPECIAL_TOKENS = 2  # beginning and end of text: what a CLIP sequence holds beside the prompt
-LETTERS_OF_A_WORD = 3  # shorter words ("of", "TV") tell nothing by being spelled out
-SHOWN_WORDS, SHOWN_LETTERS = 12, 160  # what an error message repeats of a prompt
-LONGEST_PROMPT = 10_000  # characters: far above any model's tokens, and counted in no time
+Span = tuple[int, int]
+
+SPECIAL_TOKENS = 2
+"""Beginning and end of text: the tokens of a CLIP sequence beside the prompt."""
+MIN_SPELLED_LETTERS = 3
+"""Shorter words ("of", "TV") tell nothing by being spelled out."""
+SHOWN_WORDS, SHOWN_LETTERS = 12, 160
+"""Most words and letters of a prompt that a message repeats."""
+MAX_CHARACTERS = 10_000
+"""Far more than any model's tokens, and counted in no time."""
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffc\U000e0001]"
+)
+"""Soft hyphens, marks of order, direction and language, byte-order marks, placeholders of objects,
+and blank letters."""
+JOINERS = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
+"""Joiners and non-joiners of letters and emoji, and the tags in flags of regions."""
+UNDECODED = range(0xDC80, 0xDD00)
+"""Surrogates that stand for undecodable bytes of names and arguments (PEP 383)."""
 # One character per character: w letter or digit, m combining mark, ' apostrophe, j joiner of two
 # signs, . other visible.
 WORD_SHAPE = re.compile(r"[wmj]+(?:'w[wmj]*)*|[.'](?:m|j\.?)*")
@@ -44,14 +70,14 @@ class Word:
     start: int
     """Offset of its first character."""
     end: int
-    """Offset behind its last character."""
+    """Offset after its last character."""
     tokens: tuple[int, ...]
     """Its adjacent positions in the padded token sequence, where 0 is BOS."""
     name: str
-    """What it is compared by: its text, but a learnt token that is written out in its parts
-    ("mystyle mystyle_1") has the name of the first."""
+    """The text by which it is compared: the first part alone of a learnt token that is written out
+    ("mystyle mystyle_1")."""
     learnt: bool
-    """Whether a learnt token (textual inversion), of one vector or of several, is in it."""
+    """Whether it holds a learnt token (textual inversion)."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +85,17 @@ class TokenizedPrompt:
     """A prompt as the text encoder reads it."""
 
     text: str
-    """The prompt as it was typed, but for what `clean` takes away."""
+    """The prompt as it was typed, after `clean`."""
     token_ids: tuple[int, ...]
     """L token ids: BOS, the prompt, the end of text, padding."""
     words: tuple[Word, ...]
-    """The words in order; together they own every token between BOS and the end of text."""
+    """In order; together they own every token between BOS and the end of text."""
     end_of_text: int
-    """Position of the (first) end-of-text token; behind it there is only padding."""
+    """Position of the (first) end-of-text token; padding follows."""
 
     @property
     def length(self) -> int:
-        """L, the number of tokens of the padded sequence."""
+        """L, with padding."""
         return len(self.token_ids)
 
 
@@ -78,12 +104,15 @@ def tokenize(
 ) -> TokenizedPrompt:
     """Split a prompt into words and the `max_length` = L tokens that the text encoder reads.
 
-    A prompt that is blank (unless `allow_empty`), too long, or has a character that the vocabulary
-    lacks raises PromptError; nothing is cut or replaced. CLIP's unknown token *is* the end of text,
-    so an unknown character would silently end the prompt.
+    Nothing is cut or replaced: CLIP's unknown token *is* the end of text, so an unknown character
+    would silently end the prompt.
+
+    Raises:
+        PromptError: the prompt is blank (unless `allow_empty`), too long, or has a character that
+            the vocabulary lacks.
     """
     limit = max_length - SPECIAL_TOKENS
-    if len(text) > LONGEST_PROMPT:
+    if len(text) > MAX_CHARACTERS:
         raise PromptError(
             f"The prompt has {len(text):,} characters; the model reads {limit} tokens, so a few "
             "words will do."
@@ -94,7 +123,7 @@ def tokenize(
         raise PromptError("The prompt is empty; describe the picture in a few words.")
     tokens = _encode(tokenizer, text)
     ids, words = tokens.ids, _group(text, pieces, tokens)
-    # The pad token may stand in a prompt: Stable Diffusion 2 pads with an honest "!".
+    # The pad token may occur in a prompt: Stable Diffusion 2 pads with "!".
     frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
     _check_known(text, words, {k: tokens.offsets[k] for k, i in enumerate(ids) if i in frame})
     _check_length(words, len(ids), limit)
@@ -103,28 +132,27 @@ def tokenize(
     return TokenizedPrompt(text, token_ids, words, end_of_text=len(ids) + 1)
 
 
-def spelled_out(prompt: TokenizedPrompt) -> list[str]:
-    """Words of three letters or more with a token per letter: the model surely never saw them."""
+def spelled_words(prompt: TokenizedPrompt) -> list[str]:
+    """List the words with a token per letter, which the model was surely not trained on."""
     found: dict[str, None] = {}
     for word in prompt.words:
-        if word.learnt:
-            continue
         text = unicodedata.normalize("NFC", word.text)
-        letters = sum(character.isalpha() for character in text)
-        if letters >= LETTERS_OF_A_WORD and len(word.tokens) >= len(text):
+        letters = sum(map(str.isalpha, text))
+        spelled = letters >= MIN_SPELLED_LETTERS and len(word.tokens) >= len(text)
+        if spelled and not word.learnt:
             found[word.text] = None
     return list(found)
 
 
-def spoken(text: str) -> list[str]:
-    """The words of a text, without case, marks and endings such as "'s", which CLIP reads apart."""
+def plain_words(text: str) -> list[str]:
+    """List the words of a text, without case, punctuation and endings such as "'s"."""
     text = clean(text)
     pieces = (text[start:end] for start, end in _pieces(text))
-    return [word_key(piece).partition("'")[0] for piece in pieces if not is_mark(piece)]
+    return [word_key(piece).partition("'")[0] for piece in pieces if not is_punctuation(piece)]
 
 
-def without_learnt(prompt: TokenizedPrompt) -> str:
-    """The text of a prompt with a blank for each word that has a learnt token."""
+def blank_learnt_words(prompt: TokenizedPrompt) -> str:
+    """Return the text of a prompt with a blank for each word that holds a learnt token."""
     kept, at = "", 0
     for word in prompt.words:
         if word.learnt:
@@ -133,15 +161,15 @@ def without_learnt(prompt: TokenizedPrompt) -> str:
 
 
 def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
-    """Token positions of every occurrence of a word, or of a phrase, whatever its case.
+    """Find the token positions of every occurrence of a word, or of a phrase, whatever its case.
 
-    A part of a learnt token's name ("cat" of "<cat-toy>") finds it where nothing else is found.
+    A part of a learnt token's name ("cat" of "<cat-toy>") matches it if nothing else matches.
     """
     word = clean(word)
     wanted = [word_key(word[start:end]) for start, end in _pieces(word)]
     whole: set[int] = set()
     within: set[int] = set()
-    for pieces in (_keyed(prompt, "text"), _keyed(prompt, "name")):
+    for pieces in (_word_pieces(prompt, "text"), _word_pieces(prompt, "name")):
         for first in range(len(pieces) - len(wanted) + 1 if wanted else 0):
             window = pieces[first : first + len(wanted)]
             if [piece.key for piece in window] == wanted:
@@ -157,24 +185,29 @@ def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def has_word(prompt: TokenizedPrompt, word: str) -> bool:
+    """Whether `find_words` would find the word or phrase."""
+    try:
+        find_words(prompt, word)
+    except PromptError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class _Piece:
-    """A piece of a word, by which words are searched.
-
-    Not every piece is a word: where CLIP reads "'s" in "'stop'", "stop" is only part of one.
-    """
+    """A part of a word that is searched for: where CLIP reads "'s" in "'stop'", "stop" is one."""
 
     key: str
     tokens: tuple[int, ...]
-    """Its word's."""
+    """The positions of its word."""
     opens: bool
-    """Whether a search that begins here cuts no learnt token apart."""
+    """Whether no learnt token is cut where the piece begins."""
     closes: bool
-    """Whether one that ends here cuts none apart."""
+    """Whether no learnt token is cut where it ends."""
 
 
-def _keyed(prompt: TokenizedPrompt, spelling: Literal["text", "name"]) -> list[_Piece]:
-    """The pieces of all words, as they were typed or by their names."""
+def _word_pieces(prompt: TokenizedPrompt, spelling: Literal["text", "name"]) -> list[_Piece]:
     found = []
     for word in prompt.words:
         text = getattr(word, spelling)
@@ -186,8 +219,20 @@ def _keyed(prompt: TokenizedPrompt, spelling: Literal["text", "name"]) -> list[_
     return found
 
 
-def _encode(tokenizer: CLIPTokenizer, text: str) -> Tokens:
-    """Tokens of the bare text."""
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of a text, without special tokens and padding."""
+
+    ids: list[int] = field(default_factory=list)
+    offsets: list[Span] = field(default_factory=list)
+    """The characters that each stands for; each vector of a learnt token for all of the token's."""
+    written_out: dict[int, int] = field(default_factory=dict)
+    """For each learnt token, where its first part ends and where its last one does: the same place
+    unless its parts are written out."""
+
+
+def _encode(tokenizer: CLIPTokenizer, text: str) -> _Tokens:
+    """Tokenize a text, with all vectors of a learnt token where the tokenizer found its name."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -202,10 +247,36 @@ def _encode(tokenizer: CLIPTokenizer, text: str) -> Tokens:
         ) from None
     # Not verbose: transformers would warn of a long prompt, which is refused here anyway.
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return with_all_vectors(tokenizer, encoded["input_ids"], encoded["offset_mapping"])
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    vectors, tokens, at = _learnt_vectors(tokenizer), _Tokens(), 0
+    while at < len(ids):
+        own = vectors.get(ids[at], (ids[at],))
+        parts = len(own) if tuple(ids[at : at + len(own)]) == own else 1
+        (start, end), (_, last_end) = offsets[at], offsets[at + parts - 1]
+        if ids[at] in vectors:
+            tokens.written_out[end] = last_end
+        tokens.ids.extend(own)
+        tokens.offsets.extend([(start, last_end)] * len(own))
+        at += parts
+    return tokens
 
 
-def _group(text: str, pieces: Sequence[Span], tokens: Tokens) -> tuple[Word, ...]:
+def _learnt_vectors(tokenizer: CLIPTokenizer) -> dict[int, tuple[int, ...]]:
+    """Return all ids that belong to a learnt token, by the id of its name."""
+    special = {"bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"}
+    own = {getattr(tokenizer, name) for name in special}
+    decoder = tokenizer.added_tokens_decoder
+    added = {token.content: number for number, token in decoder.items() if number not in own}
+    vectors = {}
+    for name, number in added.items():
+        parts = [number]
+        while (following := added.get(f"{name}_{len(parts)}")) is not None:
+            parts.append(following)
+        vectors[number] = tuple(parts)
+    return vectors
+
+
+def _group(text: str, pieces: Sequence[Span], tokens: _Tokens) -> tuple[Word, ...]:
     """Make words of pieces, joining those that share a token, such as the dots of "..."."""
     piece_at = {at: k for k, (start, end) in enumerate(pieces) for at in range(start, end)}
     piece_at[len(text)] = len(pieces)  # with a closing token, so that the last word ends too
@@ -232,7 +303,7 @@ def _group(text: str, pieces: Sequence[Span], tokens: Tokens) -> tuple[Word, ...
 
 
 def _name(text: str, start: int, end: int, written_out: Mapping[int, int]) -> str:
-    """A word's text with the first part alone of each learnt token that is written out."""
+    """Return a word's text with only the first part of each learnt token that is written out."""
     kept = ""
     for first_end, last_end in written_out.items():
         kept, start = kept + text[start:first_end], last_end
@@ -240,7 +311,7 @@ def _name(text: str, start: int, end: int, written_out: Mapping[int, int]) -> st
 
 
 def _check_known(text: str, words: Sequence[Word], unknown: Mapping[int, Span]) -> None:
-    """Refuse unknown characters, given by token index, with the word that each is in."""
+    """Raise PromptError for unknown characters, given by token index, naming their words."""
     named: dict[str, None] = {}
     for word in words:
         for start, end in (unknown[k - 1] for k in word.tokens if k - 1 in unknown):
@@ -266,12 +337,12 @@ def _check_length(words: Sequence[Word], count: int, limit: int) -> None:
 
 
 def _pieces(text: str) -> list[Span]:
-    """Cut a text where a reader would: words with their inner apostrophes, single other marks."""
+    """Cut a text into words, with their inner apostrophes, and single other marks."""
     return [match.span() for match in WORD_SHAPE.finditer("".join(map(_shape, text)))]
 
 
 def _shape(character: str) -> str:
-    """The letter that stands for a character in WORD_SHAPE."""
+    """Return the letter that stands for a character in WORD_SHAPE."""
     if character.isspace():
         return " "
     if JOINERS.match(character):
@@ -281,27 +352,18 @@ def _shape(character: str) -> str:
     return {"L": "w", "N": "w", "M": "m"}.get(unicodedata.category(character)[0], ".")
 
 
-def has_word(prompt: TokenizedPrompt, word: str) -> bool:
-    """Whether `find_words` would find the word or phrase."""
-    try:
-        find_words(prompt, word)
-    except PromptError:
-        return False
-    return True
-
-
 def word_key(word: str) -> str:
-    """What two spellings of the same word have in common."""
+    """Return the form that all spellings of a word share: composed, without case."""
     return unicodedata.normalize("NFC", word).casefold().replace("\u2019", "'")
 
 
-def is_mark(word: str) -> bool:
-    """Whether a word has no letter and no digit."""
+def is_punctuation(word: str) -> bool:
+    """Whether a word has neither letters nor digits."""
     return "w" not in map(_shape, word)
 
 
 def quoted(text: str) -> str:
-    """A prompt within an error message, its control characters escaped."""
+    """Quote a prompt for a message: shortened, with control characters escaped."""
     return json.dumps(_cut(text), ensure_ascii=False)
 
 
@@ -310,6 +372,33 @@ def _cut(text: str) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """The first of several things, as far as a message can hold them."""
+    """Enumerate the first of several things for a message."""
     more = len(items) - SHOWN_WORDS
     return ", ".join(items[:SHOWN_WORDS]) + (f" and {more} more" if more > 0 else "")
+
+
+def clean(text: str) -> str:
+    """Remove invisible characters from a text; turn every kind of space and line end into " ".
+
+    To a tokenizer, a byte-order mark, a soft hyphen or a mark of direction is a word, or cuts one
+    in two. A joiner stays where it forms a sign: after an emoji (of a family, a profession, a
+    flag), and after a letter of a script without capitals (Persian, Hindi, Malayalam); a non-joiner
+    within a word also before one (a Persian ending of a number or a foreign name).
+    """
+    text = INVISIBLE.sub("", "".join(" " if each.isspace() else each for each in text))
+    text = "".join(each for each in text if unicodedata.category(each) != "Cc")
+    return JOINERS.sub(lambda found: found[0] if _joins(text, found.start()) else "", text)
+
+
+def _joins(text: str, at: int) -> bool:
+    """Whether the joiner at a place belongs to a sign."""
+    after = text[at + 1 : at + 2]
+    if text[at] == "\u200c" and at and text[at - 1] != " " and _is_caseless(after):
+        return True
+    while at and (JOINERS.match(text[at]) or unicodedata.category(text[at])[0] == "M"):
+        at -= 1
+    return unicodedata.category(text[at]) in ("So", "Sk") or _is_caseless(text[at])
+
+
+def _is_caseless(sign: str) -> bool:
+    return sign.isalpha() and sign.lower() == sign.upper()

@@ -1,49 +1,113 @@
-"""PIE-Bench, row by row: every edit by every method; what is there already is not made again."""
+"""PIE-Bench: the same Prompt-to-Prompt edit after every inversion, and its metrics.
+
+50 DDIM steps, w = 7.5; cross-attention injected for 0.4 of the steps and self-attention for 0.6,
+refinement alignment; where words to blend are given, the edit stays where their maps are, and the
+target's word has twice its weight.
+Source: Ju et al. 2024 (Direct Inversion), sec. 5.3; numbers as in its published code.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
+from nulltext.attention.blend import LocalBlend
+from nulltext.constants import GUIDANCE_SCALE, NUM_STEPS
+from nulltext.diffusion.guidance import guided_evaluations
+from nulltext.editing.editors import PromptToPrompt
 from nulltext.editing.loop import edit
+from nulltext.editing.spec import EditSpec
+from nulltext.errors import OptionError
 from nulltext.evaluation.pie.dataset import CATEGORIES, PieItem, decode_mask
-from nulltext.evaluation.pie.metrics import Networks, pie_figures
-from nulltext.evaluation.pie.protocol import Protocol, spec_of
-from nulltext.evaluation.results import Book
-from nulltext.evaluation.rows import made_row
-from nulltext.evaluation.study import StudyInfo
-from nulltext.evaluation.tasks import Key, Measurement, row_key
+from nulltext.evaluation.pie.metrics import Networks, pie_metrics
+from nulltext.evaluation.plan import VARIANTS
+from nulltext.evaluation.rows import Measurement, Progress, Schedule, Task, run_tasks
 from nulltext.image.images import from_uint8
+from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.invert import invert
+from nulltext.inversion.registry import method_named, with_options
+from nulltext.jobs.ledger import Book
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.words.prompts import has_word
 
-EXPERIMENT = "pie"
+METHODS = ("ddim", "null-text", "negative-prompt", "direct")
+"""The methods that are compared by default: those of the paper that nulltext has."""
+
+EDIT_BRANCHES = 2
+"""Source and target."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What is to be done."""
+class Protocol:
+    """The numbers of a run; the defaults are the published ones."""
 
-    open_rows: list[tuple[PieItem, str]]
-    """Edit and method, photo by photo."""
-    keys: list[Key]
-    """Of all rows, the finished ones included."""
-    protocol: Protocol
+    num_steps: int = NUM_STEPS
+    """T."""
+    guidance_scale: float = GUIDANCE_SCALE
+    """w of every replay and edit."""
+    cross_steps: float = 0.4
+    """Fraction of the steps with the source's cross-attention."""
+    self_steps: float = 0.6
+    """Fraction of the steps with the source's self-attention."""
+    word_weight: float = 2.0
+    """Factor on the target's word to blend."""
+    inner_steps: int | None = None
+    """N of the methods that optimise; None for each method's own default."""
+    seed: int = 0
+    """For the methods that draw noise."""
+
+    def __post_init__(self) -> None:
+        if self.inner_steps is not None and self.inner_steps < 1:
+            raise OptionError(f"--inner-steps is {self.inner_steps}; choose 1 or more.")
 
     @property
-    def all_rows(self) -> int:
-        """How many there are with the finished ones."""
-        return len(self.keys)
+    def deviations(self) -> list[str]:
+        """Differences from the published protocol, in words."""
+        found = []
+        if self.num_steps != NUM_STEPS:
+            found.append(f"{self.num_steps} steps instead of {NUM_STEPS}")
+        if self.inner_steps is not None:
+            found.append(f"N = {self.inner_steps} instead of each method's own")
+        return found
 
-    @property
-    def evaluations(self) -> int:
-        """UNet evaluations that the open rows will take at most."""
-        return sum(self.protocol.evaluations(method) for _, method in self.open_rows)
+    def method(self, name: str) -> InversionMethod:
+        """Build an inversion method of the registry with the run's options."""
+        method = method_named(name)
+        if self.inner_steps is None or not VARIANTS[name].optimises:
+            return method
+        return with_options(method, inner_steps=self.inner_steps)
+
+    def evaluations(self, name: str) -> int:
+        """Count the UNet evaluations of a row at most: inversion and edit."""
+        n = getattr(self.method(name), "inner_steps", 0)
+        inverted = VARIANTS[name].evaluations(self.num_steps, n)
+        passes = guided_evaluations(EDIT_BRANCHES, self.guidance_scale)
+        return inverted + passes * self.num_steps
+
+
+def spec_of(model: LatentDiffusion, item: PieItem, protocol: Protocol) -> tuple[EditSpec, str]:
+    """Build the edit, and a remark on words to blend that cannot be used ("" where all can).
+
+    Raises:
+        PromptError: a prompt cannot be read.
+    """
+    source, target = model.tokenize(item.source), model.tokenize(item.target)
+    usable = [w for w in dict.fromkeys(item.blend) if has_word(source, w) or has_word(target, w)]
+    last = item.blend[-1] if item.blend else ""
+    weighted = bool(last) and has_word(target, last)
+    editor = PromptToPrompt(
+        cross_steps=protocol.cross_steps,
+        self_steps=protocol.self_steps,
+        weights={last: protocol.word_weight} if weighted else {},
+        alignment="refine",
+    )
+    blend = LocalBlend(tuple(usable)) if usable else None
+    unused = [word for word in item.blend if word not in usable]
+    notes = [f"{', '.join(unused)} is in neither prompt, so not blended"] if unused else []
+    if last and last not in unused and not weighted:
+        notes.append(f"{last} is not in the target, so not weighted")
+    return EditSpec(item.target, editor=editor, blend=blend), "; ".join(notes)
 
 
 def plan_pie(
@@ -51,62 +115,52 @@ def plan_pie(
     methods: Sequence[str],
     protocol: Protocol,
     done: Collection[Hashable],
-) -> Schedule:
-    """What is still open.
+) -> Schedule[PieItem]:
+    """List the rows that are still open, edit by edit and method by method.
 
     Args:
-        done: keys of rows that there are.
+        done: keys of finished rows.
     """
-    wanted = {_key(item, method): (item, method) for item in items for method in methods}
-    still = [row for key, row in wanted.items() if key not in done]
-    return Schedule(still, list(wanted), protocol)
+    return Schedule.of(
+        [(item, [_task(item, name, protocol) for name in methods]) for item in items], done
+    )
 
 
 def pie_steps(
-    model: LatentDiffusion, schedule: Schedule, book: Book, networks: Networks
-) -> Generator[StudyInfo, None, None]:
-    """Make every open row, yielding before each and at the end.
-
-    Raises:
-        OutputError: the folder cannot be written any more.
-        OutOfMemoryError: the device's memory does not suffice.
-    """
-    done = schedule.all_rows - len(schedule.open_rows)
-    spent, total = 0, schedule.evaluations
+    model: LatentDiffusion, schedule: Schedule[PieItem], book: Book, networks: Networks
+) -> Generator[Progress, None, None]:
+    """Make every open row; see `rows.run_tasks`."""
     shown = {row["image"] for row in book.rows if "photo" in row.get("pictures", {})}
-    for item, method in schedule.open_rows:
-        yield StudyInfo(done, schedule.all_rows, spent, total, f"{item.key}: {method}")
-        measure = partial(_measured, model, item, method, schedule.protocol, networks)
-        row = made_row(_key(item, method), partial(measure, item.key not in shown), book.folder)
-        book.add(row)
-        shown |= {item.key} if "photo" in row.get("pictures", {}) else set()
-        done, spent = done + 1, spent + schedule.protocol.evaluations(method)
-    yield StudyInfo(done, schedule.all_rows, spent, total, "")
+    return run_tasks(
+        schedule, book, lambda item: EditedPhoto(model, networks, item, item.key not in shown)
+    )
 
 
-def digest(items: Sequence[PieItem]) -> str:
-    """Identifies the edits: prompts, words and masks (not the pictures' bytes)."""
-    said = [(i.key, i.source, i.target, i.category, i.blend, i.runs) for i in items]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+@dataclass
+class EditedPhoto:
+    """An edit of the benchmark with what measures it."""
+
+    model: LatentDiffusion
+    networks: Networks
+    item: PieItem
+    show_photo: bool
+    """Whether the next row keeps the photo; one row of each edit does."""
 
 
-def _key(item: PieItem, method: str) -> Key:
-    return row_key(EXPERIMENT, item.key, method, {"category": _category(item)})
+def _task(item: PieItem, method: str, protocol: Protocol) -> Task:
+    return Task(
+        "pie",
+        item.key,
+        method,
+        {"category": f"{item.category} {CATEGORIES[item.category]}"},
+        partial(_measure, method=method, protocol=protocol),
+        evaluations=protocol.evaluations(method),
+    )
 
 
-def _category(item: PieItem) -> str:
-    return f"{item.category} {CATEGORIES[item.category]}"
-
-
-def _measured(
-    model: LatentDiffusion,
-    item: PieItem,
-    method: str,
-    protocol: Protocol,
-    networks: Networks,
-    show_photo: bool,
-) -> Measurement:
-    """Invert, edit, look; the photo itself is kept with one row of it."""
+def _measure(photo: EditedPhoto, method: str, protocol: Protocol) -> Measurement:
+    """Invert and edit the photo, and measure the edit."""
+    model, item = photo.model, photo.item
     mask = decode_mask(item.runs)
     spec, remark = spec_of(model, item, protocol)
     inversion = invert(
@@ -118,10 +172,14 @@ def _measured(
         guidance_scale=protocol.guidance_scale,
         seed=protocol.seed,
     )
-    picture: Tensor = edit(model, inversion, spec).images[0]
-    photo = from_uint8(inversion.photo)[0]
-    figures = pie_figures(photo, picture, mask, (item.source, item.target), networks)
+    edited = edit(model, inversion, spec).images[0]
+    crop = from_uint8(inversion.photo)[0]
+    values = pie_metrics(crop, edited, mask, item.source, item.target, photo.networks)
     notes = {"source": item.source, "target": item.target}
-    notes |= {"remark": remark} if remark else {}
-    pictures = {"picture": picture, **({"photo": photo} if show_photo else {})}
-    return Measurement(figures, pictures, inversion, notes)
+    pictures = {"picture": edited}
+    if remark:
+        notes["remark"] = remark
+    if photo.show_photo:
+        pictures["photo"] = crop
+        photo.show_photo = False
+    return Measurement(values, pictures, inversion, notes)

@@ -4,7 +4,7 @@
                            "editing_instruction", "editing_type_id", "blended_word", "mask"}}
     annotation_images/    what image_path is relative to
 
-Square brackets in a prompt mark the words that differ, and are no part of it. A mask is a flat list
+Square brackets in a prompt mark the words that differ and are removed. A mask is a flat list
 of (start, length) pairs over the 512 x 512 pixels, row by row; they are 1, where the edit belongs,
 and so is the outermost pixel on every side, "to avoid annotation errors" there.
 Source: Ju et al. 2024 (Direct Inversion), sec. 5; format and border as in its published evaluation.
@@ -12,7 +12,9 @@ Source: Ju et al. 2024 (Direct Inversion), sec. 5; format and border as in its p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
-from nulltext.errors import DataError, OptionError, reason_of, shortened
-from nulltext.storage.untrusted import MEGABYTE, inside, parse_json, read_text
-from nulltext.words.invisible import clean
+from nulltext.errors import DataError, OptionError, reason_of, shorten
+from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
+from nulltext.words.prompts import clean
 
 MAPPING, PICTURES = "mapping_file.json", "annotation_images"
 
-LARGEST = 256 * MEGABYTE
-"""Bytes of the mapping file; 700 masks as runs take a few of them."""
+MAX_MAPPING_BYTES = 256 * MEGABYTE
+"""Of the mapping file; 700 masks as runs take a few megabytes."""
 
 SIDE = 512
-"""Of the pictures that masks are drawn on, in pixels."""
+"""Side in pixels of the pictures that masks are drawn on."""
 
 CATEGORIES = {
     "0": "random",
@@ -53,22 +55,22 @@ class PieItem:
     """One edit of the benchmark."""
 
     key: str
-    """Its name in the mapping file: what rows of results call it."""
+    """Name in the mapping file and in rows of results."""
     path: Path
     source: str
-    """What the photo shows, without brackets."""
+    """Prompt of the photo."""
     target: str
-    """What it shall show, without brackets."""
+    """Prompt of the edit."""
     category: str
-    """Of `CATEGORIES`."""
+    """A key of `CATEGORIES`."""
     blend: tuple[str, ...] = ()
-    """None, one or two words: where the edit stays, in the source and in the target."""
+    """Up to two words whose places the edit stays in, of the source and of the target."""
     runs: Sequence[Any] = field(default=(), repr=False)
-    """The mask as it was published; `decode_mask` reads it."""
+    """The mask as published; see `decode_mask`."""
 
 
 def read_pie(folder: Path) -> list[PieItem]:
-    """All edits of the benchmark, in the file's order; neither pictures nor masks are opened.
+    """Read all edits of the benchmark, in the file's order; pictures and masks are not opened.
 
     Args:
         folder: holds mapping_file.json and annotation_images/.
@@ -83,80 +85,86 @@ def read_pie(folder: Path) -> list[PieItem]:
             f"{PICTURES}/ in it (docs/pie.md says where to get it)."
         )
     try:
-        mapping = parse_json(read_text(path, LARGEST))
+        mapping = parse_json(read_text(path, MAX_MAPPING_BYTES))
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' cannot be read ({reason_of(error)}).") from error
     if not isinstance(mapping, dict) or not mapping:
         raise DataError(f"'{path}' is no JSON object of edits; get PIE-Bench again.")
-    return [_item(key, entry, folder, path) for key, entry in mapping.items()]
+    return [_read_item(key, entry, path) for key, entry in mapping.items()]
 
 
-def of_categories(items: Sequence[PieItem], categories: Sequence[str]) -> list[PieItem]:
-    """The edits of some categories, by their keys in `CATEGORIES`.
+def select_categories(items: Sequence[PieItem], categories: Sequence[str]) -> list[PieItem]:
+    """Select the edits of some categories, by their keys in `CATEGORIES`.
 
     Raises:
-        OptionError: there is no such category, or no edit of it.
+        OptionError: a category is unknown, or has no edit.
     """
     for name in categories:
         if name not in CATEGORIES:
-            listed = ", ".join(f"{key} ({said})" for key, said in CATEGORIES.items())
+            listed = ", ".join(f"{key} ({title})" for key, title in CATEGORIES.items())
             raise OptionError(f"There is no category '{name}'; choose among {listed}.")
         if not any(item.category == name for item in items):
             raise OptionError(f"There is no edit of category {name} here; leave it out.")
     return [item for item in items if item.category in categories]
 
 
-def _item(key: str, entry: Any, folder: Path, path: Path) -> PieItem:
+def items_digest(items: Sequence[PieItem]) -> str:
+    """Hash prompts, words and masks of edits (not the pictures' bytes)."""
+    content = [(i.key, i.source, i.target, i.category, i.blend, i.runs) for i in items]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _read_item(key: str, entry: Any, path: Path) -> PieItem:
+    """Read an entry of the mapping file."""
     if not isinstance(entry, dict):
-        raise DataError(f"'{path}': the entry '{shortened(key)}' is no JSON object.")
+        raise DataError(f"'{path}': the entry '{shorten(key)}' is no JSON object.")
+
+    def text(name: str) -> str:
+        value = entry.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"'{path}': the entry '{shorten(key)}' has no {name}.")
+        return value
+
     try:
-        picture = inside(folder / PICTURES, _text(entry, "image_path", key, path))
+        picture = resolve_inside(path.parent / PICTURES, text("image_path"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"'{path}': the image_path of '{shortened(key)}' leads out of {PICTURES}/, or nowhere "
+            f"'{path}': the image_path of '{shorten(key)}' leads out of {PICTURES}/, or nowhere "
             f"({reason_of(error)})."
         ) from error
     category = str(entry.get("editing_type_id"))
     if category not in CATEGORIES:
         raise DataError(
-            f"'{path}': the editing_type_id of '{shortened(key)}' is {shortened(category)}, not 0 "
-            "to 9."
+            f"'{path}': the editing_type_id of '{shorten(key)}' is {shorten(category)}, not 0 to 9."
         )
     if not isinstance(entry.get("mask"), list):
-        raise DataError(f"'{path}': the mask of '{shortened(key)}' is no list of runs.")
+        raise DataError(f"'{path}': the mask of '{shorten(key)}' is no list of runs.")
     blended = entry.get("blended_word", "")
     if not isinstance(blended, str):
-        raise DataError(f"'{path}': the blended_word of '{shortened(key)}' is no text.")
+        raise DataError(f"'{path}': the blended_word of '{shorten(key)}' is no text.")
     return PieItem(
         key=key,
         path=picture,
-        source=without_marks(_text(entry, "original_prompt", key, path)),
-        target=without_marks(_text(entry, "editing_prompt", key, path)),
+        source=without_brackets(text("original_prompt")),
+        target=without_brackets(text("editing_prompt")),
         category=category,
         blend=tuple(clean(blended).split()[:2]),
         runs=entry["mask"],
     )
 
 
-def _text(entry: Mapping[str, Any], name: str, key: str, path: Path) -> str:
-    value = entry.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"'{path}': the entry '{shortened(key)}' has no {name}.")
-    return value
-
-
-def without_marks(prompt: str) -> str:
-    """A prompt without the brackets around what differs."""
+def without_brackets(prompt: str) -> str:
+    """Remove the brackets around the words that differ."""
     return " ".join(clean(prompt).replace("[", "").replace("]", "").split())
 
 
 def decode_mask(runs: Sequence[Any]) -> Tensor:
-    """[512, 512], bool, 1 where the edit belongs; the border is not yet set (`with_border`).
+    """Decode a mask: [512, 512], bool, 1 where the edit belongs, its border not yet set.
 
     A run that goes on beyond the last pixel ends there.
 
     Raises:
-        DataError: the list is no pairs of whole numbers from 0 up.
+        DataError: the list does not consist of pairs of whole numbers from 0 up.
     """
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in runs)
     if len(runs) % 2 or not whole:
@@ -171,16 +179,16 @@ def decode_mask(runs: Sequence[Any]) -> Tensor:
 
 
 def with_border(mask: Tensor) -> Tensor:
-    """A mask [H, W] whose outermost pixels belong to the edit, as published."""
+    """Add the outermost pixels of a mask [H, W] to the edit, as published."""
     framed = mask.clone()
     framed[0] = framed[-1] = True
     framed[:, 0] = framed[:, -1] = True
     return framed
 
 
-def fitted(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask [512, 512] on the (height, width) that a model works at, bool.
+def resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a mask [512, 512] to (height, width), bool.
 
-    A pixel belongs to the edit if any part of it does, so that what counts as outside is outside.
+    A pixel belongs to the edit if any part of it does, so that the outside has no edited part.
     """
     return adaptive_max_pool2d(mask[None, None].float(), size)[0, 0] > 0

@@ -1,0 +1,218 @@
+"""Captions on disk: labels.jsonl and captions.jsonl, and text files beside pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nulltext.errors import DataError, closest_name, reason_of, shorten
+from nulltext.storage.untrusted import (
+    MEGABYTE,
+    decode_text,
+    parse_json,
+    read_lines,
+    read_text,
+    resolve_inside,
+)
+from nulltext.words.prompts import clean
+
+MAX_BYTES = MEGABYTE
+"""Of a line of JSON, and of a text file with captions."""
+LABELS = ("kind", "colour", "background")
+FIELDS = {*LABELS, "file", "split", "caption", "captions", "target", "mask"}
+"""Of lines of labels.jsonl, captions.jsonl and edits.jsonl."""
+OTHER_NAMES = {
+    **dict.fromkeys(("filename", "image", "imagepath", "img", "path", "photo"), ("file",)),
+    **dict.fromkeys(("description", "prompt", "text"), ("caption", "target")),
+    "editingprompt": ("target",),
+}
+"""Names of other tools for these fields; see `errors.meant`."""
+TABLES = ("labels.jsonl", "captions.jsonl", "edits.jsonl")
+TEXTS = (".txt", ".caption")
+"""Suffixes of texts beside pictures, in the order in which they are looked for."""
+PICTURES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"),
+    *(".heic", ".heif"),
+)
+NOT_READ = (
+    *(".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+    *(".raf", ".orf", ".rw2"),
+)
+"""Suffixes of pictures in formats that are not read."""
+MOST_KEYS = 100
+"""Unknown keys of a line that are compared with a missing field's name."""
+SHOWN = 3
+"""Pictures that a message names."""
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of each line that is not blank.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        for number, line in read_lines(path, MAX_BYTES):
+            value = _object(line, path, number)
+            if value is not None:
+                yield number, value
+    except FileNotFoundError as error:
+        raise DataError(f"'{path}' does not exist.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be read ({reason_of(error)}).") from error
+
+
+def _object(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
+    """Parse a line; None if it is blank."""
+    try:
+        if len(line) > MAX_BYTES:
+            raise ValueError(f"it is longer than the {MAX_BYTES // MEGABYTE} MiB that are read")
+        text = decode_text(line)
+        value = parse_json(text) if text.strip() else None
+    except ValueError as error:
+        raise DataError(f"'{path}', line {number}, is no JSON: {reason_of(error)}.") from error
+    if value is not None and not isinstance(value, dict):
+        raise DataError(f"'{path}', line {number}, is no JSON object.")
+    return value
+
+
+def text_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> str:
+    """Return a field that must be text.
+
+    Raises:
+        DataError: it is missing, blank, or no text.
+    """
+    value = line.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"'{path}', line {number}, has no \"{key}\"{_instead(line, key)}.")
+    return value
+
+
+def captions_field(line: Mapping[str, Any], path: Path, number: int) -> tuple[str, ...]:
+    """Return the captions of a line, under "captions" or "caption".
+
+    Raises:
+        DataError: there is none.
+    """
+    captions = line.get("captions", [line.get("caption")])
+    captions = [captions] if isinstance(captions, str) else captions
+    values = captions if isinstance(captions, list) else []
+    texts = [clean(value) for value in values if isinstance(value, str)]
+    if not texts or len(texts) < len(values) or not all(text.strip() for text in texts):
+        raise DataError(
+            f'\'{path}\', line {number}, has no "caption" (or "captions")'
+            f"{_instead(line, 'caption')}."
+        )
+    return tuple(texts)
+
+
+def label_fields(line: Mapping[str, Any], path: Path, number: int) -> dict[str, str | None]:
+    """Return kind, colour and background of a line of labels.jsonl; None where unknown.
+
+    Raises:
+        DataError: one of them is no text, or stands under another name.
+    """
+    words: dict[str, str | None] = {}
+    for key in LABELS:
+        value = line.get(key)
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                f"'{path}', line {number}: kind, colour and background are words or null."
+            )
+        if value is None and key not in line and (instead := _instead(line, key)):
+            raise DataError(f"'{path}', line {number}, has no \"{key}\"{instead}.")
+        words[key] = None if value is None else clean(value)
+    return words
+
+
+def _instead(line: Mapping[str, Any], key: str) -> str:
+    """Suggest a rename, for the end of a sentence, where a line has the field by another name."""
+    for other in sorted({*line} - {key, *FIELDS})[:MOST_KEYS]:
+        if closest_name(other, [key], OTHER_NAMES) == key:
+            return f'; it has "{shorten(other)}": call that "{key}"'
+    return ""
+
+
+def file_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> Path:
+    """Return the file that a line names, relative to the folder of `path`.
+
+    Raises:
+        DataError: it is missing, or leads out of the folder.
+    """
+    name = text_field(line, key, path, number)
+    try:
+        return resolve_inside(path.parent, name)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"'{path}', line {number}, names {shorten(name)!r}, which cannot be used: "
+            f"{reason_of(error)}."
+        ) from error
+
+
+def captions_beside(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield the pictures anywhere in a folder with the lines of the text beside each, by name.
+
+    The text of a.jpg is the first of a.txt, a.caption, a.jpg.txt and a.jpg.caption that exists, in
+    capitals too.
+
+    Raises:
+        DataError: a text cannot be read.
+    """
+    texts: dict[Path, Path] = {}
+    by_suffix = sorted(_files(folder, TEXTS), key=lambda p: (TEXTS.index(p.suffix.lower()), p))
+    for path in by_suffix:
+        if path.is_file():
+            texts.setdefault(path.with_suffix(""), path)
+    for path in sorted(_files(folder, PICTURES)):
+        beside = texts.get(path.with_suffix("")) or texts.get(path)
+        if beside is None:
+            continue
+        try:
+            lines = read_text(beside, MAX_BYTES).split("\n")
+        except (OSError, ValueError) as error:
+            raise DataError(f"'{beside}' cannot be read ({reason_of(error)}).") from error
+        captions = tuple(text for line in lines if (text := clean(line).strip()))
+        if captions:
+            yield path, captions
+
+
+def note_on_left_out(folder: Path) -> str:
+    """Describe a folder's pictures without captions in one sentence; empty if there are none.
+
+    Raises:
+        DataError: a file of captions cannot be read.
+    """
+    named: set[Path] = set()
+    for table in (folder / name for name in TABLES):
+        for number, line in read_json_lines(table) if table.is_file() else ():
+            keys = [key for key in ("file", "mask") if line.get(key) is not None]
+            named.update(file_field(line, key, table, number) for key in keys)
+    named = named or {path for path, _ in captions_beside(folder)}
+    found = left_out(folder, named) if named else ""
+    return f"Note: left out of '{folder}': {found}." if found else ""
+
+
+def left_out(folder: Path, named: Collection[Path] = ()) -> str:
+    """Describe a folder's pictures that are not among `named`: how many, the first, and why."""
+    parts = []
+    for suffixes, noun, why in (
+        (PICTURES, "picture", "without a caption"),
+        (NOT_READ, "file", "of a format that is not read"),
+    ):
+        names = [p.relative_to(folder).as_posix() for p in _files(folder, suffixes) - {*named}]
+        if names:
+            more = ", …" if len(names) > SHOWN else ""
+            shown = ", ".join(map(shorten, sorted(names)[:SHOWN]))
+            parts.append(f"{len(names)} {noun}{'s' * (len(names) > 1)} {why} ({shown}{more})")
+    return ", ".join(parts)
+
+
+def _files(folder: Path, suffixes: Collection[str]) -> set[Path]:
+    """Find files below a folder, without hidden ones (macOS's ._a.txt, .ipynb_checkpoints)."""
+    return {
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }

@@ -1,0 +1,82 @@
+"""Version, default values and names of options that the library and the command line share.
+
+A test compares each list of names with the registry that implements it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from nulltext.plugins import EDITORS_GROUP, METHODS_GROUP, members_of
+
+__version__ = "0.1.0"
+
+NullStart = Literal["empty", "prompt"]
+"""The embedding at which null-text optimisation starts."""
+Precision = Literal["float32", "float16", "bfloat16"]
+Alignment = Literal["auto", "replace", "refine"]
+Detail = Literal["auto", "photo", "luminance", "model"]
+SourceBranch = Literal["replay", "exact"]
+
+MODEL = "flowers"
+"""Name of the bundled model."""
+CAPTIONER = "flowers"
+"""Name of the bundled captioner."""
+AUTO = "auto"
+"""Stands for a source prompt that the captioner is to write."""
+METHOD = "null-text-secant"
+"""Method of the default budget."""
+NUM_STEPS = 50
+"""T in both papers."""
+BUDGET = "balanced"
+"""Null-text budget; docs/speed.md and docs/editing.md have the measurements behind the choice."""
+GUIDANCE_SCALE = 7.5
+"""w in both papers."""
+SEED = 0
+DETAIL: Detail = "auto"
+"""How much of the photo's fine detail an edit keeps."""
+CROSS_STEPS = 0.8
+"""Fraction of the steps in which Prompt-to-Prompt injects cross-attention."""
+SELF_STEPS = 0.4
+"""Fraction of the steps in which Prompt-to-Prompt injects self-attention."""
+BLEND_THRESHOLD = 0.3
+"""Fraction of a word map's maximum above which local blend lets the picture change."""
+MASA_START = 0.08
+"""Fraction of the steps before MasaCtrl begins: step 4 of 50."""
+MASA_LAYER = 0.625
+"""Fraction of the self-attention layers before MasaCtrl begins: layer 10 of 16."""
+
+
+class Method(StrEnum):
+    """Names of the inversion methods: built in, then those of installed packages."""
+
+    NULL_TEXT = "null-text"
+    NULL_TEXT_SECANT = "null-text-secant"
+    DDIM = "ddim"
+    DIRECT = "direct"
+    NEGATIVE_PROMPT = "negative-prompt"
+    RANDOM_PIVOT = "random-pivot"
+    GLOBAL_NULL = "global-null"
+    NULL_TEXT_NO_PIVOT = "null-text-no-pivot"
+    TEXTUAL = "textual"
+    TEXTUAL_PIVOT = "textual-pivot"
+    TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
+    MODEL_TUNING = "model-tuning"
+    locals().update(members_of(METHODS_GROUP))  # a class's namespace, which may be written to
+
+
+class Budget(StrEnum):
+    """Names of the null-text budgets."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    PAPER = "paper"
+
+
+class EditorName(StrEnum):
+    """Names of the editors: built in, then those of installed packages."""
+
+    PROMPT_TO_PROMPT = "prompt-to-prompt"
+    MASACTRL = "masactrl"
+    locals().update(members_of(EDITORS_GROUP))
