@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed-dev
 LOWEST := .venv-lowest
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-slow test-lowest lint bench clean
+.PHONY: help setup demo test test-slow test-lowest lint options bench clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ lint: setup  ## Run ruff, mypy and import-linter.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+options: $(PLAIN)  ## Write the table of docs/options.md anew.
+	$(BIN)/python -m nulltext.jobs.options docs/options.md
 
 LIMIT ?= 32
 bench: $(PLAIN)  ## Measure reconstruction on photos: make bench DATA=folder LIMIT=32.

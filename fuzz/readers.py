@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nulltext.jobs.jobs import Job
+    from nulltext.jobs.job_files import Job
 
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -65,11 +65,13 @@ def corpus_of(reader: str) -> list[Path]:
 
 
 def read_inversion(path: Path) -> None:
-    """Read a saved inversion as `nulltext inspect` does."""
-    from nulltext.cli.inspect import described
+    """As `nulltext inspect` does."""
+    from nulltext.cli.saved import described
+    from nulltext.inversion.header import InversionOutline
     from nulltext.inversion.record import Inversion
 
-    described(Inversion.load(path))
+    described(InversionOutline.load(path))
+    Inversion.load(path)
 
 
 def read_image(path: Path) -> None:
@@ -108,8 +110,8 @@ def read_datasets(path: Path) -> None:
 def read_jobs(path: Path) -> None:
     """Read jobs as `nulltext batch --dry-run` does; raise for the first line that is refused."""
     from nulltext.errors import DataError
-    from nulltext.jobs.jobs import Refused
-    from nulltext.jobs.jobs import read_jobs as lines
+    from nulltext.jobs.job_files import Refused
+    from nulltext.jobs.job_files import read_jobs as lines
 
     refused = [job.reason if isinstance(job, Refused) else _refusal(job) for job in lines(path)]
     if reasons := [reason for reason in refused if reason]:
@@ -118,9 +120,10 @@ def read_jobs(path: Path) -> None:
 
 def _refusal(job: Job) -> str:
     from nulltext.errors import UserError
+    from nulltext.jobs.request import check_options
 
     try:
-        job.order().check()
+        check_options(job.edit_options())
     except UserError as error:
         return str(error)
     return ""

@@ -19,7 +19,7 @@ from nulltext.cli import main as cli
 from nulltext.cli.batch import ADDRESS
 from nulltext.errors import NumericalError
 from nulltext.jobs import batch as batches
-from nulltext.jobs import worker as workers
+from nulltext.jobs import pictures
 from nulltext.jobs.batch import BATCH
 from nulltext.jobs.ledger import read_book
 from nulltext.models.choice import ModelChoice
@@ -247,14 +247,14 @@ def test_a_bad_job_is_told_and_the_others_are_done(here, run):
 
 def test_a_failure_of_ours_exits_with_1_and_is_retried_only_when_asked(here, run, monkeypatch):
     jobs = write(here, {"image": "a.png", "target": "a dog"}, {"image": "b.png", "target": "a dog"})
-    plain, failures = workers.pictures_of, []
+    plain, failures = pictures.pictures_of, []
 
-    def sometimes(model, order, *rest):
-        if failures and order.request.image.name == "a.png":
+    def sometimes(model, inputs, *rest):
+        if failures and inputs.options.image.name == "a.png":
             raise failures.pop()
-        return plain(model, order, *rest)
+        return plain(model, inputs, *rest)
 
-    monkeypatch.setattr(workers, "pictures_of", sometimes)
+    monkeypatch.setattr(pictures, "pictures_of", sometimes)
     for failure in (NumericalError("The latents are NaN at timestep 1."), KeyError("oops")):
         failures.append(failure)
         code, said, _ = run(jobs, "-o", "out", "--retry-failed")
@@ -324,13 +324,13 @@ def test_nothing_is_written_through_a_symbolic_link(here, run, part):
 
 def test_two_batches_do_not_mix(here, run, monkeypatch):
     jobs = write(here, {"image": "a.png", "target": "a dog"})
-    plain, tried = workers.pictures_of, []
+    plain, tried = pictures.pictures_of, []
 
     def meanwhile(*arguments):
         tried.append(run(jobs, "-o", "out"))
         return plain(*arguments)
 
-    monkeypatch.setattr(workers, "pictures_of", meanwhile)
+    monkeypatch.setattr(pictures, "pictures_of", meanwhile)
     run(jobs, "-o", "out")
     code, _, err = tried[0]
     assert code == 2

@@ -59,7 +59,7 @@ def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
         assert picture.size == (32, 32)
         settings = json.loads(picture.text["nulltext"])
     assert settings["target"] == "a dog"
-    assert settings["method"] == "null-text"
+    assert settings["method"] == "null-text-secant"
     with Image.open("strip.png") as strip:
         assert strip.width > 4 * 256
     assert "so far" in err
@@ -84,7 +84,7 @@ def test_invert_replay_inspect_and_edit_again(here, model, run):
     assert code == 0, err
     inverted = json.loads(out)
     assert inverted["file"] == "kept.safetensors"
-    assert inverted["method"] == "null-text"
+    assert inverted["method"] == "null-text-secant"
     code, out, _ = run("replay", "kept.safetensors", "--model", model, "-o", "r.png", "--json")
     assert code == 0
     assert json.loads(out)["psnr_reconstruction"] == pytest.approx(

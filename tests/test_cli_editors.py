@@ -11,7 +11,7 @@ from PIL import Image
 import nulltext
 from nulltext.errors import OptionError
 from nulltext.image.images import to_pil
-from nulltext.jobs.sweep import parse_axis
+from nulltext.jobs.edits import parse_axis
 from test_cli import pixels
 
 
@@ -78,12 +78,12 @@ def test_masactrl_with_its_options(here, model, run, saved):
 
 
 def test_a_sweep_over_two_knobs_shows_each_pair(here, model, run, saved, monkeypatch):
-    from nulltext.jobs import saving
+    from nulltext.jobs import pictures
 
     drawn = []
-    plain = saving.labelled_grid
+    plain = pictures.labelled_grid
     monkeypatch.setattr(
-        saving, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
+        pictures, "labelled_grid", lambda blocks: drawn.append(blocks) or plain(blocks)
     )
     code, _, err = run(
         *("edit", "--inversion", saved, "--model", model, "--target", "a dog", "-o", "o.png"),
@@ -141,13 +141,16 @@ SWEEP = ("--sweep", "g.png", "--over")
         (("--target-guidance", "-1"), "guidance is -1"),
         (("--target", "a sofa", "--then", "a dog"), "--then goes on from one --target"),
         (("--then", "a dog"), "same as the source"),
-        (("--then", "a sofa", "--then-strength", "3"), "The strength is 3"),
+        (
+            ("--then", "a sofa", "--then-strength", "3"),
+            "--then-strength is 3; choose a number from 0 to 1",
+        ),
         (("--then-strength", "0.5"), "--then adds"),
         (("--over", "strength=0:1:5"), "add --sweep"),
         ((*SWEEP, "size=1,2"), "names no knob"),
         ((*SWEEP, "strength=0:1"), "no values that can be read"),
-        ((*SWEEP, "strength=0,2"), "The strength is 2"),
-        ((*SWEEP, "cross=0,1.5"), "cross_steps is 1.5"),
+        ((*SWEEP, "strength=0,2"), "--strength is 2; choose"),
+        ((*SWEEP, "cross=0,1.5"), "--cross-steps is 1.5; choose"),
         (("--cross-steps", "0.2", "--sweep", "g.png"), "which --cross-steps sets as well"),
         (
             ("--then", "a sofa", "--then-strength", "0.3", *SWEEP, "cross=0,1"),

@@ -8,7 +8,6 @@ import inspect
 import io
 import json
 import os
-from dataclasses import fields
 
 import pytest
 from hypothesis import given, settings
@@ -18,16 +17,18 @@ from PIL import Image
 from nulltext.cli.edit import edit
 from nulltext.errors import DataError, UserError
 from nulltext.jobs.batch import check_steps, read_batch
-from nulltext.jobs.job_options import LONGEST_TEXT, OPTIONS, OURS
-from nulltext.jobs.jobs import (
+from nulltext.jobs.job_files import (
+    KEYS,
     LONGEST_LINE,
+    LONGEST_TEXT,
+    NO_KEYS,
     Job,
     Refused,
     parse_job,
     read_jobs,
 )
-from nulltext.jobs.request import Request
-from nulltext.jobs.units import grouped, unit_of
+from nulltext.jobs.request import check_options
+from nulltext.jobs.worker import grouped, unit_of
 from nulltext.storage.untrusted import decode_text
 
 GOOD = {"image": "a.png", "source": "a cat", "target": "a dog"}
@@ -40,11 +41,11 @@ def parsed(base, **more):
 def test_a_job_has_every_option_of_edit():
     """But those that are the batch's own, which it is told by name."""
     own = set(inspect.signature(edit).parameters)
-    assert OPTIONS.keys() | OURS.keys() == own
-    assert not OPTIONS.keys() & OURS.keys()
+    assert KEYS.keys() | NO_KEYS.keys() == own
+    assert not KEYS.keys() & NO_KEYS.keys()
 
 
-def test_every_option_reaches_the_order(tmp_path):
+def test_every_key_becomes_an_option(tmp_path):
     given = {
         "mask": "m.png",
         "full": True,
@@ -62,17 +63,14 @@ def test_every_option_reaches_the_order(tmp_path):
     }
     job = parsed(tmp_path, **given, weight="dog=2", strength=0.3, detail="model", then=["a cow"])
     assert isinstance(job, Job)
-    order = job.order()
-    asked = {name: getattr(order.request, name) for name in given}
+    options = job.edit_options()
+    asked = {name: getattr(options, name) for name in given}
     paths = {name: tmp_path / given[name] for name in ("mask", "inversion")}
     assert asked == given | paths
-    assert order.request.image == tmp_path / "a.png"
-    assert {field.name for field in fields(Request)} - OPTIONS.keys() == {
-        *("save_inversion", "fresh")
-    }
-    assert (order.asked.prompts, order.asked.strength) == (["a dog", "a cow"], 0.3)
-    assert order.asked.own == {"weight": ["dog=2"]}
-    assert (order.request.detail, order.source_branch) == ("model", "replay")
+    assert options.image == tmp_path / "a.png"
+    assert (options.prompts, options.strength) == (("a dog", "a cow"), 0.3)
+    assert options.editor_settings == {"weight": ("dog=2",)}
+    assert (options.detail, options.source_branch) == ("model", "replay")
 
 
 REFUSED = {
@@ -93,7 +91,7 @@ REFUSED = {
     '{"target": "x", "save_inversion": "/x"}': "a batch keeps every inversion itself",
     '{"target": "x", "model": "owner/name"}': "nulltext batch --model",
     '{"target": "x", "trust_remote_code": true}': "no option of `nulltext edit`",
-    '{"target": "x", "method": "magic"}': "none of null-text, ddim",
+    '{"target": "x", "method": "magic"}': "none of null-text, ",
     '{"target": []}': "a list of 0; give 1 to 64",
     '{"target": [1]}': "no text",
     '{"target": "\\ud800"}': "no text that can be written",
@@ -256,7 +254,7 @@ def test_invisible_characters_make_no_other_job(tmp_path):
     dirty = {"source": "a\u00a0cat\u200b", "target": ["\ufeffa d\u00adog"], "weight": "dog\ufeff=2"}
     clean = {"source": "a cat", "target": ["a dog"], "weight": "dog=2"}
     assert unit_of(parsed(tmp_path, **dirty)).id == unit_of(parsed(tmp_path, **clean)).id
-    assert parsed(tmp_path, **dirty).order() == parsed(tmp_path, **clean).order()
+    assert parsed(tmp_path, **dirty).edit_options() == parsed(tmp_path, **clean).edit_options()
 
 
 @pytest.mark.parametrize(
@@ -299,14 +297,14 @@ json_values = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(options=st.dictionaries(st.sampled_from([*OPTIONS, *OURS, "x"]), json_values))
+@given(options=st.dictionaries(st.sampled_from([*KEYS, *NO_KEYS, "x"]), json_values))
 def test_no_line_ends_in_a_traceback(tmp_path_factory, options):
     base = tmp_path_factory.getbasetemp()
     for whole in (options, GOOD | options):
         found = parse_job(json.dumps(whole).encode(), 1, base)
         if isinstance(found, Job):
             with contextlib.suppress(UserError):
-                found.order().check()
+                check_options(found.edit_options())
             unit_of(found)
 
 

@@ -28,7 +28,7 @@ from nulltext.image.images import CropBox, to_tensor
 from nulltext.image.photos import Photo, exif_of_result, load_photo
 from nulltext.image.saving import Picture, encode
 from nulltext.inversion.record import Inversion
-from nulltext.jobs.saving import save_placed
+from nulltext.jobs.pictures import save_placed
 from pictures import noise, png, png_chunk
 
 Base, Block = ExifTags.Base, ExifTags.IFD

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 import nulltext
 from nulltext.errors import PromptError
 from nulltext.inversion.invert import InversionRequest
-from nulltext.jobs.order import Order
+from nulltext.jobs.options import EditOptions
 from nulltext.models.unet import StableDiffusionText
 from nulltext.studio.forms import EditForm, read_chips
 from nulltext.words.prompts import clean, find_words, spelled_words, tokenize
@@ -118,15 +118,25 @@ def test_prompts_are_cleaned_wherever_they_come_in(
     tiny_sd1: nulltext.LatentDiffusion, photo: Image.Image
 ) -> None:
     said, expected = "\ufeffa\u00a0d\u00adog", "a dog"
-    request = InversionRequest.checked(tiny_sd1, photo, said, "ddim", 2, 1.0, None, None, 0)
+    request = InversionRequest.checked(
+        tiny_sd1,
+        photo,
+        said,
+        method="ddim",
+        num_steps=2,
+        guidance_scale=1.0,
+        crop=None,
+        size=None,
+        seed=0,
+    )
     assert request.prompt == expected
     assert nulltext.EditSpec(said).target == expected
     assert read_chips([{"source": None, "text": said}], 0)[0].text == expected
     form = EditForm.read({"target": said, "blend": f"{said}, cat"}, 0)
     assert (form.target, form.blend) == (expected, (expected, "cat"))
-    order = Order.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
-    assert (order.request.source, order.asked.targets) == (expected, [expected])
-    assert order.asked.own == {"weight": [f"{expected}=2"]}
+    options = EditOptions.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
+    assert (options.source, options.target) == (expected, (expected,))
+    assert options.weight == (f"{expected}=2",)
 
 
 def test_pieces_that_share_a_token_are_one_word() -> None:

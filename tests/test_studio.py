@@ -109,6 +109,7 @@ EDITS = {
         "cross_steps": 0.4,
         "self_steps": 0.7,
         "target_guidance": 3,
+        "negative": "a cow",
         "detail": "photo",
     },
     "local": {"blend": "cat, dog", "threshold": 0.05, "strength": 0.9},
@@ -118,7 +119,7 @@ EDITS = {
 
 NAMED = {
     "plain": "--strength 0.5",
-    "weighed": "--cross-steps 0.4 --self-steps 0.7 --target-guidance 3.0 --weight dog=-2.0",
+    "weighed": "--weight dog=-2.0 --target-guidance 3.0 --negative 'a cow' --cross-steps 0.4",
     "local": "--blend cat --blend dog --blend-threshold 0.05",
     "painted": "--mask 'my cat-mask.png'",
 }

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer.core import TyperCommand
 
-from nulltext.cli.exit_codes import end_of_rows
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import (
-    JsonOption,
-    QuietOption,
-)
-from nulltext.cli.report import Reporter, counted
+from nulltext.cli.options import takes_options
+from nulltext.cli.report import STAGES, Reporter, counted, end_of_rows
 from nulltext.errors import OptionError
+from nulltext.jobs.options import about
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from nulltext.diffusion.loops import StepInfo
     from nulltext.jobs.batch import Batch, BatchInfo, Executor, Outcome
     from nulltext.jobs.worker import Setup
@@ -48,55 +50,45 @@ class OptionalAddress(TyperCommand):
         return super().parse_args(ctx, full)
 
 
-@takes_model
-def batch(
-    jobs: Annotated[
-        Path,
-        typer.Argument(
-            metavar="JOBS", help="One edit per line as JSON, a JSON array of them, or CSV."
+@dataclass(frozen=True)
+class BatchOptions:
+    """The options of `batch`."""
+
+    jobs: Path = field(
+        metadata=about(
+            "One edit per line as JSON, a JSON array of them, or CSV.", "JOBS", positional=True
+        )
+    )
+    output: Path = field(metadata=about("Folder of pictures and rows.", "DIR", short="-o"))
+    ray: str | None = field(
+        default=None,
+        metadata=about(
+            "On a Ray cluster: HOST:PORT, ray://…, or auto; alone, one of this machine.",
+            "[ADDRESS]",
         ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of pictures and rows.")
-    ],
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="[ADDRESS]",
-            help="On a Ray cluster: HOST:PORT, ray://…, or auto; alone, one of this machine.",
+    )
+    workers: int | None = field(
+        default=None,
+        metadata=about("With --ray: models side by side; default: all.", "N", least=1),
+    )
+    limit: int | None = field(default=None, metadata=about("The first N jobs only.", "N"))
+    within: Path | None = field(
+        default=None,
+        metadata=about(
+            "Refuse jobs whose files are not in there: for job files by somebody else.", "FOLDER"
         ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", metavar="N", min=1, help="With --ray: models side by side; default: all."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="The first N jobs only.")
-    ] = None,
-    within: Annotated[
-        Path | None,
-        typer.Option(
-            "--within",
-            metavar="FOLDER",
-            help="Refuse jobs whose files are not in there: for job files by somebody else.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Look at all jobs, load no model, write nothing.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try jobs that failed once more.")
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Throw away what an earlier batch left in DIR.")
-    ] = False,
-    chosen: ModelChoice = CHOICE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    )
+    dry_run: bool = field(
+        default=False, metadata=about("Look at all jobs, load no model, write nothing.")
+    )
+    retry_failed: bool = field(default=False, metadata=about("Try jobs that failed once more."))
+    fresh: bool = field(
+        default=False, metadata=about("Throw away what an earlier batch left in DIR.")
+    )
+
+
+@takes_options
+def batch(options: BatchOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Edit many photos: one job per line, any option of `edit` by its long name.
 
     Example: [bold]nulltext batch jobs.jsonl -o edited[/bold] with lines such as
@@ -108,47 +100,44 @@ def batch(
     is finished. One bad job does not stop the others. Exit code: 0 all done; 2 some jobs are bad
     input, which results.jsonl explains line by line; 1 some failed for another reason.
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.jobs.batch import read_batch
     from nulltext.jobs.worker import Setup
 
-    if workers is not None and ray is None:
+    if options.workers is not None and options.ray is None:
         raise OptionError("--workers is for --ray; add that, or leave it out.")
     with reporter.busy("Reading the jobs …"):
-        found = read_batch(jobs, limit=limit, within=within)
+        found = read_batch(options.jobs, limit=options.limit, within=options.within)
     if found.repeated:
         reporter.note(f"Note: lines that repeat others are done once: {found.repeated}.")
-    if dry_run:
+    if options.dry_run:
         chosen.check()
         _dry_run(reporter, found)
         return
-    setup = Setup(chosen, output.absolute())
-    with _shown(reporter, len(found.units)) as (show, on_step):
-        outcome = _run(reporter, setup, found, (ray, workers), (fresh, retry_failed), show, on_step)
-    _report(reporter, outcome, output)
+    setup = Setup(chosen, options.output.absolute())
+    with (
+        _bars(reporter, len(found.units)) as bars,
+        _executor(reporter, setup, options, bars.on_step) as executor,
+    ):
+        outcome = _run(reporter, setup, found, options, executor, bars)
+    _report(reporter, outcome, options.output)
 
 
 def _run(
     reporter: Reporter,
     setup: Setup,
     found: Batch,
-    cluster: tuple[str | None, int | None],
-    again: tuple[bool, bool],
-    show: Callable[[BatchInfo], None],
-    on_step: Callable[[StepInfo], None],
+    options: BatchOptions,
+    executor: Executor,
+    bars: _Bars,
 ) -> Outcome:
-    """Open the folder, and do what is open."""
+    """Open the folder, and do the jobs that are not done."""
     from nulltext.jobs.batch import batch_steps, open_batch
 
-    fresh, retry_failed = again
-    with (
-        _executor(reporter, setup, *cluster, on_step) as executor,
-        open_batch(setup, executor.identity, fresh=fresh) as book,
-    ):
-        steps = batch_steps(executor, found, book, retry_failed=retry_failed)
+    with open_batch(setup, executor.identity, fresh=options.fresh) as book:
+        steps = batch_steps(executor, found, book, retry_failed=options.retry_failed)
         try:
             while True:
-                show(next(steps))
+                bars.show(next(steps))
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
@@ -164,16 +153,15 @@ def _run(
 def _executor(
     reporter: Reporter,
     setup: Setup,
-    address: str | None,
-    workers: int | None,
+    options: BatchOptions,
     on_step: Callable[[StepInfo], None],
 ) -> Iterator[Executor]:
-    """Who does the work."""
-    if address is None:
-        from nulltext.jobs.local import Local
+    """Load the model here, or start workers on a cluster."""
+    if options.ray is None:
+        from nulltext.jobs.batch import LocalExecutor
 
         with reporter.loading(setup.chosen.model) as on_bytes:
-            local = Local(setup, on_step, on_bytes)
+            local = LocalExecutor(setup, on_step, on_bytes)
         for note in local.worker.model.notes:
             reporter.note(note)
         yield local
@@ -183,7 +171,12 @@ def _executor(
     from nulltext.jobs.cluster import Cluster
 
     with reporter.busy("Starting the workers …"):
-        cluster = Cluster(setup, address=address, workers=workers, threads=torch.get_num_threads())
+        cluster = Cluster(
+            setup,
+            address=options.ray,
+            workers=options.workers,
+            threads=torch.get_num_threads(),
+        )
     reporter.note(f"{counted(cluster.workers, 'worker')} on Ray.")
     try:
         yield cluster
@@ -191,22 +184,29 @@ def _executor(
         cluster.close()
 
 
+class _Bars:
+    """A bar of jobs with the time left; beside it, the step of a worker in this process."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress = progress
+        self.bar = progress.add_task("", total=total, failed="", doing="", start=False)
+
+    def show(self, info: BatchInfo) -> None:
+        """Move the bar."""
+        if info.row is None:
+            self.progress.start_task(self.bar)
+        failed = f"{info.failed} failed  " if info.failed else ""
+        done = info.done + info.failed
+        self.progress.update(self.bar, completed=done, failed=failed, doing="")
+
+    def on_step(self, info: StepInfo) -> None:
+        """Show a step of the job under way."""
+        stage = STAGES.get(info.stage, info.stage)
+        self.progress.update(self.bar, doing=f"{stage} {info.index}/{info.total}")
+
+
 @contextmanager
-def _shown(
-    reporter: Reporter, total: int
-) -> Iterator[tuple[Callable[[BatchInfo], None], Callable[[StepInfo], None]]]:
-    """A bar of jobs with the time left; beside it, the step that one worker here is at."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from nulltext.cli.report import STAGES
-
+def _bars(reporter: Reporter, total: int) -> Iterator[_Bars]:
     columns = (
         TextColumn("Jobs"),
         BarColumn(bar_width=24),
@@ -217,19 +217,7 @@ def _shown(
         TextColumn("{task.fields[failed]}{task.fields[doing]}", markup=False),
     )
     with Progress(*columns, console=reporter.console, speed_estimate_period=3600) as progress:
-        bar = progress.add_task("", total=total, failed="", doing="", start=False)
-
-        def show(info: BatchInfo) -> None:
-            if info.row is None:
-                progress.start_task(bar)
-            failed = f"{info.failed} failed  " if info.failed else ""
-            progress.update(bar, completed=info.done + info.failed, failed=failed, doing="")
-
-        def on_step(info: StepInfo) -> None:
-            stage = STAGES.get(info.stage, info.stage)
-            progress.update(bar, doing=f"{stage} {info.index}/{info.total}")
-
-        yield show, on_step
+        yield _Bars(progress, total)
 
 
 def _dry_run(reporter: Reporter, found: Batch) -> None:
@@ -239,12 +227,12 @@ def _dry_run(reporter: Reporter, found: Batch) -> None:
         typer.Exit: some are bad, with code 2.
     """
     from nulltext.jobs.batch import Outcome, check_steps
-    from nulltext.jobs.units import grouped
+    from nulltext.jobs.worker import grouped
 
     outcome = Outcome()
-    with _shown(reporter, len(found.units)) as (show, _):
+    with _bars(reporter, len(found.units)) as bars:
         for info in check_steps(found):
-            show(info)
+            bars.show(info)
             outcome.count(info.row)
     groups = len(grouped([unit for unit in found.units if not unit.reason]))
     jobs, inversions = counted(len(found.units), "job"), counted(groups, "inversion")

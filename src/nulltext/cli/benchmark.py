@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nulltext.cli.exit_codes import end_of_rows
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import (
-    EstimateOption,
-    InnerStepsOption,
-    JsonOption,
-    QuietOption,
-    ResumeOption,
-    RetryFailedOption,
-    StudySeedOption,
-)
-from nulltext.cli.pie_request import PieRequest
-from nulltext.cli.report import Reporter, ahead, counted
-from nulltext.cli.row_bars import make_rows
+from nulltext.cli.options import RowOptions, listed, takes_options
+from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
+from nulltext.constants import __version__
+from nulltext.errors import ModelError, OptionError
+from nulltext.jobs.options import OPTIONS, about
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
+    from nulltext.evaluation.pie.benchmark import Protocol
     from nulltext.evaluation.pie.dataset import PieItem
     from nulltext.evaluation.pie.metrics import Networks
     from nulltext.evaluation.rows import Schedule
     from nulltext.jobs.ledger import Book
+    from nulltext.models.latent_diffusion import LatentDiffusion
 
 benchmark = typer.Typer(no_args_is_help=True)
 
@@ -38,68 +32,129 @@ def root() -> None:
     """Run a published benchmark on your model: [bold]nulltext benchmark pie DIR[/bold]."""
 
 
+@dataclass(frozen=True)
+class PieOptions(RowOptions):
+    """The options of `benchmark pie`."""
+
+    folder: Path = field(
+        kw_only=True,
+        metadata=about(
+            "PIE-Bench: mapping_file.json and annotation_images/ (docs/pie.md).",
+            "DIR",
+            positional=True,
+        ),
+    )
+    output: Path = field(
+        default=Path("pie"), metadata=about("Folder of rows and report.", "OUT", short="-o")
+    )
+    methods: str | None = field(
+        default=None,
+        metadata=about("Inversion methods; default: ddim,null-text,negative-prompt,direct.", "A,B"),
+    )
+    categories: str | None = field(
+        default=None, metadata=about("Types of edits, 0 to 9; default: all.", "0,9")
+    )
+    limit: int | None = field(default=None, metadata=about("The first N edits only.", "N"))
+    dino: str | None = field(
+        default=None,
+        metadata=about(
+            "Folder or hub id for the structure distance, or none; default: facebook/dino-vitb8 "
+            "if it is here already.",
+            "VIT",
+        ),
+    )
+    clip: str | None = field(
+        default=None,
+        metadata=about(
+            "Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it is "
+            "here already.",
+            "CLIP",
+        ),
+    )
+    lpips: Path | None = field(
+        default=None, metadata=about("LPIPS weights, safetensors (docs/pie.md).", "FILE")
+    )
+    steps: int | None = field(default=None, metadata=about("DDIM steps; the protocol has 50.", "T"))
+    inner_steps: int | None = field(default=None, metadata=about(OPTIONS["inner_steps"].help, "N"))
+
+    def open(self) -> tuple[list[PieItem], list[PieItem]]:
+        """(all edits of the folder, those to run).
+
+        Raises:
+            UserError: an option is out of range, the folder is no PIE-Bench, or a library is
+                missing.
+        """
+        from nulltext.errors import require
+        from nulltext.evaluation.pie.dataset import read_pie, select_categories
+
+        require("skimage.metrics", "study", "The benchmark's SSIM")
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"The limit is {self.limit}; choose 1 edit or more.")
+        if self.resume and not self.output.is_dir():
+            raise OptionError(f"There is no '{self.output}' to continue; leave --resume out.")
+        if self.lpips is not None and not self.lpips.is_file():
+            raise ModelError(f"There is no file '{self.lpips}'; docs/pie.md says how to write it.")
+        self.protocol()
+        self.lines()
+        everything = read_pie(self.folder)
+        items = everything
+        if self.categories is not None:
+            items = select_categories(items, listed(self.categories, "categories", str))
+        return everything, items[: self.limit]
+
+    def protocol(self) -> Protocol:
+        """The published one, with what was asked to differ."""
+        from nulltext.evaluation.pie.benchmark import Protocol
+
+        given: dict[str, Any] = {"seed": self.seed, "inner_steps": self.inner_steps}
+        if self.steps is not None:
+            given["num_steps"] = self.steps
+        return Protocol(**given)
+
+    def lines(self) -> tuple[str, ...]:
+        """The methods that are compared."""
+        from nulltext.evaluation.pie.benchmark import METHODS
+        from nulltext.inversion.registry import method_named
+
+        if self.methods is None:
+            return METHODS
+        names = dict.fromkeys(listed(self.methods, "methods", str))
+        for name in names:
+            method_named(name)
+        return tuple(names)
+
+    def networks(self, model: LatentDiffusion) -> Networks:
+        """What looks at the pictures."""
+        from nulltext.evaluation.pie.metrics import load_networks
+
+        return load_networks(self.dino, self.clip, self.lpips, model.device)
+
+    def settings(
+        self,
+        everything: Sequence[PieItem],
+        model: LatentDiffusion,
+        protocol: Protocol,
+        networks: Networks,
+    ) -> dict[str, Any]:
+        """What all rows of a folder have in common; the rest only chooses among rows."""
+        from nulltext.evaluation.pie.dataset import items_digest
+
+        height, width = model.resolution
+        return {
+            "nulltext": __version__,
+            "benchmark": "PIE-Bench",
+            "model": f"{model.name} ({model.fingerprint[:8]})",
+            "size": f"{width} x {height} px",
+            "dtype": str(model.unet.dtype).removeprefix("torch."),
+            **{name.replace("_", " "): value for name, value in asdict(protocol).items()},
+            **networks.names,
+            "edits": items_digest(everything),
+        }
+
+
 @benchmark.command()
-@takes_model
-def pie(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="PIE-Bench: mapping_file.json and annotation_images/ (docs/pie.md)."
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder of rows and report.")
-    ] = Path("pie"),
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            "--methods",
-            metavar="A,B",
-            help="Inversion methods; default: ddim,null-text,negative-prompt,direct.",
-        ),
-    ] = None,
-    categories: Annotated[
-        str | None,
-        typer.Option("--categories", metavar="0,9", help="Types of edits, 0 to 9; default: all."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="The first N edits only.")
-    ] = None,
-    dino: Annotated[
-        str | None,
-        typer.Option(
-            "--dino",
-            metavar="VIT",
-            help="Folder or hub id for the structure distance, or none; default: "
-            "facebook/dino-vitb8 if it is here already.",
-        ),
-    ] = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            "--clip",
-            metavar="CLIP",
-            help="Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it "
-            "is here already.",
-        ),
-    ] = None,
-    lpips: Annotated[
-        Path | None,
-        typer.Option("--lpips", metavar="FILE", help="LPIPS weights, safetensors (docs/pie.md)."),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", metavar="T", help="DDIM steps; the protocol has 50."),
-    ] = None,
-    inner_steps: InnerStepsOption = None,
-    resume: ResumeOption = None,
-    retry_failed: RetryFailedOption = False,
-    estimate: EstimateOption = False,
-    chosen: ModelChoice = CHOICE,
-    seed: StudySeedOption = 0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@takes_options
+def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Run PIE-Bench: its edits by several inversions, its eight metrics, published figures beside.
 
     Example: [bold]nulltext benchmark pie PIE-Bench_v1/ --model CompVis/stable-diffusion-v1-4
@@ -108,29 +163,24 @@ def pie(
     It may be stopped at any moment: the same command continues where it stopped. Exit code: 0 all
     rows done; 2 some failed, all for bad input; 1 some for another reason.
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
-    request = PieRequest(
-        *(folder, output, methods, categories, limit, dino, clip, lpips, steps, inner_steps),
-        *(resume, seed),
-    )
-    everything, items = request.open()
-    protocol, lines = request.protocol(), request.lines()
+    everything, items = options.open()
+    protocol, lines = options.protocol(), options.lines()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
     from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.models.fingerprint import spellings
 
     loaded = open_model(reporter, chosen)
-    fresh = resume is False
+    output, fresh, retry_failed = options.output, options.fresh, options.retry_failed
     loaded.schedule.timesteps(protocol.num_steps)  # refuses a number of steps that there is not
-    if estimate and (fresh or not output.is_dir()):  # needs no networks
+    if options.estimate and (fresh or not output.is_dir()):  # needs no networks
         _estimate(reporter, plan_pie(items, lines, protocol, ()), len(items))
         return
     with reporter.busy("Loading the networks of the metrics …"):
-        networks = request.networks(loaded)
-    settings = request.settings(everything, loaded, protocol, networks)
+        networks = options.networks(loaded)
+    settings = options.settings(everything, loaded, protocol, networks)
     older = spellings(settings, loaded.fingerprints)
-    if estimate:
+    if options.estimate:
         done = finished_keys(output, settings, older, fresh=fresh, retry_failed=retry_failed)
         _estimate(reporter, plan_pie(items, lines, protocol, done), len(items))
         return

@@ -1,4 +1,4 @@
-"""`nulltext caption`: what a photo shows, in words to begin an edit from."""
+"""`nulltext caption`: what a photo shows, in words; and `nulltext convert-captioner`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Annotated
 import typer
 
 from nulltext import constants
-from nulltext.cli.options import CaptionerOption, CropOption, DeviceOption, JsonOption, QuietOption
+from nulltext.cli.options import CaptionerOption, CropOption, DeviceOption, takes_options
 from nulltext.cli.report import Reporter
+from nulltext.errors import OptionError
 
 
+@takes_options
 def caption(
+    *,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photo.")],
     captioner: CaptionerOption = None,
     beams: Annotated[
@@ -24,8 +27,7 @@ def caption(
     ] = 5,
     crop: CropOption = None,
     device: DeviceOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    reporter: Reporter,
 ) -> None:
     """Say what a photo shows: a source prompt, to correct and to edit from.
 
@@ -34,9 +36,7 @@ def caption(
     The bundled captioner knows flowers only, and is wrong one time in five or six
     (docs/captioning.md): read it.
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.captioning.folder import load_captioner
-    from nulltext.errors import OptionError
     from nulltext.image.images import CropBox
     from nulltext.image.photos import load_photo
 
@@ -55,3 +55,52 @@ def caption(
         reporter.note(
             f'Next: nulltext edit {shlex.quote(str(image))} --source {source} --target "…"'
         )
+
+
+@takes_options
+def convert_captioner(
+    *,
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS.pt", help="The published file of ClipCap.")
+    ],
+    clip: Annotated[
+        Path,
+        typer.Option(
+            "--clip",
+            metavar="FOLDER",
+            help="transformers folder of its CLIP (openai/clip-vit-base-patch32).",
+        ),
+    ],
+    gpt2: Annotated[
+        Path,
+        typer.Option(
+            "--gpt2", metavar="FOLDER", help="transformers folder of GPT-2: settings, tokenizer."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the captioner.")
+    ],
+    reporter: Reporter,
+) -> None:
+    """Make a captioner of published ClipCap weights: safetensors, in half precision.
+
+    Example: [bold]nulltext convert-captioner coco_weights.pt --clip clip-vit-base-patch32
+    --gpt2 gpt2 -o clipcap-coco[/bold]
+    """
+    import torch
+
+    from nulltext.captioning.convert import convert
+    from nulltext.captioning.folder import check_captioner_target, save_captioner
+
+    check_captioner_target(output)
+    with reporter.busy(f"Reading {weights} …"):
+        captioner = convert(weights, clip=clip, gpt2=gpt2, name=output.name)
+    with reporter.busy(f"Writing {output} …"):
+        save_captioner(captioner, output, dtype=torch.float16)
+    reporter.result(
+        {"captioner": str(output)},
+        [
+            f"Saved the captioner {output}",
+            f"Next: nulltext caption PHOTO --captioner {shlex.quote(str(output))}",
+        ],
+    )

@@ -6,6 +6,8 @@ a file's name, as Python escapes them (`\\u4e2d`); a byte of a name that is no t
 
 What cannot be written any more, as the disk of a redirected stream is full or the reader of a pipe
 has gone, stops no work: files are results, too. The end of a command asks for it (`unwritten`).
+
+`--log-level` shows the library's log lines on standard error (`show_logs`).
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import logging
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +112,35 @@ def escaped(character: str) -> str:
     """A character that cannot be written, or should not be, in ASCII."""
     code = ord(character)
     return f"\\x{code - 0xDC00:02x}" if code in UNDECODED else ascii(character)[1:-1]
+
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class LogLevel(StrEnum):
+    """Least level of the log lines that are shown."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+
+
+class _StandardError(logging.Handler):
+    """Writes to what `sys.stderr` is at the time: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:  # as logging's own handlers: a log line never breaks the work
+            self.handleError(record)
+
+
+def show_logs(level: LogLevel) -> None:
+    """Show the library's log lines from this level up on standard error."""
+    logger = logging.getLogger("nulltext")
+    for handler in [h for h in logger.handlers if isinstance(h, _StandardError)]:
+        logger.removeHandler(handler)
+    handler = _StandardError()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())

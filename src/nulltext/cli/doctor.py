@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nulltext.cli.exit_codes import EXIT_OURS
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import JsonOption, QuietOption
+from nulltext.cli import EXIT_OURS
+from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
 from nulltext.models.choice import ModelChoice
@@ -25,9 +24,10 @@ MOST_STEPS = 1000
 """Of a check-up; a model trained on fewer is held to its own."""
 
 
-@takes_model
+@takes_options
 def doctor(
-    chosen: ModelChoice = CHOICE,
+    *,
+    chosen: ModelChoice,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -43,8 +43,7 @@ def doctor(
             "--steps", metavar="T", help="With --report: steps of its inversions; default 20."
         ),
     ] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    reporter: Reporter,
 ) -> None:
     """Print versions, devices, memory and extras, and try an edit in two steps, part by part.
 
@@ -56,7 +55,6 @@ def doctor(
     abnormal, 2 for bad options or a model that is not there. When you report a fault, add what this
     prints, or the file.
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
     _check(report, steps)
     from nulltext.health.checkup import CHECKUP_PARTS, CHECKUP_STEPS, TRIAL_PARTS, examine
     from nulltext.health.report import report_of, write_report

@@ -3,112 +3,36 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from nulltext.cli import edit_options as only
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import (
-    BudgetOption,
-    CaptionerOption,
-    CropOption,
-    FreshOption,
-    GuidanceOption,
-    InnerStepsOption,
-    JsonOption,
-    NullStartOption,
-    QuietOption,
-    SeedOption,
-    SizeOption,
+from nulltext.cli.options import numbered, takes_options
+from nulltext.cli.report import Reporter
+from nulltext.errors import OptionError
+from nulltext.jobs.edits import axes_of, base_edit, edits_of
+from nulltext.jobs.figures import decibels, percent
+from nulltext.jobs.options import EditOptions
+from nulltext.jobs.request import (
+    Inputs,
+    check_inversion_target,
+    check_options,
+    check_readable,
+    open_inputs,
+    plan_of,
 )
-from nulltext.cli.report import Reporter, decibels
-from nulltext.cli.request import obtain_inversion, output_paths, with_words
-from nulltext.constants import Alignment, Detail, EditorName, Method, SourceBranch
-from nulltext.jobs.figures import percent
-from nulltext.jobs.order import Order, Pictures, notes_of, pictures_of
-from nulltext.jobs.request import Opened
 from nulltext.models.choice import ModelChoice
 
+if TYPE_CHECKING:
+    from nulltext.editing.spec import EditSpec
+    from nulltext.inversion.record import Inversion
+    from nulltext.jobs.pictures import PictureFiles, Pictures
+    from nulltext.models.latent_diffusion import LatentDiffusion
 
-@takes_model
-def edit(
-    image: only.ImageArgument = None,
-    source: only.SourceOption = None,
-    target: only.TargetOption = None,
-    then: only.ThenOption = None,
-    then_strength: only.ThenStrengthOption = None,
-    output: only.OutputOption = None,
-    strip: only.StripOption = None,
-    full: only.FullOption = False,
-    keep_gps: only.KeepGpsOption = False,
-    editor: only.EditorOption = EditorName.PROMPT_TO_PROMPT,
-    weight: only.WeightOption = None,
-    strength: only.StrengthOption = None,
-    target_guidance: only.TargetGuidanceOption = None,
-    sweep: only.SweepOption = None,
-    over: only.OverOption = None,
-    cross_steps: only.CrossStepsOption = None,
-    self_steps: only.SelfStepsOption = None,
-    masa_start: only.MasaStartOption = None,
-    masa_layer: only.MasaLayerOption = None,
-    masa_word: only.MasaWordOption = None,
-    mask: only.MaskOption = None,
-    blend: only.BlendOption = None,
-    blend_except: only.BlendExceptOption = None,
-    blend_threshold: only.BlendThresholdOption = None,
-    detail: Annotated[
-        Detail | None,
-        typer.Option(
-            "--detail",
-            help="Fine detail of the photo, put back over the edit with --full, --mask or --blend: "
-            "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
-            "the shapes stayed (auto, the default).",
-        ),
-    ] = None,
-    source_branch: Annotated[
-        SourceBranch,
-        typer.Option(
-            "--source-branch",
-            help="What targets follow: the replay, or the photo's exact trajectory.",
-        ),
-    ] = "replay",
-    align: Annotated[
-        Alignment | None,
-        typer.Option(
-            "--align",
-            help="Which source word a target word takes its place from: auto (default) swaps "
-            "changed words and adds new ones, refine leaves changed words free, replace pairs by "
-            "position.",
-        ),
-    ] = None,
-    inversion: only.InversionOption = None,
-    save_inversion: only.SaveInversionOption = None,
-    method: Annotated[
-        Method | None, typer.Option("--method", help="How to invert; default null-text.")
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            metavar="T",
-            help="DDIM steps, 1 to 1000; default 30 (20 by --budget fast, 50 by paper and other "
-            "methods).",
-        ),
-    ] = None,
-    budget: BudgetOption = None,
-    inner_steps: InnerStepsOption = None,
-    null_start: NullStartOption = None,
-    guidance: GuidanceOption = None,
-    captioner: CaptionerOption = None,
-    crop: CropOption = None,
-    size: SizeOption = None,
-    chosen: ModelChoice = CHOICE,
-    seed: SeedOption = None,
-    fresh: FreshOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+
+@takes_options
+def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Edit a photo by changing the words that describe it.
 
     Example: [bold]nulltext edit dahlia.jpg --source "a photo of an orange flower"
@@ -123,83 +47,132 @@ def edit(
     And then: [bold]nulltext edit --inversion dahlia.safetensors --target "a photo of a red flower"
     --then "a photo of a red flower with a dark background"[/bold]
     """
-    order = Order.of(locals())  # the parameters, by their names
-    reporter = Reporter(as_json=as_json, quiet=quiet)
-    order.check()
-    outputs = output_paths(order.request, output, [strip, sweep], len(order.asked.prompts))
-    files = {"outputs": outputs, "strip": strip, "sweep": sweep}
-    _edit(reporter, order, files, chosen)
-
-
-def _edit(
-    reporter: Reporter,
-    order: Order,
-    files: dict[str, Any],
-    chosen: ModelChoice,
-) -> None:
-    """Do it; everything was checked that can be without opening a file."""
-    from nulltext.cli.work import open_model
+    check_options(options)
+    outputs = _output_paths(options)
+    axes = axes_of(options)
+    inputs = open_inputs(options)
+    base_edit(options)  # refuses values that the library does not take
+    from nulltext.cli.work import open_model, with_caption
     from nulltext.inversion.replay import check_model
-    from nulltext.jobs.captions import check_readable
+    from nulltext.jobs.pictures import PictureFiles, pictures_of, prompt_notes
 
-    request, asked = order.request, order.asked
-    axes = asked.axes()
-    opened = with_words(reporter, Opened.of(request), chosen.device)
-    loaded = open_model(reporter, chosen)
-    if opened.saved is not None:
-        check_model(loaded, opened.saved)
-    elif opened.captioned:
-        check_readable(loaded, "--source", opened.prompt)
+    inputs = with_caption(reporter, inputs, chosen.device)
+    model = open_model(reporter, chosen)
+    if inputs.saved is not None:
+        check_model(model, inputs.saved)
+    elif inputs.captioned:
+        check_readable(model, "--source", inputs.prompt)
     else:
-        loaded.tokenize(opened.prompt)  # it may be empty, which only a saved one's may
-    notes = [*filter(None, [opened.mask_note]), *notes_of(loaded, order, opened)]
+        model.tokenize(inputs.prompt)  # refuses an empty one, which only a saved inversion may have
+    notes = [*filter(None, [inputs.mask_note]), *prompt_notes(model, inputs)]
     for said in notes:
         reporter.note(said)
-    specs, sweep = asked.specs(loaded, opened.mask, axes)
-    everything = [*specs, *(sweep.specs if sweep else [])]
-    made, seconds_invert, evaluations = obtain_inversion(reporter, loaded, opened, everything)
+    edits = edits_of(options, model, inputs.mask, axes)
+    inverted = _obtain_inversion(reporter, model, inputs, edits.everything)
     started = time.perf_counter()
-    with reporter.progress(loaded) as on_step:
-        pictures = pictures_of(loaded, order, opened, made, specs, sweep, on_step)
-    seconds = (seconds_invert, time.perf_counter() - started)
-    pictures = pictures.save(loaded, **files, gps=request.keep_gps)
+    with reporter.progress(model) as on_step:
+        pictures = pictures_of(model, inputs, inverted.inversion, edits, on_step)
+    seconds = time.perf_counter() - started
+    files = PictureFiles(outputs, _path_or_none(options.strip), _path_or_none(options.sweep))
+    pictures = pictures.save(model, files, gps=options.keep_gps)
     for remark in pictures.remarks:
         reporter.note(remark)
-    _report(reporter, files, pictures, [*notes, *pictures.remarks], seconds, evaluations)
+    _report(reporter, files, pictures, inverted, seconds, [*notes, *pictures.remarks])
+
+
+def _path_or_none(file: Path | bool) -> Path | None:
+    return file if isinstance(file, Path) else None
+
+
+def _output_paths(options: EditOptions) -> list[Path]:
+    """Name the files of the edits.
+
+    Raises:
+        OutputError, OptionError: a file cannot be written, or would overwrite what is read.
+    """
+    from nulltext.image.saving import check_writable
+
+    origin = options.image or options.inversion
+    assert origin is not None
+    paths = numbered(options.output or Path(f"{origin.stem}-edited.png"), len(options.prompts))
+    written = [*paths, *filter(None, map(_path_or_none, (options.strip, options.sweep)))]
+    for path in written:
+        check_writable(path)
+    if options.save_inversion:
+        written.append(check_inversion_target(options.save_inversion))
+    read = (options.image, options.inversion, options.mask)
+    taken = {path.resolve(): "is read" for path in read if path is not None}
+    for path in written:
+        if path.resolve() in taken:
+            raise OptionError(
+                f"'{path}' {taken[path.resolve()]} by this very command; choose another name."
+            )
+        taken[path.resolve()] = "is also written"
+    return paths
+
+
+@dataclass(frozen=True)
+class _Inverted:
+    """An inversion, and what this command spent on it."""
+
+    inversion: Inversion
+    seconds: float = 0.0
+    unet_evaluations: int = 0
+
+
+def _obtain_inversion(
+    reporter: Reporter, model: LatentDiffusion, inputs: Inputs, specs: Sequence[EditSpec]
+) -> _Inverted:
+    """Take the saved inversion, or make one; checks the edits first."""
+    from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
+    from nulltext.editing.loop import check_specs
+
+    check_specs(model, inputs.prompt, specs)
+    if inputs.saved is not None:
+        return _Inverted(inputs.saved)
+    options, photo = inputs.options, inputs.photo
+    assert photo is not None
+    plan, kept = plan_of(options), options.save_inversion
+    partial = None if kept is None else partial_beside(kept, fresh=options.fresh)
+    made = invert_with_bars(
+        reporter, model, photo, inputs.prompt, inputs.box, options, plan, partial
+    )
+    note_unused_seed(reporter, plan, options.seed)
+    if kept is not None:
+        save_whole(made, kept)
+        reporter.note(f"Saved {kept}")
+    return _Inverted(made, made.header.seconds, made.header.unet_evaluations)
 
 
 def _report(
     reporter: Reporter,
-    files: dict[str, Any],
+    files: PictureFiles,
     pictures: Pictures,
-    remarks: list[str],
-    seconds: tuple[float, float],
-    evaluations: int,
+    inverted: _Inverted,
+    seconds: float,
+    remarks: Sequence[str],
 ) -> None:
-    """Say what came of it."""
-    figures, outputs = pictures.figures, [str(path) for path in files["outputs"]]
-    further = [files["strip"], files["sweep"]]
-    reporter.result(
-        {
-            "outputs": outputs,
-            "source": pictures.inversion.header.prompt,
-            "strip": str(files["strip"]) if files["strip"] else None,
-            "sweep": str(files["sweep"]) if files["sweep"] else None,
-            **figures,
-            "remarks": remarks,
-            "seconds_invert": seconds[0],
-            "seconds_edit": seconds[1],
-            "unet_evaluations": evaluations + pictures.edit.unet_evaluations,
-        },
-        [
-            (f"Inverted in {seconds[0]:.1f} s. " if seconds[0] else "")
-            + f"Edited in {seconds[1]:.1f} s.",
-            f"Reconstruction {decibels(figures['psnr_reconstruction'])}; "
-            f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
-            _changed(figures),
-            *[f"Saved {path}" for path in [*outputs, *filter(None, further)]],
-        ],
-    )
+    figures = pictures.figures
+    values = {
+        "outputs": [str(path) for path in files.outputs],
+        "source": inverted.inversion.header.prompt,
+        "strip": None if files.strip is None else str(files.strip),
+        "sweep": None if files.sweep is None else str(files.sweep),
+        **figures,
+        "remarks": remarks,
+        "seconds_invert": inverted.seconds,
+        "seconds_edit": seconds,
+        "unet_evaluations": inverted.unet_evaluations + pictures.edit.unet_evaluations,
+    }
+    inverting = f"Inverted in {inverted.seconds:.1f} s. " if inverted.seconds else ""
+    lines = [
+        f"{inverting}Edited in {seconds:.1f} s.",
+        f"Reconstruction {decibels(figures['psnr_reconstruction'])}; "
+        f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
+        _changed(figures),
+    ]
+    written = [*files.outputs, *filter(None, [files.strip, files.sweep])]
+    reporter.result(values, [*lines, *[f"Saved {path}" for path in written]])
 
 
 def _changed(figures: dict[str, Any]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-EXIT_INTERRUPTED = 130
+from nulltext.cli import EXIT_INTERRUPTED
 
 
 def main() -> None:
-    """`cli.main.main`, whose own imports take a third of a second."""
+    """Run `cli.main.main`, whose own imports take a third of a second."""
     try:
         from nulltext.cli.main import main as run
 

@@ -9,24 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nulltext import constants
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import (
-    BudgetOption,
-    CaptionerOption,
-    CropOption,
-    FreshOption,
-    GuidanceOption,
-    InnerStepsOption,
-    JsonOption,
-    NullStartOption,
-    QuietOption,
-    SeedOption,
-    SizeOption,
-)
-from nulltext.cli.report import Reporter, decibels
-from nulltext.constants import AUTO, Method
+from nulltext.cli.options import takes_options
+from nulltext.cli.report import Reporter
+from nulltext.constants import AUTO
 from nulltext.errors import OptionError
+from nulltext.jobs.figures import decibels
+from nulltext.jobs.options import InversionOptions
+from nulltext.jobs.request import (
+    check_captioner_use,
+    check_inversion_target,
+    check_readable,
+    open_photos,
+    plan_of,
+    size_of,
+)
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.inversion_file import SUFFIX
 
@@ -34,8 +30,9 @@ if TYPE_CHECKING:
     from nulltext.inversion.record import Inversion
 
 
-@takes_model
+@takes_options
 def invert(
+    *,
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="The photo, or several.")
     ],
@@ -66,30 +63,9 @@ def invert(
             help="Photos worked on side by side; default 8, 1 with --low-memory.",
         ),
     ] = None,
-    method: Annotated[
-        Method, typer.Option("--method", help="How the photo is inverted.")
-    ] = Method.NULL_TEXT,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            metavar="T",
-            help="DDIM steps, 1 to 1000; more is slower. Default 30, or 50 by --budget paper and "
-            "other methods.",
-        ),
-    ] = None,
-    budget: BudgetOption = None,
-    inner_steps: InnerStepsOption = None,
-    null_start: NullStartOption = None,
-    guidance: GuidanceOption = None,
-    captioner: CaptionerOption = None,
-    crop: CropOption = None,
-    size: SizeOption = None,
-    chosen: ModelChoice = CHOICE,
-    seed: SeedOption = None,
-    fresh: FreshOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    options: InversionOptions,
+    chosen: ModelChoice,
+    reporter: Reporter,
 ) -> None:
     """Invert a photo once, so that it can be edited many times.
 
@@ -100,49 +76,41 @@ def invert(
 
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
-    from nulltext.cli import work
-    from nulltext.cli.captions import written_prompt
-    from nulltext.image.images import parse_size
-    from nulltext.inversion.budgets import planned
-    from nulltext.jobs.captions import check_captioner_use, check_readable
-    from nulltext.jobs.opening import open_photos
-
-    check_captioner_use("--prompt", AUTO if AUTO in prompt else None, captioner)
-    effort = {"num_steps": steps, "inner_steps": inner_steps}
-    plan = planned(method, budget=budget, null_start=null_start, **effort)
+    check_captioner_use("--prompt", AUTO if AUTO in prompt else None, options.captioner)
     prompts = _one_each(prompt, len(images))
-    targets = [work.check_inversion_target(path) for path in _targets(images, output)]
-    wanted = None if size is None else parse_size(size)
-    photos = open_photos(images, crop, wanted)
+    targets = [check_inversion_target(path) for path in _targets(images, output)]
+    photos = open_photos(images, options.crop, size_of(options))
+    plan = plan_of(options)
+    from nulltext.cli import work
+
     captioned = [index for index, text in enumerate(prompts) if text == AUTO]
     for index in captioned:
-        place = photos[index]
-        prompts[index] = written_prompt(reporter, "--prompt", *place, captioner, chosen.device)
-    loaded = work.open_model(reporter, chosen)
+        photo, box = photos[index]
+        prompts[index] = work.show_caption(
+            reporter, "--prompt", photo, box, options.captioner, chosen.device
+        )
+    model = work.open_model(reporter, chosen)
     for index in captioned:
-        check_readable(loaded, "--prompt", prompts[index])
-    work.look_at_prompts(reporter, loaded, prompts)
-    common: dict[str, Any] = {"plan": plan, "guidance": guidance}
-    common["seed"] = constants.SEED if seed is None else seed
+        check_readable(model, "--prompt", prompts[index])
+    work.look_at_prompts(reporter, model, prompts)
     made: list[Inversion] = []
     if len(photos) == 1:
         photo, box = photos[0]
-        common["partial"] = work.partial_beside(targets[0], fresh=fresh)
+        partial = work.partial_beside(targets[0], fresh=options.fresh)
         made.append(
-            work.invert_with_bars(reporter, loaded, photo, prompts[0], box, wanted, **common)
+            work.invert_with_bars(reporter, model, photo, prompts[0], box, options, plan, partial)
         )
         work.save_whole(made[0], targets[0])
     else:
-        for batch in work.batches_of(loaded, plan, len(photos), batch_size):
+        for batch in work.batches_of(model, plan, len(photos), batch_size):
             names = [str(image) for image in images[batch]]
             reporter.note(f"{_counted(batch, len(images))}: {', '.join(names)}")
             made += work.invert_batch_with_bars(
-                reporter, loaded, photos[batch], prompts[batch], crop, wanted, **common
+                reporter, model, photos[batch], prompts[batch], options, plan
             )
             for inversion, target in zip(made[batch], targets[batch], strict=True):
                 inversion.save(target)
-    work.note_what_is_odd(reporter, loaded, plan, seed, made)
+    work.note_what_is_odd(reporter, model, plan, options.seed, made)
     _report(reporter, targets, made, chosen)
 
 

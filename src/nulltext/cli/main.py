@@ -1,7 +1,7 @@
 """`nulltext VERB`: the application, its verbs, and the border where errors become exit codes.
 
-Of exit codes see `exit_codes`; a mistake is one sentence on standard error.
-Nothing here imports torch: the verbs do that when they run, so `--help` answers at once.
+A mistake is one sentence on standard error. Nothing here imports torch: verbs do that once it is
+clear that they have work to do, so that help and most mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -12,21 +12,16 @@ from typing import Annotated
 
 import typer
 
-from nulltext.cli.attention import attention
+from nulltext.cli import EXIT_INTERRUPTED, EXIT_OURS, EXIT_USER
 from nulltext.cli.batch import OptionalAddress, batch
 from nulltext.cli.benchmark import benchmark
-from nulltext.cli.caption import caption
-from nulltext.cli.console import open_streams, unwritten
-from nulltext.cli.convert_captioner import convert_captioner
+from nulltext.cli.caption import caption, convert_captioner
+from nulltext.cli.console import LogLevel, open_streams, show_logs, unwritten
 from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
-from nulltext.cli.entry import EXIT_INTERRUPTED
-from nulltext.cli.exit_codes import EXIT_OURS, EXIT_USER
-from nulltext.cli.inspect import inspect
 from nulltext.cli.invert import invert
-from nulltext.cli.logs import LogLevel, show_logs
-from nulltext.cli.replay import replay
 from nulltext.cli.report import visible
+from nulltext.cli.saved import attention, inspect, replay
 from nulltext.cli.studio import studio
 from nulltext.cli.study import study
 from nulltext.cli.train import train

@@ -1,109 +1,142 @@
-"""Options that several verbs have, said once."""
+"""Parameters of verbs, made from the fields of options classes; and the options that several share.
+
+A verb takes whole options classes (`EditOptions`, `ModelChoice`, `Reporter`). `takes_options` gives
+it a parameter of typer for each of their fields, and puts the values together again.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
+from rich.markup import escape
 
 from nulltext import constants
-from nulltext.constants import Budget, NullStart
+from nulltext.errors import OptionError
+from nulltext.jobs.options import OPTIONS, Kind, Option, about, options_of
 
+Value = TypeVar("Value")
+
+
+def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter that is an options class by parameters for its fields."""
+    own = inspect.signature(verb, eval_str=True)
+    groups: dict[str, type] = {
+        parameter.name: parameter.annotation
+        for parameter in own.parameters.values()
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+    parameters: list[inspect.Parameter] = []
+    for parameter in own.parameters.values():
+        if parameter.name in groups:
+            options = options_of(groups[parameter.name])
+            parameters += [parameter_of(option) for option in options.values()]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            options = options_of(group).values()
+            given[name] = group(**{one.name: _given(one, given.pop(one.name)) for one in options})
+        verb(**given)
+
+    run.__name__, run.__doc__, run.__module__ = verb.__name__, verb.__doc__, verb.__module__
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def parameter_of(option: Option) -> inspect.Parameter:
+    """Make a parameter that typer reads."""
+    kind, default = option.type, option.default
+    if option.kind is Kind.TEXTS:
+        kind, default = list[get_args(option.type)[0]] | None, None  # type: ignore[misc]
+    elif option.kind is Kind.OUTPUT:
+        kind, default = Path | None, None
+    elif default is None:
+        kind = option.type | None
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is MISSING else default,
+        annotation=Annotated[kind, info_of(option)],
+    )
+
+
+def info_of(option: Option) -> Any:
+    """Make what typer shows of an option, and how it is written."""
+    about = option.about
+    text = escape(option.help)
+    if about.positional:
+        return typer.Argument(help=text, metavar=about.metavar)
+    flags = [*filter(None, [about.short]), about.flags or option.flag]
+    return typer.Option(*flags, help=text, metavar=about.metavar, min=about.least)
+
+
+def _given(option: Option, value: Any) -> Any:
+    """The value of a field, by what typer read."""
+    if option.kind is Kind.TEXTS:
+        return tuple(value or ())
+    return option.default if value is None and option.default is not MISSING else value
+
+
+CropOption = Annotated[str | None, info_of(OPTIONS["crop"])]
+CaptionerOption = Annotated[str | None, info_of(OPTIONS["captioner"])]
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
-]
-CropOption = Annotated[
-    str | None,
-    typer.Option(
-        "--crop",
-        metavar="X,Y,SIZE",
-        help="Square to edit, or X,Y,WIDTH,HEIGHT; default: the largest centred one.",
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        metavar="WIDTHxHEIGHT",
-        help="Size that the model works at, such as 768x512; photo: the whole photo in its own "
-        "proportions; default: the model's own.",
-    ),
-]
-CaptionerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--captioner",
-        metavar="FOLDER",
-        help="Captioner that `nulltext train --stage captioner` or `convert-captioner` made; "
-        "default: the bundled one, which knows flowers only.",
-    ),
 ]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda, mps; default: the best there is."),
 ]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(
-        "--seed", metavar="N", help=f"For the methods that draw noise; default {constants.SEED}."
-    ),
-]
-StudySeedOption = Annotated[
-    int, typer.Option("--seed", metavar="N", help="For the photos and the noise that are drawn.")
-]
-GuidanceOption = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        metavar="W",
-        help="How strongly words steer; default: what the model suggests (flowers: 3), else 7.5.",
-    ),
-]
-FreshOption = Annotated[
-    bool,
-    typer.Option(
-        "--fresh", help="Start over, even where an inversion that was broken off can go on."
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON object on standard output, the rest elsewhere.")
-]
-QuietOption = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Nothing but errors, and what is asked for: words, --json."),
-]
-BudgetOption = Annotated[
-    Budget | None,
-    typer.Option(
-        "--budget",
-        help="How much work null-text may do: sets --method, --steps and --inner-steps; "
-        "default balanced, paper is as published.",
-    ),
-]
-NullStartOption = Annotated[
-    NullStart | None,
-    typer.Option(
-        "--null-start",
-        help="Where the null embeddings begin: at the prompt's (default), which saves most of the "
-        "work, or at the empty prompt's, as published.",
-    ),
-]
-InnerStepsOption = Annotated[
-    int | None,
-    typer.Option("--inner-steps", metavar="N", help="N where something is optimised: T N steps."),
-]
 
-ResumeOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--resume/--fresh",
-        help="Continue what is in OUT, or throw it away; default: continue if there is any.",
-    ),
-]
-RetryFailedOption = Annotated[
-    bool, typer.Option("--retry-failed", help="Try rows that failed once more.")
-]
-EstimateOption = Annotated[
-    bool, typer.Option("--estimate", help="Say what it would cost, and do nothing.")
-]
+
+@dataclass(frozen=True)
+class RowOptions:
+    """Options of the verbs that fill a folder with rows and a report."""
+
+    resume: bool | None = field(
+        default=None,
+        metadata=about(
+            "Continue what is in OUT, or throw it away; default: continue if there is any.",
+            flags="--resume/--fresh",
+        ),
+    )
+    retry_failed: bool = field(default=False, metadata=about("Try rows that failed once more."))
+    estimate: bool = field(default=False, metadata=about("Say what it would cost, and do nothing."))
+    seed: int = field(
+        default=constants.SEED,
+        metadata=about("For the photos and the noise that are drawn.", "N"),
+    )
+
+    @property
+    def fresh(self) -> bool:
+        """Whether to throw away what an earlier run left."""
+        return self.resume is False
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """`count` file names: the path itself, or path-1, path-2 … where there are several."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
+
+
+def listed(text: str, option: str, kind: Callable[[str], Value]) -> list[Value]:
+    """Read "a,b,c".
+
+    Raises:
+        OptionError: it is empty, or a part is of another kind.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        values = [kind(part) for part in parts]
+    except ValueError:
+        values = []
+    if not values:
+        raise OptionError(f"--{option} '{text}' is no list such as a,b or 1,3,10.")
+    return values

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,19 +20,24 @@ from rich.progress import (
     SpinnerColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.text import Text
 
+from nulltext.cli import EXIT_OURS, EXIT_USER
 from nulltext.cli.console import escaped
-from nulltext.jobs.figures import decibels as decibels
+from nulltext.jobs.figures import decibels
+from nulltext.jobs.options import about
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.diffusion.loops import StepInfo
+    from nulltext.evaluation.rows import Progress as RowProgress
     from nulltext.inversion.previews import Previews
+    from nulltext.jobs.ledger import Book, Row
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 STAGES = {
@@ -42,12 +49,25 @@ STAGES = {
 }
 
 
+@dataclass
 class Reporter:
-    """Where a verb says what it does and what came of it."""
+    """Says what a verb does and what came of it; its fields are options of every verb."""
 
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
-        self.as_json, self.quiet = as_json, quiet
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    as_json: bool = field(
+        default=False,
+        metadata=about("One JSON object on standard output, the rest elsewhere.", flags="--json"),
+    )
+    quiet: bool = field(
+        default=False,
+        metadata=about(
+            "Nothing but errors, and what is asked for: words, --json.", flags="--quiet", short="-q"
+        ),
+    )
+    console: Console = field(init=False)
+    spinner: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.console = Console(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
         self.spinner = "dots" if self.console.encoding.startswith("utf") else "line"
 
     def note(self, text: str) -> None:
@@ -182,3 +202,54 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
     }
+
+
+def make_rows(reporter: Reporter, steps: Iterable[RowProgress], book: Book, all_rows: int) -> None:
+    """Run a generator of rows under a bar, and say on Ctrl-C what is kept.
+
+    The unit of the bar is a UNet evaluation, so that the time left is honest.
+    """
+    columns = (
+        TextColumn("{task.fields[rows]}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[doing]}", markup=False),
+    )
+    try:
+        with Progress(*columns, console=reporter.console, speed_estimate_period=600) as progress:
+            bar = progress.add_task("", rows="", doing="")
+            for info in steps:
+                progress.update(
+                    bar,
+                    total=info.all_evaluations,
+                    completed=info.evaluations,
+                    rows=f"{info.rows}/{info.all_rows} rows",
+                    doing=info.title,
+                )
+    except KeyboardInterrupt:
+        reporter.note(
+            f"Stopped. {len(book.rows)} of {counted(all_rows, 'row')} kept in {book.folder}; "
+            "the same command continues there."
+        )
+        raise
+
+
+def end_of_rows(
+    reporter: Reporter, failed: Sequence[Row], what: str = "row", matter: str = "failed"
+) -> None:
+    """End a command that made rows, with the exit code that fits what failed.
+
+    Args:
+        failed: those of the rows that were asked for, earlier runs' included. what: what they are.
+        matter: what is the matter with them.
+
+    Raises:
+        typer.Exit: there are some.
+    """
+    if not failed:
+        return
+    reporter.errors([f"{counted(len(failed), what)} {matter}; the first: {failed[0]['reason']}"])
+    raise typer.Exit(EXIT_USER if all(row.get("input") for row in failed) else EXIT_OURS)

@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nulltext import constants
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import (
-    JsonOption,
-    QuietOption,
-)
+from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.models.choice import ModelChoice
 from nulltext.studio.server import (
@@ -40,8 +36,9 @@ POLL = 0.5
 """Seconds between two looks whether to stop."""
 
 
-@takes_model
+@takes_options
 def studio(
+    *,
     host: Annotated[
         str,
         typer.Option(
@@ -69,9 +66,8 @@ def studio(
             help="Who proposes the words; default: the bundled.",
         ),
     ] = None,
-    chosen: ModelChoice = CHOICE,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    chosen: ModelChoice,
+    reporter: Reporter,
 ) -> None:
     """Edit a photo by its words in the browser, on this machine alone.
 
@@ -79,7 +75,6 @@ def studio(
 
     Another model: [bold]nulltext studio --model path/to/stable-diffusion --device cuda[/bold]
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
     from nulltext.errors import require
 
     logging.basicConfig(level=logging.WARNING)

@@ -3,110 +3,156 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from nulltext import constants
 from nulltext.captioning.caption_files import note_on_left_out
-from nulltext.cli.exit_codes import end_of_rows
-from nulltext.cli.model_options import CHOICE, takes_model
-from nulltext.cli.options import (
-    EstimateOption,
-    JsonOption,
-    QuietOption,
-    ResumeOption,
-    RetryFailedOption,
-    StudySeedOption,
-)
-from nulltext.cli.report import Reporter, ahead, counted
-from nulltext.cli.row_bars import make_rows
-from nulltext.cli.study_request import StudyRequest
+from nulltext.cli.options import RowOptions, listed, takes_options
+from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
+from nulltext.constants import __version__
 from nulltext.errors import OptionError
+from nulltext.jobs.options import about
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.evaluation.datasets import CaptionedPhoto
+    from nulltext.evaluation.judges import Judge
+    from nulltext.evaluation.plan import StudyPlan
     from nulltext.evaluation.study import StudySchedule
     from nulltext.jobs.ledger import Book
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 
-@takes_model
-def study(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Photos with captions: captions.jsonl, labels.jsonl, COCO, or NAME.txt files.",
+QUICK_PHOTOS = 4
+
+
+@dataclass(frozen=True)
+class StudyOptions(RowOptions):
+    """The options of `study`."""
+
+    folder: Path = field(
+        kw_only=True,
+        metadata=about(
+            "Photos with captions: captions.jsonl, labels.jsonl, COCO, or NAME.txt files.",
+            "DIR",
+            positional=True,
         ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="Folder of rows and report.")
-    ] = Path("study"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Four photos, ten steps: minutes, not to be quoted.")
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="The first N photos only.")
-    ] = None,
-    sample: Annotated[
-        int | None,
-        typer.Option("--sample", metavar="N", help="Draw N photos and a caption of each."),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option("--methods", metavar="A,B", help="Variants; default: all (docs/study.md)."),
-    ] = None,
-    experiments: Annotated[
-        str | None,
-        typer.Option(
-            "--experiments",
-            metavar="A,B",
-            help="Of reconstruction, captions, guidance, attention, editing; default: all.",
+    )
+    output: Path = field(
+        default=Path("study"), metadata=about("Folder of rows and report.", "OUT", short="-o")
+    )
+    quick: bool = field(
+        default=False, metadata=about("Four photos, ten steps: minutes, not to be quoted.")
+    )
+    limit: int | None = field(default=None, metadata=about("The first N photos only.", "N"))
+    sample: int | None = field(
+        default=None, metadata=about("Draw N photos and a caption of each.", "N")
+    )
+    methods: str | None = field(
+        default=None, metadata=about("Variants; default: all (docs/study.md).", "A,B")
+    )
+    experiments: str | None = field(
+        default=None,
+        metadata=about(
+            "Of reconstruction, captions, guidance, attention, editing; default: all.", "A,B"
         ),
-    ] = None,
-    iterations: Annotated[
-        str | None,
-        typer.Option(
-            "--iterations", metavar="N,N", help="Gradients per timestep, the curve's points."
+    )
+    iterations: str | None = field(
+        default=None, metadata=about("Gradients per timestep, the curve's points.", "N,N")
+    )
+    edits: Path | None = field(
+        default=None, metadata=about('JSON lines of {"file", "target", "mask"?}.', "FILE")
+    )
+    split: str = field(default="validation", metadata=about("Which photos of a labels.jsonl."))
+    clip: str | None = field(
+        default=None,
+        metadata=about(
+            "Folder or hub id of CLIP to judge edits; default: the model judges.", "CLIP"
         ),
-    ] = None,
-    edits: Annotated[
-        Path | None,
-        typer.Option("--edits", metavar="FILE", help='JSON lines of {"file", "target", "mask"?}.'),
-    ] = None,
-    split: Annotated[
-        str, typer.Option("--split", help="Which photos of a labels.jsonl.")
-    ] = "validation",
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            "--clip",
-            metavar="CLIP",
-            help="Folder or hub id of CLIP to judge edits; default: the model judges.",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="T", help="DDIM steps; default 50.")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option("--guidance", metavar="W", help="Of every replay; default 7.5, the paper's."),
-    ] = None,
-    resume: ResumeOption = None,
-    retry_failed: RetryFailedOption = False,
-    workers: Annotated[
-        int,
-        typer.Option("--workers", metavar="N", help="Processes that share the photos."),
-    ] = 1,
-    estimate: EstimateOption = False,
-    chosen: ModelChoice = CHOICE,
-    seed: StudySeedOption = constants.SEED,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    )
+    steps: int | None = field(default=None, metadata=about("DDIM steps; default 50.", "T"))
+    guidance: float | None = field(
+        default=None, metadata=about("Of every replay; default 7.5, the paper's.", "W")
+    )
+    workers: int = field(default=1, metadata=about("Processes that share the photos.", "N"))
+
+    def open(self) -> tuple[StudyPlan, list[CaptionedPhoto], list[CaptionedPhoto]]:
+        """(plan, all photos, photos to study).
+
+        Raises:
+            UserError: an option is out of range, the folder has no photos, or a library is missing.
+        """
+        from nulltext.errors import require
+        from nulltext.evaluation.datasets import read_photos, sample_photos
+
+        plan = self._plan()
+        require("skimage.metrics", "study", "The study's SSIM")
+        require("matplotlib.figure", "study", "The study's plots")
+        if self.resume and not self.output.is_dir():
+            raise OptionError(f"There is no '{self.output}' to continue; leave --resume out.")
+        all_photos = read_photos(self.folder, split=self.split, edits=self.edits)
+        if self.sample is not None:
+            all_photos = sample_photos(all_photos, self.sample, self.seed)
+        limit = QUICK_PHOTOS if self.quick and self.limit is None else self.limit
+        if limit is not None and limit < 1:
+            raise OptionError(f"The limit is {limit}; choose 1 photo or more.")
+        return plan, all_photos, all_photos[:limit]
+
+    def settings(
+        self,
+        plan: StudyPlan,
+        all_photos: Sequence[CaptionedPhoto],
+        model: LatentDiffusion,
+        judge: Judge,
+    ) -> dict[str, Any]:
+        """What all rows of a folder have in common; the rest only chooses among rows."""
+        from nulltext.evaluation.datasets import photos_digest
+
+        return {
+            "nulltext": __version__,
+            "model": f"{model.name} ({model.fingerprint[:8]})",
+            "dtype": str(model.unet.dtype).removeprefix("torch."),
+            "steps T": plan.num_steps,
+            "guidance w": plan.guidance_scale,
+            "N beyond the curve": plan.inner_steps,
+            "strengths": list(plan.strengths),
+            "seed": plan.seed,
+            "judge of edits": judge.name,
+            "photos and captions": photos_digest(all_photos),
+        }
+
+    def without_edits(self, items: Sequence[CaptionedPhoto]) -> str:
+        """What to tell about photos that have no edit prompt; empty if all have one."""
+        missing = sum(item.target is None for item in items)
+        if not missing:
+            return ""
+        return (
+            f"{missing} of {len(items)} photos have no edit prompt, so no rows of editing; "
+            'give some with --edits FILE, lines of {"file": …, "target": …}.'
+        )
+
+    def _plan(self) -> StudyPlan:
+        from nulltext.evaluation.plan import EXPERIMENTS, QUICK, STANDARD, check_variants
+
+        given: dict[str, Any] = {"seed": self.seed}
+        if self.steps is not None:
+            given["num_steps"] = self.steps
+        if self.guidance is not None:
+            given["guidance_scale"] = self.guidance
+        if self.iterations is not None:
+            given["iterations"] = tuple(sorted(set(listed(self.iterations, "iterations", int))))
+        if self.methods is not None:
+            given["variants"] = check_variants(listed(self.methods, "methods", str))
+        if self.experiments is not None:
+            named = listed(self.experiments, "experiments", str)
+            unknown = [name for name in named if name not in EXPERIMENTS]
+            given["experiments"] = tuple(unknown + [n for n in EXPERIMENTS if n in named])
+        return replace(QUICK if self.quick else STANDARD, **given)
+
+
+@takes_options
+def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Rerun the paper's ablations on your photos: rows, table, curves, report.
 
     Example: [bold]nulltext study photos/ -o study --quick[/bold]
@@ -114,12 +160,7 @@ def study(
     It may be stopped at any moment: the same command continues where it stopped. Exit code: 0 all
     rows done; 2 some failed, all for bad input; 1 some for another reason.
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
-    request = StudyRequest(
-        *(folder, output, quick, limit, sample, methods, experiments, iterations),
-        *(edits, split, clip, steps, guidance, resume, seed),
-    )
-    plan, all_photos, items = request.open()
+    plan, all_photos, items = options.open()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.judges import load_judge
     from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
@@ -131,14 +172,16 @@ def study(
     )
     from nulltext.models.fingerprint import spellings
 
-    if workers < 1:
-        raise OptionError(f"--workers is {workers}; choose 1 or more.")
+    if options.workers < 1:
+        raise OptionError(f"--workers is {options.workers}; choose 1 or more.")
+
     loaded = open_model(reporter, chosen)
     loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
-    judge = load_judge(clip, loaded, plan.seed)
-    settings = request.settings(plan, all_photos, loaded, judge)
-    older, fresh = spellings(settings, loaded.fingerprints), resume is False
-    if estimate:
+    judge = load_judge(options.clip, loaded, plan.seed)
+    settings = options.settings(plan, all_photos, loaded, judge)
+    older, output = spellings(settings, loaded.fingerprints), options.output
+    fresh, retry_failed = options.fresh, options.retry_failed
+    if options.estimate:
         done = finished_keys(output, settings, older, fresh=fresh, retry_failed=retry_failed)
         schedule = plan_study(items, all_photos, plan, done, judge.unet_evaluations)
         _estimate(reporter, schedule, len(items))
@@ -149,16 +192,15 @@ def study(
             book.forget_failed()
         schedule = plan_study(items, all_photos, plan, book.keys, judge.unet_evaluations)
         reporter.note(_said(schedule, len(items)))
-        if request.without_edits(items):
-            reporter.note("Note: " + request.without_edits(items))
-        if left_out := note_on_left_out(folder):
+        if options.without_edits(items):
+            reporter.note("Note: " + options.without_edits(items))
+        if left_out := note_on_left_out(options.folder):
             reporter.note(left_out)
-        if workers == 1:
-            steps_of = study_steps(loaded, schedule, plan, book, judge)
-        else:
-            worker = StudyWorker(chosen, clip, plan, output)
-            steps_of = parallel_study_steps(worker, workers, schedule, book)
-        make_rows(reporter, steps_of, book, schedule.all_rows)
+        steps = study_steps(loaded, schedule, plan, book, judge)
+        worker = StudyWorker(chosen, options.clip, plan, output)
+        if options.workers > 1:
+            steps = parallel_study_steps(worker, options.workers, schedule, book)
+        make_rows(reporter, steps, book, schedule.all_rows)
         _hand_over(reporter, book, settings, schedule)
     end_of_rows(reporter, failed_rows(book.rows, schedule.keys))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from nulltext.captioning.caption_files import note_on_left_out
-from nulltext.cli.options import DeviceOption, JsonOption, QuietOption
+from nulltext.cli.options import DeviceOption, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
 from nulltext.storage.files import LOCK, lock_folder, output_error
@@ -43,7 +43,9 @@ class Stage(StrEnum):
     CAPTIONER = "captioner"
 
 
+@takes_options
 def train(
+    *,
     photos: Annotated[
         Path,
         typer.Argument(
@@ -88,8 +90,7 @@ def train(
         Literal["auto", "bfloat16", "off"],
         typer.Option("--autocast", help="Precision of products; auto: bfloat16 where it is fast."),
     ] = "auto",
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    reporter: Reporter,
 ) -> None:
     """Make a small text-to-image model from photos and their captions.
 
@@ -100,7 +101,6 @@ def train(
 
     A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner --vision DIR[/bold]
     """
-    reporter = Reporter(as_json=as_json, quiet=quiet)
     wanted = stage or [name for name in Stage if name is not Stage.CAPTIONER]
     if vision is not None and Stage.CAPTIONER not in wanted:
         raise OptionError("--vision is for a captioner: give --stage captioner too.")

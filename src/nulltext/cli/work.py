@@ -1,4 +1,7 @@
-"""The verbs' work with the library: what needs torch, imported only when a verb runs."""
+"""Work of the verbs that needs torch; imported only when a verb runs.
+
+Each function does one thing of the library, and shows its progress.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,9 @@ from pathlib import Path
 
 from nulltext.cli.report import Reporter
 from nulltext.diffusion.loops import StepInfo, run
-from nulltext.errors import OptionError
 from nulltext.health.noise import note_on_configuration
 from nulltext.image.images import (
     CropBox,
-    SizeChoice,
     from_uint8,
     to_tensor,
     to_uint8,
@@ -24,23 +25,16 @@ from nulltext.inversion.budgets import Budget
 from nulltext.inversion.invert import invert_many, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion.record import Inversion
+from nulltext.jobs.options import InversionOptions
+from nulltext.jobs.request import Inputs, caption_of, seed_of, size_of
 from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import free_memory, memory_need
 from nulltext.models.placement import PLANS
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.storage.files import check_target, clear_temporaries
-from nulltext.storage.inversion_file import SUFFIX
 
 GIGABYTE = 1e9
-
-
-def check_inversion_target(path: Path) -> Path:
-    """Refuse early a name that an inversion cannot be saved under."""
-    if path.suffix != SUFFIX:
-        raise OptionError(f"'{path}' does not end in {SUFFIX}, as saved inversions do; rename it.")
-    check_target(path)
-    return path
 
 
 def open_model(reporter: Reporter, chosen: ModelChoice) -> LatentDiffusion:
@@ -72,36 +66,58 @@ def look_at_prompts(
         reporter.note(said)
 
 
+def with_caption(reporter: Reporter, inputs: Inputs, device: str | None) -> Inputs:
+    """Fill in the source prompt where it is `auto`, and show it."""
+    captioner = inputs.options.captioner
+    return inputs.with_caption(
+        lambda photo, box: show_caption(reporter, "--source", photo, box, captioner, device)
+    )
+
+
+def show_caption(
+    reporter: Reporter,
+    option: str,
+    photo: Photo,
+    box: CropBox,
+    captioner: str | None,
+    device: str | None,
+) -> str:
+    """Ask a captioner as `caption_of` does, and show what it says so that it can be corrected."""
+    with reporter.busy("Looking at the photo …"):
+        caption = caption_of(option, photo, box, captioner, device)
+    reporter.note(f'Caption: "{caption}" (if that is wrong, write {option} "…" yourself)')
+    return caption
+
+
 def invert_with_bars(
     reporter: Reporter,
     model: LatentDiffusion,
     photo: Photo,
     prompt: str,
     box: CropBox,
-    size: SizeChoice,
-    *,
+    options: InversionOptions,
     plan: Budget,
-    guidance: float | None,
-    seed: int,
     partial: Path | None = None,
 ) -> Inversion:
-    """`invert`, with progress bars and the PSNR so far.
+    """Invert one photo, with progress bars and the PSNR so far.
 
     Args:
-        partial: see `invert_steps`.
+        plan: of the options. partial: see `invert_steps`.
     """
-    warn_of_memory(reporter, model, plan, [model.sizes.of(box, size)])
-    preview = from_uint8(to_uint8(to_tensor(photo, box, model.sizes.of(box, size))))
+    size = size_of(options)
+    seen = model.sizes.of(box, size)
+    warn_of_memory(reporter, model, plan, [seen])
+    preview = from_uint8(to_uint8(to_tensor(photo, box, seen)))
     loop = invert_steps(
         model,
         photo,
         prompt,
         method=plan.method,
         num_steps=plan.num_steps,
-        guidance_scale=guidance,
+        guidance_scale=options.guidance,
         crop=box,
         size=size,
-        seed=seed,
+        seed=seed_of(options),
         partial=partial,
     )
     with reporter.progress(model, preview) as on_step:
@@ -163,14 +179,11 @@ def invert_batch_with_bars(
     model: LatentDiffusion,
     photos: Sequence[tuple[Photo, CropBox]],
     prompts: Sequence[str],
-    crop: str | None,
-    size: SizeChoice,
-    *,
+    options: InversionOptions,
     plan: Budget,
-    guidance: float | None,
-    seed: int,
 ) -> list[Inversion]:
-    """`invert_many` of one batch of several photos, with progress bars."""
+    """Invert several photos side by side, with progress bars."""
+    size = size_of(options)
     warn_of_memory(reporter, model, plan, [model.sizes.of(box, size) for _, box in photos])
     with reporter.progress(model) as on_step:
         return invert_many(
@@ -179,10 +192,10 @@ def invert_batch_with_bars(
             list(prompts),
             method=plan.method,
             num_steps=plan.num_steps,
-            guidance_scale=guidance,
-            crop=None if crop is None else CropBox.parse(crop),
+            guidance_scale=options.guidance,
+            crop=None if options.crop is None else CropBox.parse(options.crop),
             size=size,
-            seed=seed,
+            seed=seed_of(options),
             batch_size=len(photos),
             on_step=on_step,
         )

@@ -36,6 +36,8 @@ class EditSpec:
     """How the target takes over from the photo."""
     guidance_scale: float | None
     """w of the target alone: higher follows its words more strongly; None for the inversion's."""
+    negative: str | None
+    """What the picture shall not show, in words; see `targets`."""
     blend: LocalBlend | None
     """Words that the change stays at; None lets it reach everywhere."""
     mask: Tensor | None = field(compare=False)
@@ -61,6 +63,7 @@ class EditSpec:
         *,
         editor: Editor | None = None,
         guidance_scale: float | None = None,
+        negative: str | None = None,
         parent: EditSpec | None = None,
     ) -> None:
         """`cross_steps` to `alignment` are short for the fields of `editor=PromptToPrompt(...)`.
@@ -96,6 +99,7 @@ class EditSpec:
             "target": clean(target),
             "editor": PromptToPrompt(**short) if editor is None else editor,
             "guidance_scale": guidance_scale,
+            "negative": None if negative is None else clean(negative).strip() or None,
             "blend": blend,
             "mask": None if mask is None else mask_tensor(mask),
             "pull": pull,

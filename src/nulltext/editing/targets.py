@@ -8,8 +8,13 @@ i are relative to its parent, so a chain composes:
     z_2 <- z_1 + r m (z_2 - z_1)                regions
 
 All rows of a generation take a step as a batch, under the inversion's null embeddings and their own
-guidance; see `loop` for the formulae.
-Source: Hertz et al. 2022, alg. 1; chains are ours.
+guidance; see `loop` for the formulae. A negative prompt N moves a target's null embedding by what
+it says beyond the empty prompt:
+
+    ∅_t + embed(N) - embed("")
+
+so what the inversion found stays in it, and the source, which runs under ∅_t, stays as it is.
+Source: Hertz et al. 2022, alg. 1; chains and the difference are ours.
 """
 
 from __future__ import annotations
@@ -32,10 +37,11 @@ from nulltext.diffusion.guidance import guided_output, is_guided
 from nulltext.editing.editors import steps_until
 from nulltext.editing.regions import Region, Words, on_latents, rate
 from nulltext.editing.spec import EditSpec, check_kinds, with_parents
+from nulltext.errors import OptionError
 from nulltext.inversion.replay import Replaying
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.words.alignment import check_edit
-from nulltext.words.prompts import TokenizedPrompt
+from nulltext.words.prompts import TokenizedPrompt, quoted
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,8 @@ class Targets:
     """K of them, parents first."""
     guidance_scales: Sequence[float]
     """K of them."""
+    null_shifts: Tensor | None
+    """[K, R, D], added to the null embeddings of each target; None where all are zero."""
     replaying: Replaying
     """What they are sampled beside."""
     shares: Tensor = field(init=False)
@@ -188,11 +196,13 @@ class Targets:
         """All targets at z*_T."""
         common = replaying.inversion.header.guidance_scale
         own = [row.spec.guidance_scale for row in rows]
+        scales = [common if scale is None else scale for scale in own]
         return cls(
             latents=replaying.start.repeat(len(rows), 1, 1, 1),
             prompt_embeds=replaying.model.embed([row.spec.target for row in rows]),
             rows=rows,
-            guidance_scales=[common if scale is None else scale for scale in own],
+            guidance_scales=scales,
+            null_shifts=_null_shifts(replaying.model, rows, scales),
             replaying=replaying,
         )
 
@@ -215,12 +225,15 @@ class Targets:
             controls = [self._control(row, source_store, stores, probe) for row in rows]
             plan = type(controls[0].plan)
             controller = plan.controller(controls, index, guided=is_guided(scales))
+            null = null_embeds
+            if self.null_shifts is not None:
+                null = null_embeds + self.null_shifts[rows.start : rows.stop]
             with attach(model.unet, probed(controller, probe.targets)):
                 output = guided_output(
                     model,
                     latents,
                     step.noisier,
-                    null_embeds=null_embeds,
+                    null_embeds=null,
                     prompt_embeds=self.prompt_embeds[rows.start : rows.stop],
                     guidance_scale=scales,
                 )
@@ -270,3 +283,23 @@ class Targets:
 def probed(controller: AttentionController, maps: StepMaps | None) -> AttentionController:
     """Return a controller whose maps are read where a probe is given."""
     return controller if maps is None else ProbedController(controller, maps)
+
+
+def _null_shifts(
+    model: LatentDiffusion, rows: Sequence[Row], guidance_scales: Sequence[float]
+) -> Tensor | None:
+    """Embed negative prompts as differences from the empty prompt, [K, R, D].
+
+    Raises:
+        OptionError: a target with a negative prompt has the guidance 1, which has no null branch.
+    """
+    prompts = [row.spec.negative for row in rows]
+    if not any(prompts):
+        return None
+    for prompt, scale in zip(prompts, guidance_scales, strict=True):
+        if prompt and not is_guided(scale):
+            raise OptionError(
+                f"The negative prompt {quoted(prompt)} steers nothing at guidance 1, where there "
+                "is no null branch; leave it out, or choose another guidance of the target."
+            )
+    return model.embed([prompt or "" for prompt in prompts]) - model.embed([""])

@@ -1,8 +1,8 @@
-"""Many edits: from a job file to a folder of pictures, at any moment of which a kill loses nothing.
+"""Many edits, from a job file to a folder of pictures; a kill at any moment loses nothing.
 
     settings.json     model and precision, which must not change midway
     results.jsonl     one row per job, done or failed; see `ledger`
-    pictures/         what jobs came to
+    pictures/         of the jobs
     inversions/       shared between jobs on the same photo and settings, and the partial ones
 
 A row is written when its pictures are on disk, so a job without a row is simply done again, to the
@@ -11,31 +11,44 @@ same names and bytes. Jobs that share an inversion are handed out together.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nulltext.constants import __version__
 from nulltext.errors import DataError, NulltextError, OptionError
 from nulltext.jobs import ledger
-from nulltext.jobs.jobs import EXAMPLE, read_jobs
+from nulltext.jobs.edits import axes_of, base_edit
+from nulltext.jobs.job_files import EXAMPLE, read_jobs
 from nulltext.jobs.ledger import Book, Row
-from nulltext.jobs.request import Opened
-from nulltext.jobs.units import Unit, grouped, unit_of
-from nulltext.jobs.worker import INVERSIONS, PICTURES, Identity, Setup, failed
+from nulltext.jobs.request import check_options, check_targets, open_inputs, plan_of
+from nulltext.jobs.worker import (
+    INVERSIONS,
+    PICTURES,
+    Identity,
+    Setup,
+    Unit,
+    Worker,
+    failed,
+    grouped,
+    unit_of,
+)
 from nulltext.storage.files import clear_temporaries
+
+if TYPE_CHECKING:
+    from nulltext.diffusion.loops import StepInfo
 
 BATCH = ledger.Kind("batch", lambda row: str(row["job"]), (PICTURES, INVERSIONS))
 
 
 class Executor(Protocol):
-    """Who makes rows of units; ready when it is made, and lost units are its own business."""
+    """Makes rows of units; ready when it is constructed, and does lost units again by itself."""
 
     @property
     def identity(self) -> Identity:
-        """Of its workers."""
+        """Model and precision of its workers."""
         ...
 
     @property
@@ -52,9 +65,38 @@ class Executor(Protocol):
         ...
 
 
+class LocalExecutor:
+    """Do units one after the other, in this process; see `Executor`.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+
+    workers = 1
+
+    def __init__(
+        self,
+        setup: Setup,
+        on_step: Callable[[StepInfo], None] | None = None,
+        on_bytes: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.worker, self.on_step = Worker(setup, on_bytes), on_step
+
+    @property
+    def identity(self) -> Identity:
+        """Model and precision of the worker."""
+        return self.worker.identity
+
+    def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
+        """Yield a row for each unit, in their order."""
+        for group in groups:
+            for unit in group:
+                yield self.worker.do(unit, self.on_step)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What a job file asks for."""
+    """The jobs of a job file."""
 
     units: Sequence[Unit]
     """Each once, in the file's order."""
@@ -64,24 +106,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """Where a batch is; for progress bars."""
+    """Progress of a batch."""
 
     done: int
     """Jobs with pictures, earlier runs' included."""
     failed: int
     all_jobs: int
     row: Row | None
-    """What has just come; None at first."""
+    """The newest; None at first."""
 
 
 @dataclass
 class Outcome:
-    """What became of a batch's jobs."""
+    """Results of a batch's jobs."""
 
     done: int = 0
     failures: list[Row] = field(default_factory=list)
     remarked: list[Row] = field(default_factory=list)
-    """Done ones that have something to say."""
+    """Done ones with remarks."""
 
     def count(self, row: Row | None) -> None:
         """Add a job's row."""
@@ -117,38 +159,39 @@ def read_batch(path: Path, *, limit: int | None = None, within: Path | None = No
 
 
 def check_steps(batch: Batch) -> Iterator[BatchInfo]:
-    """Look at every job as far as that goes without a model: options, photos, masks, inversions."""
+    """Check every job without a model: options, photos, masks, inversions."""
     bad = 0
     for index, unit in enumerate(batch.units, start=1):
-        reason, remarks = _looked_at(unit)
+        reason, remarks = _checked(unit)
         bad += reason is not None
         row = {**unit.names, "status": "ok", "remarks": remarks}
         if reason is not None:
-            row = failed(unit, reason, theirs=True)
+            row = failed(unit, reason, user_error=True)
         yield BatchInfo(index - bad, bad, len(batch.units), row)
 
 
-def _looked_at(unit: Unit) -> tuple[str | None, list[str]]:
-    """(why it cannot be done, remarks on it)"""
+def _checked(unit: Unit) -> tuple[str | None, list[str]]:
+    """(why it cannot be done, remarks on how it was read)"""
     if unit.job is None or unit.reason:
         return unit.reason, []
     try:
-        order = unit.job.order()
-        order.check()
-        order.asked.axes()
-        if order.request.inversion is None:
-            order.request.plan()
-        opened = Opened.of(order.request)
-        order.check_targets(opened.prompt)
+        options = unit.job.edit_options()
+        check_options(options)
+        axes_of(options)
+        base_edit(options)
+        if options.inversion is None:
+            plan_of(options)
+        inputs = open_inputs(options)
+        check_targets(options, inputs.prompt)
     except NulltextError as error:
         return f"{unit.place}: {error}", []
-    return None, [*filter(None, [opened.mask_note])]
+    return None, [*filter(None, [inputs.mask_note])]
 
 
 def open_batch(
     setup: Setup, identity: Identity, *, fresh: bool = False
 ) -> AbstractContextManager[Book]:
-    """`ledger.open_book` of a batch's folder."""
+    """Open or make a batch's folder; see `ledger.open_book`."""
     from nulltext.models.fingerprint import spellings
 
     settings = {
@@ -163,7 +206,7 @@ def open_batch(
 def batch_steps(
     executor: Executor, batch: Batch, book: Book, *, retry_failed: bool = False
 ) -> Generator[BatchInfo, None, Outcome]:
-    """Do every job that is still open, yielding first and after each row.
+    """Do every job that has no row yet, yielding first and after each row.
 
     Args:
         book: from `open_batch`.
@@ -193,12 +236,12 @@ def batch_steps(
 
 
 def _is_there(folder: Path, row: Row) -> bool:
-    """Whether a row's pictures have not been taken away."""
+    """Whether a row's pictures are still there."""
     return all((folder / name).is_file() for name in row["outputs"])
 
 
 def _clear(folder: Path) -> None:
-    """Remove what killed workers of this machine were writing."""
+    """Remove unfinished files of killed workers of this machine."""
     clear_temporaries(folder)
     for part in (PICTURES, INVERSIONS):
         for below in (folder / part).iterdir():

@@ -33,8 +33,7 @@ from nulltext.errors import (
     reason_of,
 )
 from nulltext.jobs.ledger import Row
-from nulltext.jobs.units import Unit
-from nulltext.jobs.worker import Identity, Setup, Worker, failed
+from nulltext.jobs.worker import Identity, Setup, Unit, Worker, failed
 
 LOCAL = "local"
 """The address that stands for a cluster of this machine alone, made for the occasion."""
@@ -249,7 +248,7 @@ class Cluster:
                 rest.appendleft(unit)
             else:
                 said = f"{unit.place}: {MOST_DEATHS} workers died over it, perhaps of memory."
-                row = failed(unit, said, theirs=False)
+                row = failed(unit, said, user_error=False)
         if rest:
             self._open.appendleft(rest)
         self._hire(seat)

@@ -1,190 +1,371 @@
-"""What is to be edited, and how it is inverted: checked before anything is opened, then opened."""
+"""What an edit is asked for: options checked, before anything is opened, and then files opened.
+
+EditOptions -> check_options -> open_inputs -> Inputs -> edits.edits_of -> pictures.Pictures
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nulltext import constants
-from nulltext.constants import AUTO, Budget, Detail, Method, NullStart
-from nulltext.errors import OptionError
-from nulltext.jobs.captions import check_captioner_use
+from nulltext.constants import AUTO
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
+from nulltext.errors import ImageError, OptionError, PromptError
+from nulltext.jobs.edits import parse_weights, set_by_strength
+from nulltext.jobs.options import (
+    OPTIONS,
+    EditOptions,
+    InversionOptions,
+    Kind,
+    check_range,
+    flag_of,
+)
+from nulltext.storage.inversion_file import read_header
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
+    from nulltext.captioning.captioner import Captioner
     from nulltext.image.images import CropBox, SizeChoice
     from nulltext.image.photos import Photo
-    from nulltext.inversion.budgets import Budget as Plan
+    from nulltext.inversion.budgets import Budget
     from nulltext.inversion.record import Inversion
+    from nulltext.models.latent_diffusion import LatentDiffusion
 
 SMALLEST_CROP = 256
 """Side in pixels below which no crop is put around a mask: less would only be enlarged."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """All that was asked for besides the edits themselves, by the names of the options."""
+def check_options(options: EditOptions) -> None:
+    """Refuse options that are missing, out of range, or contradict each other; opens nothing.
 
-    image: Path | None = None
-    source: str | None = None
-    inversion: Path | None = None
-    save_inversion: Path | None = None
-    method: Method | None = None
-    steps: int | None = None
-    budget: Budget | None = None
-    inner_steps: int | None = None
-    null_start: NullStart | None = None
-    guidance: float | None = None
-    crop: str | None = None
-    size: str | None = None
-    seed: int | None = None
-    mask: Path | None = None
-    full: bool = False
-    keep_gps: bool = False
-    """Whether results say where the photo was taken."""
-    captioner: str | None = None
-    """Who writes the source prompt where it is `auto`."""
-    detail: Detail | None = None
-    """What of the photo's own detail is put back."""
-    fresh: bool = False
-    """Whether not to go on from an inversion that was broken off."""
+    Raises:
+        OptionError: an option has to be changed.
+    """
+    _check_inputs(options)
+    _check_edits(options)
+    for option in OPTIONS.values():
+        value = getattr(options, option.name)
+        if option.kind is Kind.NUMBER and value is not None:
+            check_range(option, value)
+    own = [str(options.source)] if options.inversion is None else []
+    negative = [] if options.negative is None else [options.negative]
+    if not all(prompt.strip() for prompt in [*own, *options.prompts, *negative]):
+        raise OptionError("A prompt is empty; say in a few words what the photo shall show.")
+    check_targets(options, *own)
 
-    def check(self, targets: Sequence[str], *, blends: bool) -> None:
-        """Refuse what cannot be meant, before anything is opened.
 
-        Args:
-            blends: whether there is a local blend.
-        """
-        if not targets:
-            raise OptionError('There is no --target; say what the photo shall show: --target "…".')
-        check_captioner_use("--source", self.source, self.captioner)
-        if self.detail is not None and not (self.full or self.mask or blends):
+def _check_inputs(options: EditOptions) -> None:
+    if not options.target:
+        raise OptionError('There is no --target; say what the photo shall show: --target "…".')
+    check_captioner_use("--source", options.source, options.captioner)
+    if options.detail is not None and not (options.full or options.mask or options.blend):
+        raise OptionError(
+            "--detail says what is put back of the photo with --full, --mask or --blend; add "
+            "one of these, or leave it out."
+        )
+    if options.inversion is None:
+        if options.image is None:
+            raise OptionError("There is no IMAGE; pass a photo, or --inversion FILE.")
+        if options.source is None:
+            raise OptionError('There is no --source; say what the photo shows: --source "…".')
+        return
+    settled = [one.name for one in fields(InversionOptions)] + ["save_inversion"]
+    for name in settled:
+        if name not in ("captioner", "fresh") and getattr(options, name) is not None:
             raise OptionError(
-                "--detail says what is put back of the photo with --full, --mask or --blend; add "
-                "one of these, or leave it out."
-            )
-        if self.inversion is None:
-            if self.image is None:
-                raise OptionError("There is no IMAGE; pass a photo, or --inversion FILE.")
-            if self.source is None:
-                raise OptionError('There is no --source; say what the photo shows: --source "…".')
-            return
-        effort = ("method", "steps", "budget", "inner_steps", "null_start")
-        settled = (*effort, "guidance", "crop", "size", "seed", "save_inversion")
-        given = [name for name in settled if getattr(self, name) is not None]
-        if given:
-            raise OptionError(
-                f"--{given[0].replace('_', '-')} is settled by the saved inversion; leave it out, "
+                f"{flag_of(name)} is settled by the saved inversion; leave it out, "
                 "or leave out --inversion to invert again."
             )
-        if self.full and self.image is None:
-            raise OptionError("--full pastes into the photo; pass IMAGE beside --inversion.")
+    if options.full and options.image is None:
+        raise OptionError("--full pastes into the photo; pass IMAGE beside --inversion.")
 
-    @property
-    def size_choice(self) -> SizeChoice:
-        """What --size says.
 
-        Raises:
-            OptionError: it cannot be read.
-        """
-        from nulltext.image.images import parse_size
-
-        return None if self.size is None else parse_size(self.size)
-
-    @property
-    def noise_seed(self) -> int:
-        """Of the methods that draw noise, or its default."""
-        return constants.SEED if self.seed is None else self.seed
-
-    def plan(self) -> Plan:
-        """How to invert."""
-        from nulltext.inversion.budgets import planned
-
-        return planned(
-            self.method,
-            budget=self.budget,
-            num_steps=self.steps,
-            inner_steps=self.inner_steps,
-            null_start=self.null_start,
+def _check_edits(options: EditOptions) -> None:
+    if options.then and len(options.target) != 1:
+        raise OptionError(
+            f"--then goes on from one --target, and there are {len(options.target)}; "
+            "pass one, or one command per chain."
         )
+    if options.then_strength is not None and not options.then:
+        raise OptionError("--then-strength is for the edits that --then adds; add one.")
+    for name in options.editor_settings:
+        editor = OPTIONS[name].about.editor
+        if editor is not options.editor:
+            raise OptionError(
+                f"{flag_of(name)} belongs to --editor {editor}; leave it out, or pass that one "
+                f"instead of {options.editor}."
+            )
+    doubled = set_by_strength(options)
+    if options.strength is not None and doubled:
+        raise OptionError(f"--strength sets {flag_of(doubled[0])}, too; leave one of them out.")
+    if options.over and not options.sweep:
+        raise OptionError("--over says what --sweep varies; add --sweep GRID.png.")
+    parse_weights(options.weight)
+    scale = options.guidance if options.target_guidance is None else options.target_guidance
+    if options.negative is not None and scale == CONDITIONAL_ONLY:
+        raise OptionError(
+            "--negative steers nothing at guidance 1, where the target's words alone are followed; "
+            "leave it out, or choose another --target-guidance."
+        )
+    if options.blend_except and not options.blend:
+        raise OptionError("--blend-except takes away from a --blend; name a word to blend.")
+    if options.blend_threshold is not None and not options.blend:
+        raise OptionError("--blend-threshold is for a --blend; name a word to blend.")
+
+
+def check_targets(options: EditOptions, source: str = AUTO) -> None:
+    """Refuse targets that say what they start from.
+
+    Raises:
+        OptionError: a target says the same as the prompt before it.
+    """
+    from nulltext.words.prompts import quoted
+
+    weights = parse_weights(options.weight).values()
+    for before, after in changes_of(options, "" if source == AUTO else source):
+        if before.split() == after.split() and all(factor == 1 for factor in weights):
+            raise OptionError(
+                f"The target {quoted(after)} says the same as the source {quoted(before)}; "
+                "change a word, or pass --weight WORD=FACTOR with another factor than 1."
+            )
+
+
+def changes_of(options: EditOptions, source: str) -> list[tuple[str, str]]:
+    """(prompt before, prompt after) of each edit: from the source, or along a chain."""
+    count = len(options.target)
+    before = [source] * count + list(options.prompts[count - 1 : -1])
+    return list(zip(before, options.prompts, strict=True))
+
+
+def check_inversion_target(path: Path) -> Path:
+    """Refuse early a name that an inversion cannot be saved under."""
+    from nulltext.storage.files import check_target
+    from nulltext.storage.inversion_file import SUFFIX
+
+    if path.suffix != SUFFIX:
+        raise OptionError(f"'{path}' does not end in {SUFFIX}, as saved inversions do; rename it.")
+    check_target(path)
+    return path
+
+
+def size_of(options: InversionOptions) -> SizeChoice:
+    """What --size says.
+
+    Raises:
+        OptionError: it cannot be read.
+    """
+    from nulltext.image.images import parse_size
+
+    return None if options.size is None else parse_size(options.size)
+
+
+def seed_of(options: InversionOptions) -> int:
+    """The seed of methods that draw noise, or its default."""
+    return constants.SEED if options.seed is None else options.seed
+
+
+def plan_of(options: InversionOptions) -> Budget:
+    """Find the method, its settings and the number of steps.
+
+    Raises:
+        OptionError: an option is given to a method that has none of the kind.
+    """
+    from nulltext.inversion.budgets import planned
+
+    return planned(
+        options.method,
+        budget=options.budget,
+        num_steps=options.steps,
+        inner_steps=options.inner_steps,
+        null_start=options.null_start,
+    )
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The request with its files open."""
+class Inputs:
+    """The files that an edit reads, open."""
 
-    request: Request
+    options: EditOptions
     photo: Photo | None
     box: CropBox
     saved: Inversion | None
     mask: Tensor | None
     """[box.height, box.width] in [0, 1]."""
     mask_note: str | None
-    """What is to be said of how the mask was read."""
+    """A remark on how the mask was read."""
     captioned: bool = False
     """Whether a captioner wrote the source prompt."""
-
-    @classmethod
-    def of(cls, request: Request) -> Opened:
-        """Read photo, mask and inversion.
-
-        Raises:
-            UserError: one of them cannot be read, or they do not belong together.
-        """
-        from nulltext.editing.placing import check_same_photo
-        from nulltext.image.images import CropBox
-        from nulltext.image.masks import mask_on_crop, read_mask
-        from nulltext.image.photos import load_photo
-        from nulltext.inversion.record import Inversion
-
-        photo: Photo | None
-        drawn, note = (None, None) if request.mask is None else read_mask(request.mask)
-        if request.inversion is None:
-            photo, box, size, saved = *_cropped(request, drawn), None
-        else:
-            saved = Inversion.load(request.inversion)
-            said, own = request.source, saved.header.prompt
-            if said is not None and said.split() != own.split():
-                raise OptionError(
-                    f'The inversion was made for "{own}"; leave --source out, '
-                    "or leave out --inversion to invert again."
-                )
-            photo = None if request.image is None else load_photo(request.image)
-            if photo is not None:
-                check_same_photo(saved, photo)
-            box = CropBox.from_list(saved.header.crop)
-            size = (saved.header.image_size[0], saved.header.image_size[1])
-        mask = None if drawn is None else mask_on_crop(drawn, size, box)
-        return cls(request, photo, box, saved, mask, note)
 
     @property
     def prompt(self) -> str:
         """The source prompt."""
-        return self.saved.header.prompt if self.saved else str(self.request.source)
+        return self.saved.header.prompt if self.saved else str(self.options.source)
 
-    def with_words(self, caption: Callable[[Photo, CropBox], str]) -> Opened:
-        """With somebody's words for the source prompt, where it was `auto`."""
-        if self.request.source != AUTO or self.photo is None or self.saved is not None:
+    def with_caption(self, caption: Callable[[Photo, CropBox], str]) -> Inputs:
+        """Fill in the source prompt where it is `auto`."""
+        if self.options.source != AUTO or self.photo is None or self.saved is not None:
             return self
-        words = caption(self.photo, self.box)
-        return replace(self, request=replace(self.request, source=words), captioned=True)
+        written = replace(self.options, source=caption(self.photo, self.box))
+        return replace(self, options=written, captioned=True)
 
 
-def _cropped(request: Request, drawn: object | None) -> tuple[Photo, CropBox, tuple[int, int]]:
-    """Photo, crop and the photo's size; with --full, the crop goes around the mask."""
-    from PIL import Image
+def open_inputs(options: EditOptions) -> Inputs:
+    """Read photo, mask and inversion.
 
+    Raises:
+        UserError: one of them cannot be read, or they do not belong together.
+    """
+    photo: Photo | None = None
+    saved: Inversion | None = None
+    if options.inversion is None:
+        assert options.image is not None
+        photo, box = open_photo(options.image, options.crop, size_of(options))
+        width, height = photo.size
+    else:
+        saved = _open_saved(options.inversion, options.source)
+        from nulltext.image.images import CropBox
+
+        width, height = saved.header.image_size
+        box = CropBox.from_list(saved.header.crop)
+        if options.image is not None:
+            photo = _open_same_photo(options.image, saved)
+    if options.mask is None:
+        return Inputs(options, photo, box, saved, mask=None, mask_note=None)
+    from nulltext.image.masks import mask_on_crop, read_mask
+
+    drawn, note = read_mask(options.mask)
+    if saved is None:
+        box = _box_around_mask(options, drawn, (width, height), box)
+    mask = mask_on_crop(drawn, (width, height), box)
+    return Inputs(options, photo, box, saved, mask, note)
+
+
+def open_inversion(path: Path) -> Inversion:
+    """Load a saved inversion; a file that is none is refused before torch is imported.
+
+    Raises:
+        InversionFileError: see `Inversion.load`.
+    """
+    read_header(path)
+    from nulltext.inversion.record import Inversion
+
+    return Inversion.load(path)
+
+
+def _open_saved(path: Path, source: str | None) -> Inversion:
+    saved = open_inversion(path)
+    own = saved.header.prompt
+    if source is not None and source.split() != own.split():
+        raise OptionError(
+            f'The inversion was made for "{own}"; leave --source out, '
+            "or leave out --inversion to invert again."
+        )
+    return saved
+
+
+def _open_same_photo(path: Path, saved: Inversion) -> Photo:
+    from nulltext.editing.placing import check_same_photo
+    from nulltext.image.photos import load_photo
+
+    photo = load_photo(path)
+    check_same_photo(saved, photo)
+    return photo
+
+
+def _box_around_mask(
+    options: EditOptions, mask: Image.Image, photo_size: tuple[int, int], box: CropBox
+) -> CropBox:
+    """The crop; with --full and none asked for, it goes around the mask."""
     from nulltext.image.masks import crop_around
-    from nulltext.jobs.opening import open_photo
 
-    assert request.image is not None
-    size = request.size_choice
-    photo, box = open_photo(request.image, request.crop, size)
-    free = request.crop is None and size != "photo"
-    if request.full and free and isinstance(drawn, Image.Image):
-        proportions = (box.width, box.height)
-        box = crop_around(drawn, photo.size, SMALLEST_CROP, proportions)
-    return photo, box, photo.size
+    if not options.full or options.crop is not None or size_of(options) == "photo":
+        return box
+    return crop_around(mask, photo_size, SMALLEST_CROP, (box.width, box.height))
+
+
+def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, CropBox]:
+    """Load a photo, and find the region that is asked for in it."""
+    from nulltext.image.images import CropBox, default_crop
+    from nulltext.image.photos import load_photo
+
+    box = None if crop is None else CropBox.parse(crop)
+    photo = load_photo(image)
+    if box is None:
+        box = default_crop(photo.size, size)
+    box.check_inside(photo.size)
+    return photo, box
+
+
+def open_photos(
+    images: Sequence[Path], crop: str | None, size: SizeChoice
+) -> list[tuple[Photo, CropBox]]:
+    """Load photos as `open_photo` does; what is wrong with one of several names it.
+
+    Raises:
+        ImageError: a photo cannot be read, or the crop does not fit it.
+    """
+    opened = []
+    for image in images:
+        try:
+            opened.append(open_photo(image, crop, size))
+        except ImageError as error:
+            if len(images) == 1 or str(image) in str(error):
+                raise
+            raise ImageError(f"'{image}': {error}") from error
+    return opened
+
+
+def check_captioner_use(option: str, prompt: str | None, captioner: str | None) -> None:
+    """Refuse a captioner where no prompt asks for one.
+
+    Args:
+        option: the option that may say auto.
+    """
+    if captioner is not None and prompt != AUTO:
+        raise OptionError(f"--captioner is for {option} {AUTO}; write that, or leave it out.")
+
+
+def caption_of(
+    option: str, photo: Photo, box: CropBox, captioner: str | None, device: str | None
+) -> str:
+    """Ask a captioner for the words of a photo's crop.
+
+    Raises:
+        ModelError: there is no such captioner. PromptError: it finds no words.
+    """
+    loaded = _captioner(captioner or constants.CAPTIONER, device)
+    caption = loaded.caption(photo, crop=box)
+    if not caption:
+        raise PromptError(
+            f"The captioner '{loaded.name}' finds no words for this photo; say what it shows: "
+            f'{option} "…".'
+        )
+    return caption
+
+
+@lru_cache(maxsize=1)
+def _captioner(name: str, device: str | None) -> Captioner:
+    from nulltext.captioning.folder import load_captioner
+
+    return load_captioner(name, device=device)
+
+
+def check_readable(model: LatentDiffusion, option: str, caption: str) -> None:
+    """Refuse a caption that the model cannot read, saying that a captioner wrote it.
+
+    Raises:
+        PromptError: it is too long, or has characters without a token.
+    """
+    try:
+        model.tokenize(caption)
+    except PromptError as error:
+        raise PromptError(
+            f'The model cannot read the caption "{caption}", which the captioner wrote; write your '
+            f'own with {option} "…". {error}'
+        ) from error

@@ -1,50 +1,162 @@
-"""Who does the work: one model, and a folder that results are put into, unit by unit.
+"""Jobs as units of work, and the worker that makes their pictures with one model.
 
     inversions/ab/DIGEST.safetensors            by all that an inversion follows from
-    inversions/ab/DIGEST.safetensors.partial    one on its way
+    inversions/ab/DIGEST.safetensors.partial    one that was not finished
     pictures/ab/NAME-ID.png                     by the job's id
 
-An inversion is always read back from its file, also by who has just made it, so that no picture
-depends on who made it. Rows are plain data; who keeps them is somebody else.
+An inversion is always read back from its file, also where it has just been made, so that pictures
+are the same whichever worker made it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nulltext.constants import Precision
-from nulltext.errors import InversionFileError, OutputError
-from nulltext.jobs.captions import caption_of, check_readable
+from nulltext.errors import ImageError, InversionFileError, OutputError, UserError, reason_of
+from nulltext.jobs.edits import axes_of, base_edit, edits_of
+from nulltext.jobs.job_files import PATHS, Job, Refused
 from nulltext.jobs.ledger import Row, failure
-from nulltext.jobs.order import Order, Pictures, notes_of, pictures_of
-from nulltext.jobs.request import Opened
-from nulltext.jobs.units import Unit
+from nulltext.jobs.options import EditOptions, InversionOptions
+from nulltext.jobs.request import (
+    Inputs,
+    caption_of,
+    check_options,
+    check_readable,
+    open_inputs,
+    plan_of,
+    seed_of,
+    size_of,
+)
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.inversion_file import SUFFIX
+from nulltext.storage.untrusted import refuse_address
 
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
     from nulltext.inversion.invert import InversionRequest
     from nulltext.inversion.record import Inversion
+    from nulltext.jobs.pictures import Pictures
 
 PICTURES, INVERSIONS = "pictures", "inversions"
 
 LONGEST_STEM = 40
 """Letters of a photo's name that its pictures' names begin with."""
 
+ID_LENGTH = 24
+"""Hexadecimal digits of an id: 96 bits."""
+
+INVERTING = ("image", "source", "inversion", *(one.name for one in fields(InversionOptions)))
+"""Options that an inversion follows from; under --full, the mask may place the crop as well."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One job, as plain data that can be sent to other processes.
+
+    id     = SHA-256 of the options and of the contents of the files that they name
+    group  = SHA-256 of what the inversion follows from
+
+    Equal lines on equal files are one unit, wherever they stand; a photo that was changed makes its
+    jobs new ones.
+    """
+
+    id: str
+    group: str
+    line: int
+    place: str
+    """Its line in words; see `Job`."""
+    job: Job | None
+    """None where the line cannot be understood."""
+    reason: str = ""
+    """Why it cannot be done, where that is known already."""
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The first keys of its row."""
+        options = {} if self.job is None else self.job.options
+        shown = {name: options[name] for name in ("image", "source", "target") if name in options}
+        return {"job": self.id, "line": self.line, **shown}
+
+
+def unit_of(found: Job | Refused, within: Path | None = None) -> Unit:
+    """Make a unit of a line.
+
+    Args:
+        within: the folder that all files of jobs have to be in.
+    """
+    if isinstance(found, Refused):
+        name = _digest(found.text.decode("utf-8", "replace"))
+        return Unit(name, name, found.line, found.place, None, found.reason)
+    contents: dict[str, str] = {}
+    reason = ""
+    for option in sorted(PATHS & found.options.keys()):
+        try:
+            contents[option] = _contents(found.base / found.options[option], within)
+        except UserError as error:
+            reason = reason or f"{found.place}: {error}"
+            contents[option] = "none"
+    options = dict(found.options)
+    shared = {name: options.get(name) for name in INVERTING}
+    if options.get("full"):
+        shared["mask"] = options.get("mask")
+    return Unit(
+        id=_digest([options, contents]),
+        group=_digest([shared, contents.get("image"), contents.get("inversion")]),
+        line=found.line,
+        place=found.place,
+        job=found,
+        reason=reason,
+    )
+
+
+def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
+    """Group units that share an inversion; groups and units keep their order."""
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.group, []).append(unit)
+    return list(groups.values())
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
+
+
+def _contents(path: Path, within: Path | None) -> str:
+    """SHA-256 of a regular file.
+
+    Raises:
+        ImageError: it is none, it cannot be read, or it is elsewhere.
+    """
+    try:
+        if within is not None and not path.resolve().is_relative_to(within.resolve()):
+            raise ImageError(
+                f"'{path}' is not in '{within}', where --within keeps the files of jobs."
+            )
+        if not path.is_file():
+            refuse_address(path, ImageError)
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise ImageError(f"'{path}' {what}: check the path.")
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        raise ImageError(f"'{path}' cannot be read ({reason_of(error)}).") from error
+
 
 @dataclass(frozen=True)
 class Setup:
-    """What all workers of a batch have in common; plain data."""
+    """Settings that all workers of a batch share; plain data."""
 
     chosen: ModelChoice
     folder: Path
@@ -53,7 +165,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Identity:
-    """What pictures depend on beside their jobs; equal for all workers of a batch."""
+    """Model and precision, which pictures depend on; equal for all workers of a batch."""
 
     fingerprints: tuple[str, ...]
     """Of the model's weights."""
@@ -62,7 +174,7 @@ class Identity:
 
 
 class Worker:
-    """A model at work.
+    """Does units of work with one model.
 
     Raises:
         UserError: the model cannot be loaded.
@@ -76,84 +188,84 @@ class Worker:
         self.identity = Identity(self.model.fingerprints, dtype)
 
     def do(self, unit: Unit, on_step: Callable[[StepInfo], None] | None = None) -> Row:
-        """Make a unit's pictures, and the row that tells of them, or of why there are none.
+        """Make a unit's pictures and its row, which says why where there are none.
 
         Raises:
             OutputError: the folder cannot be written any more.
         """
         if unit.job is None or unit.reason:
-            return failed(unit, unit.reason, theirs=True)
+            return failed(unit, unit.reason, user_error=True)
         try:
-            return self._done(unit, unit.job.order(), on_step)
+            return self._done(unit, unit.job.edit_options(), on_step)
         except OutputError:
             raise
         except Exception as error:  # one bad job is no reason to lose the others
             found = failure(error)
-            return failed(unit, f"{unit.place}: {found['reason']}", theirs=found["input"])
+            return failed(unit, f"{unit.place}: {found['reason']}", user_error=found["input"])
 
-    def _done(self, unit: Unit, order: Order, on_step: Callable[[StepInfo], None] | None) -> Row:
-        order.check()
-        axes = order.asked.axes()
-        words = partial(caption_of, "source", captioner=order.request.captioner, device=None)
-        opened = Opened.of(order.request).with_words(words)
-        if opened.captioned:
-            check_readable(self.model, "source", opened.prompt)
-        specs, sweep = order.asked.specs(self.model, opened.mask, axes)
-        everything = [*specs, *(sweep.specs if sweep else [])]
-        made, kept_as = self._inversion(opened, everything, on_step)
-        notes = notes_of(self.model, order, opened)
+    def _done(
+        self, unit: Unit, options: EditOptions, on_step: Callable[[StepInfo], None] | None
+    ) -> Row:
+        from nulltext.jobs.pictures import pictures_of, prompt_notes
+
+        check_options(options)
+        axes = axes_of(options)
+        base_edit(options)
+        write = partial(caption_of, "source", captioner=options.captioner, device=None)
+        inputs = open_inputs(options).with_caption(write)
+        if inputs.captioned:
+            check_readable(self.model, "source", inputs.prompt)
+        edits = edits_of(options, self.model, inputs.mask, axes)
+        inversion, stored_as = self._inversion(inputs, edits.everything, on_step)
+        notes = prompt_notes(self.model, inputs)
         started = time.perf_counter()
-        pictures = pictures_of(self.model, order, opened, made, specs, sweep, on_step)
+        pictures = pictures_of(self.model, inputs, inversion, edits, on_step)
         seconds = time.perf_counter() - started
-        options = {} if unit.job is None else unit.job.options
-        strip = bool(options.get("strip"))
-        pictures, files = self._saved(unit, pictures, strip=strip, gps=order.request.keep_gps)
+        pictures, files = self._saved(unit, options, pictures)
         return finite(
             {
                 **unit.names,
                 "status": "ok",
-                "source": opened.prompt,
+                "source": inputs.prompt,
                 **files,
-                "inversion": kept_as,
-                "unet_evaluations_invert": made.header.unet_evaluations,
-                "seconds_invert": round(made.header.seconds, 3),
+                "inversion": stored_as,
+                "unet_evaluations_invert": inversion.header.unet_evaluations,
+                "seconds_invert": round(inversion.header.seconds, 3),
                 **pictures.figures,
                 "seconds_edit": round(seconds, 3),
                 "unet_evaluations_edit": pictures.edit.unet_evaluations,
-                "remarks": [*filter(None, [opened.mask_note]), *notes, *pictures.remarks],
+                "remarks": [*filter(None, [inputs.mask_note]), *notes, *pictures.remarks],
             }
         )
 
     def _inversion(
         self,
-        opened: Opened,
-        specs: list[EditSpec],
+        inputs: Inputs,
+        specs: Sequence[EditSpec],
         on_step: Callable[[StepInfo], None] | None,
     ) -> tuple[Inversion, str | None]:
-        """The saved one, one that another job of this batch has made, or a new one; and its name
-        in the folder."""
+        """(inversion, its name in the folder): the job's saved one, or a stored or new one."""
         from nulltext.editing.loop import check_specs
         from nulltext.inversion.invert import InversionRequest
         from nulltext.inversion.replay import check_model
 
-        if opened.saved is not None:
-            check_model(self.model, opened.saved)
-        check_specs(self.model, opened.prompt, specs)
-        if opened.saved is not None:
-            return opened.saved, None
-        asked, photo = opened.request, opened.photo
-        assert photo is not None
-        plan = asked.plan()
+        if inputs.saved is not None:
+            check_model(self.model, inputs.saved)
+        check_specs(self.model, inputs.prompt, specs)
+        if inputs.saved is not None:
+            return inputs.saved, None
+        assert inputs.photo is not None
+        plan = plan_of(inputs.options)
         request = InversionRequest.checked(
             self.model,
-            photo,
-            opened.prompt,
+            inputs.photo,
+            inputs.prompt,
             method=plan.method,
             num_steps=plan.num_steps,
-            guidance_scale=asked.guidance,
-            crop=opened.box,
-            size=asked.size_choice,
-            seed=asked.noise_seed,
+            guidance_scale=inputs.options.guidance,
+            crop=inputs.box,
+            size=size_of(inputs.options),
+            seed=seed_of(inputs.options),
         )
         return self._stored(request, on_step)
 
@@ -167,9 +279,14 @@ class Worker:
 
         digests = digests_of(request.identity(self.model), self.model.fingerprints)
         names = [f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}" for digest in digests]
-        begun = (name for name in names if self._is_begun(self.setup.folder / name))
+        paths = [self.setup.folder / name for name in names]
+        begun = (
+            name
+            for name, path in zip(names, paths, strict=True)
+            if path.exists() or partial_of(path).exists()
+        )
         name = next(begun, names[0])
-        path = self._target(name)
+        path = target_in(self.setup.folder, name)
         try:
             found = Inversion.load(path)
         except InversionFileError:  # none yet, or damaged
@@ -179,43 +296,33 @@ class Worker:
         remove_partial(path)
         return found, name
 
-    def _is_begun(self, path: Path) -> bool:
-        from nulltext.inversion.partial import partial_of
-
-        return path.exists() or partial_of(path).exists()
-
     def _saved(
-        self, unit: Unit, pictures: Pictures, *, strip: bool, gps: bool
+        self, unit: Unit, options: EditOptions, pictures: Pictures
     ) -> tuple[Pictures, dict[str, Any]]:
-        """Write everything; returns the pictures as they are in their files, and for the row their
-        names relative to the folder, and digests."""
-        options = {} if unit.job is None else unit.job.options
-        stem = Path(str(options.get("image") or options.get("inversion"))).stem
+        """(pictures as they are in their files, names in the folder and digests for the row)"""
+        from nulltext.jobs.pictures import PictureFiles
+
+        folder = self.setup.folder
+        stem = Path(str(options.image or options.inversion)).stem
         stem = re.sub(r"[^\w-]+", "-", stem)[:LONGEST_STEM].strip("-") or "picture"
         base = f"{PICTURES}/{unit.id[:2]}/{stem}-{unit.id}"
         count = len(pictures.wanted)
         outputs = [f"{base}.png"] if count == 1 else [f"{base}-{i + 1}.png" for i in range(count)]
-        strip_name = f"{base}-strip.png" if strip else None
-        sweep_name = f"{base}-sweep.png" if pictures.sweep else None
-        pictures = pictures.save(
-            self.model,
-            [self._target(name) for name in outputs],
-            self._target(strip_name) if strip_name else None,
-            self._target(sweep_name) if sweep_name else None,
-            gps=gps,
+        strip = f"{base}-strip.png" if options.strip else None
+        sweep = f"{base}-sweep.png" if pictures.sweep else None
+        files = PictureFiles(
+            outputs=[target_in(folder, name) for name in outputs],
+            strip=None if strip is None else target_in(folder, strip),
+            sweep=None if sweep is None else target_in(folder, sweep),
         )
-        digests = [
-            hashlib.sha256((self.setup.folder / name).read_bytes()).hexdigest() for name in outputs
-        ]
-        named = {"outputs": outputs, "sha256": digests, "strip": strip_name, "sweep": sweep_name}
+        pictures = pictures.save(self.model, files, gps=options.keep_gps)
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files.outputs]
+        named = {"outputs": outputs, "sha256": digests, "strip": strip, "sweep": sweep}
         return pictures, named
-
-    def _target(self, name: str) -> Path:
-        return target_in(self.setup.folder, name)
 
 
 def target_in(folder: Path, name: str) -> Path:
-    """The file of a name of ours in a folder; makes the folders between.
+    """Find the file of a name within a folder, and make the folders between.
 
     Raises:
         OutputError: they cannot be made, or a symbolic link leads out of the folder.
@@ -235,17 +342,17 @@ def target_in(folder: Path, name: str) -> Path:
     return path
 
 
-def failed(unit: Unit, reason: str, *, theirs: bool) -> Row:
-    """The row of a unit that could not be done.
+def failed(unit: Unit, reason: str, *, user_error: bool) -> Row:
+    """Make the row of a unit that could not be done.
 
     Args:
-        theirs: whether it is the job's fault, so that whoever wrote it can mend it.
+        user_error: whether a change of the job would mend it.
     """
-    return {**unit.names, "status": "failed", "reason": reason, "input": theirs}
+    return {**unit.names, "status": "failed", "reason": reason, "input": user_error}
 
 
 def finite(row: Row) -> Row:
-    """JSON has no infinity (the PSNR of equal pictures): it becomes null."""
+    """Replace what JSON does not have, infinity (the PSNR of equal pictures), by null."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nulltext.errors import InversionFileError, reason_of, shorten
 from nulltext.storage.files import replace_file
@@ -48,42 +48,62 @@ def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     replace_file(path, save(content, metadata=metadata))
 
 
-def read_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a saved inversion: its tensors, on the CPU, and its header.
+class TensorOutline(NamedTuple):
+    """Type and shape of a tensor, without its numbers."""
+
+    dtype: str
+    """As torch and numpy call it: "float32"."""
+    shape: tuple[int, ...]
+
+
+def read_outline(path: Path) -> dict[str, TensorOutline]:
+    """Read the types and shapes that a file declares, and none of its numbers.
+
+    Raises:
+        InversionFileError: the file is damaged, or has a tensor of another type than `DTYPES`.
+    """
+    outlines = {}
+    with _opened(path) as stream:
+        for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
+            entry = stream.get_slice(name)
+            kind = entry.get_dtype()
+            if kind not in DTYPES:
+                raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
+            outlines[name] = TensorOutline(DTYPES[kind], tuple(entry.get_shape()))
+    return outlines
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file, whose header and outline are good, on the CPU.
+
+    Raises:
+        InversionFileError: the file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    with _opened(path):
+        return load_file(path)
+
+
+def not_finite(path: Path) -> list[str]:
+    """Find the tensors of a file that hold infinity or NaN; imports no torch.
+
+    Raises:
+        InversionFileError: the file is damaged.
+    """
+    import numpy as np
+
+    with _opened(path) as stream:
+        names = [*stream.keys()]
+        return [name for name in names if not np.isfinite(stream.get_tensor(name)).all()]
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the header.
 
     Raises:
         InversionFileError: the file is missing, truncated, foreign, or of a newer version.
     """
-    with _opened(path) as stream:
-        header = _header(path, stream)
-        return {name: stream.get_tensor(name) for name in stream.keys()}, header  # noqa: SIM118
-
-
-def read_outline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the shapes and types of a saved inversion, as tensors on the device "meta".
-
-    Takes no memory, whatever the file declares. Raises as `read_inversion` does.
-    """
-    import torch
-
-    tensors = {}
-    with _opened(path) as stream:
-        header = _header(path, stream)
-        for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
-            entry = stream.get_slice(name)
-            kind, shape = entry.get_dtype(), entry.get_shape()
-            if kind not in DTYPES:
-                raise ValueError(f"{name} is of {kind}, expected {' or '.join(DTYPES)}")
-            dtype = getattr(torch, DTYPES[kind])
-            try:
-                tensors[name] = torch.empty(shape, dtype=dtype, device="meta")
-            except RuntimeError as error:
-                raise ValueError(f"{name} is of shape {shape}") from error
-    return tensors, header
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Read the header alone. Raises as `read_inversion` does."""
     with _opened(path) as stream:
         return _header(path, stream)
 
@@ -95,7 +115,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
     try:
         _check_size(path)
-        with safe_open(path, framework="pt") as stream:
+        with safe_open(path, framework="numpy") as stream:
             yield stream
     except (SafetensorError, OSError, ValueError) as error:
         raise InversionFileError(

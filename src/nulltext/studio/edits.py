@@ -14,7 +14,7 @@ from nulltext.errors import OptionError, PromptError
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion
-from nulltext.jobs.saving import save_placed
+from nulltext.jobs.pictures import save_placed
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.studio.forms import EditForm, PageRequest, edit_command, read_integer, read_painting

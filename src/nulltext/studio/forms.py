@@ -12,18 +12,19 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
-from typing import Any, get_args
+from pathlib import Path, PurePath
+from typing import Any
 
 from PIL import Image
 
 from nulltext import constants
-from nulltext.attention.blend import LocalBlend
 from nulltext.constants import Detail
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.image.images import CropBox
 from nulltext.inversion.budgets import Budget, planned
+from nulltext.jobs.edits import base_edit
+from nulltext.jobs.options import OPTIONS, EditOptions, arguments_of, combined
 from nulltext.models.choice import ModelChoice
 from nulltext.words.prompts import TokenizedPrompt, clean
 
@@ -83,13 +84,13 @@ class InvertForm:
         method = None if self.budget else self.method
         return planned(method, budget=self.budget, num_steps=self.steps)
 
-    def arguments(self) -> list[str]:
+    def options(self) -> EditOptions:
         """Return the options of `nulltext edit` that invert the same way."""
-        return _arguments(
+        return EditOptions.of(
             {
                 "source": self.source,
                 "crop": str(self.crop),
-                "method": None if self.budget else self.method,
+                "method": None if self.budget or self.method == constants.METHOD else self.method,
                 "budget": None if self.budget == constants.BUDGET else self.budget,
                 "steps": self.steps,
                 "guidance": self.guidance,
@@ -125,6 +126,7 @@ class EditForm:
     threshold: float = constants.BLEND_THRESHOLD
     target_guidance: float | None = None
     detail: Detail = "auto"
+    negative: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -138,9 +140,9 @@ class EditForm:
             PromptError, OptionError: a field is empty, malformed or out of range.
         """
         by_hand = bool(request.get("by_hand"))
-        detail = read_text(request, "detail") or "auto"
-        if detail not in get_args(Detail):
-            known = ", ".join(get_args(Detail))
+        detail = read_text(request, "detail") or constants.DETAIL
+        if detail not in OPTIONS["detail"].choices:
+            known = ", ".join(OPTIONS["detail"].choices)
             raise OptionError(f"There is no detail '{detail:.20}'; choose {known}.")
         chips = read_chips(request.get("chips") or [], num_words)
         words = [word.strip() for word in read_text(request, "blend").split(",")]
@@ -156,6 +158,7 @@ class EditForm:
             threshold=constants.BLEND_THRESHOLD if threshold is None else threshold,
             target_guidance=read_number(request, "target_guidance", *GUIDANCE),
             detail=detail,  # type: ignore[arg-type]
+            negative=read_text(request, "negative") or None,
             weights=weights_of(chips),
         )
 
@@ -175,37 +178,25 @@ class EditForm:
         Args:
             mask: [H, W] in [0, 1] over the crop, or None.
         """
-        spec = EditSpec(
-            self.target,
+        spec = replace(base_edit(self.options()), target=self.target, mask=mask)
+        if not self.weights:
+            return spec
+        return replace(spec, editor=replace(spec.editor, weights=dict(self.weights)))
+
+    def options(self) -> EditOptions:
+        """Return the options of `nulltext edit` that make the same edit, without the mask."""
+        usual = not self.blend or self.threshold == constants.BLEND_THRESHOLD
+        return EditOptions(
+            target=(self.target,),
+            weight=tuple(f"{word}={factor!r}" for word, factor in self.weights.items()),
+            strength=self.strength,
+            target_guidance=self.target_guidance,
+            negative=self.negative,
             cross_steps=self.cross_steps,
             self_steps=self.self_steps,
-            weights=dict(self.weights),
-            blend=LocalBlend(self.blend, (), self.threshold) if self.blend else None,
-            mask=mask,
-            guidance_scale=self.target_guidance,
-        )
-        return spec if self.strength is None else spec.at_strength(self.strength)
-
-    def arguments(self, mask: str | None) -> list[str]:
-        """Return the options of `nulltext edit` that make the same edit.
-
-        Args:
-            mask: file name of the painted mask.
-        """
-        usual = not self.blend or self.threshold == constants.BLEND_THRESHOLD
-        return _arguments(
-            {
-                "target": self.target,
-                "strength": self.strength,
-                "cross-steps": self.cross_steps,
-                "self-steps": self.self_steps,
-                "target-guidance": self.target_guidance,
-                "weight": [f"{word}={factor!r}" for word, factor in self.weights.items()],
-                "blend": list(self.blend),
-                "blend-threshold": None if usual else self.threshold,
-                "mask": mask,
-                "detail": None if self.detail == "auto" else self.detail,
-            }
+            blend=self.blend,
+            blend_threshold=None if usual else self.threshold,
+            detail=None if self.detail == constants.DETAIL else self.detail,
         )
 
 
@@ -223,20 +214,15 @@ def edit_command(
         photo, mask: file names.
         origin: how the photo is inverted, or the file name of a saved inversion.
     """
-    words = ["nulltext", "edit", f"./{photo}" if photo.startswith("-") else photo]
-    words += ["--inversion", origin] if isinstance(origin, str) else origin.arguments()
-    words += [*edit.arguments(mask), *chosen.as_arguments()]
-    return shlex.join([*words, "--full", "-o", f"{PurePath(photo).stem}-edited.png"])
-
-
-def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Spell options for a command line; None is left out, a list repeats its option."""
-    words = []
-    for name, value in options.items():
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        for one in values:
-            words += [f"--{name}", one if isinstance(one, str) else repr(one)]
-    return words
+    inverting = EditOptions(inversion=Path(origin)) if isinstance(origin, str) else origin.options()
+    files = EditOptions(
+        image=Path(photo),
+        mask=None if mask is None else Path(mask),
+        full=True,
+        output=Path(f"{PurePath(photo).stem}-edited.png"),
+    )
+    words = arguments_of(combined(files, inverting, edit.options()))
+    return shlex.join(["nulltext", "edit", *words, *chosen.as_arguments()])
 
 
 def chips_of(prompt: TokenizedPrompt) -> list[Chip]:

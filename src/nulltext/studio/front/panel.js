@@ -40,11 +40,12 @@ function editForm() {
     threshold: numberIn("threshold"),
     target_guidance: numberIn("target-guidance"),
     detail: $("detail").value,
+    negative: $("negative").value,
     mask: maskUrl(),
   };
 }
 
-const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail" };
+const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail", negative: "negative" };
 const NUMBERS = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
 const IDS = { ...TEXTS, ...NUMBERS, chips: "target" };
 const HINT = $("source-hint").textContent;
@@ -59,7 +60,7 @@ function fill(view, otherWords) {
     if (untouched(IDS[name] || name, number)) fields[name] = view.fields[name];
     if (name === "source") setText("source-hint", hintOf(view.fields, name in fields));
   }
-  for (const [name, id] of Object.entries(TEXTS)) if (name in fields) $(id).value = fields[name];
+  for (const [name, id] of Object.entries(TEXTS)) if (name in fields) $(id).value = fields[name] ?? "";
   for (const [name, id] of Object.entries(NUMBERS)) {
     if (name in fields && fields[name] !== null) $(id).value = fields[name];
     else if (name in fields && name !== "strength") $(id).value = "";

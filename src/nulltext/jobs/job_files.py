@@ -5,36 +5,30 @@
     image,source,target,steps
     a.jpg,a photo of a rose,a photo of a tulip,20
 
-A job holds any option of `nulltext edit` by its long name, with underscores; what is the whole
-batch's (model, device, …) is an option of `nulltext batch`, and outputs get names of ours. Nothing
-is opened here but the job file, and whatever stands in a line leads to a job or to one sentence.
-Which of the three a file is, its first lines say; one that is none of them is one error.
+A job holds any option of `nulltext edit` by its long name, with underscores (`options.OPTIONS`);
+those that hold for the whole batch (model, device, …) are options of `nulltext batch`, and the
+batch names the outputs. Nothing is opened here but the job file, and every line leads to a job or
+to one sentence. Which of the three a file is follows from its first lines; one that is none of them
+is one error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from nulltext.errors import DataError, closest_name, reason_of
-from nulltext.jobs.job_options import (
-    OPTIONS,
-    OTHER_NAMES,
-    OURS,
-    PATHS,
-    Mistake,
-    check_keys,
-    checked,
-    of_cells,
-)
-from nulltext.jobs.order import Order
+from nulltext.jobs.options import OPTIONS, EditOptions, Kind, Option, flag_of
+from nulltext.models.choice import ModelChoice
 from nulltext.storage.untrusted import (
     MEGABYTE,
     decode_text,
@@ -43,6 +37,39 @@ from nulltext.storage.untrusted import (
     read_text,
     repeated_key,
 )
+
+KEYS = {option.name: option for option in OPTIONS.values() if option.about.no_job is None}
+"""The options that a job can have."""
+
+_WHOLE_BATCH = ("as_json", "quiet", *(one.name for one in fields(ModelChoice)))
+NO_KEYS = {name: option.about.no_job for name, option in OPTIONS.items() if name not in KEYS} | {
+    name: f"it is the whole batch's: nulltext batch {flag_of(name.removeprefix('as_'))}"
+    for name in _WHOLE_BATCH
+}
+"""Options of `edit` that a job cannot have, and why."""
+
+PATHS = {option.name for option in KEYS.values() if option.kind is Kind.FILE}
+"""Keys that name files to read."""
+
+LONGEST_TEXT = 4096
+"""Characters of a text: above every prompt and path, below what a tokenizer would chew on."""
+
+MOST_TEXTS = 64
+"""Texts in a list: above every use, below what fills a device with targets."""
+
+LARGEST_INTEGER = 2**63 - 1
+
+OTHER_NAMES = {
+    **dict.fromkeys(("prompt", "targetprompt", "editingprompt"), ("target", "source")),
+    **dict.fromkeys(("caption", "sourceprompt", "originalprompt", "description"), ("source",)),
+    **dict.fromkeys(("file", "filename", "imagepath", "img", "path", "photo"), ("image",)),
+    **dict.fromkeys(("cfg", "cfgscale", "guidancescale"), ("guidance",)),
+    **dict.fromkeys(("numsteps", "numinferencesteps", "inferencesteps"), ("steps",)),
+    **dict.fromkeys(("maskimage", "maskpath"), ("mask",)),
+    "weights": ("weight",),
+}
+"""What other tools call options of a job; see `errors.meant`."""
+
 
 LONGEST_LINE = 1 << 16
 """Bytes of a line."""
@@ -78,19 +105,19 @@ class Job:
     place: str
     """What it is called: "Line 3" of JSON Lines, "Row 3" of an array or a table."""
     options: Mapping[str, Any]
-    """As `Order.of` takes them, but with paths as they are written."""
+    """Values of JSON by key, with paths as they are written."""
     base: Path
     """The folder that relative paths are relative to."""
 
-    def order(self) -> Order:
-        """The edit, with paths that can be opened."""
+    def edit_options(self) -> EditOptions:
+        """Options of the edit, with paths that can be opened."""
         options = dict(self.options)
         for name in PATHS & options.keys():
             options[name] = self.base / options[name]
         captioner = options.get("captioner")
         if captioner is not None and (self.base / captioner).is_dir():
             options["captioner"] = str(self.base / captioner)
-        return Order.of(options)
+        return EditOptions.of(options)
 
 
 @dataclass(frozen=True)
@@ -224,7 +251,7 @@ def _header(line: str) -> tuple[list[str], str]:
     if twice is not None:
         raise ValueError(f'its header has "{twice}" twice')
     try:
-        check_keys([name for name in names if name])
+        _check_keys([name for name in names if name])
     except ValueError as error:
         raise ValueError(f"its header {error}") from None
     return names, sign
@@ -232,7 +259,7 @@ def _header(line: str) -> tuple[list[str], str]:
 
 def _known(names: Sequence[str]) -> list[str]:
     return [
-        name for name in names[:MOST_COLUMNS] if closest_name(name, (*OPTIONS, *OURS), OTHER_NAMES)
+        name for name in names[:MOST_COLUMNS] if closest_name(name, (*KEYS, *NO_KEYS), OTHER_NAMES)
     ]
 
 
@@ -242,7 +269,7 @@ def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
         raise ValueError(
             "has a cell below no key of the header; put texts with commas into quotes."
         )
-    return of_cells({name: cell for name, cell in zip(names, cells, strict=False) if name})
+    return _of_cells({name: cell for name, cell in zip(names, cells, strict=False) if name})
 
 
 def _job(
@@ -255,7 +282,7 @@ def _job(
             raise ValueError(value.reason)
         if not isinstance(value, dict):
             raise ValueError('is no JSON object; write {"image": …, "source": …, "target": …}.')
-        return Job(number, place, checked(value), base)
+        return Job(number, place, _checked(value), base)
     except ValueError as error:
         return Refused(number, place, text[:LONGEST_LINE], f"{place} {error}")
 
@@ -269,3 +296,162 @@ DECODER = json.JSONDecoder(
     object_pairs_hook=_object,
     parse_constant=lambda text: Mistake(f"holds {text}, which is no number in JSON."),
 )
+
+
+def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a job as they are meant.
+
+    Raises:
+        ValueError: a key or a value is none of a job's; the rest of a sentence about its line.
+    """
+    _check_keys(value)
+    options = {}
+    for name, given in value.items():
+        if given is None:
+            continue
+        if isinstance(given, Mistake):
+            raise ValueError(given.reason)
+        try:
+            options[name] = _read(KEYS[name], given)
+        except ValueError as error:
+            raise ValueError(f'has a "{name}" that is {error}.') from error
+    if "target" not in options:
+        raise ValueError('has no "target"; say what the photo shall show.')
+    return {name: KEYS[name].cleaned(given) for name, given in options.items()}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What is wrong with a value of JSON, in its place, until it is known whose value it is."""
+
+    reason: str
+
+
+def _check_keys(keys: Collection[str]) -> None:
+    """Refuse keys that a job has not, saying which are meant.
+
+    Raises:
+        ValueError: there is one; the rest of a sentence.
+    """
+    for name in keys:
+        if name in NO_KEYS:
+            raise ValueError(f'has "{name}", which a job has not: {NO_KEYS[name]}.')
+        if name in KEYS:
+            continue
+        said = f'has "{name[:40]}", which is no option of `nulltext edit`; '
+        absent = [one for one in (*KEYS, *NO_KEYS) if one not in keys]
+        likely = closest_name(name, absent, OTHER_NAMES)
+        if likely is None:
+            raise ValueError(f"{said}see its --help.")
+        if likely in NO_KEYS:
+            raise ValueError(f'{said}"{likely}" is none of a job either: {NO_KEYS[likely]}.')
+        raise ValueError(f'{said}perhaps "{likely}" is meant.')
+
+
+def _of_cells(cells: Mapping[str, str]) -> dict[str, Any]:
+    """A job's options from the texts of a table's row; an empty cell is none."""
+    return {name: _of_cell(name, cell.strip()) for name, cell in cells.items() if cell.strip()}
+
+
+def _of_cell(name: str, cell: str) -> Any:
+    """What a cell says: a text where the option takes one, else a number, or true or false.
+
+    A list is written as JSON, or with each entry on a line of the cell.
+    """
+    option = KEYS.get(name)
+    if option is None:
+        return cell  # refused by its key
+    if option.kind is Kind.TEXTS:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(listed := json.loads(cell), list):
+                return listed
+        return [line.strip() for line in cell.splitlines() if line.strip()]
+    for read in (str, int, float, lambda text: float(text.replace(",", ".")), _flag_of_cell):
+        with contextlib.suppress(ValueError, KeyError):
+            value = read(cell)
+            _read(option, value)
+            return value
+    return cell
+
+
+def _flag_of_cell(text: str) -> bool:
+    return {"true": True, "false": False}[text.casefold()]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("no text")
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(f"longer than {LONGEST_TEXT} characters")
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("no text that can be written")
+    return value
+
+
+def _path(value: object) -> str:
+    text = _text(value)
+    if not text.strip():
+        raise ValueError("empty")
+    return text
+
+
+def _texts(value: object) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if not 1 <= len(values) <= MOST_TEXTS:
+        raise ValueError(f"a list of {len(values)}; give 1 to {MOST_TEXTS}")
+    return [_text(one) for one in values]
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("no number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError("no finite number")
+    return number
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("neither true nor false; write one of these")
+    return value
+
+
+def _integer(value: object, option: Option) -> int:
+    low = -LARGEST_INTEGER - 1 if option.about.low is None else int(option.about.low)
+    high = LARGEST_INTEGER if option.about.high is None else int(option.about.high)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 3.0, as spreadsheets and pandas write a 3
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"no whole number from {low} to {high}")
+    return value
+
+
+def _choice(value: object, option: Option) -> str:
+    if not isinstance(value, str) or value not in option.choices:
+        raise ValueError(f"none of {', '.join(option.choices)}")
+    return value
+
+
+_READERS: dict[Kind, Callable[[Any, Option], Any]] = {
+    Kind.TEXT: lambda value, _: _text(value),
+    Kind.TEXTS: lambda value, _: _texts(value),
+    Kind.NUMBER: lambda value, _: _number(value),
+    Kind.INTEGER: _integer,
+    Kind.FLAG: lambda value, _: _flag(value),
+    Kind.CHOICE: _choice,
+    Kind.FILE: lambda value, _: _path(value),
+    Kind.OUTPUT: lambda value, _: _flag(value),
+}
+
+
+def _read(option: Option, value: object) -> Any:
+    """The value of a key as it is meant.
+
+    Raises:
+        ValueError: it is another kind of value; the rest of a sentence.
+    """
+    return _READERS[option.kind](value, option)

@@ -1,24 +1,148 @@
-"""From the pictures of an edit to files: remarked on, captioned, laid out."""
+"""From edits to pictures, and from pictures to files: sampled, put into the photo, written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from nulltext.editing.loop import Edit
-from nulltext.editing.placing import Canvas, Placed, keeps_pixels, settings_of
+from nulltext import constants
+from nulltext.diffusion.loops import StepInfo, run
+from nulltext.editing.loop import Edit, edit_steps
+from nulltext.editing.placing import Canvas, Placed, keeps_pixels, place, settings_of
+from nulltext.health.noise import note_on_configuration
 from nulltext.image.compositing import Difference, compare_pictures, original_picture
 from nulltext.image.images import to_pil
 from nulltext.image.photos import exif_of_result, has_position
 from nulltext.image.saving import Picture, encode, read_back, save_image
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import exact_source_step, source_step
+from nulltext.jobs.edits import Edits, Sweep
 from nulltext.jobs.figures import decibels
-from nulltext.jobs.sweep import Sweep
+from nulltext.jobs.request import Inputs, changes_of
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.storage.files import replace_file
+
+BRANCHES = {"exact": exact_source_step, "replay": source_step}
+"""What targets follow, by the names of --source-branch."""
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Names of the files that pictures are written to."""
+
+    outputs: Sequence[Path]
+    """One for each edit that was asked for."""
+    strip: Path | None = None
+    sweep: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All pictures of a request, in memory."""
+
+    inversion: Inversion
+    edit: Edit
+    canvas: Canvas
+    wanted: Sequence[Placed]
+    """The edits that were asked for, in their order."""
+    reconstructed_by: str
+    """What the reconstruction beside the edits follows, in words."""
+    sweep: Sweep | None
+    swept: Sequence[Placed]
+    """`sweep.specs`, in their order."""
+    note: str | None
+    """What is odd about the model."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What JSON says of them."""
+        header = self.inversion.header
+        return {
+            "psnr_bound": header.psnr_bound,
+            "psnr_replay": header.psnr_reconstruction,
+            "psnr_reconstruction": self.edit.psnr_reconstruction,
+            "changed_fraction": max(one.changed_fraction for one in self.wanted),
+            "psnr_outside": min(one.psnr_outside for one in self.wanted),
+            "mask_fraction": [one.mask_fraction for one in self.wanted],
+            "unchanged": [one.unchanged for one in self.wanted],
+        }
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is odd about them, for a person."""
+        said = [self.note]
+        said += [text for one in self.wanted for text in (remark(one), *one.lost)]
+        return list(dict.fromkeys(text for text in said if text))
+
+    def save(self, model: LatentDiffusion, files: PictureFiles, *, gps: bool) -> Pictures:
+        """Write them, each file whole or not at all.
+
+        Args:
+            gps: whether the photo's position is written, too.
+
+        Returns: the same, measured in their files.
+
+        Raises:
+            OutputError: one cannot be written.
+        """
+        wanted = save_placed(files.outputs, self.wanted, self.inversion, self.canvas, gps=gps)
+        written = replace(self, wanted=wanted)
+        if files.strip:
+            save_strip(files.strip, model, written)
+        if files.sweep and self.sweep:
+            save_sweep(files.sweep, self.sweep, self.swept, self.canvas)
+        return written
+
+
+def pictures_of(
+    model: LatentDiffusion,
+    inputs: Inputs,
+    inversion: Inversion,
+    edits: Edits,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> Pictures:
+    """Sample all edits, the sweep's among them, and put them into the photo.
+
+    Raises:
+        NulltextError: see `editing.edit`.
+    """
+    options = inputs.options
+    branch = BRANCHES[options.source_branch]
+    everything = edits.everything
+    result = run(edit_steps(model, inversion, everything, source_branch=branch), on_step)
+    canvas = Canvas.of(inversion, inputs.photo, full=options.full)
+    detail = options.detail or constants.DETAIL
+    placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(everything)]
+    return Pictures(
+        inversion=inversion,
+        edit=result,
+        canvas=canvas,
+        wanted=placed[: len(edits.specs)],
+        reconstructed_by="exact trajectory"
+        if branch is exact_source_step
+        else inversion.header.method,
+        sweep=edits.sweep,
+        swept=placed[len(edits.specs) :],
+        note=note_on_configuration(model, inversion),
+    )
+
+
+def prompt_notes(model: LatentDiffusion, inputs: Inputs) -> list[str]:
+    """Remarks on the source prompt and all that it is edited to; see `notes_on_prompts`.
+
+    Raises:
+        PromptError: the model cannot read one of them.
+    """
+    source, options = inputs.prompt, inputs.options
+    own = [source] if source else []  # a saved inversion may have none
+    negative = [options.negative] if options.negative else []
+    prompts = [*own, *options.prompts, *negative]
+    return notes_on_prompts(model, prompts, changes_of(options, source))
 
 
 def remark(placed: Placed) -> str | None:
@@ -112,36 +236,24 @@ def _lost(
         )
 
 
-def save_strip(
-    path: Path,
-    model: LatentDiffusion,
-    inversion: Inversion,
-    edit: Edit,
-    placed: Sequence[Placed],
-    canvas: Canvas,
-    reconstructed_by: str,
-) -> None:
-    """Write photo, autoencoder's bound, reconstruction and edits side by side.
-
-    Args:
-        reconstructed_by: what the reconstruction beside the edits follows, for its caption.
-    """
-    header = inversion.header
-    bound = model.decode(inversion.trajectory[:1]).cpu()
+def save_strip(path: Path, model: LatentDiffusion, pictures: Pictures) -> None:
+    """Write photo, autoencoder's bound, reconstruction and edits side by side."""
+    header, edit = pictures.inversion.header, pictures.edit
+    bound = model.decode(pictures.inversion.trajectory[:1]).cpu()
     tiles = [
-        Tile(canvas.photo.image, f"photo\n{header.prompt}"),
+        Tile(pictures.canvas.photo.image, f"photo\n{header.prompt}"),
         Tile(to_pil(bound), f"autoencoder's bound, {decibels(header.psnr_bound)}"),
         Tile(
             to_pil(edit.reconstruction),
-            f"reconstruction ({reconstructed_by}), {decibels(edit.psnr_reconstruction)}",
+            f"reconstruction ({pictures.reconstructed_by}), {decibels(edit.psnr_reconstruction)}",
         ),
     ]
-    for one in placed:
+    for one in pictures.wanted:
         factors = asdict(one.spec.editor).get("weights", {})
         weights = "".join(f"\n{word} × {factor:g}" for word, factor in factors.items())
         then = "then " if one.spec.parent else ""
         tiles.append(Tile(one.image, then + one.spec.target + weights))
-    save_image(comparison_strip(tiles), path, icc_profile=canvas.photo.icc_profile)
+    save_image(comparison_strip(tiles), path, icc_profile=pictures.canvas.photo.icc_profile)
 
 
 def save_sweep(path: Path, sweep: Sweep, placed: Sequence[Placed], canvas: Canvas) -> None:

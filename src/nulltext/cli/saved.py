@@ -1,0 +1,271 @@
+"""Verbs on a saved inversion: `replay` it, `inspect` it, and show the `attention` of its words."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nulltext.cli.options import FileArgument, takes_options
+from nulltext.cli.report import Reporter
+from nulltext.jobs.figures import decibels
+from nulltext.jobs.request import open_inversion
+from nulltext.models.choice import ModelChoice
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from nulltext.editing.heatmaps import PromptMaps
+    from nulltext.inversion.header import InversionOutline
+    from nulltext.inversion.record import Inversion
+
+
+@takes_options
+def replay(
+    *,
+    file: FileArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.png", help="Default: FILE's name-replay.png."),
+    ] = None,
+    chosen: ModelChoice,
+    reporter: Reporter,
+) -> None:
+    """Reconstruct the photo from a saved inversion.
+
+    Example: [bold]nulltext replay dahlia.safetensors -o dahlia-replay.png[/bold]
+    """
+    inversion = open_inversion(file)
+    from nulltext.cli.work import open_model
+    from nulltext.image.images import from_uint8, to_pil
+    from nulltext.image.saving import check_writable, save_image
+    from nulltext.inversion.replay import check_model
+    from nulltext.inversion.replay import replay as replay_inversion
+
+    target = output or Path(f"{file.stem}-replay.png")
+    check_writable(target)
+    loaded = open_model(reporter, chosen)
+    check_model(loaded, inversion)
+    with reporter.progress(loaded, from_uint8(inversion.photo)) as on_step:
+        result = replay_inversion(loaded, inversion, on_step=on_step)
+    save_image(to_pil(result.image), target)
+    bound = inversion.header.psnr_bound
+    reporter.result(
+        {"output": str(target), "psnr_reconstruction": result.psnr, "psnr_bound": bound},
+        [
+            f"Reconstruction {decibels(result.psnr)}; "
+            f"the autoencoder alone reaches {decibels(bound)}.",
+            f"Saved {target}",
+        ],
+    )
+
+
+LABELS = {
+    "prompt": "Prompt",
+    "model": "Model",
+    "fingerprint": "Fingerprint",
+    "method": "Method",
+    "method_config": "Options",
+    "steps": "Steps",
+    "guidance_scale": "Guidance",
+    "seed": "Seed",
+    "image_size": "Photo (width, height)",
+    "crop": "Crop (x, y, width, height)",
+    "size": "Seen at (width, height)",
+    "image_sha256": "Photo's SHA-256",
+    "psnr_bound": "PSNR bound",
+    "psnr_reconstruction": "PSNR reconstruction",
+    "unet_evaluations": "UNet evaluations",
+    "iterations": "Gradients",
+    "seconds": "Seconds",
+    "adapters": "Adapters",
+    "tensors": "Tensors",
+}
+"""Fields of the report, and what a person reads in their place."""
+
+SUMMED = "weight_delta"
+"""Named in the report; its factors, hundreds of them, are only counted there."""
+
+
+@takes_options
+def inspect(file: FileArgument, reporter: Reporter) -> None:
+    """Show what a saved inversion holds; opens no model.
+
+    Example: [bold]nulltext inspect dahlia.safetensors[/bold]
+    """
+    from nulltext.inversion.header import InversionOutline
+
+    values, lines = described(InversionOutline.load(file))
+    reporter.answer({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
+
+
+def described(outline: InversionOutline) -> tuple[dict[str, Any], list[str]]:
+    """All fields for a program, and lines of text for a person."""
+    shapes = {name: list(tensor.shape) for name, tensor in outline.tensors.items()}
+    values = asdict(outline.header)
+    values["steps"] = outline.num_steps
+    values["size"] = [shapes["photo"][2], shapes["photo"][1]]
+    values["tensors"] = shapes
+    shown = values | {"tensors": _counted(shapes), "adapters": "none"}
+    if outline.header.adapters:
+        from nulltext.models.adapters import said_of
+
+        shown["adapters"] = said_of(outline.header.adapters)
+    return values, [f"{label:<28}{_readable(shown[key])}" for key, label in LABELS.items()]
+
+
+def _counted(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Shapes by name, those of a difference of weights as their number."""
+    from nulltext.inversion.header import DELTA_PREFIX
+
+    shown: dict[str, Any] = {
+        name: shape for name, shape in shapes.items() if not name.startswith(DELTA_PREFIX)
+    }
+    factors = [shape for name, shape in shapes.items() if name.startswith(DELTA_PREFIX)]
+    if factors:
+        numbers = sum(map(prod, factors))
+        shown[SUMMED] = f"{len(factors)} factors with {numbers:,} numbers"
+    return shown
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(entry)}" for key, entry in value.items()) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@takes_options
+def attention(
+    *,
+    file: FileArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.png", help="Default: FILE-attention.png."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Also the words of an edit to this; may be repeated."),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            "--every", metavar="N", min=1, help="Also a row for every N-th step, noisiest first."
+        ),
+    ] = None,
+    npy: Annotated[
+        Path | None,
+        typer.Option("--npy", metavar="FILE.npz", help="Also the numbers, mean and per step."),
+    ] = None,
+    chosen: ModelChoice,
+    reporter: Reporter,
+) -> None:
+    """Draw which part of the photo each word of its prompt is about.
+
+    Example: [bold]nulltext attention dahlia.safetensors -o attention.png[/bold]
+    """
+    inversion = open_inversion(file)
+    from nulltext.cli.work import look_at_prompts, open_model
+    from nulltext.diffusion.loops import run
+    from nulltext.editing.heatmaps import heat_map_steps
+    from nulltext.editing.loop import EditSpec, check_specs
+    from nulltext.image.saving import check_writable, save_image
+    from nulltext.inversion.replay import check_model
+    from nulltext.storage.files import check_target
+
+    picture = output or Path(f"{file.stem}-attention.png")
+    check_writable(picture)
+    if npy:
+        check_target(npy)
+    specs = [EditSpec(words) for words in target or []]
+    loaded = open_model(reporter, chosen)
+    check_model(loaded, inversion)
+    source, targets = inversion.header.prompt, target or []
+    changes = [(source, words) for words in targets]
+    look_at_prompts(reporter, loaded, [source, *targets], changes)
+    check_specs(loaded, source, specs)
+    with reporter.progress(loaded) as on_step:
+        prompts = run(heat_map_steps(loaded, inversion, specs), on_step)
+    save_image(heat_grid(inversion, prompts, every), picture)
+    if npy:
+        save_arrays(npy, prompts)
+    words = word_rows(prompts)
+    reporter.result(
+        {"output": str(picture), "npy": str(npy) if npy else None, "words": words},
+        [f"{row['word']:<20}{100 * row['mean']:6.2f} % of the attention" for row in words]
+        + [f"Saved {path}" for path in (picture, npy) if path],
+    )
+
+
+def heat_grid(
+    inversion: Inversion, prompts: Sequence[PromptMaps], every: int | None
+) -> Image.Image:
+    """One row per prompt, one tile per word; with `every`, also a row per every-th step.
+
+    A map is drawn between its own minimum and maximum, which the caption gives in per cent.
+    """
+    from nulltext.editing.heatmaps import heat_over
+    from nulltext.image.images import from_uint8, to_pil
+    from nulltext.image.strip import Tile, tile_grid
+
+    photo = to_pil(from_uint8(inversion.photo))
+    levels = inversion.header.levels
+    rows = []
+    for maps in prompts:
+        whole = Tile(photo, maps.prompt)
+        rows.append(
+            [whole, *(Tile(heat_over(photo, w.heat), _label(w.word, w.heat)) for w in maps.words)]
+        )
+        for index in range(0, len(levels), every) if every else ():
+            rows.append(
+                [
+                    Tile(photo, f"step {index + 1}, t = {levels[index].fed:g}"),
+                    *(Tile(heat_over(photo, w.steps[index]), w.word) for w in maps.words),
+                ]
+            )
+    return tile_grid(rows)
+
+
+def _label(word: str, heat: Tensor) -> str:
+    return f"{word}\n{100 * float(heat.min()):.1f} to {100 * float(heat.max()):.1f} %"
+
+
+def word_rows(prompts: Sequence[PromptMaps]) -> list[dict[str, Any]]:
+    """What JSON says of each word: prompt, word, mean share, and the peak in parts of the crop."""
+    rows = []
+    for maps in prompts:
+        for word in maps.words:
+            height, width = word.heat.shape
+            y, x = divmod(int(word.heat.argmax()), width)
+            peak = [(x + 0.5) / width, (y + 0.5) / height]
+            rows.append(
+                {
+                    "prompt": maps.prompt,
+                    "word": word.word,
+                    "mean": float(word.heat.mean()),
+                    "max": float(word.heat.max()),
+                    "peak": peak,
+                }
+            )
+    return rows
+
+
+def save_arrays(path: Path, prompts: Sequence[PromptMaps]) -> None:
+    """Write an .npz: per prompt p, `words_p` [n], `heat_p` [n, h, w], `steps_p` [n, T, h, w]."""
+    import numpy as np
+
+    from nulltext.storage.files import replace_file
+
+    arrays: dict[str, Any] = {}
+    for index, maps in enumerate(prompts):
+        arrays[f"words_{index}"] = np.array([word.word for word in maps.words])
+        arrays[f"heat_{index}"] = np.stack([word.heat.numpy() for word in maps.words])
+        arrays[f"steps_{index}"] = np.stack([word.steps.numpy() for word in maps.words])
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    replace_file(path, file.getvalue())
