@@ -159,7 +159,7 @@ SWEEP = ("--sweep", "g.png", "--over")
         ((*SWEEP, "masa-start=0,1"), "knob of another --editor"),
         ((*MASA, *SWEEP, "cross=0,1"), "knob of another --editor"),
         ((*SWEEP, "cross=0,1", "--over", "strength=0,1"), "strength turns cross, too"),
-        ((*SWEEP, "cross=0,1", "--over", "cross=0.5"), "stands twice"),
+        ((*SWEEP, "cross=0,1", "--over", "cross=0.5"), "occurs twice"),
         ((*SWEEP, "cross=0:1:9", "--over", "self=0:1:9"), "81 pictures"),
         ((*SWEEP, "cross=0", "--over", "self=0", "--over", "strength=0"), "two sides"),
     ],

@@ -6,6 +6,7 @@ down. All its cells are edits like any other, sampled in one batch beside those 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -188,29 +189,32 @@ def axes_of(options: EditOptions) -> list[Axis]:
     names = [axis.knob for axis in axes]
     if len(axes) > MOST_AXES:
         raise OptionError(
-            f"A grid has two sides, so --over may stand twice, not {len(axes)} times."
+            f"A grid has two sides, so --over may occur twice, not {len(axes)} times."
         )
     if len(set(names)) < len(names):
-        raise OptionError(f"--over {names[0]} stands twice; put all its values into one.")
+        raise OptionError(f"--over {names[0]} occurs twice; put all its values into one.")
     if "strength" in names and len(names) > 1:
         other = names[1 - names.index("strength")]
         if KNOBS[other].about.by_strength:
             raise OptionError(f"strength turns {other}, too; sweep one of them.")
-    cells = 1
     for axis in axes:
-        cells *= len(axis.values)
-        if KNOBS[axis.knob].about.editor not in (None, options.editor):
-            raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
-        for value in axis.values:
-            check_range(KNOBS[axis.knob], value)
+        _check_axis(axis, options)
+    cells = math.prod(len(axis.values) for axis in axes)
     if cells > MOST_CELLS:
         raise OptionError(
             f"The grid would have {cells} pictures per target; choose values for {MOST_CELLS} "
             "at most."
         )
-    for axis in axes:
-        _check_beside_options(axis.knob, options)
     return axes
+
+
+def _check_axis(axis: Axis, options: EditOptions) -> None:
+    """Refuse a knob of another editor, a value out of range, or one that another option sets."""
+    if KNOBS[axis.knob].about.editor not in (None, options.editor):
+        raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
+    for value in axis.values:
+        check_range(KNOBS[axis.knob], value)
+    _check_beside_options(axis.knob, options)
 
 
 def parse_axis(text: str) -> Axis:
