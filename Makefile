@@ -40,7 +40,7 @@ test: setup  ## Run the test suite: make test WORKERS=2.
 test-slow: setup  ## Run the tests of checkpoints of real size: 3 GB of disk, 7 GB of memory.
 	$(BIN)/python -m pytest -m slow
 
-CORE := $(patsubst %,tests/test_%.py,floors fingerprint load interop)
+CORE := tests/test_floors.py $(patsubst %,tests/models/test_%.py,fingerprint load interop)
 # Its own environment: 3 GB to download, since old releases of torch come with CUDA.
 test-lowest: $(LOWEST)/.installed  ## Run core tests on the lowest releases that pyproject.toml allows.
 	$(LOWEST)/bin/nulltext doctor

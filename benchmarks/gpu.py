@@ -53,7 +53,7 @@ LEAST_SECONDS = 15.0
 """A part is not begun with less time left."""
 
 DEVICE_TESTS = ["tests", "-m", "device"]
-SMALL_TESTS = ["tests/test_device.py", "-m", "device", "-k", "sd1"]
+SMALL_TESTS = ["tests/models/test_device.py", "-m", "device", "-k", "sd1"]
 
 
 class TimeUpError(Exception):

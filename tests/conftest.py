@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +16,14 @@ from PIL import Image
 
 import nulltext
 from nulltext.cli.main import main
-from tiny import tiny_pipeline
+from support.examples import DAHLIA_PROMPT, EXAMPLE
+from support.tiny import tiny_pipeline
 
 Run = Callable[..., tuple[int, str, str]]
 
 # One thread here and in what tests start: tests run side by side, and sums are to be the same.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-
-DEVICE = os.environ.get("NULLTEXT_TEST_DEVICE", "cpu")
-"""Of the tests marked `device`, which compare it with the CPU."""
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
-DAHLIA_PROMPT = "a photo of an orange flower with a dark background"
 
 
 @pytest.fixture(scope="session")
@@ -161,16 +154,3 @@ def inversion(
 def dahlia_inversion(flowers: nulltext.LatentDiffusion) -> nulltext.Inversion:
     """The example photo, null-text inverted with the bundled model in ten steps."""
     return nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, num_steps=10)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of a size such as "200k" at a new folder; skips where none may be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs to mount a file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -13,11 +13,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import nulltext
-from conftest import EXAMPLE
 from nulltext.editing.editors import EDITORS
 from nulltext.inversion.registry import METHODS
 from nulltext.models import pipelines
-from tiny import tiny_pipeline
+from support.examples import EXAMPLE
+from support.tiny import tiny_pipeline
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import own_tokenizer
+from support.tiny import own_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 import nulltext
-from conftest import EXAMPLE
 from nulltext import plugins
 from nulltext.editing.editors import EDITORS, MasaCtrl
 from nulltext.errors import OptionError
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.registry import METHODS, method_named
+from support.examples import EXAMPLE
 
 MODULE = """
 from dataclasses import dataclass

@@ -1,0 +1,188 @@
+"""Compositing: exact outside, exact without an edit, and the formula in between."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import avg_pool2d, pad
+
+from nulltext.editing.loop import Edit
+from nulltext.editing.placing import Canvas, place
+from nulltext.editing.spec import EditSpec
+from nulltext.image.compositing import (
+    _box,
+    _otsu,
+    compare_pictures,
+    composite,
+    detail_share,
+    dilate,
+    fade_inside,
+    fit_to_crop,
+    original_picture,
+    region_of_change,
+)
+from nulltext.image.images import CropBox
+from nulltext.image.photos import Photo
+from nulltext.image.saving import Picture
+from support.pictures import noise, pixels
+
+
+@pytest.fixture
+def canvas():
+    """A noisy photo, and a crop inside it."""
+    return Photo(Image.fromarray(noise(80, 120, 3))), CropBox(30, 10, 64, 64)
+
+
+@pytest.fixture
+def pair():
+    """A reconstruction, and an edit that paints a square of it."""
+    reconstruction = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3)) - 0.5
+    edit = reconstruction.clone()
+    edit[:, 10:20, 12:22] += 0.7
+    return edit, reconstruction
+
+
+@pytest.mark.parametrize(
+    ("columns", "level", "why"),
+    [
+        (slice(0, 2), 1.0, "fades out towards the crop's border"),
+        (slice(200, 220), 1.0, "draws the same pixels"),
+        (slice(200, 220), 0.05, "draws the same pixels"),
+    ],
+)
+def test_why_an_edit_does_not_show_is_told_by_where_it_may(columns, level, why):
+    box = CropBox(40, 12, 416, 416)
+    canvas = Canvas(Photo(Image.fromarray(noise(440, 500, 3))), box, full=True)
+    mask = torch.zeros(416, 416)
+    mask[100:300, columns] = level
+    reconstruction = torch.zeros(1, 3, 416, 416)
+    images = reconstruction.clone()
+    images[..., :100] += 8 / 255  # four levels, of which a 26th shows in the second column
+    edit = Edit(images, reconstruction, 30.0, 1, torch.ones(1, 52, 52), (None,))
+    placed = place(canvas, edit, 0, EditSpec("a dog", mask=mask), "photo")
+    assert placed.changed_fraction == 0
+    assert why in placed.unchanged
+    assert placed.nothing == f"changed nothing: {placed.unchanged}."
+
+
+@pytest.mark.parametrize("detail", ["auto", "photo", "model"])
+def test_pixels_of_weight_zero_keep_their_bytes(canvas, pair, detail):
+    photo, box = canvas
+    weight = torch.zeros(64, 64)
+    weight[20:40, 20:40] = 0.7
+    after = composite(photo, box, *pair, weight, detail)
+    same = (pixels(photo.image) == pixels(after)).all(axis=-1)
+    outside = np.ones((80, 120), dtype=bool)
+    outside[30:50, 50:70] = False
+    assert same[outside].all()
+    assert not same[~outside].all()
+    found = compare_pictures(original_picture(photo), Picture(after), weight == 0, box)
+    assert (found.psnr_outside, found.largest_outside) == (math.inf, 0)
+    assert found.changed_fraction == pytest.approx(400 / 9600, rel=0.1)
+
+
+@pytest.mark.parametrize("detail", ["auto", "photo"])
+def test_an_edit_that_is_the_reconstruction_gives_the_photo_back(canvas, pair, detail):
+    photo, box = canvas
+    _, same = pair
+    after = composite(photo, box, same, same, torch.ones(64, 64), detail)
+    assert (pixels(after) == pixels(photo.image)).all()
+    assert float(region_of_change(same, same).max()) == 0
+
+
+def test_without_detail_the_pixels_are_the_models(canvas, pair):
+    photo, box = canvas
+    flat = torch.full((3, 32, 32), 0.2)
+    after = composite(photo, box, flat, pair[1], torch.ones(64, 64), "model")
+    inside = pixels(after)[10:74, 30:94]
+    assert (inside == round(1.2 * 127.5)).all()
+
+
+def test_with_the_photos_detail_a_shift_in_colour_is_a_shift_of_the_photo(pair):
+    grey = Photo(Image.fromarray(np.full((64, 64, 3), 100, np.uint8) + noise(64, 64, 3) // 8))
+    _, reconstruction = pair
+    box = CropBox(0, 0, 64, 64)
+    shifted = reconstruction + torch.tensor([0.2, 0.0, -0.1])[:, None, None]
+    after = composite(grey, box, shifted, reconstruction, torch.ones(64, 64), "photo")
+    change = (pixels(after) - pixels(grey.image)).reshape(-1, 3)
+    expected = np.array([0.2, 0.0, -0.1]) * 127.5
+    assert np.abs(change - expected).max() <= 1  # rounding to bytes
+
+
+def test_alpha_comes_back_untouched(pair):
+    alpha = Image.fromarray(noise(64, 64))
+    colours = Image.fromarray(noise(64, 64, 3, seed=1))
+    photo = Photo(colours, alpha, straight=colours)
+    after = composite(photo, CropBox(0, 0, 64, 64), *pair, torch.ones(64, 64))
+    assert after.mode == "RGBA"
+    assert (pixels(after.getchannel("A")) == pixels(alpha)).all()
+
+
+def test_the_region_holds_the_change_and_little_else(pair):
+    region = region_of_change(*pair)
+    assert float(region[11:19, 13:21].min()) == 1
+    assert float(region[:4].max()) == float(region[28:].max()) == 0
+    assert float(region.min()) >= 0
+    assert float(region.max()) == 1
+
+
+def test_a_persons_mask_fades_inside_its_borders_only():
+    mask = torch.zeros(200, 200)
+    mask[50:150, 60:140] = 1
+    mask[100:150, 100:140] = 0  # a concave corner
+    faded = fade_inside(mask)
+    assert bool((faded[mask == 0] == 0).all())
+    assert float(faded[75, 80]) == 1
+    assert 0 < float(faded[52, 80]) < 1
+    stroke = torch.zeros(200, 200)
+    stroke[100, 20:180] = 1
+    assert float(fade_inside(stroke)[100, 100]) == 1
+    grey = torch.zeros(200, 200)
+    grey[:, 20:90], grey[:, 110:180] = 1.0, 0.3
+    faded = fade_inside(grey)
+    assert float(faded[100, 50]) == 1
+    assert float(faded[100, 150]) == pytest.approx(0.3)
+    assert bool((faded <= grey).all())
+
+
+def test_a_derived_mask_grows_and_fades_outwards():
+    mask = torch.zeros(96, 96)
+    mask[40:50, 40:50] = 1
+    wide = dilate(mask)
+    assert bool((wide >= mask).all())
+    assert float(wide[36, 45]) > 0
+    assert float(wide[20, 45]) == 0
+
+
+def test_weights_fade_to_zero_at_inner_crop_borders_alone():
+    weight = fit_to_crop(torch.ones(8, 8), CropBox(0, 20, 40, 40), (100, 60))
+    assert float(weight[0].max()) == 0  # photo above
+    assert float(weight[:, -1].max()) == 0  # photo to the right
+    assert float(weight[-1, 0]) == 1  # the photo's own corner
+    assert weight.shape == (40, 40)
+
+
+def test_running_sums_are_the_box_mean():
+    x = torch.rand(31, 47, generator=torch.Generator().manual_seed(0))
+    expected = avg_pool2d(pad(x[None, None], [5] * 4, mode="replicate"), 11, stride=1)[0, 0]
+    torch.testing.assert_close(_box(x, 5), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_otsu_parts_two_heaps():
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.randn(300, generator=generator), 9 + torch.randn(500, generator=generator)
+    assert 2.5 < _otsu(torch.cat([low, high])) < 7
+
+
+def test_detail_stays_where_the_structure_did():
+    generator = torch.Generator().manual_seed(0)
+    old, new = (torch.rand(3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
+    edit = old * 0.6 + 0.1  # left: another contrast and colour, the same shapes
+    edit[..., 32:] = new[..., 32:]
+    share = detail_share(edit, old, "auto")
+    assert float(share[:, :24].mean()) > 0.95
+    assert float(share[:, 40:].mean()) < 0.3

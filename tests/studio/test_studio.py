@@ -1,0 +1,583 @@
+"""The studio without a browser: what a page asks, what it gets, and what nobody may."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+import socket
+import stat
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import nulltext
+from nulltext.diffusion.levels import Level
+from nulltext.diffusion.loops import StepInfo
+from nulltext.errors import NulltextError
+from nulltext.models.side_files import KnownWords
+from nulltext.studio import photos
+from nulltext.studio.edits import difference
+from nulltext.studio.forms import Chip, chips_of, weights_of
+from nulltext.studio.handlers import INTERNAL_ERROR, VERBS, handle
+from nulltext.studio.photos import EXAMPLE
+from nulltext.studio.resources import Limits, LRUCache
+from nulltext.studio.worker import STAGES, Meter, Progress, Worker
+from support.captioners import captioner
+from support.pictures import file_pixels
+from support.studios import Gate, Visitor, local, studio_on
+from support.vocabularies import prompt as read
+
+PATIENCE = 60
+"""Seconds after which something that should have happened long ago counts as a failure."""
+
+
+@pytest.fixture(scope="module")
+def studio(model):
+    with studio_on(nulltext.load(model), model) as made:
+        yield made
+
+
+@pytest.fixture
+def visitor(studio):
+    somebody = Visitor(studio)
+    yield somebody
+    studio.leave(somebody.key)
+
+
+def png_url(image: Image.Image) -> str:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def mask_of(size, box):
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).ellipse(box, fill=255)
+    return mask
+
+
+def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
+    view = visitor.open(file)
+    assert (view["problem"], view["photo"]["name"]) == (None, file.name)
+    assert view["fields"]["crop"] == [15, 0, 60, 60]
+    view = visitor.invert("a red cat")
+    assert view["words"] == ["a", "red", "cat"]
+    assert view["fields"]["target"] == "a red cat"
+    assert view["inversion"]["psnr"] <= view["inversion"]["bound"] + 0.5
+    stages = [v["progress"]["doing"] for v in visitor.views if v["progress"]]
+    assert set(stages) <= {"Encoding the photo", *STAGES.values()}
+    view = visitor.ask("look", word=2)
+    assert view["look"]["word"] == 2
+    with Image.open(local(view["look"]["url"])) as heat:
+        assert heat.size == (60, 60)
+    view = visitor.ask("edit", target="a red dog", chips=[])
+    with Image.open(local(view["result"]["download"])) as edited:
+        assert edited.size == (90, 60)
+        assert json.loads(edited.text["nulltext"])["target"] == "a red dog"
+        changed = (np.asarray(edited) != file_pixels(file)).any(axis=-1)
+    assert view["result"]["changed"] == pytest.approx(100 * changed.mean(), abs=0.1)
+    assert not changed[:, :15].any()
+    assert view["history"][0]["label"] == "cat → dog"
+
+
+BLACK = png_url(Image.new("L", (90, 60)))
+EDITS = {
+    "plain": {},
+    "weighed": {
+        "chips": [{"source": 0, "text": "a"}, {"source": None, "text": "dog", "weight": -2}],
+        "by_hand": True,
+        "cross_steps": 0.4,
+        "self_steps": 0.7,
+        "target_guidance": 3,
+        "negative": "a cow",
+        "detail": "photo",
+    },
+    "local": {"blend": "cat, dog", "threshold": 0.05, "strength": 0.9},
+    "painted": {"mask": png_url(mask_of((180, 120), (60, 20, 120, 90))), "strength": 0.75},
+}
+
+
+NAMED = {
+    "plain": "--strength 0.5",
+    "weighed": "--weight dog=-2.0 --target-guidance 3.0 --negative 'a cow' --cross-steps 0.4",
+    "local": "--blend cat --blend dog --blend-threshold 0.05",
+    "painted": "--mask 'my cat-mask.png'",
+}
+"""What the command says of each."""
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkeypatch, name):
+    visitor.open(file)
+    how = {"method": "null-text", "budget": "fast", "crop": [20, 5, 50, 50]}
+    visitor.invert("a red cat", guidance=4, seed=3, **how)
+    view = visitor.ask("edit", target="a red dog", **EDITS[name])
+    assert view["problem"] is None
+    result = view["result"]
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    if result["mask"]:
+        mask = local(result["mask"])
+        (tmp_path / "my cat-mask.png").write_bytes(mask.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(result["command"])
+    assert program == "nulltext"
+    assert NAMED[name] in result["command"]
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    assert (file_pixels("my cat-edited.png") == file_pixels(local(result["download"]))).all()
+    assert (file_pixels("my cat-edited.png") != file_pixels(file)).any()
+
+
+def test_one_of_the_strip_is_what_its_command_makes(visitor, file, run, tmp_path, monkeypatch):
+    visitor.open(file)
+    visitor.invert("a cat", method="ddim")
+    view = visitor.ask("strip", target="a dog")
+    assert [one["strength"] for one in view["strip"]] == [0.2, 0.35, 0.5, 0.65, 0.8]
+    assert view["history"] == []
+    wanted = view["strip"][3]
+    view = visitor.ask("choose", number=wanted["number"])
+    assert (view["result"]["number"], view["fields"]["strength"]) == (wanted["number"], 0.65)
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run(*shlex.split(wanted["command"])[1:])[0] == 0
+    assert (
+        file_pixels("my cat-edited.png") == file_pixels(local(view["result"]["download"]))
+    ).all()
+
+
+def test_a_saved_inversion_comes_back(visitor, file, run, tmp_path, monkeypatch):
+    visitor.open(file)
+    view = visitor.invert("a cat", method="ddim")
+    kept = tmp_path / "kept.safetensors"
+    kept.write_bytes(local(view["inversion"]["url"]).read_bytes())
+    first = visitor.ask("edit", target="a dog")["result"]
+    visitor.open(file)
+    view = visitor.ask("bring", file=visitor.upload(kept))
+    assert (view["problem"], view["fields"]["source"], view["history"]) == (None, "a cat", [])
+    second = visitor.ask("edit", target="a dog")["result"]
+    assert "--inversion kept.safetensors" in second["command"]
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run(*shlex.split(second["command"])[1:])[0] == 0
+    assert (file_pixels("my cat-edited.png") == file_pixels(local(second["download"]))).all()
+    assert first["changed"] == second["changed"]
+    other = tmp_path / "other.png"
+    Image.effect_noise((90, 60), 80).save(other)
+    visitor.open(other)
+    view = visitor.ask("bring", file=visitor.upload(kept))
+    assert "made from another photo" in view["problem"]
+    assert view["inversion"] is None
+
+
+def test_an_inversion_is_made_once(studio, visitor, file):
+    visitor.open(file)
+    assert not visitor.invert("a black dog", method="ddim")["inversion"]["cached"]
+    assert visitor.invert("a black dog", method="ddim")["inversion"]["cached"]
+    for changed in ({"seed": 1}, {"guidance": 2}, {"crop": [0, 0, 50, 50]}, {"method": "direct"}):
+        view = visitor.invert("a black dog", **{"method": "ddim", **changed})
+        assert not view["inversion"]["cached"], changed
+    neighbour = Visitor(studio)
+    neighbour.open(file)
+    assert neighbour.invert("a black dog", method="ddim")["inversion"]["cached"]
+    studio.leave(neighbour.key)
+
+
+def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, file, monkeypatch):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    assert visitor.ask("edit", target="a red dog")["result"]["remark"] is None
+    assert "letter by letter" in visitor.ask("edit", target="a red qzj")["result"]["remark"]
+    remark = visitor.ask("edit", target="make it (blue:2)")["result"]["remark"]
+    assert "pass --weight blue=2." in remark
+    assert "is an instruction" in remark
+    taught = replace(studio.resources.model, known_words=KnownWords(("red", "dog"), ("a",)))
+    monkeypatch.setattr(studio.resources, "model", taught)
+    remark = visitor.ask("edit", target="a red dog")["result"]["remark"]
+    assert 'has not learnt "cat", which will do little' in remark
+
+
+def test_history_is_restored_with_its_settings(visitor, file):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    chips = [{"source": 0, "text": "a"}, {"source": 1, "text": "red", "weight": 3.0}]
+    chips.append({"source": 2, "text": "dog", "weight": 1.0})
+    first = visitor.ask("edit", target="a red dog", chips=chips, strength=0.7)["result"]
+    visitor.invert("a cat", method="ddim", crop=[0, 0, 40, 40])
+    second = visitor.ask("edit", target="a dog")["result"]
+    view = visitor.ask("restore", number=first["number"])
+    assert view["result"] == first
+    assert view["fields"]["chips"] == chips_json(chips)
+    assert (view["fields"]["strength"], view["fields"]["source"]) == (0.7, "a red cat")
+    assert (view["inversion"]["prompt"], view["fields"]["crop"]) == ("a red cat", [15, 0, 60, 60])
+    again = visitor.ask("edit", target="a red dog", chips=chips, strength=0.7)["result"]
+    assert (file_pixels(local(again["download"])) == file_pixels(local(first["download"]))).all()
+    assert [one["number"] for one in visitor.views[-1]["history"]] == [
+        again["number"],
+        second["number"],
+        first["number"],
+    ]
+
+
+def chips_json(chips):
+    return [
+        {"source": c["source"], "text": c["text"], "weight": c.get("weight", 1.0), "gap": " "}
+        for c in chips
+    ]
+
+
+def test_what_nothing_points_to_is_removed(model, file):
+    with studio_on(nulltext.load(model), model, limits=Limits(history=2)) as studio:
+        visitor = Visitor(studio)
+        visitor.open(file)
+        for words in ("a cat", "a dog"):
+            visitor.invert(words, method="ddim")
+        targets = ("a red dog", "a black dog", "a bright dog")
+        for target in targets:
+            view = visitor.ask("edit", target=target)
+        assert [one["target"] for one in view["history"]] == [*reversed(targets[1:])]
+        kept = Counter(path.name for path in visitor.folder.rglob("*.*"))
+        edits = {"my cat-edited.png": 2, "preview.jpg": 3}
+        assert kept == {"my cat.png": 1, "my cat.safetensors": 1, **edits}
+        assert stat.S_IMODE(studio.resources.folder.stat().st_mode) == 0o700
+        folder = visitor.folder
+        studio.leave(visitor.key)
+        assert not folder.exists()
+        whole = studio.resources.folder
+    assert not whole.exists()
+
+
+def test_a_captioner_proposes_words(model, file):
+    writer = captioner(seed=3)
+    with studio_on(nulltext.load(model), model, captioner=writer) as studio:
+        visitor = Visitor(studio)
+        assert visitor.open(file)["fields"]["source"] == ""
+        photo = nulltext.load_photo(file)
+        fields = visitor.ask("propose")["fields"]
+        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(15, 0, 60, 60)) != ""
+        assert fields["proposed"]
+        view = visitor.ask("propose", crop=[0, 0, 30, 30], ask=7)
+        wanted = writer.caption(photo, crop=nulltext.CropBox(0, 0, 30, 30))
+        assert view["fields"]["source"] == wanted
+        assert view["filled"]["source"][1] == 7
+        assert view["filled"]["source"][0] > view["filled"]["crop"][0]
+
+
+def test_nobody_sees_what_is_somebody_elses(studio, visitor, file):
+    visitor.open(file)
+    visitor.invert("a cat", method="ddim")
+    result = visitor.ask("edit", target="a dog")["result"]
+    neighbour = Visitor(studio)
+    view = neighbour.ask("propose", crop=[0, 0, 10, 10])
+    assert view["problem"] == "There is no photo here any more; open one first."
+    assert (view["photo"], view["history"], view["result"]) == (None, [], None)
+    neighbour.open(file)
+    neighbour.invert("a cat", method="ddim")
+    view = neighbour.ask("restore", number=result["number"])
+    assert "not kept" in view["problem"]
+    assert neighbour.folder != visitor.folder
+    stolen = {"path": str(visitor.folder / "1" / file.name), "orig_name": "x.png"}
+    for path in (stolen, {"path": "/etc/passwd"}, {"path": str(file)}, {}):
+        assert "No file has arrived" in neighbour.ask("open", file=path)["problem"]
+    studio.leave(neighbour.key)
+
+
+def test_who_was_away_longest_makes_room(model, file):
+    with studio_on(nulltext.load(model), model, limits=Limits(sessions=2)) as studio:
+        first, second, third = (Visitor(studio) for _ in range(3))
+        for somebody in (first, second):
+            somebody.open(file)
+        assert first.ask("cancel")["photo"]
+        third.open(file)
+        assert first.ask("cancel")["photo"]
+        assert second.ask("cancel")["photo"] is None
+
+
+def test_photos_that_are_none(visitor, tmp_path, file):
+    text = tmp_path / "notes.png"
+    text.write_text("no picture")
+    view = visitor.open(text)
+    assert view["problem"].startswith("'notes.png' is not an image")
+    assert str(visitor.studio.resources.folder) not in view["problem"]
+    huge = tmp_path / "huge.png"
+    Image.new("1", (10_000, 10_000)).save(huge)
+    assert huge.stat().st_size < 100_000
+    view = visitor.open(huge)
+    assert view["problem"] == (
+        "'huge.png' claims more than 50,000,000 pixels, the most that is read: shrink it first."
+    )
+    resources = visitor.studio.resources
+    resources.limits = replace(resources.limits, upload_bytes=100)
+    try:
+        assert "more than 0 MB" in visitor.open(file)["problem"]
+    finally:
+        resources.limits = Limits()
+    assert visitor.views[-1]["photo"] is None
+
+
+@pytest.mark.parametrize(
+    ("verb", "asked", "said"),
+    [
+        ("invert", {"source": " "}, "Say what the photo shows first, in a few words."),
+        ("invert", {"source": "a cat " * 40}, "tokens, and this model reads at most"),
+        ("invert", {"source": "a cat", "steps": 10**6}, "The steps is 1000000"),
+        ("invert", {"source": "a cat", "steps": 2.5}, "whole number from 1 to 200"),
+        ("invert", {"source": "a cat", "guidance": float("nan")}, "The guidance is nan"),
+        ("invert", {"source": "a cat", "crop": [0, 0, 500, 500]}, "does not lie within the photo"),
+        ("invert", {"source": "a cat", "crop": "all"}, "crop box"),
+        ("invert", {"source": "a cat", "method": "magic"}, "no inversion method 'magic'"),
+        ("invert", {"source": ["a cat"]}, "The source is no text"),
+        ("edit", {"target": ""}, "The prompt is empty"),
+        ("edit", {"target": "a red cat"}, "Nothing is changed yet"),
+        ("edit", {"target": "a dog", "blend": "tabby"}, "“tabby” is a word of neither prompt"),
+        ("edit", {"target": "a dog", "strength": 7}, "The strength is 7"),
+        ("edit", {"target": "a dog", "detail": "all"}, "There is no detail 'all'"),
+        ("edit", {"target": "a dog", "mask": "data:image/png;base64,AAAA"}, "painted mask"),
+        ("edit", {"target": "a dog", "mask": BLACK}, "black everywhere"),
+        ("edit", {"target": "a dog", "chips": [{"source": 9, "text": "x"}]}, "word cannot be read"),
+        ("edit", {"target": "a dog", "chips": [{"text": "x", "weight": "2"}]}, "its weight goes"),
+        ("edit", {"target": "a dog", "chips": [{"text": "x", "gap": 3}]}, "word cannot be read"),
+        ("edit", {"target": "a dog", "mask": "gradio_api/file=/etc/hostname"}, "painted mask"),
+        ("look", {"word": 99}, "The word is 99"),
+        ("choose", {"number": 12345}, "not kept any more"),
+        ("bring", {"file": {"path": "/etc/hostname"}}, "No file has arrived"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence(studio, file, verb, asked, said, request):
+    visitor = Visitor(studio)
+    visitor.open(file)
+    if verb != "invert":
+        visitor.invert("a red cat", method="ddim")
+    problem = visitor.ask(verb, **asked)["problem"]
+    assert said in problem
+    assert "\n" not in problem
+    assert "--" not in problem, "an option of the command line means nothing on the page"
+    studio.leave(visitor.key)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("example", "cancel")])
+@pytest.mark.parametrize("asked", [None, [], {}, {"file": 3, "source": 3, "crop": {}, "word": "x"}])
+def test_nonsense_never_surprises(studio, verb, asked):
+    from nulltext.studio.handlers import handle
+
+    *_, view = handle(studio, "nobody", verb, asked)
+    assert view["problem"] != INTERNAL_ERROR
+    json.dumps(view, allow_nan=False)
+
+
+def test_a_failure_of_ours_is_said_and_logged(visitor, monkeypatch, caplog):
+    def broken(session, asked):
+        raise ZeroDivisionError("a secret")
+        yield
+
+    monkeypatch.setitem(VERBS, "example", broken)
+    assert visitor.ask("example")["problem"] == INTERNAL_ERROR
+    assert "a secret" in caplog.text
+
+
+def test_cancelling_frees_the_worker(studio, visitor, file):
+    visitor.open(file)
+    seen = []
+
+    def watch():
+        for view in visitor_views:
+            seen.append(view)
+            if view["progress"] and view["progress"]["total"]:
+                begun.set()
+
+    from nulltext.studio.handlers import handle
+
+    begun = threading.Event()
+    asked = {"source": "a bright dog", "steps": 100, "crop": None}
+    visitor_views = handle(studio, visitor.key, "invert", asked)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    assert begun.wait(PATIENCE)
+    neighbour = Visitor(studio)
+    neighbour.open(file)
+    assert "One thing at a time" in visitor.ask("invert", source="a cat")["problem"]
+    visitor.ask("cancel")
+    view = neighbour.invert("a cat", method="ddim")
+    assert view["inversion"]
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert (seen[-1]["notice"], seen[-1]["progress"]) == ("Cancelled.", None)
+    assert seen[-1]["inversion"] is None
+    assert visitor.invert("a cat", method="ddim")["inversion"]["cached"]
+    studio.leave(neighbour.key)
+
+
+def test_a_page_that_goes_away_takes_its_job_along(studio, visitor, file):
+    from nulltext.studio.handlers import handle
+
+    visitor.open(file)
+    views = handle(studio, visitor.key, "invert", {"source": "a very bright cat", "steps": 200})
+    assert next(views)["progress"]
+    views.close()
+    done = studio.resources.worker.submit(lambda: (yield from ()))
+    assert done.result(PATIENCE) is None
+
+
+def test_the_line_is_first_come_first_served():
+    worker, gates, order = Worker(), [Gate() for _ in range(3)], []
+
+    def noted(number):
+        yield from gates[number].steps()
+        order.append(number)
+        return number
+
+    jobs = [worker.submit(lambda n=n: noted(n)) for n in range(3)]
+    assert gates[0].begun.wait(PATIENCE)
+    assert [worker.ahead(job) for job in jobs] == [0, 1, 2]
+    jobs[1].cancel()
+    assert jobs[1].done()
+    assert worker.ahead(jobs[2]) == 1
+    for gate in gates:
+        gate.open.set()
+    assert jobs[2].result() == 2
+    assert order == [0, 2]
+    with pytest.raises(CancelledError):
+        jobs[1].result()
+    worker.close()
+
+
+def test_a_job_that_fails_does_not_stop_the_worker():
+    def failing():
+        yield StepInfo("edit", 1, 1, Level(1.0, 0.0, 0))
+        raise NulltextError("no")
+
+    worker = Worker()
+    with pytest.raises(NulltextError, match="no"):
+        worker.submit(failing).result()
+    gate = Gate()
+    gate.open.set()
+    assert worker.submit(gate.steps).result(PATIENCE) is None
+    worker.close()
+
+
+def test_a_cancelled_job_is_closed_before_it_is_over():
+    begun, closed = threading.Event(), threading.Event()
+
+    def steps():
+        try:
+            while True:
+                begun.set()
+                yield StepInfo("edit", 1, 2, Level(1.0, 0.0, 0))
+        finally:
+            closed.set()
+
+    worker = Worker()
+    job = worker.submit(steps)
+    assert begun.wait(PATIENCE)
+    job.cancel()
+    with pytest.raises(CancelledError):
+        job.result(PATIENCE)
+    assert closed.is_set()
+    worker.close()
+
+
+def test_an_edit_preempts_a_look(studio, visitor, file, monkeypatch):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    gate, whole = Gate(), photos.heat_map_steps
+
+    def unhurried(*arguments):
+        yield from gate.steps()
+        return (yield from whole(*arguments))
+
+    monkeypatch.setattr(photos, "heat_map_steps", unhurried)
+    patience = threading.Timer(PATIENCE, gate.open.set)
+    patience.start()
+    looking = handle(studio, visitor.key, "look", {"word": 1})
+    assert next(looking)["progress"]
+    view = visitor.ask("edit", target="a red dog")
+    patience.cancel()
+    assert view["result"]
+    *_, last = looking
+    assert (last["problem"], last["look"]) == (None, None)
+
+
+def test_time_left_and_curve(monkeypatch):
+    clock = iter([0.0, 10.0, 10.0, 16.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    meter = Meter("Starting")
+    assert meter.progress == Progress("Starting")
+    meter.update(StepInfo("optimise", 1, 10, Level(1.0, 0.0, 0)))
+    assert meter.progress.seconds_left is None
+    monkeypatch.setattr(time, "monotonic", lambda: 16.0)
+    meter.update(StepInfo("optimise", 4, 10, Level(1.0, 0.0, 0)))
+    assert meter.progress.seconds_left == pytest.approx(6 * (16.0 - 10.0) / 3)
+    meter.update(StepInfo("pivot", 4, 10, Level(1.0, 0.0, 0)))
+    assert meter.progress.seconds_left is None
+
+
+def test_a_cache_stays_within_its_bytes():
+    cache = LRUCache[str](100, len)
+    for name in "abc":
+        cache.put(name, 40 * name)
+    assert [cache.get(name) for name in "abc"] == [None, 40 * "b", 40 * "c"]
+    cache.get("b")
+    cache.put("d", 30 * "d")
+    assert (cache.get("b"), cache.get("c"), cache.bytes) == (40 * "b", None, 70)
+    cache.put("huge", 101 * "h")
+    cache.put("b", 10 * "B")
+    assert (cache.get("huge"), cache.get("b"), cache.bytes) == (None, 10 * "B", 40)
+    assert cache.get_or_make("d", str) == 30 * "d"
+    cache.remove("d")
+    assert cache.get_or_make("d", lambda: "new") == cache.get("d") == "new"
+
+
+def test_a_chip_for_each_word_with_the_gap_before_it():
+    text = " an  orange cat, it's"
+    chips = chips_of(read(text, 77))
+    assert "".join(chip.gap + chip.text for chip in chips) == text
+    assert weights_of(chips) == {}
+    words = [Chip(0, "a", 2.0), Chip(None, " ", 3.0), Chip(1, "photo"), Chip(2, "a")]
+    assert weights_of(words) == {"a": 2.0}
+
+
+def test_an_edit_is_named_by_what_it_changes():
+    source = ["a", "photo", "of", "an", "orange", "flower", "with", "a", "dark", "background"]
+    target = ["a", "photo", "of", "a", "red", "flower", "in", "snow"]
+    assert difference(source, target) == "orange → red, with → in, − dark, background → snow"
+    assert difference(source, source) == ""
+
+
+def test_the_example_is_the_one_of_the_examples():
+    examples = Path(__file__).parents[2] / "examples" / "dahlia.jpg"
+    assert examples.read_bytes() == EXAMPLE.read_bytes()
+
+
+def test_a_port_that_is_taken_is_one_sentence(run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, out, err = run("studio", "--port", port, "--no-browser")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: Nothing can listen at 127.0.0.1:{port}")
+    assert err.count("\n") == 1
+    assert run("studio", "--port", 99999)[0] == 2
+
+
+@pytest.mark.parametrize("path", ["editor", "//host/editor", "ftp://a.org/x", "/a?b", "/a b"])
+def test_a_root_path_that_is_none_is_one_sentence(run, path):
+    code, _, err = run("studio", "--port", 0, "--no-browser", "--root-path", path)
+    assert code == 2
+    assert err.startswith(f"Error: --root-path is '{path}'; give a path such as /editor")
+
+
+def test_without_gradio_it_says_how_to_get_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    code, _, err = run("studio", "--port", 0, "--no-browser")
+    assert code == 2
+    assert "pip install 'nulltext[studio]'" in err

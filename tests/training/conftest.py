@@ -1,0 +1,5 @@
+"""Shared fixtures of training."""
+
+from support.dots import dots
+
+__all__ = ["dots"]
