@@ -16,6 +16,7 @@ from nulltext.jobs.options import (
     Kind,
     arguments_of,
     options_table,
+    short_table,
 )
 
 
@@ -68,8 +69,10 @@ def test_an_unknown_option_is_no_option():
         EditOptions.of({"magic": 1})
 
 
-def test_the_table_of_the_docs_is_that_of_the_schema():
-    """`make options` writes it."""
-    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
-    table = page.split(TABLE_BEGIN)[1].split(TABLE_END)[0]
-    assert table.strip() == options_table().strip()
+@pytest.mark.parametrize(
+    ("name", "table"), [("README.md", short_table()), ("docs/options.md", options_table())]
+)
+def test_the_tables_of_the_docs_are_those_of_the_schema(name, table):
+    """`make options` writes them."""
+    page = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    assert page.split(TABLE_BEGIN)[1].split(TABLE_END)[0].strip() == table.strip()

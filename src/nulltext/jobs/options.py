@@ -131,7 +131,7 @@ class InversionOptions:
     """How a photo is inverted. None: not given."""
 
     method: Method | None = field(
-        default=None, metadata=about("How to invert.", unset=Method(constants.METHOD))
+        default=None, metadata=about("How to invert; default: as the budget does.")
     )
     steps: int | None = field(
         default=None,
@@ -575,6 +575,32 @@ def options_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+MOST_USED = (
+    "target",
+    "then",
+    "editor",
+    "strength",
+    "negative",
+    "weight",
+    "mask",
+    "blend",
+    "full",
+    "size",
+    "budget",
+    "method",
+    "steps",
+    "guidance",
+)
+"""The options that README names."""
+
+
+def short_table() -> str:
+    """The most used options as a table of Markdown."""
+    rows = ["| option | what it does |", "|---|---|"]
+    rows += [f"| `{OPTIONS[name].flag}` | {OPTIONS[name].help} |" for name in MOST_USED]
+    return "\n".join(rows) + "\n"
+
+
 def _said_value(option: Option) -> str:
     if option.kind is Kind.CHOICE:
         return ", ".join(f"`{name}`" for name in option.choices)
@@ -585,12 +611,13 @@ def _said_value(option: Option) -> str:
 
 
 def main() -> None:
-    """Write the table into a page, between its markers: `python -m nulltext.jobs.options PAGE`."""
-    page = Path(sys.argv[1])
-    before, _, rest = page.read_text(encoding="utf-8").partition(TABLE_BEGIN)
-    _, _, after = rest.partition(TABLE_END)
-    text = f"{before}{TABLE_BEGIN}\n{options_table()}{TABLE_END}{after}"
-    page.write_text(text, encoding="utf-8")
+    """Write the tables between their markers: `python -m nulltext.jobs.options README OPTIONS`."""
+    for name, table in zip(sys.argv[1:], (short_table(), options_table()), strict=True):
+        page = Path(name)
+        before, _, rest = page.read_text(encoding="utf-8").partition(TABLE_BEGIN)
+        _, _, after = rest.partition(TABLE_END)
+        text = f"{before}{TABLE_BEGIN}\n{table}{TABLE_END}{after}"
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
