@@ -37,8 +37,8 @@ WORKERS ?= 2
 test: setup  ## Run the test suite: make test WORKERS=2.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-slow: setup  ## Run the tests of checkpoints of real size: 3 GB of disk, 7 GB of memory.
-	$(BIN)/python -m pytest -m slow
+test-slow: setup  ## Run the slow tests (kills, browser, a checkpoint of real size): 3 GB of disk, 7 of memory.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 CORE := tests/test_floors.py $(patsubst %,tests/models/test_%.py,fingerprint load interop)
 # Its own environment: 3 GB to download, since old releases of torch come with CUDA.

@@ -612,6 +612,7 @@ def test_an_estimate_counts_and_does_nothing(run, tmp_path):
     assert not (tmp_path / "pie").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(run, tmp_path):
     folder = write_pie(tmp_path / "data")
     options = (folder, "-o", "out", "--steps", 1, "--methods", "direct,ddim")

@@ -364,6 +364,7 @@ def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(study, photos, tmp_path, mo
     assert len(rows_in(tmp_path / "out")) == 2
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_no_row_and_repeats_none(study, model, photos, tmp_path):
     out, draw = tmp_path / "out", random.Random()
     chosen = ("--quick", "--experiments", "reconstruction,guidance", "--iterations", "1,2")

@@ -49,6 +49,7 @@ def measured(row):
     return {name: value for name, value in row["figures"].items() if value is not None}
 
 
+@pytest.mark.slow
 def test_a_crew_makes_the_rows_of_one_and_loses_none_when_it_is_killed(
     model, tiny_sd1, items, tmp_path
 ):
@@ -92,6 +93,7 @@ def test_whatever_a_study_does_can_be_handed_out(items):
         assert (item, [task.key for task in tasks]) == (photo[0], [t.key for t in photo[1]])
 
 
+@pytest.mark.slow
 def test_a_crew_dies_with_its_study(model, items, tmp_path):
     rows = tmp_path / "out" / "results.jsonl"
     with session_killed_when(

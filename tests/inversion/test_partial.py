@@ -206,6 +206,7 @@ def run_here(run, monkeypatch, tmp_path):
     return lambda *arguments: run(*arguments)[::2]
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again(run_here, tmp_path):
     final = tmp_path / "d.safetensors"
     killed_when(partial_of(final).exists, *LINE, "-o", final)

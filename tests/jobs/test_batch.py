@@ -367,6 +367,7 @@ def test_a_full_disk_stops_with_one_sentence_and_keeps_what_is_there(here, run):
         assert everything_in(small / "out") == held
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(here, run, model):
     """Four kills, each when something else has just come into being."""
     jobs = [{"image": f"{n}.png", "target": t, "steps": 6} for n in "ab" for t in ("dog", "cow")]

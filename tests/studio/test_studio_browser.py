@@ -38,6 +38,8 @@ from support.studios import studio_on
 
 __all__ = ["address", "browser", "proxy", "studio", "visit"]  # fixtures
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_whole_path(visit, file, tmp_path):
     page = visit()

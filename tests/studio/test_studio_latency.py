@@ -33,6 +33,8 @@ from support.studios import studio_on
 
 __all__ = ["address", "browser", "proxy", "studio", "visit"]  # fixtures
 
+pytestmark = pytest.mark.slow
+
 LATENCIES = [0.0, 0.1, 0.5]
 """Seconds."""
 expect = sync_api.expect

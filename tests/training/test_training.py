@@ -117,6 +117,7 @@ def test_the_scale_gives_latents_unit_variance(model_folder, dots):
     assert latents.std().item() == pytest.approx(1.0, abs=0.1)  # views are also mirrored
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_weights(
     model_folder, dots, recipe_file, tmp_path
 ):
