@@ -44,7 +44,7 @@ FOREGROUND = 0.1
 
 @dataclass(frozen=True)
 class Mutual:
-    """What one target takes from its parent, as data: a `lending.Plan`."""
+    """What one target takes from its parent, as data: a `store.Plan`."""
 
     first_step: int
     """S."""

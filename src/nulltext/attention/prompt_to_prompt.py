@@ -49,7 +49,7 @@ def largest_self_site(height: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class Injection:
-    """What one target takes from its parent, as data: a `lending.Plan`."""
+    """What one target takes from its parent, as data: a `store.Plan`."""
 
     mapping: Tensor
     """[L, L], parent token to target token; see `alignment.AttentionMap`."""

@@ -27,7 +27,7 @@ class Plan(Protocol):
 
     @property
     def foreground(self) -> object | None:
-        """Not None if the plan needs token maps."""
+        """Tokens whose maps the plan needs, or None."""
         ...
 
     def takes_maps(self, step: int, site: Site) -> bool:

@@ -2,10 +2,11 @@
 
     o = o_null + w (o_prompt - o_null)
 
-o is the network's own output (epsilon, v or flow): all are affine in eps at fixed latents, with the
-same coefficients in both branches, so that mixing them is mixing eps. w = 1 is the conditional
-branch alone, for which the null branch is not computed; w = 0 is the unconditional model.
-Source: Ho & Salimans 2022, in the form of Mokady et al. 2023, eq. 1.
+o is the network's own output (epsilon, v, x0 or flow): all are affine in eps at fixed latents,
+with the same coefficients in both branches, so that mixing them is mixing eps. w = 1 is the
+conditional branch alone, for which the null branch is not computed; w = 0 is the unconditional
+model.
+Source: Ho & Salimans 2022; Mokady et al. 2023, sec. 3.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CONDITIONAL_ONLY = 1.0
 class Denoiser(Protocol):
     """A denoising network under text conditions: a `LatentDiffusion`, or a formula in a test."""
 
-    def predict(self, latents: Tensor, level: Level, prompt_embeds: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, level: Level, embeds: Tensor) -> Tensor:
         """Return the network's own output [B, C, h, w] on latents [B, C, h, w] at a noise level,
         under embeddings [B, R, D]."""
         ...
@@ -35,7 +36,7 @@ GuidanceScale = float | Sequence[float]
 """w, the same for all rows of a batch or one per row."""
 
 
-def is_guided(guidance_scale: GuidanceScale) -> bool:
+def needs_null_branch(guidance_scale: GuidanceScale) -> bool:
     """Whether any row needs the null branch."""
     scales = [guidance_scale] if isinstance(guidance_scale, float | int) else guidance_scale
     return any(scale != CONDITIONAL_ONLY for scale in scales)
@@ -69,7 +70,7 @@ def guided_output(
     """
     batch = latents.shape[0]
     prompt = prompt_embeds.expand(batch, -1, -1)
-    if not is_guided(guidance_scale):
+    if not needs_null_branch(guidance_scale):
         return model.predict(latents, level, prompt)
     import torch
 
@@ -81,4 +82,4 @@ def guided_output(
 
 def guided_evaluations(batch: int, guidance_scale: GuidanceScale) -> int:
     """Return the UNet evaluations that one `guided_output` call costs."""
-    return 2 * batch if is_guided(guidance_scale) else batch
+    return 2 * batch if needs_null_branch(guidance_scale) else batch

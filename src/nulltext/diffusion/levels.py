@@ -1,7 +1,8 @@
 """Noise levels, and the deterministic step from one to another.
 
 Latents at a noise level are z = alpha x0 + sigma eps. A DDIM step from level s to level r keeps
-x0 and eps and mixes them anew, which is affine in the latents and in the network's own output o:
+the x0 and eps that z and the output imply and mixes them anew, which is affine in the latents and
+in the network's own output o:
 
     z_r = a z_s + b o
 
@@ -14,7 +15,8 @@ with o = eps; o = alpha eps - sigma x0; o = eps - x0, where alpha = 1 - sigma; a
 (A, B) are the coefficients for epsilon and n is the noisier of both levels, at which the network
 looked. The clean estimate is the step to (alpha, sigma) = (1, 0), the noise estimate the step to
 (0, 1). Nothing is divided by alpha where the network predicts v or the flow, so their steps
-hold at a level of noise alone.
+are also valid at alpha = 0. Their outputs are read at the level where a step starts. An output x0
+is read at the noisier level in both directions: at the clean level it does not determine eps.
 
 A step between equal levels is the identity: a = 1, b = 0, whatever o is. Coefficients are float64,
 latents keep their dtype.

@@ -1,9 +1,10 @@
-"""The two loops over a grid: towards noise (the pivot) and back (the replay).
+"""The loop towards noise (the pivot), and one step of the way back (the replay).
 
     pivot    z*_0 = z_0,  z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))                 w = 1
     replay   z_T = z*_T,  z_{t-1} = denoise(z_t, guided o(z_t, t, ∅_t, C_t)) + d_t
 
-Both are generators: they yield a `StepInfo` per step and return their tensors. `run` drives one.
+Loops are generators: they yield a `StepInfo` per step and return their tensors; `run` drives one.
+`inversion.replay.replay_steps` is the loop of the replay.
 Source: Mokady et al. 2023, sec. 3.2 (pivot), 3.3 (replay); Ju et al. 2024, alg. 1 (d_t).
 """
 
@@ -30,7 +31,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One step of a long loop, for progress bars."""
+    """One step of a long loop: for progress bars, previews, and going on after a break."""
 
     stage: str
     """"pivot", "optimise", "correct", "replay" or "edit"."""

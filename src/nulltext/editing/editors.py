@@ -1,7 +1,8 @@
 """Editors: the ways in which a target can take over from its parent, and the knob over them.
 
 An editor is a set of options for one way of editing; with the prompts at hand it becomes a
-`store.Plan`, numbers that steer attention. The sampler asks plans, the command line asks `EDITORS`.
+`store.Plan`, numbers that steer attention. `editing.targets` reads plans, `EDITORS` has the editors
+by name.
 
     PromptToPrompt   words change, the parent's attention maps stay: colours, materials, kinds
     MasaCtrl         shapes change, the parent's look stays: poses, outlines, added objects
@@ -115,7 +116,7 @@ class Editor(Protocol):
         ...
 
     def at_strength(self, strength: float) -> Self:
-        """The editor at a strength in [0, 1]; see `strength`."""
+        """Return the editor at a strength in [0, 1]; see `at_strength`."""
         ...
 
     @property
@@ -189,14 +190,14 @@ class MasaCtrl:
     name: ClassVar[str] = "masactrl"
 
     start: float = MASA_START
-    """Fraction of the steps before the target asks its parent: until then the words alone lay out
-    the picture; later changes more."""
+    """Fraction of the steps before the target attends to its parent: until then the words alone lay
+    out the picture; later changes more."""
     start_layer: float = MASA_LAYER
-    """Share of the UNet's self-attention layers, in the order in which they run, that keep to
-    themselves: lower takes over the layout as well."""
+    """Share of the UNet's self-attention layers, in the order in which they run, before
+    MasaCtrl begins: lower takes over the layout as well."""
     foreground: tuple[str, ...] = ()
-    """Words of both prompts: where they look, the target asks the parent's foreground, elsewhere
-    its background. Without any, everything asks everything."""
+    """Words of both prompts: where they look, the target attends to the parent's foreground,
+    elsewhere to its background. Without any, no masks are used."""
 
     def __post_init__(self) -> None:
         check_fractions(self, "start", "start_layer")

@@ -26,7 +26,7 @@ from torch import Tensor
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.attention.store import Recorder
-from nulltext.diffusion.guidance import is_guided
+from nulltext.diffusion.guidance import needs_null_branch
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.regions import check_lies_on
 from nulltext.editing.spec import EditSpec as EditSpec
@@ -59,7 +59,7 @@ class Edit:
     psnr_reconstruction: float
     """Decibels of the reconstruction against the photo's crop."""
     unet_evaluations: int
-    """That it took, the source's included; see `models.passes`."""
+    """UNet evaluations of source and targets; see `models.network_calls`."""
     masks: Tensor
     """[K, h, w] in [0, 1], on the latents' grid: where each target was free at the last step, in a
     chain also where those before it were; ones without a blend and a mask."""
@@ -150,7 +150,7 @@ def edit_steps(
         with torch.no_grad():
             probe.begin_step()
             source_store = targets.store_of(None, index)
-            recorder = Recorder(source_store, is_guided(header.guidance_scale))
+            recorder = Recorder(source_store, needs_null_branch(header.guidance_scale))
             with attach(model.unet, probed(recorder, probe.source)):
                 source = source_branch(replaying, source, index).latents
             estimate = targets.step(index, source_store, probe)

@@ -117,7 +117,7 @@ class EditSpec:
         return replace(self, target=target, parent=self)
 
     def at_strength(self, strength: float) -> EditSpec:
-        """This edit at a strength in [0, 1]; see `strength`.
+        """This edit at a strength in [0, 1]; see `editors.at_strength`.
 
         Raises:
             OptionError: it is outside 0 to 1.

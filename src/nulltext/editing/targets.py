@@ -33,7 +33,7 @@ from nulltext.attention.maps import ProbedController, RunningMean, StepMaps
 from nulltext.attention.processor import attach
 from nulltext.attention.store import AttentionStore, Plan, TargetControl
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.guidance import guided_output, is_guided
+from nulltext.diffusion.guidance import guided_output, needs_null_branch
 from nulltext.editing.editors import steps_until
 from nulltext.editing.regions import Region, Words, on_latents, rate
 from nulltext.editing.spec import EditSpec, check_kinds, with_parents
@@ -224,7 +224,7 @@ class Targets:
             scales = [self.guidance_scales[row] for row in rows]
             controls = [self._control(row, source_store, stores, probe) for row in rows]
             plan = type(controls[0].plan)
-            controller = plan.controller(controls, index, guided=is_guided(scales))
+            controller = plan.controller(controls, index, guided=needs_null_branch(scales))
             null = null_embeds
             if self.null_shifts is not None:
                 null = null_embeds + self.null_shifts[rows.start : rows.stop]
@@ -297,7 +297,7 @@ def _null_shifts(
     if not any(prompts):
         return None
     for prompt, scale in zip(prompts, guidance_scales, strict=True):
-        if prompt and not is_guided(scale):
+        if prompt and not needs_null_branch(scale):
             raise OptionError(
                 f"The negative prompt {quoted(prompt)} steers nothing at guidance 1, where there "
                 "is no null branch; leave it out, or choose another guidance of the target."

@@ -6,7 +6,7 @@
     attention        word maps of null-text and textual-pivot beside those of the unguided replay
     editing          methods and SDEdit by strength: content kept against text agreement
 
-Source: Mokady et al. 2023, sec. 4.1 (ablations), 4.2 (comparisons) and appendix.
+Source: Mokady et al. 2023, sec. 4 (ablations), 4.2 (comparisons) and appendix.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 
 Without a pivot, z_t = alpha_t z_0 + sigma_t eps with fresh eps ~ N(0, I) and t uniform over the
 training's timesteps at each iteration, as diffusion models are trained.
-Source: Mokady et al. 2023, sec. 4.1 and supplementary; Gal et al. 2022 (Textual Inversion), eq. 2.
+Source: Mokady et al. 2023, sec. 4 and supplementary; Gal et al. 2022 (Textual Inversion), eq. 2.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TextualPivot(NullText):
 
 @dataclass(frozen=True)
 class SharedEmbedding:
-    """One embedding of a branch for all timesteps; the base of `GlobalNull` and its sibling."""
+    """One embedding for all timesteps: base of `GlobalNull` and `TextualPivotShared`."""
 
     differentiates: ClassVar[bool] = True
     draws: ClassVar[bool] = False
@@ -100,7 +100,7 @@ class SharedEmbedding:
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""
     learning_rate: float = 3e-3
-    """Of Adam: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
+    """Adam's: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
 
     def __post_init__(self) -> None:
         check_effort(self.inner_steps, self.learning_rate)
@@ -145,7 +145,7 @@ class GlobalNull(SharedEmbedding):
 
 @dataclass(frozen=True)
 class TextualPivotShared(SharedEmbedding):
-    """Textual inversion around the pivot with one prompt embedding (this form is ours)."""
+    """Textual inversion around the pivot with one prompt embedding (not in the paper)."""
 
     name: ClassVar[str] = "textual-pivot-shared"
     branch: ClassVar[Branch] = "prompt_embeds"
@@ -198,7 +198,7 @@ class NullTextNoPivot:
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""
     learning_rate: float = 1e-2
-    """Of Adam: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
+    """Adam's: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
 
     def __post_init__(self) -> None:
         check_effort(self.inner_steps, self.learning_rate)
@@ -247,7 +247,7 @@ class Textual:
     inner_steps: int = 10
     """N: T N gradient steps are made, so that N means what it does with a pivot."""
     learning_rate: float = 1e-3
-    """Of Adam: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
+    """Adam's: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
 
     def __post_init__(self) -> None:
         check_effort(self.inner_steps, self.learning_rate)

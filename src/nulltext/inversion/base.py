@@ -49,7 +49,7 @@ class Solution:
     corrections: Tensor | None = None
     """[T, C, h, w]."""
     weight_delta: Mapping[str, Tensor] | None = None
-    """Low-rank factors by layer; see `models.weight_delta`."""
+    """Low-rank factors by layer; see `models.network_calls`."""
     iterations: int = 0
     """Gradients of a loss that it took."""
     replayed: Tensor | None = None

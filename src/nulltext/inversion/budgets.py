@@ -28,7 +28,7 @@ class Budget:
 
 
 def _fast() -> Budget:
-    """The paper's tolerances add up over as many timesteps as in the paper."""
+    """Scale the tolerances by 50 / T, so that their sum over the run is the paper's."""
     num_steps = 20
     share = NUM_STEPS / num_steps
     method = SecantNullText(

@@ -1,9 +1,9 @@
-"""Plain DDIM inversion: the pivot, and nothing to hold a guided replay to it.
+"""Plain DDIM inversion: the pivot, without a correction of the guided replay.
 
     z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))
 
 Replayed at w = 1 it is off by the discretisation error alone; under real guidance that error is
-magnified w times at every step. It is the lower bound that null-text inversion starts from.
+magnified w times at every step. It is the baseline of all methods.
 Source: Dhariwal & Nichol 2021, app. F; Mokady et al. 2023, sec. 3.2.
 """
 

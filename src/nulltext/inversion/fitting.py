@@ -21,8 +21,8 @@ from nulltext.inversion.base import Problem, Solution
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.network_calls import Passes
 
-FITTED, SOLVER = "fitted.", "solver."
-"""Begin the names of a state's tensors that are many."""
+FITTED, REMEMBERED = "fitted.", "solver."
+"""Prefixes of tensor names in a partial file: one per timestep, and what the method remembers."""
 
 Branch = Literal["null_embeds", "prompt_embeds"]
 """The branch of guidance that is fitted, by the field of a `Solution` that it becomes."""
@@ -74,13 +74,16 @@ class BatchMethod:
     inner_steps: int
 
     def __post_init__(self) -> None:
-        if self.inner_steps < 0:
-            raise OptionError(f"inner_steps is {self.inner_steps}; choose 0 or more (10 is usual).")
+        check_effort(self.inner_steps, getattr(self, "learning_rate", 1.0))
 
     def batch_steps(
         self, model: LatentDiffusion, problems: Sequence[Problem]
     ) -> Generator[StepInfo, None, list[Solution]]:
-        """Invert photos side by side."""
+        """Invert photos side by side.
+
+        Raises:
+            NumericalError: a loss or gradient is not finite; names the timestep.
+        """
         raise NotImplementedError
 
     def steps(
@@ -178,7 +181,7 @@ class State:
     counts: Tensor
     """[2, B], int64: UNet evaluations of the run, gradients."""
     remembered: Mapping[str, Tensor]
-    """A solver's own, from timestep to timestep."""
+    """What the method remembers between timesteps."""
 
     @classmethod
     def start(cls, pivot: Tensor) -> State:
@@ -255,13 +258,14 @@ class State:
         """By name, as `of` reads them; nothing is copied."""
         own = {"pivots": self.pivot, "latents": self.latents, "counts": self.counts}
         fitted = {f"{FITTED}{index}": embeds for index, embeds in enumerate(self.fitted)}
-        return own | fitted | {SOLVER + name: self.remembered[name] for name in self.remembered}
+        return own | fitted | {REMEMBERED + name: self.remembered[name] for name in self.remembered}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> State:
         """Undo `tensors`."""
         count = sum(name.startswith(FITTED) for name in tensors)
-        solver = {n.removeprefix(SOLVER): tensors[n] for n in tensors if n.startswith(SOLVER)}
+        own = [name for name in tensors if name.startswith(REMEMBERED)]
+        remembered = {name.removeprefix(REMEMBERED): tensors[name] for name in own}
         fitted = tuple(tensors[f"{FITTED}{index}"] for index in range(count))
         counts = tensors["counts"].cpu()
-        return cls(tensors["pivots"], tensors["latents"], fitted, counts, solver)
+        return cls(tensors["pivots"], tensors["latents"], fitted, counts, remembered)

@@ -68,8 +68,8 @@ class InversionHeader:
     psnr_reconstruction: float
     """Decibels of the replay."""
     unet_evaluations: int
-    """That the inversion took, the replay behind `psnr_reconstruction` included; see
-    `models.passes`. Older files have 2 for a backward pass, and most lack that replay."""
+    """UNet evaluations of the inversion, the replay behind `psnr_reconstruction` included; see
+    `models.network_calls`. Older files have 2 for a backward pass, and most lack that replay."""
     seconds: float
     """Wall time of the inversion."""
     iterations: int = 0

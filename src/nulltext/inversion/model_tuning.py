@@ -3,9 +3,9 @@
     delta = argmin sum_t L_t,   o under W + delta, ∅ and C as they are     (see `rollout`)
 
 The comparison with pivotal tuning: exact for the photo, but every photo has a model of its own.
-delta is of low rank in every layer, is trained as it is stored (see `models.weight_delta`), and is
+delta is of low rank in every layer, is trained as it is stored (see `models.network_calls`), and is
 applied per call by forward hooks: the loaded weights are never written.
-Source: Roich et al. 2021 (Pivotal Tuning), sec. 3.2; Mokady et al. 2023, sec. 4.1 and appendix.
+Source: Roich et al. 2021 (Pivotal Tuning), sec. 3.2; Mokady et al. 2023, sec. 4 and appendix.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ModelTuning:
     inner_steps: int = 10
     """N: rounds over all timesteps; T N gradient steps in all."""
     learning_rate: float = 1e-4
-    """Of Adam: higher moves the weights faster and less steadily (docs/study.md: the sweep)."""
+    """Adam's: higher moves the weights faster and less steadily (docs/study.md: the sweep)."""
     rank: int = 4
     """Of the difference in each layer: higher fits the photo closer, in a larger file."""
 

@@ -1,18 +1,18 @@
 """Null-text inversion: Algorithm 1 of Mokady et al. 2023.
 
-    z*_0 … z*_T   the pivot: DDIM inversion at w = 1                                (line 1)
-    zbar_T = z*_T,  ∅_T = embedding of ""                                           (line 2)
-    for t = T, T - 1, …, 1:                                                         (line 3)
-        for j = 0, …, N - 1:                                                        (line 4)
-            ∅_t <- ∅_t - eta grad_∅ || z*_{t-1} - z_{t-1}(zbar_t, ∅_t, C) ||^2      (line 5)
-        zbar_{t-1} = z_{t-1}(zbar_t, ∅_t, C),  ∅_{t-1} = ∅_t                        (line 7)
+    z*_0 … z*_T: the pivot, DDIM inversion at w = 1
+    zbar_T = z*_T,  ∅_T = embedding of ""
+    for t = T, T - 1, …, 1:
+        for j = 0, …, N - 1:
+            ∅_t <- ∅_t - eta grad_∅ || z*_{t-1} - z_{t-1}(zbar_t, ∅_t, C) ||^2
+        zbar_{t-1} = z_{t-1}(zbar_t, ∅_t, C),  ∅_{t-1} = ∅_t
 
 z_{t-1}(z, ∅, C) is the DDIM step under the guided output o_∅ + w (o_C - o_∅), which is
 o_C + (1 - w) (o_∅ - o_C). The gradient step is Adam's, begun anew at every timestep.
 
-Learning rate and stopping rule are those published with the paper's code. Two things are done
-better than there: the loss is tested before a step is taken and the best embedding tested is kept,
-so no timestep ends worse than it began; and its o_∅ is reused to advance, at no evaluation.
+Learning rate, stopping rule and the mean over ||.||^2 are those of the published code. Differences
+from it: the loss is tested before a step is taken, the best embedding tested is kept, so that no
+timestep ends worse than it began, and its o_∅ is reused to advance, at no evaluation.
 Source: Mokady et al. 2023, sec. 3.3, algorithm 1; Kingma & Ba 2015, alg. 1 (Adam).
 """
 
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.guidance import guide
 from nulltext.diffusion.loops import StepInfo, pivot_steps
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.fitting import Batch, BatchMethod, Best, Branch, State, check_null_branch
@@ -45,7 +44,7 @@ class NullText(BatchMethod):
     inner_steps: int = 10
     """N: gradient steps per timestep at most; more is closer to the pivot and slower."""
     learning_rate: float = 1e-2
-    """eta at the noisiest timestep; it falls by a hundredth of this at each, to 1e-4 at least."""
+    """eta at step i (0 is the noisiest) is this times max(1 - i / 100, 0.01)."""
     loss_tolerance: float = 1e-5
     """Loss below which the noisiest timestep is good enough."""
     loss_tolerance_slope: float = 2e-5
@@ -60,22 +59,22 @@ class NullText(BatchMethod):
     ) -> Generator[StepInfo, None, list[Solution]]:
         """Invert photos side by side, each of which stops as early as it would alone.
 
-        Costs T + T + 2 N T UNet evaluations per photo at most.
-
-        Raises:
-            NumericalError: a loss or gradient is not finite; names the timestep.
+        Costs 3 T + 2 N T UNet evaluations per photo at most.
         """
         photos = Batch.of(problems)
-        state = photos.kept or State.start((yield from self.trajectory_steps(model, photos)))
+        state = photos.kept
+        if state is None:
+            state = State.start((yield from self.trajectory_steps(model, photos)))
         state.resume(model.passes)
-        start, fixed = self.embeds(model, photos)
+        start, fixed = self.embeds(model, photos)  # ∅ is fitted, C stays
         share = self.share(photos.guidance_scale)
         for i in range(state.done, len(photos.grid)):
             step, latents, target = photos.grid[i], state.latents, state.target(i)
             embeds = (state.fitted[-1] if state.fitted else start).clone().requires_grad_(True)
             with torch.no_grad():
                 output_fixed = model.predict(latents, step.noisier, fixed)
-            adam = torch.optim.Adam([embeds], lr=max(self.learning_rate * (1.0 - i / 100), 1e-4))
+            eta = self.learning_rate * max(1.0 - i / 100, 0.01)
+            adam = torch.optim.Adam([embeds], lr=eta)
             tolerance = self.loss_tolerance + self.loss_tolerance_slope * i
             most = self.inner_steps if step.moves(share, latents.dtype) else 0
             best, rows = Best(embeds, latents, step), state.rows
@@ -86,7 +85,7 @@ class NullText(BatchMethod):
                         output = model.predict(
                             latents[rows], step.noisier, embeds[rows], rows.tolist()
                         )
-                        output = guide(output_fixed[rows], output, share)
+                        output = output_fixed[rows] + share * (output - output_fixed[rows])
                         landed = step.denoise(latents[rows], output)
                         losses = (target[rows] - landed).square().flatten(1).mean(dim=1)
                     tested, _ = best.offer(embeds[rows], output, losses, rows)

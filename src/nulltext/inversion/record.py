@@ -59,7 +59,7 @@ class Inversion:
     corrections: Tensor | None = None
     """None or [T, C, h, w]."""
     weight_delta: Mapping[str, Tensor] | None = None
-    """None, or low-rank factors by layer of the UNet; see `models.weight_delta`."""
+    """None, or low-rank factors by layer of the UNet; see `models.network_calls`."""
 
     def __post_init__(self) -> None:
         outlines = {

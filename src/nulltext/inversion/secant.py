@@ -23,7 +23,7 @@ changes slowly from timestep to timestep. kappa = ||y||^2 / ||s||^2 is the curva
 probe met, so a probe is a step of nearly the right length already. A step costs 3 evaluations:
 forward with its backward 2, probe 1 (its test is the next step's forward); a last test that
 promises little is left out.
-Source: Mokady et al. 2023, eq. 3 (the problem); Miyake et al. 2023, sec. 3 (the start is their
+Source: Mokady et al. 2023, sec. 3.3 (the problem); Miyake et al. 2023, sec. 3 (the start is their
 whole method); Fang & Saad 2009, sec. 2 (multisecant); Barzilai & Borwein 1988 (step length).
 """
 

@@ -235,13 +235,13 @@ class LatentDiffusion:
         self,
         latents: Tensor,
         level: Level,
-        prompt_embeds: Tensor,
+        embeds: Tensor,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the network's own output; B UNet evaluations, differentiable in the embeddings.
 
         Args:
-            latents: [B, C, h, w], scaled. prompt_embeds: [B, R, D]. Both any float dtype.
+            latents: [B, C, h, w], scaled. embeds: [B, R, D]. Both any float dtype.
             rows: [B], the photos that they belong to, where not all are there.
 
         Returns:
@@ -250,22 +250,22 @@ class LatentDiffusion:
         dtype = self.unet.dtype
         size = (latents.shape[-2] * self.vae_stride, latents.shape[-1] * self.vae_stride)
 
-        def output_under(embeds: Tensor) -> Tensor:
-            inputs = self.text.unet_inputs(embeds, size)
+        def output_under(rows_of_text: Tensor) -> Tensor:
+            inputs = self.text.unet_inputs(rows_of_text, size)
             output: Tensor = self.unet(latents.to(dtype), level.fed, **inputs).sample
             self.passes.note(output, rows)
             return output
 
         with applied(self.unet, self.weight_delta):
-            if dtype == torch.float16 and torch.is_grad_enabled() and prompt_embeds.requires_grad:
-                output = differentiable_in_half(output_under, prompt_embeds, dtype)
+            if dtype == torch.float16 and torch.is_grad_enabled() and embeds.requires_grad:
+                output = differentiable_in_half(output_under, embeds, dtype)
             else:
-                output = output_under(prompt_embeds.to(dtype))
+                output = output_under(embeds.to(dtype))
         return output.to(self.precision)
 
-    def predict_noise(self, latents: Tensor, level: Level, prompt_embeds: Tensor) -> Tensor:
+    def predict_noise(self, latents: Tensor, level: Level, embeds: Tensor) -> Tensor:
         """Return eps [B, C, h, w], whatever the checkpoint predicts; arguments as of `predict`."""
-        output = self.predict(latents, level, prompt_embeds)
+        output = self.predict(latents, level, embeds)
         latents = latents.to(self.precision)
         return noise_estimate(self.schedule.prediction, level, latents, output)
 
