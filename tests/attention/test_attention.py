@@ -180,9 +180,9 @@ def injection(*, gate=None, weights=None, cross_until=5, self_until=3):
 
 def injector(injections, step, source=None):
     """An injector of rows that all start from a source with these maps at "layer"."""
-    loan = AttentionStore(injections, step, maps={} if source is None else {"layer": source})
+    store = AttentionStore(injections, step, maps={} if source is None else {"layer": source})
     return MapInjector(
-        [TargetControl(i, loan, AttentionStore([], step)) for i in injections], step, guided=True
+        [TargetControl(i, store, AttentionStore([], step)) for i in injections], step, guided=True
     )
 
 
@@ -247,7 +247,7 @@ def test_self_attention_is_injected_early_and_at_small_sites_only():
     parent, own = torch.rand(1, 16, 6), torch.rand(4, 16, 6)
     layer = Layer(None, own, None, rows=2)  # two null rows before them
     for controller in (early, between):
-        controller.turns[0].parent.queries["layer"] = parent
+        controller.controls[0].parent.queries["layer"] = parent
     assert torch.equal(early.borrow(layer, small), parent.expand(2, -1, -1))
     assert torch.equal(between.borrow(layer, small), torch.cat([parent, own[3:]]))
 

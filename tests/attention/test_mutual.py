@@ -34,19 +34,19 @@ def predict(model, z, prompts, scale=3.0):
     )
 
 
-def lent(model, plans, step, guided=True):
+def stored(model, plans, step, guided=True):
     """What a source's pass lends to these plans."""
-    loan = AttentionStore(plans, step)
-    with attach(model.unet, Recorder(loan, guided)):
+    store = AttentionStore(plans, step)
+    with attach(model.unet, Recorder(store, guided)):
         predict(model, latents(0), [SOURCE], 3.0 if guided else 1.0)
-    return loan
+    return store
 
 
 def mutual(model, plans, prompts, step, maps=None, source_guided=True):
     """The targets' noise, under MutualAttention."""
-    loan = lent(model, plans, step, source_guided)
-    turns = [TargetControl(plan, loan, AttentionStore([], step), maps) for plan in plans]
-    with attach(model.unet, MutualAttention(turns, step, guided=True)):
+    store = stored(model, plans, step, source_guided)
+    controls = [TargetControl(plan, store, AttentionStore([], step), maps) for plan in plans]
+    with attach(model.unet, MutualAttention(controls, step, guided=True)):
         return predict(model, latents(1, len(plans)), prompts)
 
 
@@ -168,31 +168,31 @@ def test_steps_and_layers_before_the_start_are_untouched(tiny):
     plain = predict(tiny, latents(1), [TARGET])
     assert torch.equal(mutual(tiny, [plan], [TARGET], step=2), plain)
     for depth, action in ((0.0, "ignore"), (0.49, "ignore"), (0.5, "redirect"), (0.9, "redirect")):
-        turns = [TargetControl(plan, AttentionStore([plan], 3), AttentionStore([], 3))]
+        controls = [TargetControl(plan, AttentionStore([plan], 3), AttentionStore([], 3))]
         site = Site("layer", "self", 4, 4, depth)
-        assert MutualAttention(turns, 3, guided=True).action(site) == action
+        assert MutualAttention(controls, 3, guided=True).action(site) == action
     cross = Site("layer", "cross", 4, 4, 0.9)
-    assert MutualAttention(turns, 3, guided=True).action(cross) == "ignore"
+    assert MutualAttention(controls, 3, guided=True).action(cross) == "ignore"
 
 
 @torch.no_grad()
 def test_only_what_is_asked_for_is_kept(tiny):
     depths = self_depths(tiny.unet)
     plan = Mutual(first_step=1, first_depth=depths[-1], foreground=None)
-    assert lent(tiny, [plan], step=0).inputs == {}
-    loan = lent(tiny, [plan], step=1)
-    assert len(loan.inputs) == 1
-    assert loan.maps == {}
-    assert next(iter(loan.inputs.values())).shape[0] == 2  # the null row and the conditional one
+    assert stored(tiny, [plan], step=0).inputs == {}
+    store = stored(tiny, [plan], step=1)
+    assert len(store.inputs) == 1
+    assert store.maps == {}
+    assert next(iter(store.inputs.values())).shape[0] == 2  # the null row and the conditional one
 
 
 @torch.no_grad()
 def test_with_the_sources_own_latents_and_words_nothing_changes(tiny):
     plan = Mutual(0, 0.0, None)
-    loan = lent(tiny, [plan], 0)
+    store = stored(tiny, [plan], 0)
     with attach(
         tiny.unet,
-        MutualAttention([TargetControl(plan, loan, AttentionStore([], 0))], 0, guided=True),
+        MutualAttention([TargetControl(plan, store, AttentionStore([], 0))], 0, guided=True),
     ):
         got = predict(tiny, latents(0), [SOURCE])
     torch.testing.assert_close(got, predict(tiny, latents(0), [SOURCE]), atol=1e-6, rtol=1e-5)
@@ -201,7 +201,7 @@ def test_with_the_sources_own_latents_and_words_nothing_changes(tiny):
 @torch.no_grad()
 def test_a_source_without_null_row_is_asked_by_both_branches(tiny):
     plan = Mutual(0, 0.0, None)
-    seen = lent(tiny, [plan], 0, guided=False)
+    seen = stored(tiny, [plan], 0, guided=False)
     assert {kept.shape[0] for kept in seen.inputs.values()} == {1}
     doubled = AttentionStore(
         [plan], 0, inputs={k: torch.cat([v, v]) for k, v in seen.inputs.items()}

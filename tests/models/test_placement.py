@@ -32,7 +32,11 @@ def scenarios(tmp_path_factory):
     with FileLock(f"{kept}.lock"):
         if not kept.exists():
             done = subprocess.run(
-                [sys.executable, SCRIPT], capture_output=True, text=True, check=False
+                [sys.executable, SCRIPT],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, done.stderr
             kept.write_text(done.stdout)
