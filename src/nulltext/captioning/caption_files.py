@@ -64,7 +64,6 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _object(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
-    """Parse a line; None if it is blank."""
     try:
         if len(line) > MAX_BYTES:
             raise ValueError(f"it is longer than the {MAX_BYTES // MEGABYTE} MiB that are read")

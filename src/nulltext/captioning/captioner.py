@@ -85,7 +85,6 @@ class Captioner:
 
     @property
     def stop(self) -> int:
-        """The token of a full stop that stands alone."""
         return int(self.tokenizer.encode(STOP, add_special_tokens=False)[0])
 
     @torch.no_grad()

@@ -102,8 +102,6 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 
 def _empty_mapper(tensors: Mapping[str, Tensor], path: Path) -> Mapper:
-    """Build a mapper of the sizes that the weights have."""
-
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
             raise ModelError(f"'{path}' lacks the weight {name}; get the published ClipCap file.")
@@ -130,7 +128,6 @@ def _empty_mapper(tensors: Mapping[str, Tensor], path: Path) -> Mapper:
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy weights into mapper and GPT-2, after checking names, shapes and ties."""
     wanted = module.state_dict()
     missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing:

@@ -250,7 +250,6 @@ def _locate(source: str | Path) -> Path:
 
 
 def _load_mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
-    """Load a folder's mapper in float32."""
     sizes = dict(config)
     network = MAPPERS[sizes.pop("kind")]
     settings = network.settings_class(**sizes)

@@ -76,12 +76,10 @@ VISION_CLASSES: Mapping[str, VisionClass] = {
 
 
 def vision_class(vision: Any) -> VisionClass:
-    """Look up a vision model's class."""
     return VISION_CLASSES[type(vision).__name__]
 
 
 def embedding_width(vision: Any) -> int:
-    """Read the width of a vision model's embeddings."""
     return int(getattr(vision.config, vision_class(vision).width))
 
 

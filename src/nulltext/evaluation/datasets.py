@@ -137,7 +137,6 @@ def photos_digest(photos: Sequence[CaptionedPhoto]) -> str:
 
 
 def _read_labels(path: Path, split: str) -> list[CaptionedPhoto]:
-    """Read the photos of the split whose colour and kind are both known."""
     photos = []
     for number, line in read_json_lines(path):
         label = label_fields(line, path, number)
@@ -158,7 +157,6 @@ def _read_captions(path: Path) -> list[CaptionedPhoto]:
 
 
 def _read_coco(annotations: Path) -> list[CaptionedPhoto]:
-    """Read all captioned images, by image id."""
     coco_class = require("pycocotools.coco", "coco", "Reading COCO").COCO
     try:
         coco = coco_class()
@@ -191,7 +189,6 @@ def _coco_text(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _coco_pictures(annotations: Path, names: Collection[str]) -> Path:
-    """Find the folder of the pictures: the first that has one of them."""
     split = annotations.stem.removeprefix("captions_")
     for folder in (split, "images", "."):
         for root in (annotations.parent, annotations.parent.parent):
@@ -220,7 +217,6 @@ def _add_edits(photos: Sequence[CaptionedPhoto], path: Path) -> list[CaptionedPh
 def _with_edit(
     photo: CaptionedPhoto, line: Mapping[str, Any], path: Path, number: int
 ) -> CaptionedPhoto:
-    """Add the edit of a line to its photo, if the line has one."""
     if line.get("target") is not None:
         photo = replace(photo, target=clean(text_field(line, "target", path, number)))
     if line.get("mask") is not None:

@@ -67,7 +67,6 @@ class PhotoTasks:
     """UNet evaluations of one verdict on an edit."""
 
     def of_plan(self) -> list[Task]:
-        """List all rows, in the order of the plan's experiments."""
         makers = {
             "reconstruction": self.reconstruction,
             "captions": self.captions,
@@ -79,7 +78,6 @@ class PhotoTasks:
         return [t for make in chosen for t in make() if t.variant in self.plan.variants]
 
     def reconstruction(self) -> Iterator[Task]:
-        """Replay every variant at every N, and measure the autoencoder's bound."""
         photo = self.item.name
         yield Task("reconstruction", photo, BOUND, {}, measure_bound)
         for variant in VARIANTS.values():
@@ -90,7 +88,6 @@ class PhotoTasks:
                 yield Task("reconstruction", photo, variant.name, {"N": n}, measure, needs)
 
     def captions(self) -> Iterator[Task]:
-        """Reconstruct and edit under several captions."""
         captions = {"own": self.item.captions[0], "none": ""}
         if len(self.item.captions) > 1:
             captions["another of its own"] = self.item.captions[1]
@@ -107,14 +104,12 @@ class PhotoTasks:
             yield Task("captions", self.item.name, NULL_TEXT, setting, measure, needs, judged)
 
     def guidance(self) -> Iterator[Task]:
-        """Invert under guidance and replay at the same scale."""
         for w in self.plan.inversion_guidances:
             key = InversionKey(DDIM, 0, self.item.captions[0], float(w), float(w))
             measure, needs = partial(measure_guidance, key=key), self._replay_costs(key)
             yield Task("guidance", self.item.name, DDIM, {"w": w}, measure, needs)
 
     def attention(self) -> Iterator[Task]:
-        """Compare word maps with those of the unguided replay of the pivot."""
         num_steps = self.plan.num_steps
         unguided = InversionKey(DDIM, 0, self.item.captions[0], 1.0)
         for name in WITH_WORD_MAPS:
@@ -125,7 +120,6 @@ class PhotoTasks:
             yield Task("attention", self.item.name, name, {}, measure, needs, mapped * num_steps)
 
     def editing(self) -> Iterator[Task]:
-        """Edit by several methods and strengths; no rows for a photo without a target."""
         if self.item.target is None:
             return
         photo, plan, judged = self.item.name, self.plan, self.judge_evaluations
@@ -152,32 +146,27 @@ class PhotoTasks:
         )
 
     def _replay_costs(self, key: InversionKey) -> dict[Hashable, int]:
-        """Count the UNet evaluations of an inversion and of its replay."""
         num_steps = self.plan.num_steps
         replayed = num_steps * guided_evaluations(1, key.guidance_scale)
         return {key: key.evaluations(num_steps), ("replay", key): replayed}
 
     def _edit_costs(self, key: InversionKey, strengths: Sequence[float]) -> dict[Hashable, int]:
-        """Count the UNet evaluations of an inversion and of its edits beside one source."""
         num_steps = self.plan.num_steps
         edited = num_steps * guided_evaluations(1 + len(strengths), key.guidance_scale)
         return {key: key.evaluations(num_steps), ("edit", key, *strengths): edited}
 
 
 def measure_bound(photo: StudiedPhoto) -> Measurement:
-    """Measure the autoencoder's round trip."""
     pictures = {"picture": photo.bound, "photo": photo.crop}
     return Measurement(_similarity(photo, photo.bound), pictures)
 
 
 def measure_reconstruction(photo: StudiedPhoto, key: InversionKey) -> Measurement:
-    """Measure a replay against the photo."""
     inversion, picture = photo.inversion(key), photo.reconstruction(key)
     return Measurement(_similarity(photo, picture), {"picture": picture}, inversion)
 
 
 def measure_caption(photo: StudiedPhoto, key: InversionKey) -> Measurement:
-    """Measure the reconstruction under a caption, and an edit from there."""
     inversion, picture = photo.inversion(key), photo.reconstruction(key)
     figures, pictures = _similarity(photo, picture), {"picture": picture}
     notes, target = {"caption": key.caption}, photo.item.target
@@ -196,7 +185,6 @@ def measure_caption(photo: StudiedPhoto, key: InversionKey) -> Measurement:
 
 
 def measure_guidance(photo: StudiedPhoto, key: InversionKey) -> Measurement:
-    """Measure the reconstruction of a guided DDIM inversion, and how Gaussian its noise is."""
     inversion, picture = photo.inversion(key), photo.reconstruction(key)
     figures = _similarity(photo, picture) | noise_statistics(inversion.trajectory[-1])
     return Measurement(figures, {"picture": picture}, inversion)
@@ -205,7 +193,6 @@ def measure_guidance(photo: StudiedPhoto, key: InversionKey) -> Measurement:
 def measure_attention(
     photo: StudiedPhoto, key: InversionKey, reference: InversionKey
 ) -> Measurement:
-    """Correlate the word maps of a replay with those of the reference's replay."""
     inversion = photo.inversion(key)
     maps = run(heat_map_steps(photo.model, inversion))[0]
     reference_maps = run(heat_map_steps(photo.model, photo.inversion(reference)))[0]
@@ -231,7 +218,6 @@ def measure_attention(
 def measure_edit(
     photo: StudiedPhoto, key: InversionKey, strength: float, strengths: Sequence[float]
 ) -> Measurement:
-    """Measure a Prompt-to-Prompt edit at one of the strengths that are sampled together."""
     target = photo.item.target
     assert target is not None
     picture = photo.edited(key, target, strengths)[strengths.index(strength)]
@@ -244,7 +230,6 @@ def measure_edit(
 
 
 def measure_sdedit(photo: StudiedPhoto, guidance_scale: float, strength: float) -> Measurement:
-    """Measure SDEdit, the baseline without an inversion."""
     target = photo.item.target
     assert target is not None
     picture = photo.sdedit(target, strength, guidance_scale)
@@ -253,7 +238,6 @@ def measure_sdedit(photo: StudiedPhoto, guidance_scale: float, strength: float) 
 
 
 def _similarity(photo: StudiedPhoto, picture: Tensor) -> dict[str, MetricValue]:
-    """Compare a reconstruction with the photo's crop."""
     return {
         "psnr": region_psnr(picture, photo.crop),
         "ssim": region_ssim(picture, photo.crop),

@@ -83,7 +83,6 @@ class DiffusionJudge:
 
     @torch.no_grad()
     def judge(self, image: Tensor, source: str, target: str) -> Agreement:
-        """Compare errors at the same timesteps and noises for both prompts and every picture."""
         model, draw = self.model, torch.Generator().manual_seed(self.seed)
         latents, embeds = model.encode(image[None]), model.embed([source, target])
         errors = torch.zeros(2, dtype=torch.float64)
@@ -138,12 +137,10 @@ class ClipJudge:
 
     @property
     def name(self) -> str:
-        """Name in tables and settings."""
         return f"CLIP score ({Path(self.source).name})"
 
     @torch.no_grad()
     def judge(self, image: Tensor, source: str, target: str) -> Agreement:
-        """Compare the cosines of the picture with both prompts."""
         wrong, right = self.cosines(image, [source, target]).tolist()
         return Agreement(score=100 * right, prefers_target=right > wrong)
 

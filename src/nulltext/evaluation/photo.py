@@ -46,12 +46,10 @@ class InversionKey:
 
     @classmethod
     def of(cls, variant: str, inner_steps: int, caption: str, guidance: float) -> InversionKey:
-        """Make the key of a variant, with N only where the variant optimises."""
         optimises = VARIANTS[variant].optimises
         return cls(variant, inner_steps if optimises else 0, caption, guidance)
 
     def evaluations(self, num_steps: int) -> int:
-        """Count the UNet evaluations that the inversion will take."""
         if self.variant == DDIM:
             scales = (self.inversion_guidance, self.guidance_scale)
             return num_steps * sum(guided_evaluations(1, scale) for scale in scales)

@@ -170,7 +170,6 @@ def study_page(
 
 
 def render(template: str, **content: Any) -> str:
-    """Render a template of the package; all texts are escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -182,13 +181,11 @@ def render(template: str, **content: Any) -> str:
 
 
 def with_row_counts(settings: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Add the numbers of measured and failed rows to the settings."""
     counts = Counter(row["status"] for row in rows)
     return {**settings, "rows": f"{counts['ok']} measured, {counts['failed']} failed"}
 
 
 def failures_table(rows: Sequence[Row]) -> Table:
-    """List the rows that failed, with their reasons."""
     failed = [row for row in rows if row["status"] == "failed"]
     head = ["photo", "experiment", "variant", "reason"]
     cells = [[r["image"], r["experiment"], r["variant"], r["reason"]] for r in failed]
@@ -213,7 +210,6 @@ def number_cell(summary: Summary | None, digits: int, factor: float = 1) -> Cell
 def picture_cell(
     folder: Path, row: Row | None, shown: str, alt: str, note: str = "", prompt: str = ""
 ) -> Cell | str:
-    """Show a picture of a row, made smaller where it is large, with texts below."""
     name = row["pictures"].get(shown) if row else None
     if name is None:
         return EMPTY
@@ -238,7 +234,6 @@ def picture_cell(
 
 
 def _variant_table(lines: Sequence[Line], wanted: MetricTable) -> Table | None:
-    """Make a table of one metric, variants down, settings across; None where no row has it."""
     held = [line for line in lines if wanted.metric in line.figures]
     if not any(line.figures[wanted.metric].n for line in held):
         return None
@@ -253,13 +248,10 @@ def _variant_table(lines: Sequence[Line], wanted: MetricTable) -> Table | None:
 
 
 def _setting_number(line: Line) -> float:
-    """Get the number of a setting; 0 for a variant without setting."""
     return float(next(iter(line.setting.values()), 0))
 
 
 def _metrics_table(lines: Sequence[Line]) -> Table:
-    """Make a table of all metrics, lines down, metrics across."""
-
     def has_content(line: Line, name: str) -> bool:
         summary = line.figures.get(name, Summary())
         return summary.n > 0 and not (name == "iterations" and summary.mean == 0)
@@ -278,7 +270,6 @@ def _metrics_table(lines: Sequence[Line]) -> Table:
 
 
 def _undefined_text(lines: Sequence[Line]) -> str:
-    """Count missing values by metric and reason."""
     reasons: Counter[tuple[str, str]] = Counter()
     for line in lines:
         for name, summary in line.figures.items():
@@ -327,7 +318,6 @@ LAYOUTS = {
 
 
 def _galleries(experiment: str, folder: Path, rows: Sequence[Row]) -> list[Table]:
-    """Lay out the pictures of an experiment's rows; grids with a caption can be folded."""
     photos = grouped(rows, lambda row: str(row["image"]))
     if experiment == "captions":
         return [_captions_grid(folder, photos)]
@@ -370,7 +360,6 @@ def _column_order(column: str | float) -> float:
 
 
 def _captions_grid(folder: Path, photos: Mapping[str, Sequence[Row]]) -> Table:
-    """Show reconstruction and edit under every caption, above the prompt."""
     kinds = list({row["setting"]["caption"]: None for own in photos.values() for row in own})
     lines: list[list[Cell | str]] = []
     for image, own in photos.items():

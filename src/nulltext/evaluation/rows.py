@@ -80,13 +80,11 @@ class Task:
 
     @property
     def key(self) -> RowKey:
-        """Identity of the row."""
         setting = json.dumps(dict(self.setting), sort_keys=True)
         return RowKey(self.experiment, self.image, self.variant, setting)
 
     @property
     def title(self) -> str:
-        """Description in progress bars."""
         settings = [f"{name} = {value}" for name, value in self.setting.items()]
         return f"{self.image}: {', '.join([self.experiment, self.variant, *settings])}"
 
@@ -110,7 +108,6 @@ class Schedule(Generic[PhotoT]):
     def of(
         cls, photos: Iterable[tuple[PhotoT, Sequence[Task]]], done: Collection[Hashable]
     ) -> Schedule[PhotoT]:
-        """Leave out the tasks whose rows are done."""
         keys: list[RowKey] = []
         still_open = []
         for photo, tasks in photos:
@@ -120,12 +117,10 @@ class Schedule(Generic[PhotoT]):
 
     @property
     def all_rows(self) -> int:
-        """Number of rows, including finished ones."""
         return len(self.keys)
 
     @property
     def open_rows(self) -> int:
-        """Number of rows that are still to be made."""
         return sum(len(each.tasks) for each in self.photos)
 
     @property
@@ -229,7 +224,6 @@ def _json_number(value: MetricValue) -> float | None:
 
 
 def _save_picture(picture: Tensor, key: RowKey, shown: str, folder: Path) -> str:
-    """Write a picture and return its name relative to the folder."""
     parts = [key.image, key.experiment, key.variant]
     parts += [f"{name} {value}" for name, value in json.loads(key.setting).items()]
     parts += [] if shown == "picture" else [shown]
@@ -241,7 +235,6 @@ def _save_picture(picture: Tensor, key: RowKey, shown: str, folder: Path) -> str
 
 
 def key_of(row: Row) -> RowKey:
-    """Identify a row of results."""
     setting = json.dumps(row["setting"], sort_keys=True)
     return RowKey(row["experiment"], row["image"], row["variant"], setting)
 
@@ -269,6 +262,5 @@ def finished_keys(
 
 
 def failed_rows(rows: Iterable[Row], keys: Iterable[RowKey]) -> list[Row]:
-    """Select the failed rows among those with one of the keys."""
     asked = set(keys)
     return [row for row in rows if row["status"] == "failed" and key_of(row) in asked]

@@ -67,7 +67,6 @@ def plan_study(
 def study_steps(
     model: LatentDiffusion, schedule: StudySchedule, plan: StudyPlan, book: Book, judge: Judge
 ) -> Generator[Progress, None, None]:
-    """Make every open row in this process; see `rows.run_tasks`."""
     return run_tasks(schedule, book, _opener(model, plan, judge))
 
 
@@ -215,7 +214,6 @@ def _arriving(
 
 
 def _exit_with_parent() -> None:
-    """End this process when the one that started it has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -109,7 +109,6 @@ def lines_of(rows: Sequence[Row], seed: int = 0) -> list[Line]:
 
 
 def line_of(rows: Sequence[Row], seed: int = 0) -> Line:
-    """Summarise rows that have experiment, variant and setting in common."""
     collected: dict[str, list[MetricValue]] = {}
     failed: Counter[str] = Counter()
     for row in rows:
@@ -129,7 +128,6 @@ def line_of(rows: Sequence[Row], seed: int = 0) -> Line:
 
 
 def grouped(items: Iterable[T], key: Callable[[T], KeyT]) -> dict[KeyT, list[T]]:
-    """Group items by a key, in the order in which keys come first."""
     groups: dict[KeyT, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -137,7 +135,6 @@ def grouped(items: Iterable[T], key: Callable[[T], KeyT]) -> dict[KeyT, list[T]]
 
 
 def to_csv(lines: Sequence[Line]) -> str:
-    """Write the table as CSV, one line per metric."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -162,5 +159,4 @@ def to_csv(lines: Sequence[Line]) -> str:
 
 
 def setting_text(setting: Mapping[str, Any]) -> str:
-    """Describe a setting in words."""
     return ", ".join(f"{key} = {value}" for key, value in setting.items())

@@ -158,7 +158,6 @@ def build_captioner(
     seed: int,
     vision: PretrainedVision | None = None,
 ) -> Captioner:
-    """Build a captioner with weights drawn from a seed, or with a copy of a vision model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     preprocessing = preprocessing_for(recipe, vision)
@@ -226,7 +225,6 @@ class CaptionerStage:
         self.module: nn.Module = nn.ModuleDict({"model": captioner.model, "heads": self.heads})
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of randomly varied photos under freshly composed captions."""
         rows = torch.randint(len(self.examples), (batch_size,), generator=rng)
         pixels = torch.cat([self.vary(self.pixels[row], rng) for row in rows])
         examples = [self.examples[row] for row in rows]
@@ -248,7 +246,6 @@ class CaptionerStage:
         return loss, parts
 
     def picture(self) -> Image.Image:
-        """Show held-out photos above their captions."""
         preprocessing, side = self.captioner.preprocessing, self.shown.shape[-1]
         margin = round(side * (1 - preprocessing.share) / 2)
         inside = slice(margin, side - margin)

@@ -83,7 +83,6 @@ class Example:
 
     @property
     def labels(self) -> dict[str, str | None]:
-        """Kind, colour and background."""
         return {name: getattr(self, name) for name in LABELS}
 
 
@@ -161,12 +160,10 @@ def shrink(pixels: Tensor, side: int) -> Tensor:
 
 
 def digest(data: bytes) -> str:
-    """Identify what a checkpoint was trained on."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def chance(probability: float, rng: torch.Generator) -> bool:
-    """Draw whether something happens."""
     return float(torch.rand((), generator=rng)) < probability
 
 
@@ -185,7 +182,6 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """The caption as one string."""
         return " ".join(self.words)
 
 
@@ -222,7 +218,6 @@ def compose(
 
 
 def plain_caption(example: Example) -> str:
-    """Return the example's first own caption, or compose one that names all its labels."""
     if example.captions:
         return example.captions[0]
     return caption({**example.labels, "kind": example.kind or GENERAL_KIND})

@@ -90,7 +90,6 @@ class DenoiserStage:
         self.tokenized: dict[tuple[str, ...], TokenizedCaption] = {}
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of random views under freshly composed captions."""
         device, weights = self.model.device, self.recipe.denoiser.loss
         rows = torch.randint(len(self.views.examples), (batch_size,), generator=rng)
         clean = self.views.latents[rows].float() * float(self.model.vae.config.scaling_factor)
@@ -123,7 +122,6 @@ class DenoiserStage:
         return loss, parts
 
     def picture(self) -> Image.Image:
-        """Draw samples of fixed prompts from fixed noise."""
         prompts = self.recipe.denoiser.prompts
         images = sample(self.model, prompts, seed=SAMPLE_SEED)
         tiles = [Tile(to_pil(image), text) for image, text in zip(images, prompts, strict=True)]

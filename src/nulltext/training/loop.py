@@ -99,7 +99,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Follow the gradients once."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -161,7 +160,6 @@ def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[torch.op
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
-    """Compute the learning rate of update number `step`, from 0."""
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
     floor = settings.final_share
     fall = floor + (1 - floor) * math.cos(0.5 * math.pi * step / settings.steps) ** 2
@@ -169,7 +167,6 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Make the generator of everything that is random in update number `step`."""
     return torch.Generator().manual_seed(seed * SEED_STRIDE + step)
 
 
@@ -212,7 +209,6 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Give the module the averaged weights inside the block."""
         kept = {name: w.detach().clone() for name, w in self.weights.items()}
         self._assign(self.ema)
         try:
@@ -298,7 +294,6 @@ def read_checkpoint(path: Path, prefix: str | None = "") -> Checkpoint:
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
-    """Read the averaged weights of a checkpoint, which are exported, by name."""
     tensors = read_checkpoint(path, AVERAGE).tensors
     return {name.removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
 
@@ -321,12 +316,10 @@ def load_average(module: nn.Module, path: Path, prefix: str = "") -> None:
 
 
 def updates_done(path: Path) -> int:
-    """Count the updates of a checkpoint; 0 where there is none."""
     return read_checkpoint(path, None).step if path.is_file() else 0
 
 
 def checkpoint_path(folder: Path, stage: str) -> Path:
-    """Return the path of a stage's checkpoint."""
     return folder / f"{stage}.checkpoint.safetensors"
 
 

@@ -117,7 +117,6 @@ def outline(pixels: Pixels) -> Mask | None:
 
 
 def _first_guess(cv2: Any, pixels: Pixels) -> Pixels:
-    """Label pixels for GrabCut's first round, by colour and distance from the centre."""
     hue, saturation, value = hsv(cv2.GaussianBlur(pixels, (3, 3), 0))
     foliage = (hue > 65) & (hue < 255) & (saturation > 0.22)
     dull = (saturation < 0.35) & (value < 0.55)
@@ -185,7 +184,6 @@ def _background_word(hue: Floats, saturation: Floats, value: Floats) -> str | No
 
 
 def _majority(**pixels: Mask) -> str | None:
-    """Return the word of most pixels, if it is clear."""
     word = max(pixels, key=lambda name: int(pixels[name].sum()))
     chosen = pixels[word]
     return word if chosen.size and chosen.mean() >= CLEAR_MAJORITY else None
@@ -284,7 +282,6 @@ class EncodedViews:
         return 1.0 / float(self.latents.float().std())
 
     def save(self, path: Path, identity: str) -> None:
-        """Write the views with the identity of what they were made from."""
         rows = [asdict(example) | {"path": str(example.path)} for example in self.examples]
         metadata = {"identity": identity, "examples": json.dumps(rows)}
         tensors = {"latents": self.latents, "masks": self.masks}

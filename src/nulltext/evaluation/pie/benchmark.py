@@ -63,7 +63,6 @@ class Protocol:
 
     @property
     def deviations(self) -> list[str]:
-        """Differences from the published protocol, in words."""
         found = []
         if self.num_steps != NUM_STEPS:
             found.append(f"{self.num_steps} steps instead of {NUM_STEPS}")
@@ -72,14 +71,12 @@ class Protocol:
         return found
 
     def method(self, name: str) -> InversionMethod:
-        """Build an inversion method of the registry with the run's options."""
         method = method_named(name)
         if self.inner_steps is None or not VARIANTS[name].optimises:
             return method
         return with_options(method, inner_steps=self.inner_steps)
 
     def evaluations(self, name: str) -> int:
-        """Count the UNet evaluations of a row at most: inversion and edit."""
         n = getattr(self.method(name), "inner_steps", 0)
         inverted = VARIANTS[name].evaluations(self.num_steps, n)
         passes = guided_evaluations(EDIT_BRANCHES, self.guidance_scale)
@@ -116,11 +113,6 @@ def plan_pie(
     protocol: Protocol,
     done: Collection[Hashable],
 ) -> Schedule[PieItem]:
-    """List the rows that are still open, edit by edit and method by method.
-
-    Args:
-        done: keys of finished rows.
-    """
     return Schedule.of(
         [(item, [_task(item, name, protocol) for name in methods]) for item in items], done
     )
@@ -129,7 +121,6 @@ def plan_pie(
 def pie_steps(
     model: LatentDiffusion, schedule: Schedule[PieItem], book: Book, networks: Networks
 ) -> Generator[Progress, None, None]:
-    """Make every open row; see `rows.run_tasks`."""
     shown = {row["image"] for row in book.rows if "photo" in row.get("pictures", {})}
     return run_tasks(
         schedule, book, lambda item: EditedPhoto(model, networks, item, item.key not in shown)
@@ -159,7 +150,6 @@ def _task(item: PieItem, method: str, protocol: Protocol) -> Task:
 
 
 def _measure(photo: EditedPhoto, method: str, protocol: Protocol) -> Measurement:
-    """Invert and edit the photo, and measure the edit."""
     model, item = photo.model, photo.item
     mask = decode_mask(item.runs)
     spec, remark = spec_of(model, item, protocol)

@@ -115,7 +115,6 @@ def items_digest(items: Sequence[PieItem]) -> str:
 
 
 def _read_item(key: str, entry: Any, path: Path) -> PieItem:
-    """Read an entry of the mapping file."""
     if not isinstance(entry, dict):
         raise DataError(f"'{path}': the entry '{shorten(key)}' is no JSON object.")
 
@@ -154,7 +153,6 @@ def _read_item(key: str, entry: Any, path: Path) -> PieItem:
 
 
 def without_brackets(prompt: str) -> str:
-    """Remove the brackets around the words that differ."""
     return " ".join(clean(prompt).replace("[", "").replace("]", "").split())
 
 

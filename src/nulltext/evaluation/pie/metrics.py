@@ -95,12 +95,10 @@ class Networks:
 
     @property
     def names(self) -> dict[str, str]:
-        """Name of each network, or "missing"."""
         return {k: "missing" if isinstance(v, Undefined) else v.name for k, v in vars(self).items()}
 
     @property
     def missing(self) -> dict[str, str]:
-        """Reasons by network."""
         return {k: v.reason for k, v in vars(self).items() if isinstance(v, Undefined)}
 
 
@@ -179,7 +177,6 @@ def pie_metrics(
 
 
 def blackened(image: Tensor, kept: Tensor) -> Tensor:
-    """Blacken [3, H, W] in [-1, 1] where `kept` [H, W] is not set."""
     return torch.where(kept, image, torch.full_like(image, -1))
 
 
@@ -203,7 +200,6 @@ class StructureDistance:
 
     @property
     def name(self) -> str:
-        """Name in settings."""
         return f"DINO ({Path(self.source).name})"
 
     @classmethod

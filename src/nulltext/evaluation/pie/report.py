@@ -43,11 +43,9 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Title and unit."""
         return f"{self.title} {self.unit}".strip()
 
     def scaled(self, value: float | None) -> float | None:
-        """Convert a value to the table's unit."""
         return None if value is None else value * self.factor
 
 
@@ -114,20 +112,17 @@ def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> l
 
 
 def overall(rows: Sequence[Row], seed: int = 0) -> list[Line]:
-    """Summarise all rows of each method, in the order of the rows."""
     groups = grouped([{**row, "setting": {}} for row in rows], lambda row: str(row["variant"]))
     return [line_of(own, seed) for own in groups.values()]
 
 
 def by_category(rows: Sequence[Row], seed: int = 0) -> list[Line]:
-    """Summarise the rows of each category and method."""
     ordered = sorted(rows, key=lambda row: str(row["setting"]["category"]))
     groups = grouped(ordered, lambda row: (row["setting"]["category"], row["variant"]))
     return [line_of(own, seed) for own in groups.values()]
 
 
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Write a table as JSON: means and intervals in its units, null with reasons elsewhere."""
     return [
         {
             "method": line.variant,
@@ -213,7 +208,6 @@ def _metrics_table(lines: Sequence[Line], caption: str, *, with_published: bool)
 
 
 def _pictures_table(folder: Path, rows: Sequence[Row]) -> Table:
-    """Show the photo and every method's edit, edit by edit."""
     methods = list(dict.fromkeys(row["variant"] for row in rows))
     lines = []
     for key, own in list(grouped(rows, lambda row: str(row["image"])).items())[:SHOWN_EDITS]:
