@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nulltext.captioning.caption_files import note_on_left_out, read_json_lines
 from nulltext.errors import DataError
 from nulltext.evaluation.datasets import read_photos
-from nulltext.evaluation.pie.dataset import read_pie
+from nulltext.evaluation.pie import read_pie
 from nulltext.storage.untrusted import (
     DEPTH,
     decode_text,

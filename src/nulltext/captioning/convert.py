@@ -20,21 +20,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nulltext.captioning.captioner import Captioner
-from nulltext.captioning.folder import (
-    PREPROCESSOR,
-    check_networks,
-    load_tokenizer,
-    read_preprocessing,
-)
-from nulltext.captioning.networks import (
+from nulltext.captioning.captioner import (
     CLIP,
+    Captioner,
     CaptionModel,
     Mapper,
     MlpMapper,
     MlpSettings,
     TransformerMapper,
     TransformerSettings,
+)
+from nulltext.captioning.folder import (
+    PREPROCESSOR,
+    check_networks,
+    load_tokenizer,
+    read_preprocessing,
 )
 from nulltext.errors import ModelError
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries

@@ -21,18 +21,16 @@ import safetensors.torch
 import torch
 
 from nulltext.captioning.captioner import (
-    Captioner,
-    ImagePreprocessing,
-    Sentence,
-    next_log_probs,
-)
-from nulltext.captioning.networks import (
     CLIP,
     MAPPERS,
     VISION_CLASSES,
+    Captioner,
     CaptionModel,
+    ImagePreprocessing,
     Mapper,
+    Sentence,
     fixed_side,
+    next_log_probs,
     vision_class,
 )
 from nulltext.constants import CAPTIONER

@@ -23,10 +23,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from nulltext.errors import NulltextError, WorkerError
 from nulltext.evaluation.datasets import CaptionedPhoto, captions_of_others
-from nulltext.evaluation.experiments import PhotoTasks
-from nulltext.evaluation.judges import Judge, load_judge
-from nulltext.evaluation.metrics import load_lpips
-from nulltext.evaluation.photo import StudiedPhoto
+from nulltext.evaluation.experiments import PhotoTasks, StudiedPhoto
+from nulltext.evaluation.metrics import Judge, load_judge, load_lpips
 from nulltext.evaluation.plan import StudyPlan
 from nulltext.evaluation.rows import PICTURES, Progress, Schedule, costs_of, make_row, run_tasks
 from nulltext.jobs.ledger import Book, Row

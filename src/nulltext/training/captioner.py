@@ -28,18 +28,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nulltext.captioning.caption_files import LABELS
-from nulltext.captioning.captioner import STOP, Captioner, ImagePreprocessing
-from nulltext.captioning.folder import PREPROCESSOR, read_preprocessing
-from nulltext.captioning.networks import (
+from nulltext.captioning.captioner import (
     LONGEST,
+    STOP,
     VISION_CLASSES,
+    Captioner,
     CaptionModel,
+    ImagePreprocessing,
     MlpMapper,
     MlpSettings,
     embed,
     embedding_width,
     fixed_side,
 )
+from nulltext.captioning.folder import PREPROCESSOR, read_preprocessing
 from nulltext.errors import ModelError, OptionError, shorten
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nulltext.captioning.captioner import vision_class
 from nulltext.captioning.folder import check_captioner_target, save_captioner
-from nulltext.captioning.networks import vision_class
 from nulltext.errors import OptionError, OutputError
 from nulltext.models.checkpoint import quiet_libraries
 from nulltext.models.known_figure import write_known

@@ -44,12 +44,16 @@ import safetensors
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import adaptive_max_pool2d, interpolate, normalize
 
 from nulltext.errors import ModelError
-from nulltext.evaluation.judges import ClipJudge, load_pretrained
-from nulltext.evaluation.metrics import MetricValue, Undefined, inner_ssim
-from nulltext.evaluation.pie.dataset import resized, with_border
+from nulltext.evaluation.metrics import (
+    ClipJudge,
+    MetricValue,
+    Undefined,
+    inner_ssim,
+    load_pretrained,
+)
 from nulltext.image.images import from_uint8, to_uint8
 from nulltext.models.checkpoint import first_line
 
@@ -174,6 +178,22 @@ def pie_metrics(
             "ssim_unedited": inner_ssim(a, b),
         }
     return values
+
+
+def with_border(mask: Tensor) -> Tensor:
+    """Add the outermost pixels of a mask [H, W] to the edit, as published."""
+    framed = mask.clone()
+    framed[0] = framed[-1] = True
+    framed[:, 0] = framed[:, -1] = True
+    return framed
+
+
+def resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a mask [512, 512] to (height, width), bool.
+
+    A pixel belongs to the edit if any part of it does, so that the outside has no edited part.
+    """
+    return adaptive_max_pool2d(mask[None, None].float(), size)[0, 0] > 0
 
 
 def blackened(image: Tensor, kept: Tensor) -> Tensor:
