@@ -39,8 +39,6 @@ from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_
 from nulltext.words.captions import caption, recoloured
 from nulltext.words.prompts import clean
 
-EDITS = "edits.jsonl"
-
 MAX_COCO_BYTES = 512 * MEGABYTE
 """Of an annotation file; COCO's own have up to 92 MB."""
 
@@ -95,7 +93,7 @@ def read_photos(
             f"labels.jsonl with the split '{split}', COCO's captions_val2017.json, or a NAME.txt "
             "beside each picture."
         )
-    wanted = edits or (folder / EDITS)
+    wanted = edits or (folder / "edits.jsonl")
     return _add_edits(photos, wanted) if edits or wanted.is_file() else photos
 
 

@@ -117,11 +117,7 @@ class StudiedPhoto:
         return torch.nn.functional.interpolate(drawn[None, None], size, mode="area")[0, 0] > 0.5
 
     def inversion(self, key: InversionKey) -> Inversion:
-        """Get an inversion of the photo.
-
-        Raises:
-            NulltextError: what the inversion raised, at every call.
-        """
+        """Get an inversion of the photo, or raise at every call what it raised."""
         if key not in self._inversions:
             try:
                 self._inversions[key] = self._invert(key)
@@ -313,11 +309,9 @@ def measure_caption(photo: StudiedPhoto, key: InversionKey) -> Measurement:
     inversion, picture = photo.inversion(key), photo.reconstruction(key)
     figures, pictures = _similarity(photo, picture), {"picture": picture}
     notes, target = {"caption": key.caption}, photo.item.target
-    if target is None:
-        missing = Undefined("the photo has no edit prompt")
-        figures |= {"agreement": missing, "prefers_target": missing}
-    elif target == key.caption:
-        missing = Undefined("the caption already says what the edit asks for")
+    if target is None or target == key.caption:
+        reason = "the caption already says what the edit asks for"
+        missing = Undefined(reason if target else "the photo has no edit prompt")
         figures |= {"agreement": missing, "prefers_target": missing}
     else:
         (edited,) = photo.edited(key, target, (PUBLISHED,))

@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -73,11 +73,7 @@ def region_psnr(a: Tensor, b: Tensor, region: Tensor | None = None) -> MetricVal
 
 
 def region_ssim(a: Tensor, b: Tensor, region: Tensor | None = None) -> MetricValue:
-    """Compute the mean SSIM over a region, -1 to 1; arguments as in `region_psnr`.
-
-    Raises:
-        ExtraError: scikit-image is not installed.
-    """
+    """Compute the mean SSIM over a region, -1 to 1; arguments as in `region_psnr`."""
     values = ssim_map(a, b)
     if isinstance(values, Undefined):
         return values
@@ -86,13 +82,7 @@ def region_ssim(a: Tensor, b: Tensor, region: Tensor | None = None) -> MetricVal
 
 
 def inner_ssim(a: Tensor, b: Tensor) -> MetricValue:
-    """Compute the mean SSIM where the whole window lies in the picture, as published.
-
-    Args: a, b: [3, H, W] in [-1, 1].
-
-    Raises:
-        ExtraError: scikit-image is not installed.
-    """
+    """Compute the mean SSIM of [3, H, W] in [-1, 1] where the whole window lies in the picture."""
     values, border = ssim_map(a, b), WINDOW // 2
     if isinstance(values, Undefined):
         return values
@@ -129,16 +119,16 @@ def load_lpips() -> PairMetric:
         network = require("lpips", "study", "LPIPS").LPIPS(net="alex", verbose=False)
     except ExtraError:
         missing = Undefined("the package lpips is not installed")
-        return lambda a, b: missing  # noqa: ARG005
     except (OSError, RuntimeError) as error:
         missing = Undefined(f"LPIPS's weights cannot be had ({reason_of(error)})")
-        return lambda a, b: missing  # noqa: ARG005
+    else:
 
-    @torch.no_grad()
-    def distance(a: Tensor, b: Tensor) -> MetricValue:
-        return float(network(a.cpu()[None].clamp(-1, 1), b.cpu()[None].clamp(-1, 1)))
+        @torch.no_grad()
+        def distance(a: Tensor, b: Tensor) -> MetricValue:
+            return float(network(a.cpu()[None].clamp(-1, 1), b.cpu()[None].clamp(-1, 1)))
 
-    return distance
+        return distance
+    return lambda a, b: missing  # noqa: ARG005
 
 
 def outside_disc(height: int, width: int) -> Tensor:
@@ -197,30 +187,8 @@ class Agreement:
     """Whether the target fits better than the source."""
 
 
-class Judge(Protocol):
-    """A measure of whether an edit followed its prompt."""
-
-    @property
-    def name(self) -> str:
-        """Name in tables and settings."""
-        ...
-
-    @property
-    def unet_evaluations(self) -> int:
-        """UNet evaluations of one call of `judge`."""
-        ...
-
-    def judge(self, image: Tensor, source: str, target: str) -> Agreement:
-        """Compare a picture [3, H, W] in [-1, 1] with both prompts."""
-        ...
-
-
 def load_judge(clip: str | None, model: LatentDiffusion, seed: int) -> Judge:
-    """Load CLIP from a folder or a hub id; without one, use the model, with noise from the seed.
-
-    Raises:
-        ModelError: CLIP cannot be loaded.
-    """
+    """Load CLIP from a folder or a hub id; without one, use the model, with noise from the seed."""
     return DiffusionJudge(model, seed) if clip is None else ClipJudge.load(clip, model.device)
 
 
@@ -259,14 +227,12 @@ class ClipJudge:
     clip: Any
     """transformers' CLIPModel."""
     processor: Any
-    source: str
+    name: str
+    """In tables and settings."""
 
     @classmethod
     def load(cls, source: str, device: torch.device, *, local_only: bool = False) -> ClipJudge:
-        """Load CLIP from a folder or a hub id; safetensors only.
-
-        Args:
-            local_only: use only what is in the hub's cache.
+        """Load CLIP from a folder or a hub id, which `local_only` looks up in the cache alone.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -286,11 +252,7 @@ class ClipJudge:
                 f"The processor of '{source}' cannot be loaded ({first_line(error)}); pass --clip "
                 "a folder with transformers' CLIPModel and its processor, or leave --clip out."
             ) from error
-        return cls(clip, processor, str(Path(source)))
-
-    @property
-    def name(self) -> str:
-        return f"CLIP score ({Path(self.source).name})"
+        return cls(clip, processor, f"CLIP score ({Path(source).name})")
 
     @torch.no_grad()
     def judge(self, image: Tensor, source: str, target: str) -> Agreement:
@@ -310,6 +272,9 @@ class ClipJudge:
         output = self.clip(**inputs)
         cosines: Tensor = (output.image_embeds @ output.text_embeds.T)[0]
         return cosines.double().cpu()
+
+
+Judge: TypeAlias = DiffusionJudge | ClipJudge
 
 
 def load_pretrained(

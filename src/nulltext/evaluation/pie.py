@@ -92,9 +92,6 @@ class PieItem:
 def read_pie(folder: Path) -> list[PieItem]:
     """Read all edits of the benchmark, in the file's order; pictures and masks are not opened.
 
-    Args:
-        folder: holds mapping_file.json and annotation_images/.
-
     Raises:
         DataError: a file is missing or malformed, or leads out of its folder.
     """
@@ -278,9 +275,21 @@ def plan_pie(
     protocol: Protocol,
     done: Collection[Hashable],
 ) -> Schedule[PieItem]:
-    return Schedule.of(
-        [(item, [_task(item, name, protocol) for name in methods]) for item in items], done
-    )
+    tasks = [
+        [
+            Task(
+                "pie",
+                item.key,
+                method,
+                {"category": f"{item.category} {CATEGORIES[item.category]}"},
+                partial(_measure, method=method, protocol=protocol),
+                evaluations=protocol.evaluations(method),
+            )
+            for method in methods
+        ]
+        for item in items
+    ]
+    return Schedule.of(zip(items, tasks, strict=True), done)
 
 
 def pie_steps(
@@ -301,17 +310,6 @@ class EditedPhoto:
     item: PieItem
     show_photo: bool
     """Whether the next row keeps the photo; one row of each edit does."""
-
-
-def _task(item: PieItem, method: str, protocol: Protocol) -> Task:
-    return Task(
-        "pie",
-        item.key,
-        method,
-        {"category": f"{item.category} {CATEGORIES[item.category]}"},
-        partial(_measure, method=method, protocol=protocol),
-        evaluations=protocol.evaluations(method),
-    )
 
 
 def _measure(photo: EditedPhoto, method: str, protocol: Protocol) -> Measurement:

@@ -85,11 +85,7 @@ PUBLISHED_SOURCE = (
 
 
 def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
-    """Write summary and page into the folder; return them, the page first.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
+    """Write summary and page into the folder; return them, the page first."""
     whole, parts = overall(rows), by_category(rows)
     measured = [row for row in rows if row["status"] == "ok"]
     edits = len({row["image"] for row in rows})
@@ -111,15 +107,15 @@ def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> l
     return write_files(folder, {REPORT: page.encode(), SUMMARY: summary.encode()})
 
 
-def overall(rows: Sequence[Row], seed: int = 0) -> list[Line]:
+def overall(rows: Sequence[Row]) -> list[Line]:
     groups = grouped([{**row, "setting": {}} for row in rows], lambda row: str(row["variant"]))
-    return [line_of(own, seed) for own in groups.values()]
+    return [line_of(own) for own in groups.values()]
 
 
-def by_category(rows: Sequence[Row], seed: int = 0) -> list[Line]:
+def by_category(rows: Sequence[Row]) -> list[Line]:
     ordered = sorted(rows, key=lambda row: str(row["setting"]["category"]))
     groups = grouped(ordered, lambda row: (row["setting"]["category"], row["variant"]))
-    return [line_of(own, seed) for own in groups.values()]
+    return [line_of(own) for own in groups.values()]
 
 
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:

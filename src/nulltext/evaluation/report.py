@@ -112,33 +112,6 @@ def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> l
         OutputError: a file cannot be written.
     """
     lines = lines_of(rows)
-    content = {
-        REPORT: study_page(folder, settings, rows, lines).encode(),
-        SUMMARY: to_csv(lines).encode(),
-    }
-    for name, draw in plots_of(lines).items():
-        content[f"{name}.png"], content[f"{name}.svg"] = png_and_svg(draw)
-    return write_files(folder, content)
-
-
-def write_files(folder: Path, content: Mapping[str, bytes]) -> list[Path]:
-    """Write files by name, each whole or not at all, and return their paths.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    for name, data in content.items():
-        replace_file(folder / name, data)
-    return [folder / name for name in content]
-
-
-def study_page(
-    folder: Path, settings: Mapping[str, Any], rows: Sequence[Row], lines: Sequence[Line]
-) -> str:
-    """Render the report of a study as HTML.
-
-    Args: folder: where the rows' pictures are.
-    """
     plots = plots_of(lines)
     sections = []
     for name, own in grouped(lines, lambda line: line.experiment).items():
@@ -158,7 +131,7 @@ def study_page(
         )
     count = len({row["image"] for row in rows})
     photos = f"{count} photo{'' if count == 1 else 's'}"
-    return render(
+    page = render(
         "study.html.j2",
         title=f"nulltext study: {photos}",
         photos=photos,
@@ -167,6 +140,17 @@ def study_page(
         unfolded=UNFOLDED,
         failed=failures_table(rows),
     )
+    content = {REPORT: page.encode(), SUMMARY: to_csv(lines).encode()}
+    for name, draw in plots.items():
+        content[f"{name}.png"], content[f"{name}.svg"] = png_and_svg(draw)
+    return write_files(folder, content)
+
+
+def write_files(folder: Path, content: Mapping[str, bytes]) -> list[Path]:
+    """Write files by name, each whole or not at all, and return their paths."""
+    for name, data in content.items():
+        replace_file(folder / name, data)
+    return [folder / name for name in content]
 
 
 def render(template: str, **content: Any) -> str:
@@ -364,10 +348,8 @@ def _captions_grid(folder: Path, photos: Mapping[str, Sequence[Row]]) -> Table:
     lines: list[list[Cell | str]] = []
     for image, own in photos.items():
         found = {row["setting"]["caption"]: row for row in own}
-        for shown, label, key in (
-            ("picture", "reconstruction", "caption"),
-            ("edit", "edit", "target"),
-        ):
+        picture, edit = ("picture", "reconstruction", "caption"), ("edit", "edit", "target")
+        for shown, label, key in (picture, edit):
             cells: list[Cell | str] = [Cell(_file_name(image), [label])]
             for kind in kinds:
                 prompt = found[kind]["notes"].get(key) if kind in found else None

@@ -160,12 +160,7 @@ def run_tasks(
 ) -> Generator[Progress, None, None]:
     """Make every open row, yielding before each and at the end.
 
-    Args:
-        open_photo: makes what the tasks of a photo measure; called once per photo.
-
-    Raises:
-        OutputError: the folder cannot be written any more.
-        OutOfMemoryError: the device's memory does not suffice.
+    Args: open_photo: makes what the tasks of a photo measure; called once per photo.
     """
     done, spent, total = schedule.all_rows - schedule.open_rows, 0, schedule.evaluations
     for photo, tasks in schedule.photos:

@@ -50,9 +50,7 @@ def plan_study(
     """List the rows that are still open.
 
     Args:
-        photos: those to study.
         all_photos: those whose captions may serve as other photos' captions.
-        done: keys of finished rows.
         judge_evaluations: UNet evaluations of one verdict on an edit.
     """
     others = captions_of_others(all_photos, plan.seed)
@@ -102,9 +100,7 @@ class StudyWorker:
         """
         import torch
 
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the study handles Ctrl-C and ends its workers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study handles Ctrl-C, ends its workers
         threading.Thread(target=_exit_with_parent, daemon=True).start()
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
         try:
@@ -122,8 +118,6 @@ def parallel_study_steps(
     worker: StudyWorker, workers: int, schedule: StudySchedule, book: Book
 ) -> Generator[Progress, None, None]:
     """Make every open row in several processes, yielding at the start and after each row.
-
-    Args: workers: number of processes.
 
     Raises:
         UserError: a process could not load the model, write a picture, or allocate memory.
@@ -151,9 +145,9 @@ def _started(
     count = min(workers, len(still_open))
     for each in [*still_open, *[None] * count]:
         photos.put(each)
-    arguments = (photos, finished, count)
     processes: list[BaseProcess] = [
-        context.Process(target=worker.work, args=arguments, daemon=True) for _ in range(count)
+        context.Process(target=worker.work, args=(photos, finished, count), daemon=True)
+        for _ in range(count)
     ]
     clear_temporaries(worker.folder / PICTURES)
     try:
@@ -186,12 +180,6 @@ def _interrupts_ignored() -> Iterator[None]:
 def _arriving(
     finished: Queue, processes: Sequence[BaseProcess], count: int
 ) -> Iterator[FinishedRow]:
-    """Yield rows as they arrive, until there are as many as expected.
-
-    Raises:
-        NulltextError: a process raised it.
-        WorkerError: a process died, and rows are missing.
-    """
     while count:
         exits = [process.exitcode for process in processes]  # read before their last rows
         try:

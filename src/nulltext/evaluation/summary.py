@@ -87,28 +87,25 @@ def summarise(values: Sequence[MetricValue], seed: int = 0) -> Summary:
     return Summary(n, mean, float(low), float(high), undefined)
 
 
-def lines_of(rows: Sequence[Row], seed: int = 0) -> list[Line]:
+def lines_of(rows: Sequence[Row]) -> list[Line]:
     """Summarise rows by experiment, variant and setting, in table order.
 
     Settings are sorted by their numbers; texts stay in the order of the rows.
     """
 
     def rank(row: Row) -> tuple[int, int, tuple[float, ...]]:
+        experiment, variant = row["experiment"], row["variant"]
         numbers = tuple(float(v) for v in row["setting"].values() if isinstance(v, int | float))
-        return (
-            list(EXPERIMENTS).index(row["experiment"]),
-            variant_order(row["variant"]),
-            numbers,
-        )
+        return list(EXPERIMENTS).index(experiment), variant_order(variant), numbers
 
     groups = grouped(
         sorted(rows, key=rank),
         lambda row: (row["experiment"], row["variant"], json.dumps(row["setting"], sort_keys=True)),
     )
-    return [line_of(group, seed) for group in groups.values()]
+    return [line_of(group) for group in groups.values()]
 
 
-def line_of(rows: Sequence[Row], seed: int = 0) -> Line:
+def line_of(rows: Sequence[Row]) -> Line:
     collected: dict[str, list[MetricValue]] = {}
     failed: Counter[str] = Counter()
     for row in rows:
@@ -122,7 +119,7 @@ def line_of(rows: Sequence[Row], seed: int = 0) -> Line:
         experiment=rows[0]["experiment"],
         variant=rows[0]["variant"],
         setting=dict(rows[0]["setting"]),
-        figures={name: summarise(values, seed) for name, values in collected.items()},
+        figures={name: summarise(values) for name, values in collected.items()},
         failed=failed,
     )
 
