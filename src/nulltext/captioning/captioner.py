@@ -191,12 +191,8 @@ class _Layer(nn.Module):
         width = settings.width
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = _Attention(width, settings.heads)
-        parts = [
-            ("fc1", nn.Linear(width, settings.hidden)),
-            ("relu", nn.ReLU()),
-            ("fc2", nn.Linear(settings.hidden, width)),
-        ]
-        self.mlp = nn.Sequential(OrderedDict(parts))
+        first, second = nn.Linear(width, settings.hidden), nn.Linear(settings.hidden, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=first, relu=nn.ReLU(), fc2=second))
 
     def forward(self, rows: Tensor) -> Tensor:
         rows = rows + self.attn(self.norm1(rows))
@@ -232,9 +228,7 @@ class CaptionModel(nn.Module):
     ) -> None:
         """Combine the three networks.
 
-        Args:
-            vision: an instance of one of `VISION_CLASSES`.
-            unit_features: whether embeddings are scaled to length 1.
+        Args: unit_features: whether embeddings are scaled to length 1.
 
         Raises:
             ModelError: the networks' sizes do not fit together.
@@ -273,7 +267,6 @@ class CaptionModel(nn.Module):
 logger = logging.getLogger(__name__)
 
 STOP = "."
-"""The end of a sentence."""
 BEAMS = 5
 
 
@@ -284,9 +277,8 @@ class ImagePreprocessing:
     side: int = 224
     """Pixels of the square."""
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    """Of each channel of [0, 1] RGB."""
     deviation: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    """Of each channel of [0, 1] RGB."""
+    """Both of each channel of [0, 1] RGB."""
     share: float = 1.0
     """Side of the square that is cut out, as a share of the largest centred square's."""
 

@@ -50,10 +50,9 @@ SHOWN = 3
 
 
 def convert(weights: Path, *, clip: Path, gpt2: Path, name: str) -> Captioner:
-    """Make a captioner from published weights.
+    """Make a captioner from a published `.pt` of weights.
 
     Args:
-        weights: the published `.pt`.
         clip: transformers folder of the CLIP model that it was trained with.
         gpt2: transformers folder of GPT-2, for its settings and its tokenizer.
 

@@ -49,12 +49,7 @@ class AutoencoderStage:
         *,
         origin: AutoencoderKL | None = None,
     ) -> None:
-        """Prepare photos at both scales.
-
-        Args:
-            pixels, held_out: [N, 3, S, S], uint8, for training and for the sample pictures.
-            origin: the autoencoder whose latents are kept, if any.
-        """
+        """Args: pixels, held_out: [N, 3, S, S], uint8. origin: whose latents are kept, if any."""
         vae.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.module: nn.Module = self.trained_part(vae)
         self.vae, self.recipe = vae, recipe.autoencoder

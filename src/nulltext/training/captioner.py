@@ -41,7 +41,7 @@ from nulltext.captioning.captioner import (
     embedding_width,
     fixed_side,
 )
-from nulltext.captioning.folder import PREPROCESSOR, read_preprocessing
+from nulltext.captioning.folder import CONFIG, PREPROCESSOR, read_preprocessing
 from nulltext.errors import ModelError, OptionError, shorten
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
@@ -58,7 +58,6 @@ SHOWN, COLUMNS = 16, 8
 """Held-out photos in the sample pictures, and how many stand in a row."""
 IGNORED = -100
 """Stands for no token and no label in a cross-entropy."""
-CONFIG = "config.json"
 LICENCE = "LICENSE"
 """Name of the file that is kept beside weights."""
 
@@ -213,7 +212,7 @@ class CaptionerStage:
         examples: Sequence[Example],
         recipe: CaptionerRecipe,
     ) -> None:
-        """Args: pixels, held_out: [N, 3, S, S], uint8, of the examples and of held-out photos."""
+        """Args: pixels, held_out: [N, 3, S, S], uint8."""
         self.captioner, self.recipe, self.examples = captioner, recipe, examples
         self.pixels, self.shown = pixels, as_floats(held_out[:SHOWN])
         self.device = captioner.model.gpt.device
@@ -234,7 +233,12 @@ class CaptionerStage:
         model = self.captioner.model
         pixels = self.captioner.preprocessing.standardise(pixels)
         features = model.features(pixels.to(self.device))
-        wordless = torch.tensor([self._is_wordless(example) for example in examples])
+        wordless = torch.tensor(
+            [
+                not e.captions and any(getattr(e, name) is None for name in self.recipe.required)
+                for e in examples
+            ]
+        )  # a composed caption would leave out a required label
         tokens = self._tokenize(captions).masked_fill(wordless[:, None], IGNORED)
         loss = word_loss(model, features, tokens.to(self.device))
         parts = {"words": float(loss.detach())}
@@ -271,11 +275,6 @@ class CaptionerStage:
         cut = pixels[:, top : top + height, left : left + width].float()[None] / 255.0
         varied = resize(cut, self.recipe.side).clamp(0, 1) * (1 + limits.light * (2 * light - 1))
         return (varied.flip(-1) if mirrored < 0.5 else varied).clamp(0, 1)
-
-    def _is_wordless(self, example: Example) -> bool:
-        """Tell whether a composed caption would leave out a required label."""
-        missing = any(getattr(example, name) is None for name in self.recipe.required)
-        return missing and not example.captions
 
     def _tokenize(self, captions: Sequence[str]) -> Tensor:
         """Return token ids with the full stop, [B, longest], padded with IGNORED."""

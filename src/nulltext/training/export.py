@@ -111,10 +111,7 @@ def check_output(folder: Path, recipe: Recipe) -> None:
 
 
 def export_model(run: TrainingRun, folder: Path, *, commit: str | None = None) -> None:
-    """Write the model to `folder`.
-
-    Args:
-        commit: of the code that trained it, for the card.
+    """Write the model to `folder`, with the commit of the code that trained it on its card.
 
     Raises:
         OptionError: the autoencoder is unfinished, there is no denoiser yet, or it was trained with

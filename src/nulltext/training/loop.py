@@ -273,10 +273,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path, prefix: str | None = "") -> Checkpoint:
-    """Read a checkpoint.
-
-    Args:
-        prefix: of the names of the tensors that are read; None for none, which takes no time.
+    """Read a checkpoint's tensors with this prefix of their names; None reads none, in no time.
 
     Raises:
         OptionError: it is damaged.

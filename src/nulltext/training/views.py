@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nulltext.errors import OptionError
+from nulltext.errors import require
 from nulltext.storage.files import replace_file
 from nulltext.training.dataset import Example, as_floats, below, chance, shrink
 from nulltext.training.loop import TrainInfo, step_generator
@@ -66,7 +66,6 @@ class Segmentation(NamedTuple):
     mask: Mask | None = None
     """[H, W], true at the flower; None without a plausible outline."""
     colour: str | None = None
-    """The flower's colour."""
     background: str | None = None
     """The background's colour."""
 
@@ -75,7 +74,7 @@ def segment(pixels: Pixels) -> Segmentation:
     """Find flower and background of an RGB photo [H, W, 3], and their colours.
 
     Raises:
-        OptionError: OpenCV is not installed.
+        ExtraError: OpenCV is not installed.
     """
     mask = outline(pixels)
     if mask is None:
@@ -190,12 +189,7 @@ def _majority(**pixels: Mask) -> str | None:
 
 
 def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise OptionError(
-            "Finding flowers in photos needs OpenCV: pip install 'nulltext[train]'."
-        ) from error
+    cv2 = require("cv2", "train", "Finding flowers in photos by OpenCV")
     cv2.setNumThreads(1)  # the same outline on every machine
     return cv2
 
