@@ -22,10 +22,8 @@ from nulltext.evaluation.pie import (
     Protocol,
     decode_mask,
     read_pie,
-    resized,
     select_categories,
     spec_of,
-    with_border,
     without_brackets,
 )
 from nulltext.evaluation.pie_metrics import (
@@ -33,6 +31,8 @@ from nulltext.evaluation.pie_metrics import (
     StructureDistance,
     load_networks,
     pie_metrics,
+    resized,
+    with_border,
 )
 from nulltext.evaluation.rows import read_results
 from nulltext.image.images import from_uint8

@@ -26,13 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.captioning.caption_files import (
+    CaptionLine,
     captions_beside,
-    captions_field,
-    file_field,
-    label_fields,
     left_out,
     read_json_lines,
-    text_field,
 )
 from nulltext.errors import DataError, reason_of, require, shorten
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
@@ -86,8 +83,7 @@ def read_photos(
             for path, captions in captions_beside(folder)
         ]
     if not photos:
-        found = left_out(folder)
-        has = f", but {found}" if found else ""
+        has = f", but {found}" if (found := left_out(folder)) else ""
         raise DataError(
             f"'{folder}' has no captioned photo{has}; it needs a captions.jsonl, a "
             f"labels.jsonl with the split '{split}', COCO's captions_val2017.json, or a NAME.txt "
@@ -136,22 +132,19 @@ def photos_digest(photos: Sequence[CaptionedPhoto]) -> str:
 
 def _read_labels(path: Path, split: str) -> list[CaptionedPhoto]:
     photos = []
-    for number, line in read_json_lines(path):
-        label = label_fields(line, path, number)
-        if line.get("split", split) != split or not (label["colour"] and label["kind"]):
-            continue
-        file = file_field(line, "file", path, number)
-        photos.append(CaptionedPhoto(line["file"], file, (caption(label),), recoloured(label)))
+    for line in read_json_lines(path):
+        label = line.labels()
+        if line.fields.get("split", split) == split and label["colour"] and label["kind"]:
+            name, file = line.text("file"), line.file("file")
+            photos.append(CaptionedPhoto(name, file, (caption(label),), recoloured(label)))
     return photos
 
 
 def _read_captions(path: Path) -> list[CaptionedPhoto]:
-    photos = []
-    for number, line in read_json_lines(path):
-        file = file_field(line, "file", path, number)
-        photo = CaptionedPhoto(line["file"], file, captions_field(line, path, number))
-        photos.append(_with_edit(photo, line, path, number))
-    return photos
+    return [
+        _with_edit(CaptionedPhoto(line.text("file"), line.file("file"), line.captions()), line)
+        for line in read_json_lines(path)
+    ]
 
 
 def _read_coco(annotations: Path) -> list[CaptionedPhoto]:
@@ -199,24 +192,19 @@ def _coco_pictures(annotations: Path, names: Collection[str]) -> Path:
 
 
 def _add_edits(photos: Sequence[CaptionedPhoto], path: Path) -> list[CaptionedPhoto]:
-    lines = {text_field(line, "file", path, n): (line, n) for n, line in read_json_lines(path)}
+    lines = {line.text("file"): line for line in read_json_lines(path)}
     if unknown := lines.keys() - {photo.name for photo in photos}:
         raise DataError(f"'{path}' names {shorten(min(unknown))!r}, which is none of the photos.")
     edited = []
     for photo in photos:
         if photo.name in lines:
-            line, number = lines[photo.name]
-            text_field(line, "target", path, number)
-            photo = _with_edit(photo, line, path, number)
+            lines[photo.name].text("target")
+            photo = _with_edit(photo, lines[photo.name])
         edited.append(photo)
     return edited
 
 
-def _with_edit(
-    photo: CaptionedPhoto, line: Mapping[str, Any], path: Path, number: int
-) -> CaptionedPhoto:
-    if line.get("target") is not None:
-        photo = replace(photo, target=clean(text_field(line, "target", path, number)))
-    if line.get("mask") is not None:
-        photo = replace(photo, mask=file_field(line, "mask", path, number))
-    return photo
+def _with_edit(photo: CaptionedPhoto, line: CaptionLine) -> CaptionedPhoto:
+    if line.has("target"):
+        photo = replace(photo, target=clean(line.text("target")))
+    return replace(photo, mask=line.file("mask")) if line.has("mask") else photo

@@ -30,9 +30,6 @@ from torch.nn import functional
 from nulltext.captioning.caption_files import (
     LABELS,
     captions_beside,
-    captions_field,
-    file_field,
-    label_fields,
     left_out,
     read_json_lines,
 )
@@ -101,8 +98,7 @@ def read_dataset(folder: Path) -> list[Example]:
     else:
         examples = list(_read_table(table))
     if not examples:
-        found = left_out(folder)
-        has = f", but {found}" if found else ""
+        has = f", but {found}" if (found := left_out(folder)) else ""
         raise DataError(
             f"'{folder}' has no captioned photo{has}: it needs labels.jsonl, captions.jsonl, "
             "or a .txt with the caption beside each photo."
@@ -112,17 +108,12 @@ def read_dataset(folder: Path) -> list[Example]:
 
 def _read_table(path: Path) -> Iterator[Example]:
     known: dict[str, Any]
-    for number, line in read_json_lines(path):
-        if path.name == "labels.jsonl":
-            known = label_fields(line, path, number)
-        else:
-            known = {"captions": captions_field(line, path, number)}
-        photo = file_field(line, "file", path, number)
+    for line in read_json_lines(path):
+        known = line.labels() if path.name == "labels.jsonl" else {"captions": line.captions()}
+        photo = line.file("file")
         if not photo.is_file():
-            raise DataError(
-                f"'{path}', line {number}, names {shorten(line['file'])!r}, which is not there."
-            )
-        yield Example(photo, str(line.get("split", TRAIN)), **known)
+            raise DataError(f"{line}, names {shorten(line.text('file'))!r}, which is not there.")
+        yield Example(photo, str(line.fields.get("split", TRAIN)), **known)
 
 
 def load_pixels(examples: Sequence[Example], side: int) -> Tensor:
