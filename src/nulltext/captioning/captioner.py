@@ -359,7 +359,6 @@ class Sentence:
 
     @property
     def mean(self) -> float:
-        """Mean log-probability per token, by which beams are ranked."""
         return self.log_prob / max(len(self.tokens), 1)
 
 

@@ -289,7 +289,7 @@ def plan_pie(
         ]
         for item in items
     ]
-    return Schedule.of(zip(items, tasks, strict=True), done)
+    return Schedule(zip(items, tasks, strict=True), done)
 
 
 def pie_steps(

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Generator, Hashable, Iterable,
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -36,7 +36,6 @@ from nulltext.jobs.ledger import Book, Row, failure
 PICTURES = "pictures"
 
 PhotoT = TypeVar("PhotoT")
-SettingValue: TypeAlias = str | int | float
 
 
 class RowKey(NamedTuple):
@@ -69,7 +68,7 @@ class Task:
     experiment: str
     image: str
     variant: str
-    setting: Mapping[str, SettingValue]
+    setting: Mapping[str, str | int | float]
     measure: Callable[[Any], Measurement]
     """Measures the opened photo."""
     needs: Mapping[Hashable, int] = field(default_factory=dict)
@@ -96,24 +95,18 @@ class OpenTasks(NamedTuple, Generic[PhotoT]):
     tasks: list[Task]
 
 
-@dataclass(frozen=True)
 class Schedule(Generic[PhotoT]):
-    """The tasks of a run, photo by photo."""
+    """The tasks of a run, photo by photo, without those whose rows are done."""
 
-    photos: list[OpenTasks[PhotoT]]
-    keys: list[RowKey]
-    """Of all rows in their order, including finished ones."""
-
-    @classmethod
-    def of(
-        cls, photos: Iterable[tuple[PhotoT, Sequence[Task]]], done: Collection[Hashable]
-    ) -> Schedule[PhotoT]:
-        keys: list[RowKey] = []
-        still_open = []
+    def __init__(
+        self, photos: Iterable[tuple[PhotoT, Sequence[Task]]], done: Collection[Hashable]
+    ) -> None:
+        self.keys: list[RowKey] = []
+        """Of all rows in their order, including finished ones."""
+        self.photos: list[OpenTasks[PhotoT]] = []
         for photo, tasks in photos:
-            keys += [task.key for task in tasks]
-            still_open.append(OpenTasks(photo, [t for t in tasks if t.key not in done]))
-        return cls(still_open, keys)
+            self.keys += [task.key for task in tasks]
+            self.photos.append(OpenTasks(photo, [t for t in tasks if t.key not in done]))
 
     @property
     def all_rows(self) -> int:
@@ -194,7 +187,9 @@ def make_row(task: Task, opened_photo: object, folder: Path) -> Row:
         return row | failure(error)
     row |= {"status": "ok", "seconds_row": round(time.perf_counter() - started, 3)}
     figures = measured.figures
-    row["figures"] = {name: _json_number(value) for name, value in figures.items()}
+    defined = {n: None if isinstance(v, Undefined) else v for n, v in figures.items()}
+    assert all(value is None or math.isfinite(value) for value in defined.values()), defined
+    row["figures"] = defined
     row["undefined"] = {n: v.reason for n, v in figures.items() if isinstance(v, Undefined)}
     row["notes"] = dict(measured.notes)
     if measured.inversion is not None:
@@ -209,13 +204,6 @@ def make_row(task: Task, opened_photo: object, folder: Path) -> Row:
         for shown, picture in measured.pictures.items()
     }
     return row
-
-
-def _json_number(value: MetricValue) -> float | None:
-    if isinstance(value, Undefined):
-        return None
-    assert math.isfinite(value), value
-    return value
 
 
 def _save_picture(picture: Tensor, key: RowKey, shown: str, folder: Path) -> str:

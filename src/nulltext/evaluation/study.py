@@ -57,7 +57,7 @@ def plan_study(
     tasks = (
         PhotoTasks(photo, others[photo.name], plan, judge_evaluations).of_plan() for photo in photos
     )
-    return Schedule.of(zip(photos, tasks, strict=True), done)
+    return Schedule(zip(photos, tasks, strict=True), done)
 
 
 def study_steps(

@@ -72,7 +72,6 @@ class Line:
 
 
 def summarise(values: Sequence[MetricValue], seed: int = 0) -> Summary:
-    """Compute mean and interval of the defined values; count the others by reason."""
     defined = np.array([v for v in values if not isinstance(v, Undefined)], dtype=np.float64)
     undefined = Counter(v.reason for v in values if isinstance(v, Undefined))
     n = len(defined)

@@ -163,7 +163,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def warm_start(module: nn.Module, old: Mapping[str, Tensor]) -> None:
-    """Fill a module's weights from named ones as far as names and shapes allow."""
     for name, weight in module.named_parameters():
         source = old.get(name)
         if BY_TOKEN in name or source is None or source.ndim != weight.ndim:

@@ -179,7 +179,6 @@ class Caption:
 def compose(
     example: Example, settings: CaptionSettings, fillers: Sequence[str], rng: torch.Generator
 ) -> Caption:
-    """Draw a caption: one of the example's own, or one composed from its labels."""
 
     def one_of(options: Sequence[str]) -> str:
         return options[below(len(options), rng)]

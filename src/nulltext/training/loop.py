@@ -222,7 +222,6 @@ class TrainingState:
             weight.copy_(values[name])
 
     def save(self, path: Path, identity: str) -> None:
-        """Write everything that the next update depends on, whole or not at all."""
         tensors = {WEIGHTS + name: w.detach() for name, w in self.weights.items()}
         tensors |= {AVERAGE + name: value for name, value in self.ema.items()}
         for name, weight in self.weights.items():
