@@ -184,7 +184,6 @@ class Agreement:
     score: float
     """Higher agrees better with the target; the unit depends on the judge."""
     prefers_target: bool
-    """Whether the target fits better than the source."""
 
 
 def load_judge(clip: str | None, model: LatentDiffusion, seed: int) -> Judge:

@@ -274,7 +274,6 @@ class GalleryLayout(NamedTuple):
     metric: str
     """Shown below each picture."""
     form: str
-    """Format of the metric."""
     shown: str = "picture"
     first: str = ""
     """Picture of the first column, which all rows of a photo share."""

@@ -70,7 +70,6 @@ class Task:
     variant: str
     setting: Mapping[str, str | int | float]
     measure: Callable[[Any], Measurement]
-    """Measures the opened photo."""
     needs: Mapping[Hashable, int] = field(default_factory=dict)
     """Results that tasks of one photo share (inversions, replays, edits), each with the UNet
     evaluations that it takes."""
@@ -225,10 +224,7 @@ def key_of(row: Row) -> RowKey:
 RESULTS = ledger.Kind("study or benchmark", key_of, (PICTURES,))
 
 open_results = partial(ledger.open_book, RESULTS)
-"""Open or make the folder of a study or a benchmark; see `ledger.open_book`."""
-
 read_results = partial(ledger.read_book, RESULTS)
-"""Read settings and rows of such a folder; see `ledger.read_book`."""
 
 
 def finished_keys(

@@ -80,7 +80,6 @@ class FinishedRow(NamedTuple):
     cost: int
     """Planned UNet evaluations."""
     title: str
-    """Of its task."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,6 @@ class Line:
     figures: dict[str, Summary]
     """By metric, with the cost: "iterations", "unet_evaluations", "seconds"."""
     failed: Counter[str] = field(default_factory=Counter)
-    """Rows that failed, by reason."""
 
 
 def summarise(values: Sequence[MetricValue], seed: int = 0) -> Summary:

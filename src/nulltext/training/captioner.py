@@ -59,7 +59,6 @@ SHOWN, COLUMNS = 16, 8
 IGNORED = -100
 """Stands for no token and no label in a cross-entropy."""
 LICENCE = "LICENSE"
-"""Name of the file that is kept beside weights."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ from nulltext.words.captions import article, caption
 from nulltext.words.prompts import plain_words
 
 TRAIN = "train"
-"""The split that is trained on."""
 Role = Literal["flower", "background"]
 """Part of the picture that a word speaks of."""
 GENERAL_KIND = "flower"

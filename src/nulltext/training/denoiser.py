@@ -38,7 +38,6 @@ from nulltext.training.recipe import Recipe
 from nulltext.training.views import EncodedViews
 
 COLUMNS = 8
-"""Sample pictures in a row."""
 TOGETHER = 8
 """Sample pictures that go through the UNet at once."""
 SAMPLE_SEED = 7

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 SHARD = "15MB"
-"""Largest file of weights."""
 RECIPE_FILE, CARD_FILE = "recipe.json", "README.md"
 
 MODEL_CARD = """# {name}
@@ -65,7 +64,7 @@ to it, and shapes are weaker than colours. It may remember training photos. It i
 model.
 
 ## Licence
-That of whoever trained it. The photos belong to their authors, whose own licences hold for them;
+The one that its author chooses. The photos belong to their authors, whose own licences hold;
 they are not part of the model's folder.
 """
 SUGGESTION = """

@@ -47,7 +47,6 @@ SEED_STRIDE = 1_000_003
 WEIGHTS, AVERAGE = "weights.", "ema."
 """Prefixes of the names of weights and of averaged weights in a checkpoint."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-"""State of the optimisers per weight."""
 ADAM_EPSILON = 1e-8
 MOMENTUM = 0.95
 """mu."""
@@ -73,7 +72,6 @@ class TrainInfo:
     seen: int
     """Crops or latents per update, for throughput."""
     parts: dict[str, float]
-    """The loss and its parts."""
 
 
 class Objective(Protocol):
@@ -261,7 +259,6 @@ class Checkpoint(NamedTuple):
 
     tensors: dict[str, Tensor]
     step: int
-    """Updates that were done."""
     identity: str
     """Loop's settings, seed and recipe that it was made with, as JSON."""
 

@@ -72,7 +72,6 @@ class TrainingRun:
 
     recipe: Recipe
     photos: Path
-    """Folder of captioned photos."""
     folder: Path
     """Folder of checkpoints, sample pictures and encoded views."""
     device: torch.device
@@ -314,4 +313,3 @@ STAGES = {
     "denoiser": denoiser_stage,
     "captioner": captioner_stage,
 }
-"""Stages that train, in order."""

@@ -67,7 +67,6 @@ class Segmentation(NamedTuple):
     """[H, W], true at the flower; None without a plausible outline."""
     colour: str | None = None
     background: str | None = None
-    """The background's colour."""
 
 
 def segment(pixels: Pixels) -> Segmentation:
@@ -268,7 +267,6 @@ class EncodedViews:
     masks: Tensor
     """[N, h, w], uint8: share of the flower in each latent pixel, in 255ths; 0 where unknown."""
     examples: tuple[Example, ...]
-    """What each view shows."""
 
     @property
     def scale(self) -> float:
