@@ -310,8 +310,8 @@ def measure_caption(photo: StudiedPhoto, key: InversionKey) -> Measurement:
     figures, pictures = _similarity(photo, picture), {"picture": picture}
     notes, target = {"caption": key.caption}, photo.item.target
     if target is None or target == key.caption:
-        reason = "the caption already says what the edit asks for"
-        missing = Undefined(reason if target else "the photo has no edit prompt")
+        same = "the caption already says what the edit asks for"
+        missing = Undefined("the photo has no edit prompt" if target is None else same)
         figures |= {"agreement": missing, "prefers_target": missing}
     else:
         (edited,) = photo.edited(key, target, (PUBLISHED,))
