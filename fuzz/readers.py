@@ -131,7 +131,7 @@ def _refusal(job: Job) -> str:
 
 def read_pie_edits(path: Path) -> None:
     """Read PIE-Bench as `nulltext benchmark pie` does, masks included."""
-    from nulltext.evaluation.pie.dataset import decode_mask, read_pie
+    from nulltext.evaluation.pie import decode_mask, read_pie
 
     for item in read_pie(path.parent):
         item.path.is_file()

@@ -23,9 +23,8 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from nulltext.captioning.captioner import ImagePreprocessing
+from nulltext.captioning.captioner import ImagePreprocessing, embed, embedding_width
 from nulltext.captioning.folder import load_captioner, read_preprocessing
-from nulltext.captioning.networks import embed, embedding_width
 from nulltext.cli.main import app
 from nulltext.errors import ModelError, OptionError
 from nulltext.training import stages

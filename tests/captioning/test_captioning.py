@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from nulltext.captioning.captioner import ImagePreprocessing, beam_search
+from nulltext.captioning.captioner import (
+    CaptionModel,
+    ImagePreprocessing,
+    MlpMapper,
+    MlpSettings,
+    TransformerSettings,
+    beam_search,
+)
 from nulltext.captioning.folder import (
     load_captioner,
     preprocessor_config,
     read_preprocessing,
     save_captioner,
-)
-from nulltext.captioning.networks import (
-    CaptionModel,
-    MlpMapper,
-    MlpSettings,
-    TransformerSettings,
 )
 from nulltext.errors import ImageError, ModelError, OptionError, OutputError
 from nulltext.image.images import CropBox

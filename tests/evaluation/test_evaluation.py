@@ -19,8 +19,9 @@ from nulltext.evaluation.datasets import (
     read_photos,
     sample_photos,
 )
-from nulltext.evaluation.judges import ClipJudge, DiffusionJudge
 from nulltext.evaluation.metrics import (
+    ClipJudge,
+    DiffusionJudge,
     Undefined,
     load_lpips,
     noise_statistics,

@@ -17,21 +17,22 @@ from transformers import CLIPModel, CLIPProcessor, ViTModel
 from nulltext.cli import main as cli
 from nulltext.errors import DataError, ModelError, OptionError
 from nulltext.evaluation.metrics import Undefined
-from nulltext.evaluation.pie.benchmark import Protocol, spec_of
-from nulltext.evaluation.pie.dataset import (
+from nulltext.evaluation.pie import (
     SIDE,
+    Protocol,
     decode_mask,
     read_pie,
-    resized,
     select_categories,
-    with_border,
+    spec_of,
     without_brackets,
 )
-from nulltext.evaluation.pie.metrics import (
+from nulltext.evaluation.pie_metrics import (
     SqueezeLpips,
     StructureDistance,
     load_networks,
     pie_metrics,
+    resized,
+    with_border,
 )
 from nulltext.evaluation.rows import read_results
 from nulltext.image.images import from_uint8

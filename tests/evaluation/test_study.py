@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from nulltext.errors import NumericalError, OutputError
-from nulltext.evaluation import photo as studied
+from nulltext.evaluation import experiments as studied
 from nulltext.evaluation.datasets import CaptionedPhoto
-from nulltext.evaluation.judges import DiffusionJudge
+from nulltext.evaluation.metrics import DiffusionJudge
 from nulltext.evaluation.plan import EXPERIMENTS, VARIANT_NAMES, StudyPlan
 from nulltext.evaluation.plots import LOOKS
 from nulltext.evaluation.rows import key_of, open_results, read_results

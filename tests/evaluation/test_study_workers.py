@@ -15,7 +15,7 @@ import pytest
 
 from nulltext.errors import WorkerError
 from nulltext.evaluation.datasets import read_photos
-from nulltext.evaluation.judges import DiffusionJudge
+from nulltext.evaluation.metrics import DiffusionJudge
 from nulltext.evaluation.plan import StudyPlan
 from nulltext.evaluation.rows import key_of, open_results, read_results
 from nulltext.evaluation.study import StudyWorker, parallel_study_steps, plan_study, study_steps

@@ -11,9 +11,10 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from nulltext.captioning.captioner import Captioner, ImagePreprocessing
-from nulltext.captioning.networks import (
+from nulltext.captioning.captioner import (
+    Captioner,
     CaptionModel,
+    ImagePreprocessing,
     MlpMapper,
     MlpSettings,
     TransformerMapper,

@@ -15,7 +15,7 @@ from transformers import (
     ViTModel,
 )
 
-from nulltext.evaluation.pie.metrics import SqueezeLpips
+from nulltext.evaluation.pie_metrics import SqueezeLpips
 from support.vocabularies import trained
 
 SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,108 +47,93 @@ SHOWN = 3
 """Pictures that a message names."""
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of each line that is not blank.
+@dataclass(frozen=True)
+class CaptionLine:
+    """A line of labels.jsonl, captions.jsonl or edits.jsonl; its methods raise DataError."""
+
+    path: Path
+    number: int
+    fields: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"'{self.path}', line {self.number}"
+
+    def has(self, key: str) -> bool:
+        return self.fields.get(key) is not None
+
+    def text(self, key: str) -> str:
+        """Return a field that must be text, and not blank."""
+        value = self.fields.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f'{self}, has no "{key}"{self._instead(key)}.')
+        return value
+
+    def captions(self) -> tuple[str, ...]:
+        """Return the captions under "captions" or "caption", at least one."""
+        captions = self.fields.get("captions", [self.fields.get("caption")])
+        captions = [captions] if isinstance(captions, str) else captions
+        values = captions if isinstance(captions, list) else []
+        texts = [clean(value) for value in values if isinstance(value, str)]
+        if not texts or len(texts) < len(values) or not all(text.strip() for text in texts):
+            instead = self._instead("caption")
+            raise DataError(f'{self}, has no "caption" (or "captions"){instead}.')
+        return tuple(texts)
+
+    def labels(self) -> dict[str, str | None]:
+        """Return kind, colour and background; None where unknown."""
+        words: dict[str, str | None] = {}
+        for key in LABELS:
+            value = self.fields.get(key)
+            if value is not None and not isinstance(value, str):
+                raise DataError(f"{self}: kind, colour and background are words or null.")
+            if key not in self.fields and (instead := self._instead(key)):
+                raise DataError(f'{self}, has no "{key}"{instead}.')
+            words[key] = None if value is None else clean(value)
+        return words
+
+    def file(self, key: str) -> Path:
+        """Return the file that a field names, inside the folder of `path`."""
+        name = self.text(key)
+        try:
+            return resolve_inside(self.path.parent, name)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self}, names {shorten(name)!r}, which cannot be used: {reason_of(error)}."
+            ) from error
+
+    def _instead(self, key: str) -> str:
+        """Suggest a rename, for the end of a sentence, where the field has another name."""
+        for other in sorted({*self.fields} - {key, *FIELDS})[:MOST_KEYS]:
+            if closest_name(other, [key], OTHER_NAMES) == key:
+                return f'; it has "{shorten(other)}": call that "{key}"'
+        return ""
+
+
+def read_json_lines(path: Path) -> Iterator[CaptionLine]:
+    """Yield the lines that are not blank.
 
     Raises:
         DataError: the file cannot be read, or a line is no JSON object.
     """
     try:
         for number, line in read_lines(path, MAX_BYTES):
-            value = _object(line, path, number)
-            if value is not None:
-                yield number, value
+            place = f"'{path}', line {number},"
+            try:
+                if len(line) > MAX_BYTES:
+                    most = MAX_BYTES // MEGABYTE
+                    raise ValueError(f"it is longer than the {most} MiB that are read")
+                text = decode_text(line)
+                value = parse_json(text) if text.strip() else None
+            except ValueError as error:
+                raise DataError(f"{place} is no JSON: {reason_of(error)}.") from error
+            if isinstance(value, dict):
+                yield CaptionLine(path, number, value)
+            elif value is not None:
+                raise DataError(f"{place} is no JSON object.")
     except FileNotFoundError as error:
         raise DataError(f"'{path}' does not exist.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' cannot be read ({reason_of(error)}).") from error
-
-
-def _object(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
-    """Parse a line; None if it is blank."""
-    try:
-        if len(line) > MAX_BYTES:
-            raise ValueError(f"it is longer than the {MAX_BYTES // MEGABYTE} MiB that are read")
-        text = decode_text(line)
-        value = parse_json(text) if text.strip() else None
-    except ValueError as error:
-        raise DataError(f"'{path}', line {number}, is no JSON: {reason_of(error)}.") from error
-    if value is not None and not isinstance(value, dict):
-        raise DataError(f"'{path}', line {number}, is no JSON object.")
-    return value
-
-
-def text_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> str:
-    """Return a field that must be text.
-
-    Raises:
-        DataError: it is missing, blank, or no text.
-    """
-    value = line.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"'{path}', line {number}, has no \"{key}\"{_instead(line, key)}.")
-    return value
-
-
-def captions_field(line: Mapping[str, Any], path: Path, number: int) -> tuple[str, ...]:
-    """Return the captions of a line, under "captions" or "caption".
-
-    Raises:
-        DataError: there is none.
-    """
-    captions = line.get("captions", [line.get("caption")])
-    captions = [captions] if isinstance(captions, str) else captions
-    values = captions if isinstance(captions, list) else []
-    texts = [clean(value) for value in values if isinstance(value, str)]
-    if not texts or len(texts) < len(values) or not all(text.strip() for text in texts):
-        raise DataError(
-            f'\'{path}\', line {number}, has no "caption" (or "captions")'
-            f"{_instead(line, 'caption')}."
-        )
-    return tuple(texts)
-
-
-def label_fields(line: Mapping[str, Any], path: Path, number: int) -> dict[str, str | None]:
-    """Return kind, colour and background of a line of labels.jsonl; None where unknown.
-
-    Raises:
-        DataError: one of them is no text, or stands under another name.
-    """
-    words: dict[str, str | None] = {}
-    for key in LABELS:
-        value = line.get(key)
-        if value is not None and not isinstance(value, str):
-            raise DataError(
-                f"'{path}', line {number}: kind, colour and background are words or null."
-            )
-        if value is None and key not in line and (instead := _instead(line, key)):
-            raise DataError(f"'{path}', line {number}, has no \"{key}\"{instead}.")
-        words[key] = None if value is None else clean(value)
-    return words
-
-
-def _instead(line: Mapping[str, Any], key: str) -> str:
-    """Suggest a rename, for the end of a sentence, where a line has the field by another name."""
-    for other in sorted({*line} - {key, *FIELDS})[:MOST_KEYS]:
-        if closest_name(other, [key], OTHER_NAMES) == key:
-            return f'; it has "{shorten(other)}": call that "{key}"'
-    return ""
-
-
-def file_field(line: Mapping[str, Any], key: str, path: Path, number: int) -> Path:
-    """Return the file that a line names, relative to the folder of `path`.
-
-    Raises:
-        DataError: it is missing, or leads out of the folder.
-    """
-    name = text_field(line, key, path, number)
-    try:
-        return resolve_inside(path.parent, name)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"'{path}', line {number}, names {shorten(name)!r}, which cannot be used: "
-            f"{reason_of(error)}."
-        ) from error
 
 
 def captions_beside(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
@@ -185,9 +171,8 @@ def note_on_left_out(folder: Path) -> str:
     """
     named: set[Path] = set()
     for table in (folder / name for name in TABLES):
-        for number, line in read_json_lines(table) if table.is_file() else ():
-            keys = [key for key in ("file", "mask") if line.get(key) is not None]
-            named.update(file_field(line, key, table, number) for key in keys)
+        for line in read_json_lines(table) if table.is_file() else ():
+            named.update(line.file(key) for key in ("file", "mask") if line.has(key))
     named = named or {path for path, _ in captions_beside(folder)}
     found = left_out(folder, named) if named else ""
     return f"Note: left out of '{folder}': {found}." if found else ""

@@ -20,21 +20,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nulltext.captioning.captioner import Captioner
-from nulltext.captioning.folder import (
-    PREPROCESSOR,
-    check_networks,
-    load_tokenizer,
-    read_preprocessing,
-)
-from nulltext.captioning.networks import (
+from nulltext.captioning.captioner import (
     CLIP,
+    Captioner,
     CaptionModel,
     Mapper,
     MlpMapper,
     MlpSettings,
     TransformerMapper,
     TransformerSettings,
+)
+from nulltext.captioning.folder import (
+    PREPROCESSOR,
+    check_networks,
+    load_tokenizer,
+    read_preprocessing,
 )
 from nulltext.errors import ModelError
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
@@ -50,10 +50,9 @@ SHOWN = 3
 
 
 def convert(weights: Path, *, clip: Path, gpt2: Path, name: str) -> Captioner:
-    """Make a captioner from published weights.
+    """Make a captioner from a published `.pt` of weights.
 
     Args:
-        weights: the published `.pt`.
         clip: transformers folder of the CLIP model that it was trained with.
         gpt2: transformers folder of GPT-2, for its settings and its tokenizer.
 
@@ -102,8 +101,6 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 
 def _empty_mapper(tensors: Mapping[str, Tensor], path: Path) -> Mapper:
-    """Build a mapper of the sizes that the weights have."""
-
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
             raise ModelError(f"'{path}' lacks the weight {name}; get the published ClipCap file.")
@@ -130,7 +127,6 @@ def _empty_mapper(tensors: Mapping[str, Tensor], path: Path) -> Mapper:
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy weights into mapper and GPT-2, after checking names, shapes and ties."""
     wanted = module.state_dict()
     missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing:

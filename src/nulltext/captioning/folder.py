@@ -21,18 +21,16 @@ import safetensors.torch
 import torch
 
 from nulltext.captioning.captioner import (
-    Captioner,
-    ImagePreprocessing,
-    Sentence,
-    next_log_probs,
-)
-from nulltext.captioning.networks import (
     CLIP,
     MAPPERS,
     VISION_CLASSES,
+    Captioner,
     CaptionModel,
+    ImagePreprocessing,
     Mapper,
+    Sentence,
     fixed_side,
+    next_log_probs,
     vision_class,
 )
 from nulltext.constants import CAPTIONER
@@ -250,7 +248,6 @@ def _locate(source: str | Path) -> Path:
 
 
 def _load_mapper(config: Mapping[str, Any], folder: Path) -> Mapper:
-    """Load a folder's mapper in float32."""
     sizes = dict(config)
     network = MAPPERS[sizes.pop("kind")]
     settings = network.settings_class(**sizes)

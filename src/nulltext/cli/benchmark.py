@@ -17,9 +17,8 @@ from nulltext.jobs.options import OPTIONS, about
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
-    from nulltext.evaluation.pie.benchmark import Protocol
-    from nulltext.evaluation.pie.dataset import PieItem
-    from nulltext.evaluation.pie.metrics import Networks
+    from nulltext.evaluation.pie import PieItem, Protocol
+    from nulltext.evaluation.pie_metrics import Networks
     from nulltext.evaluation.rows import Schedule
     from nulltext.jobs.ledger import Book
     from nulltext.models.latent_diffusion import LatentDiffusion
@@ -85,7 +84,7 @@ class PieOptions(RowOptions):
                 missing.
         """
         from nulltext.errors import require
-        from nulltext.evaluation.pie.dataset import read_pie, select_categories
+        from nulltext.evaluation.pie import read_pie, select_categories
 
         require("skimage.metrics", "study", "The benchmark's SSIM")
         if self.limit is not None and self.limit < 1:
@@ -104,7 +103,7 @@ class PieOptions(RowOptions):
 
     def protocol(self) -> Protocol:
         """The published one, with what was asked to differ."""
-        from nulltext.evaluation.pie.benchmark import Protocol
+        from nulltext.evaluation.pie import Protocol
 
         given: dict[str, Any] = {"seed": self.seed, "inner_steps": self.inner_steps}
         if self.steps is not None:
@@ -113,7 +112,7 @@ class PieOptions(RowOptions):
 
     def lines(self) -> tuple[str, ...]:
         """The methods that are compared."""
-        from nulltext.evaluation.pie.benchmark import METHODS
+        from nulltext.evaluation.pie import METHODS
         from nulltext.inversion.registry import method_named
 
         if self.methods is None:
@@ -125,7 +124,7 @@ class PieOptions(RowOptions):
 
     def networks(self, model: LatentDiffusion) -> Networks:
         """What looks at the pictures."""
-        from nulltext.evaluation.pie.metrics import load_networks
+        from nulltext.evaluation.pie_metrics import load_networks
 
         return load_networks(self.dino, self.clip, self.lpips, model.device)
 
@@ -137,7 +136,7 @@ class PieOptions(RowOptions):
         networks: Networks,
     ) -> dict[str, Any]:
         """What all rows of a folder have in common; the rest only chooses among rows."""
-        from nulltext.evaluation.pie.dataset import items_digest
+        from nulltext.evaluation.pie import items_digest
 
         height, width = model.resolution
         return {
@@ -166,7 +165,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     everything, items = options.open()
     protocol, lines = options.protocol(), options.lines()
     from nulltext.cli.work import open_model
-    from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
+    from nulltext.evaluation.pie import pie_steps, plan_pie
     from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.models.fingerprint import spellings
 
@@ -224,7 +223,7 @@ def _hand_over(
     deviations: list[str],
 ) -> None:
     """Write summary and page, and print the table."""
-    from nulltext.evaluation.pie.report import (
+    from nulltext.evaluation.pie_report import (
         PUBLISHED_SOURCE,
         by_category,
         overall,

@@ -17,7 +17,7 @@ from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.evaluation.datasets import CaptionedPhoto
-    from nulltext.evaluation.judges import Judge
+    from nulltext.evaluation.metrics import Judge
     from nulltext.evaluation.plan import StudyPlan
     from nulltext.evaluation.study import StudySchedule
     from nulltext.jobs.ledger import Book
@@ -162,7 +162,7 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
     """
     plan, all_photos, items = options.open()
     from nulltext.cli.work import open_model
-    from nulltext.evaluation.judges import load_judge
+    from nulltext.evaluation.metrics import load_judge
     from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.evaluation.study import (
         StudyWorker,

@@ -1,2 +1,2 @@
-from .pie.dataset import PieItem as PieItem
-from .pie.dataset import read_pie as read_pie
+from .pie import PieItem as PieItem
+from .pie import read_pie as read_pie

@@ -26,20 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.captioning.caption_files import (
+    CaptionLine,
     captions_beside,
-    captions_field,
-    file_field,
-    label_fields,
     left_out,
     read_json_lines,
-    text_field,
 )
 from nulltext.errors import DataError, reason_of, require, shorten
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text, resolve_inside
 from nulltext.words.captions import caption, recoloured
 from nulltext.words.prompts import clean
-
-EDITS = "edits.jsonl"
 
 MAX_COCO_BYTES = 512 * MEGABYTE
 """Of an annotation file; COCO's own have up to 92 MB."""
@@ -88,14 +83,13 @@ def read_photos(
             for path, captions in captions_beside(folder)
         ]
     if not photos:
-        found = left_out(folder)
-        has = f", but {found}" if found else ""
+        has = f", but {found}" if (found := left_out(folder)) else ""
         raise DataError(
             f"'{folder}' has no captioned photo{has}; it needs a captions.jsonl, a "
             f"labels.jsonl with the split '{split}', COCO's captions_val2017.json, or a NAME.txt "
             "beside each picture."
         )
-    wanted = edits or (folder / EDITS)
+    wanted = edits or (folder / "edits.jsonl")
     return _add_edits(photos, wanted) if edits or wanted.is_file() else photos
 
 
@@ -137,28 +131,23 @@ def photos_digest(photos: Sequence[CaptionedPhoto]) -> str:
 
 
 def _read_labels(path: Path, split: str) -> list[CaptionedPhoto]:
-    """Read the photos of the split whose colour and kind are both known."""
     photos = []
-    for number, line in read_json_lines(path):
-        label = label_fields(line, path, number)
-        if line.get("split", split) != split or not (label["colour"] and label["kind"]):
-            continue
-        file = file_field(line, "file", path, number)
-        photos.append(CaptionedPhoto(line["file"], file, (caption(label),), recoloured(label)))
+    for line in read_json_lines(path):
+        label = line.labels()
+        if line.fields.get("split", split) == split and label["colour"] and label["kind"]:
+            name, file = line.text("file"), line.file("file")
+            photos.append(CaptionedPhoto(name, file, (caption(label),), recoloured(label)))
     return photos
 
 
 def _read_captions(path: Path) -> list[CaptionedPhoto]:
-    photos = []
-    for number, line in read_json_lines(path):
-        file = file_field(line, "file", path, number)
-        photo = CaptionedPhoto(line["file"], file, captions_field(line, path, number))
-        photos.append(_with_edit(photo, line, path, number))
-    return photos
+    return [
+        _with_edit(CaptionedPhoto(line.text("file"), line.file("file"), line.captions()), line)
+        for line in read_json_lines(path)
+    ]
 
 
 def _read_coco(annotations: Path) -> list[CaptionedPhoto]:
-    """Read all captioned images, by image id."""
     coco_class = require("pycocotools.coco", "coco", "Reading COCO").COCO
     try:
         coco = coco_class()
@@ -191,7 +180,6 @@ def _coco_text(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _coco_pictures(annotations: Path, names: Collection[str]) -> Path:
-    """Find the folder of the pictures: the first that has one of them."""
     split = annotations.stem.removeprefix("captions_")
     for folder in (split, "images", "."):
         for root in (annotations.parent, annotations.parent.parent):
@@ -204,25 +192,19 @@ def _coco_pictures(annotations: Path, names: Collection[str]) -> Path:
 
 
 def _add_edits(photos: Sequence[CaptionedPhoto], path: Path) -> list[CaptionedPhoto]:
-    lines = {text_field(line, "file", path, n): (line, n) for n, line in read_json_lines(path)}
+    lines = {line.text("file"): line for line in read_json_lines(path)}
     if unknown := lines.keys() - {photo.name for photo in photos}:
         raise DataError(f"'{path}' names {shorten(min(unknown))!r}, which is none of the photos.")
     edited = []
     for photo in photos:
         if photo.name in lines:
-            line, number = lines[photo.name]
-            text_field(line, "target", path, number)
-            photo = _with_edit(photo, line, path, number)
+            lines[photo.name].text("target")
+            photo = _with_edit(photo, lines[photo.name])
         edited.append(photo)
     return edited
 
 
-def _with_edit(
-    photo: CaptionedPhoto, line: Mapping[str, Any], path: Path, number: int
-) -> CaptionedPhoto:
-    """Add the edit of a line to its photo, if the line has one."""
-    if line.get("target") is not None:
-        photo = replace(photo, target=clean(text_field(line, "target", path, number)))
-    if line.get("mask") is not None:
-        photo = replace(photo, mask=file_field(line, "mask", path, number))
-    return photo
+def _with_edit(photo: CaptionedPhoto, line: CaptionLine) -> CaptionedPhoto:
+    if line.has("target"):
+        photo = replace(photo, target=clean(line.text("target")))
+    return replace(photo, mask=line.file("mask")) if line.has("mask") else photo

@@ -6,34 +6,173 @@
     attention        word maps of null-text and textual-pivot beside those of the unguided replay
     editing          methods and SDEdit by strength: content kept against text agreement
 
-Source: Mokady et al. 2023, sec. 4 (ablations), 4.2 (comparisons) and appendix.
+They share inversions (null-text at one N serves four of them), so a photo makes each inversion,
+replay and edit once, by key. A failure is kept, too: it fails every row that needs the inversion,
+and is not retried.
+Source: Mokady et al. 2023, sec. 4 and 5, and appendix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from nulltext.diffusion.guidance import guided_evaluations
-from nulltext.diffusion.loops import run
-from nulltext.editing.editors import PUBLISHED
+from nulltext.diffusion.loops import Conditions, run, sample_step
+from nulltext.editing.editors import PUBLISHED, at_strength
 from nulltext.editing.heatmaps import PromptMaps, heat_map_steps
+from nulltext.editing.loop import Edit, EditSpec, edit
+from nulltext.errors import NulltextError
 from nulltext.evaluation.datasets import CaptionedPhoto
 from nulltext.evaluation.metrics import (
+    Judge,
     MetricValue,
+    PairMetric,
     Undefined,
     noise_statistics,
     outside_disc,
     region_psnr,
     region_ssim,
 )
-from nulltext.evaluation.photo import InversionKey, StudiedPhoto
 from nulltext.evaluation.plan import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS, StudyPlan
 from nulltext.evaluation.rows import Measurement, Task
+from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uint8
+from nulltext.image.masks import load_mask, mask_on_crop
+from nulltext.image.photos import Photo, load_photo
+from nulltext.inversion import ddim
+from nulltext.inversion.invert import invert
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import replay
+from nulltext.models.latent_diffusion import LatentDiffusion
+
+
+@dataclass(frozen=True)
+class InversionKey:
+    """Options of an inversion of the photo."""
+
+    variant: str
+    inner_steps: int
+    """N; 0 where nothing is optimised."""
+    caption: str
+    guidance_scale: float
+    inversion_guidance: float = 1.0
+    """w of the inversion itself; plain DDIM only."""
+
+    @classmethod
+    def of(cls, variant: str, inner_steps: int, caption: str, guidance: float) -> InversionKey:
+        optimises = VARIANTS[variant].optimises
+        return cls(variant, inner_steps if optimises else 0, caption, guidance)
+
+    def evaluations(self, num_steps: int) -> int:
+        if self.variant == DDIM:
+            scales = (self.inversion_guidance, self.guidance_scale)
+            return num_steps * sum(guided_evaluations(1, scale) for scale in scales)
+        return VARIANTS[self.variant].evaluations(num_steps, self.inner_steps)
+
+
+@dataclass
+class StudiedPhoto:
+    """A photo with the model and the metrics, and the results that its rows share."""
+
+    model: LatentDiffusion
+    item: CaptionedPhoto
+    num_steps: int
+    seed: int
+    judge: Judge
+    lpips: PairMetric
+
+    def __post_init__(self) -> None:
+        self._inversions: dict[InversionKey, Inversion | NulltextError] = {}
+        self._replays: dict[InversionKey, Tensor] = {}
+        self._edits: dict[tuple[InversionKey, tuple[float, ...]], Edit] = {}
+
+    @cached_property
+    def photo(self) -> Photo:
+        """The whole photo; raises ImageError where it cannot be read."""
+        return load_photo(self.item.path)
+
+    @cached_property
+    def crop(self) -> Tensor:
+        """What the model sees: [3, H, W] in [-1, 1]."""
+        box = largest_centred(*self.photo.size)
+        return from_uint8(to_uint8(to_tensor(self.photo, box, self.model.resolution)))[0]
+
+    @cached_property
+    def bound(self) -> Tensor:
+        """The autoencoder's round trip of the crop, [3, H, W]."""
+        return self.model.decode(self.model.encode(self.crop[None]))[0].cpu()
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """Where the edit belongs: [H, W], bool; None where the data has no mask."""
+        if self.item.mask is None:
+            return None
+        box = largest_centred(*self.photo.size)
+        drawn = mask_on_crop(load_mask(self.item.mask), self.photo.size, box)
+        size = tuple(self.crop.shape[1:])
+        return torch.nn.functional.interpolate(drawn[None, None], size, mode="area")[0, 0] > 0.5
+
+    def inversion(self, key: InversionKey) -> Inversion:
+        """Get an inversion of the photo, or raise at every call what it raised."""
+        if key not in self._inversions:
+            try:
+                self._inversions[key] = self._invert(key)
+            except NulltextError as error:
+                self._inversions[key] = error
+        found = self._inversions[key]
+        if isinstance(found, NulltextError):
+            raise found
+        return found
+
+    def _invert(self, key: InversionKey) -> Inversion:
+        method = VARIANTS[key.variant].method(key.inner_steps)
+        if key.inversion_guidance != 1.0:
+            method = ddim.DDIM(inversion_guidance=key.inversion_guidance)
+        return invert(
+            self.model,
+            self.photo,
+            key.caption,
+            method=method,
+            num_steps=self.num_steps,
+            guidance_scale=key.guidance_scale,
+            seed=self.seed,
+        )
+
+    def reconstruction(self, key: InversionKey) -> Tensor:
+        """Get the picture that an inversion replays to, [3, H, W]."""
+        if key not in self._replays:
+            self._replays[key] = replay(self.model, self.inversion(key)).image[0]
+        return self._replays[key]
+
+    def edited(self, key: InversionKey, target: str, strengths: Sequence[float]) -> list[Tensor]:
+        """Get one edit [3, H, W] per strength; all are sampled in one batch."""
+        wanted = (key, tuple(strengths))
+        if wanted not in self._edits:
+            specs = [EditSpec(target, **vars(at_strength(s))) for s in strengths]
+            self._edits[wanted] = edit(self.model, self.inversion(key), specs)
+        return list(self._edits[wanted].images)
+
+    @torch.no_grad()
+    def sdedit(self, target: str, strength: float, guidance_scale: float) -> Tensor:
+        """Noise the photo to a fraction of the grid, then sample under the target: [3, H, W].
+
+        Source: Meng et al. 2022 (SDEdit), alg. 1, with deterministic DDIM steps.
+        """
+        model, draw = self.model, torch.Generator()
+        grid = model.schedule.grid(self.num_steps)
+        visited = grid[len(grid) - max(1, round(strength * len(grid))) :]
+        latents = model.encode(self.crop[None])
+        noise = torch.randn(latents.shape, generator=draw.manual_seed(self.seed)).to(latents)
+        latents = visited[0].noisier.add_noise(latents, noise)
+        conditions = Conditions(*model.embed(["", target]).chunk(2))
+        for step in visited:
+            latents = sample_step(model, step, latents, conditions, guidance_scale).latents
+        return model.decode(latents)[0].cpu()
+
 
 WITH_WORD_MAPS = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
 """Variants whose word maps are compared: the null branch against the prompt's."""
@@ -67,7 +206,6 @@ class PhotoTasks:
     """UNet evaluations of one verdict on an edit."""
 
     def of_plan(self) -> list[Task]:
-        """List all rows, in the order of the plan's experiments."""
         makers = {
             "reconstruction": self.reconstruction,
             "captions": self.captions,
@@ -79,7 +217,6 @@ class PhotoTasks:
         return [t for make in chosen for t in make() if t.variant in self.plan.variants]
 
     def reconstruction(self) -> Iterator[Task]:
-        """Replay every variant at every N, and measure the autoencoder's bound."""
         photo = self.item.name
         yield Task("reconstruction", photo, BOUND, {}, measure_bound)
         for variant in VARIANTS.values():
@@ -90,7 +227,6 @@ class PhotoTasks:
                 yield Task("reconstruction", photo, variant.name, {"N": n}, measure, needs)
 
     def captions(self) -> Iterator[Task]:
-        """Reconstruct and edit under several captions."""
         captions = {"own": self.item.captions[0], "none": ""}
         if len(self.item.captions) > 1:
             captions["another of its own"] = self.item.captions[1]
@@ -107,14 +243,12 @@ class PhotoTasks:
             yield Task("captions", self.item.name, NULL_TEXT, setting, measure, needs, judged)
 
     def guidance(self) -> Iterator[Task]:
-        """Invert under guidance and replay at the same scale."""
         for w in self.plan.inversion_guidances:
             key = InversionKey(DDIM, 0, self.item.captions[0], float(w), float(w))
             measure, needs = partial(measure_guidance, key=key), self._replay_costs(key)
             yield Task("guidance", self.item.name, DDIM, {"w": w}, measure, needs)
 
     def attention(self) -> Iterator[Task]:
-        """Compare word maps with those of the unguided replay of the pivot."""
         num_steps = self.plan.num_steps
         unguided = InversionKey(DDIM, 0, self.item.captions[0], 1.0)
         for name in WITH_WORD_MAPS:
@@ -125,7 +259,6 @@ class PhotoTasks:
             yield Task("attention", self.item.name, name, {}, measure, needs, mapped * num_steps)
 
     def editing(self) -> Iterator[Task]:
-        """Edit by several methods and strengths; no rows for a photo without a target."""
         if self.item.target is None:
             return
         photo, plan, judged = self.item.name, self.plan, self.judge_evaluations
@@ -152,40 +285,33 @@ class PhotoTasks:
         )
 
     def _replay_costs(self, key: InversionKey) -> dict[Hashable, int]:
-        """Count the UNet evaluations of an inversion and of its replay."""
         num_steps = self.plan.num_steps
         replayed = num_steps * guided_evaluations(1, key.guidance_scale)
         return {key: key.evaluations(num_steps), ("replay", key): replayed}
 
     def _edit_costs(self, key: InversionKey, strengths: Sequence[float]) -> dict[Hashable, int]:
-        """Count the UNet evaluations of an inversion and of its edits beside one source."""
         num_steps = self.plan.num_steps
         edited = num_steps * guided_evaluations(1 + len(strengths), key.guidance_scale)
         return {key: key.evaluations(num_steps), ("edit", key, *strengths): edited}
 
 
 def measure_bound(photo: StudiedPhoto) -> Measurement:
-    """Measure the autoencoder's round trip."""
     pictures = {"picture": photo.bound, "photo": photo.crop}
     return Measurement(_similarity(photo, photo.bound), pictures)
 
 
 def measure_reconstruction(photo: StudiedPhoto, key: InversionKey) -> Measurement:
-    """Measure a replay against the photo."""
     inversion, picture = photo.inversion(key), photo.reconstruction(key)
     return Measurement(_similarity(photo, picture), {"picture": picture}, inversion)
 
 
 def measure_caption(photo: StudiedPhoto, key: InversionKey) -> Measurement:
-    """Measure the reconstruction under a caption, and an edit from there."""
     inversion, picture = photo.inversion(key), photo.reconstruction(key)
     figures, pictures = _similarity(photo, picture), {"picture": picture}
     notes, target = {"caption": key.caption}, photo.item.target
-    if target is None:
-        missing = Undefined("the photo has no edit prompt")
-        figures |= {"agreement": missing, "prefers_target": missing}
-    elif target == key.caption:
-        missing = Undefined("the caption already says what the edit asks for")
+    if target is None or target == key.caption:
+        same = "the caption already says what the edit asks for"
+        missing = Undefined("the photo has no edit prompt" if target is None else same)
         figures |= {"agreement": missing, "prefers_target": missing}
     else:
         (edited,) = photo.edited(key, target, (PUBLISHED,))
@@ -196,7 +322,6 @@ def measure_caption(photo: StudiedPhoto, key: InversionKey) -> Measurement:
 
 
 def measure_guidance(photo: StudiedPhoto, key: InversionKey) -> Measurement:
-    """Measure the reconstruction of a guided DDIM inversion, and how Gaussian its noise is."""
     inversion, picture = photo.inversion(key), photo.reconstruction(key)
     figures = _similarity(photo, picture) | noise_statistics(inversion.trajectory[-1])
     return Measurement(figures, {"picture": picture}, inversion)
@@ -205,7 +330,6 @@ def measure_guidance(photo: StudiedPhoto, key: InversionKey) -> Measurement:
 def measure_attention(
     photo: StudiedPhoto, key: InversionKey, reference: InversionKey
 ) -> Measurement:
-    """Correlate the word maps of a replay with those of the reference's replay."""
     inversion = photo.inversion(key)
     maps = run(heat_map_steps(photo.model, inversion))[0]
     reference_maps = run(heat_map_steps(photo.model, photo.inversion(reference)))[0]
@@ -231,7 +355,6 @@ def measure_attention(
 def measure_edit(
     photo: StudiedPhoto, key: InversionKey, strength: float, strengths: Sequence[float]
 ) -> Measurement:
-    """Measure a Prompt-to-Prompt edit at one of the strengths that are sampled together."""
     target = photo.item.target
     assert target is not None
     picture = photo.edited(key, target, strengths)[strengths.index(strength)]
@@ -244,7 +367,6 @@ def measure_edit(
 
 
 def measure_sdedit(photo: StudiedPhoto, guidance_scale: float, strength: float) -> Measurement:
-    """Measure SDEdit, the baseline without an inversion."""
     target = photo.item.target
     assert target is not None
     picture = photo.sdedit(target, strength, guidance_scale)
@@ -253,7 +375,6 @@ def measure_sdedit(photo: StudiedPhoto, guidance_scale: float, strength: float) 
 
 
 def _similarity(photo: StudiedPhoto, picture: Tensor) -> dict[str, MetricValue]:
-    """Compare a reconstruction with the photo's crop."""
     return {
         "psnr": region_psnr(picture, photo.crop),
         "ssim": region_ssim(picture, photo.crop),

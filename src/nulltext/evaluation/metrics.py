@@ -1,4 +1,4 @@
-"""How alike two pictures are, in a region or everywhere, and how Gaussian latents are.
+"""How alike pictures are, how Gaussian latents are, and how well a picture agrees with a prompt.
 
     PSNR = 10 log10(1 / mean (a - b)^2)           over [0, 1] RGB
     SSIM = mean of ((2 ma mb + c1) (2 sab + c2)) / ((ma^2 + mb^2 + c1) (sa + sb + c2))
@@ -6,20 +6,36 @@
 SSIM by scikit-image, per channel, with the Gaussian window (sigma 1.5, 11 px) and constants of its
 paper; in a region, the mean of its map there. A metric that is undefined for a pair of pictures is
 `Undefined` with the reason, never a NaN, an infinity or a zero.
-Source: Wang et al. 2004 (SSIM), sec. III; Zhang et al. 2018 (LPIPS).
+
+Agreement with the prompt of an edit: `ClipJudge` gives the CLIP score, 100 cos(image, target), and
+needs CLIP's weights. `DiffusionJudge` takes the diffusion model itself as a classifier,
+
+    error(C)  = mean over fixed t, eps of || eps - eps(z_t, t, C) ||^2,
+                z_t = sqrt(ab_t) z_0 + sqrt(1 - ab_t) eps
+    agreement = 100 (error(source) - error(target)) / error(source)
+
+per cent by which the target explains the picture better than the source does. It judges pictures of
+the model by the model and is biased towards them; tables name the judge.
+Source: Wang et al. 2004 (SSIM), sec. III; Zhang et al. 2018 (LPIPS); Hessel et al. 2021
+(CLIPScore), eq. 1 without its factor; Li et al. 2023 (Your diffusion model is secretly a zero-shot
+classifier), eq. 4 and sec. 3.2 (the same draws for every class).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nulltext.errors import ExtraError, reason_of, require
+from nulltext.errors import ExtraError, ModelError, reason_of, require
+from nulltext.image.images import to_pil
+from nulltext.models.checkpoint import first_line, plain_texts, quiet_libraries
+from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)
@@ -57,11 +73,7 @@ def region_psnr(a: Tensor, b: Tensor, region: Tensor | None = None) -> MetricVal
 
 
 def region_ssim(a: Tensor, b: Tensor, region: Tensor | None = None) -> MetricValue:
-    """Compute the mean SSIM over a region, -1 to 1; arguments as in `region_psnr`.
-
-    Raises:
-        ExtraError: scikit-image is not installed.
-    """
+    """Compute the mean SSIM over a region, -1 to 1; arguments as in `region_psnr`."""
     values = ssim_map(a, b)
     if isinstance(values, Undefined):
         return values
@@ -70,13 +82,7 @@ def region_ssim(a: Tensor, b: Tensor, region: Tensor | None = None) -> MetricVal
 
 
 def inner_ssim(a: Tensor, b: Tensor) -> MetricValue:
-    """Compute the mean SSIM where the whole window lies in the picture, as published.
-
-    Args: a, b: [3, H, W] in [-1, 1].
-
-    Raises:
-        ExtraError: scikit-image is not installed.
-    """
+    """Compute the mean SSIM of [3, H, W] in [-1, 1] where the whole window lies in the picture."""
     values, border = ssim_map(a, b), WINDOW // 2
     if isinstance(values, Undefined):
         return values
@@ -113,16 +119,16 @@ def load_lpips() -> PairMetric:
         network = require("lpips", "study", "LPIPS").LPIPS(net="alex", verbose=False)
     except ExtraError:
         missing = Undefined("the package lpips is not installed")
-        return lambda a, b: missing  # noqa: ARG005
     except (OSError, RuntimeError) as error:
         missing = Undefined(f"LPIPS's weights cannot be had ({reason_of(error)})")
-        return lambda a, b: missing  # noqa: ARG005
+    else:
 
-    @torch.no_grad()
-    def distance(a: Tensor, b: Tensor) -> MetricValue:
-        return float(network(a.cpu()[None].clamp(-1, 1), b.cpu()[None].clamp(-1, 1)))
+        @torch.no_grad()
+        def distance(a: Tensor, b: Tensor) -> MetricValue:
+            return float(network(a.cpu()[None].clamp(-1, 1), b.cpu()[None].clamp(-1, 1)))
 
-    return distance
+        return distance
+    return lambda a, b: missing  # noqa: ARG005
 
 
 def outside_disc(height: int, width: int) -> Tensor:
@@ -163,3 +169,148 @@ def noise_statistics(noise: Tensor) -> dict[str, MetricValue]:
 def _unit(image: Tensor) -> Tensor:
     """Scale [3, H, W] in [-1, 1] to [0, 1], float64 on the CPU."""
     return (image.detach().double().cpu().clamp(-1, 1) + 1) / 2
+
+
+FRACTIONS = (0.15, 0.3, 0.45, 0.6, 0.75)
+"""Fixed timesteps, as fractions of the training steps: where prompts matter most."""
+DRAWS = 2
+"""Noises per timestep."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a picture agrees with the prompt of an edit."""
+
+    score: float
+    """Higher agrees better with the target; the unit depends on the judge."""
+    prefers_target: bool
+
+
+def load_judge(clip: str | None, model: LatentDiffusion, seed: int) -> Judge:
+    """Load CLIP from a folder or a hub id; without one, use the model, with noise from the seed."""
+    return DiffusionJudge(model, seed) if clip is None else ClipJudge.load(clip, model.device)
+
+
+@dataclass(frozen=True)
+class DiffusionJudge:
+    """The diffusion model as a classifier of its own pictures."""
+
+    name: ClassVar[str] = "diffusion classifier (the model itself), %"
+    unet_evaluations: ClassVar[int] = 2 * DRAWS * len(FRACTIONS)  # two prompts at every draw
+
+    model: LatentDiffusion
+    seed: int = 0
+
+    @torch.no_grad()
+    def judge(self, image: Tensor, source: str, target: str) -> Agreement:
+        model, draw = self.model, torch.Generator().manual_seed(self.seed)
+        latents, embeds = model.encode(image[None]), model.embed([source, target])
+        errors = torch.zeros(2, dtype=torch.float64)
+        for fraction in FRACTIONS:
+            level = model.schedule.level_at(fraction)
+            for _ in range(DRAWS):
+                noise = torch.randn(latents.shape, generator=draw).to(latents)
+                noisy = level.add_noise(latents, noise)
+                guess = model.predict_noise(noisy.expand(2, -1, -1, -1), level, embeds)
+                errors += (noise - guess).square().flatten(1).mean(dim=1).double().cpu()
+        wrong, right = errors.tolist()
+        return Agreement(score=100 * (wrong - right) / wrong, prefers_target=right < wrong)
+
+
+@dataclass(frozen=True)
+class ClipJudge:
+    """CLIP score."""
+
+    unet_evaluations: ClassVar[int] = 0
+
+    clip: Any
+    """transformers' CLIPModel."""
+    processor: Any
+    name: str
+    """In tables and settings."""
+
+    @classmethod
+    def load(cls, source: str, device: torch.device, *, local_only: bool = False) -> ClipJudge:
+        """Load CLIP from a folder or a hub id, which `local_only` looks up in the cache alone.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        from transformers import CLIPModel, CLIPProcessor
+
+        clip = load_pretrained(
+            CLIPModel, source, device, option="--clip", local_files_only=local_only
+        )
+        try:
+            with quiet_libraries(), plain_texts(Path(source)) as texts:
+                processor = CLIPProcessor.from_pretrained(
+                    texts.as_posix(), local_files_only=local_only
+                )
+        except Exception as error:  # the library raises many kinds; the reason is in the text
+            raise ModelError(
+                f"The processor of '{source}' cannot be loaded ({first_line(error)}); pass --clip "
+                "a folder with transformers' CLIPModel and its processor, or leave --clip out."
+            ) from error
+        return cls(clip, processor, f"CLIP score ({Path(source).name})")
+
+    @torch.no_grad()
+    def judge(self, image: Tensor, source: str, target: str) -> Agreement:
+        wrong, right = self.cosines(image, [source, target]).tolist()
+        return Agreement(score=100 * right, prefers_target=right > wrong)
+
+    @torch.no_grad()
+    def cosines(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Compute the cosines of a picture [3, H, W] in [-1, 1] with n prompts: [n], float64."""
+        inputs = self.processor(
+            text=list(prompts),
+            images=to_pil(image),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        ).to(self.clip.device)
+        output = self.clip(**inputs)
+        cosines: Tensor = (output.image_embeds @ output.text_embeds.T)[0]
+        return cosines.double().cpu()
+
+
+Judge: TypeAlias = DiffusionJudge | ClipJudge
+
+
+def load_pretrained(
+    network_class: Any, source: str, device: torch.device, *, option: str, **options: Any
+) -> Any:
+    """Load a network of a transformers class, frozen, on the device, in float32.
+
+    Args:
+        source: a folder, or a hub id.
+        option: what the command line calls it, for messages.
+        options: of the class's `from_pretrained`.
+
+    Raises:
+        ModelError: it cannot be loaded, is not in safetensors, or lacks a weight.
+    """
+    name = network_class.__name__
+    wanted: dict[str, Any] = {
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        **options,
+    }
+    try:
+        with quiet_libraries():
+            if Path(source).is_dir():
+                with plain_texts(Path(source)) as texts:
+                    wanted["config"] = network_class.config_class.from_pretrained(str(texts))
+            network, info = network_class.from_pretrained(source, **wanted)
+    except Exception as error:  # the library raises many kinds; the reason is in the text
+        raise ModelError(
+            f"'{source}' cannot be loaded as {name} ({first_line(error)}); pass {option} a "
+            f"folder with transformers' {name} in safetensors."
+        ) from error
+    lacking = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
+    if lacking:
+        raise ModelError(
+            f"'{source}' is no {name}: it lacks {len(lacking)} weights "
+            f"({min(lacking)}, …); pass {option} a folder that has them."
+        )
+    return network.to(device).eval().requires_grad_(False)

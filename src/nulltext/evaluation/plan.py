@@ -43,7 +43,6 @@ class Variant:
 
     @property
     def optimises(self) -> bool:
-        """Whether the method takes gradient steps."""
         return "inner_steps" in self._options
 
     @property
@@ -51,7 +50,6 @@ class Variant:
         return set(getattr(METHODS[self.name], "__dataclass_fields__", ()))
 
     def method(self, inner_steps: int) -> InversionMethod:
-        """Build the method with N gradient steps per timestep, if it takes any."""
         method = method_named(self.name)
         if not self.optimises:
             return method
@@ -77,7 +75,6 @@ VARIANT_NAMES = (BOUND, *VARIANTS, SDEDIT)
 
 
 def variant_order(name: str) -> int:
-    """Get the place of a variant in tables; that of an unknown one, of older rows, is last."""
     return VARIANT_NAMES.index(name) if name in VARIANT_NAMES else len(VARIANT_NAMES)
 
 

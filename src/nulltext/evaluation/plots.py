@@ -91,7 +91,6 @@ def plots_of(lines: Sequence[Line]) -> dict[str, Callable[[], Figure]]:
 
 
 def png_and_svg(draw: Callable[[], Figure]) -> tuple[bytes, bytes]:
-    """Draw a plot as two files: dark ink on white."""
     with _style("#1c1e21", "#d9dce1"):
         figure = draw()
         return _saved(figure, "png"), _saved(figure, "svg")
@@ -106,7 +105,6 @@ def svg_for_page(draw: Callable[[], Figure]) -> str:
 
 
 def _style(ink: str, grid: str) -> AbstractContextManager[None]:
-    """Use the plots' style, in these colours."""
     matplotlib = require("matplotlib", "study", "Plots")
     style = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
     inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -123,7 +121,6 @@ def _saved(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
 
 
 def _panels(count: int, height: float, *, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
-    """Make axes side by side, with room for a legend below."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, height + 0.28 * legend_rows), layout="constrained")
@@ -166,7 +163,6 @@ def _draw_curve(
 
 
 def _draw_dots(lines: Sequence[Line], names: Sequence[str], labels: Mapping[str, str]) -> Figure:
-    """Draw one row per line and one panel per metric."""
     figure, panels = _panels(len(labels), 0.9 + 0.36 * len(lines))
     for axes, (metric, label) in zip(panels, labels.items(), strict=True):
         for row, line in enumerate(lines):
@@ -183,7 +179,6 @@ def _draw_dots(lines: Sequence[Line], names: Sequence[str], labels: Mapping[str,
 
 
 def _plot_reconstruction(lines: Sequence[Line]) -> Figure:
-    """Plot PSNR against gradients, and against evaluations with the wall time as a second axis."""
     figure, (left, right) = _panels(2, 4.1, legend_rows=4)
     optimised = [line for line in lines if line.setting.get("N")]
     curves = grouped(optimised, lambda line: line.variant)
@@ -216,7 +211,6 @@ def _plot_reconstruction(lines: Sequence[Line]) -> Figure:
 
 
 def _add_wall_time(axes: Axes, lines: Sequence[Line]) -> None:
-    """Add a second axis: seconds at the mean pace of the run."""
     seconds = sum(_mean(line, "seconds") for line in lines)
     if seconds <= 0:
         return
@@ -262,7 +256,6 @@ def _plot_guidance(lines: Sequence[Line]) -> Figure:
 
 
 def _plot_editing(lines: Sequence[Line]) -> Figure:
-    """Plot content kept against text agreement, from weak to strong edits."""
     figure, (left, right) = _panels(2, 4.0, legend_rows=3)
     for variant, own in grouped(lines, lambda line: line.variant).items():
         for axes, metric in ((left, "psnr_outside"), (right, "ssim_outside")):

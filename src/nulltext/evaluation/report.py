@@ -112,33 +112,6 @@ def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> l
         OutputError: a file cannot be written.
     """
     lines = lines_of(rows)
-    content = {
-        REPORT: study_page(folder, settings, rows, lines).encode(),
-        SUMMARY: to_csv(lines).encode(),
-    }
-    for name, draw in plots_of(lines).items():
-        content[f"{name}.png"], content[f"{name}.svg"] = png_and_svg(draw)
-    return write_files(folder, content)
-
-
-def write_files(folder: Path, content: Mapping[str, bytes]) -> list[Path]:
-    """Write files by name, each whole or not at all, and return their paths.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    for name, data in content.items():
-        replace_file(folder / name, data)
-    return [folder / name for name in content]
-
-
-def study_page(
-    folder: Path, settings: Mapping[str, Any], rows: Sequence[Row], lines: Sequence[Line]
-) -> str:
-    """Render the report of a study as HTML.
-
-    Args: folder: where the rows' pictures are.
-    """
     plots = plots_of(lines)
     sections = []
     for name, own in grouped(lines, lambda line: line.experiment).items():
@@ -158,7 +131,7 @@ def study_page(
         )
     count = len({row["image"] for row in rows})
     photos = f"{count} photo{'' if count == 1 else 's'}"
-    return render(
+    page = render(
         "study.html.j2",
         title=f"nulltext study: {photos}",
         photos=photos,
@@ -167,10 +140,20 @@ def study_page(
         unfolded=UNFOLDED,
         failed=failures_table(rows),
     )
+    content = {REPORT: page.encode(), SUMMARY: to_csv(lines).encode()}
+    for name, draw in plots.items():
+        content[f"{name}.png"], content[f"{name}.svg"] = png_and_svg(draw)
+    return write_files(folder, content)
+
+
+def write_files(folder: Path, content: Mapping[str, bytes]) -> list[Path]:
+    """Write files by name, each whole or not at all, and return their paths."""
+    for name, data in content.items():
+        replace_file(folder / name, data)
+    return [folder / name for name in content]
 
 
 def render(template: str, **content: Any) -> str:
-    """Render a template of the package; all texts are escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -182,13 +165,11 @@ def render(template: str, **content: Any) -> str:
 
 
 def with_row_counts(settings: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Add the numbers of measured and failed rows to the settings."""
     counts = Counter(row["status"] for row in rows)
     return {**settings, "rows": f"{counts['ok']} measured, {counts['failed']} failed"}
 
 
 def failures_table(rows: Sequence[Row]) -> Table:
-    """List the rows that failed, with their reasons."""
     failed = [row for row in rows if row["status"] == "failed"]
     head = ["photo", "experiment", "variant", "reason"]
     cells = [[r["image"], r["experiment"], r["variant"], r["reason"]] for r in failed]
@@ -213,7 +194,6 @@ def number_cell(summary: Summary | None, digits: int, factor: float = 1) -> Cell
 def picture_cell(
     folder: Path, row: Row | None, shown: str, alt: str, note: str = "", prompt: str = ""
 ) -> Cell | str:
-    """Show a picture of a row, made smaller where it is large, with texts below."""
     name = row["pictures"].get(shown) if row else None
     if name is None:
         return EMPTY
@@ -238,7 +218,6 @@ def picture_cell(
 
 
 def _variant_table(lines: Sequence[Line], wanted: MetricTable) -> Table | None:
-    """Make a table of one metric, variants down, settings across; None where no row has it."""
     held = [line for line in lines if wanted.metric in line.figures]
     if not any(line.figures[wanted.metric].n for line in held):
         return None
@@ -253,13 +232,10 @@ def _variant_table(lines: Sequence[Line], wanted: MetricTable) -> Table | None:
 
 
 def _setting_number(line: Line) -> float:
-    """Get the number of a setting; 0 for a variant without setting."""
     return float(next(iter(line.setting.values()), 0))
 
 
 def _metrics_table(lines: Sequence[Line]) -> Table:
-    """Make a table of all metrics, lines down, metrics across."""
-
     def has_content(line: Line, name: str) -> bool:
         summary = line.figures.get(name, Summary())
         return summary.n > 0 and not (name == "iterations" and summary.mean == 0)
@@ -278,7 +254,6 @@ def _metrics_table(lines: Sequence[Line]) -> Table:
 
 
 def _undefined_text(lines: Sequence[Line]) -> str:
-    """Count missing values by metric and reason."""
     reasons: Counter[tuple[str, str]] = Counter()
     for line in lines:
         for name, summary in line.figures.items():
@@ -299,7 +274,6 @@ class GalleryLayout(NamedTuple):
     metric: str
     """Shown below each picture."""
     form: str
-    """Format of the metric."""
     shown: str = "picture"
     first: str = ""
     """Picture of the first column, which all rows of a photo share."""
@@ -327,7 +301,6 @@ LAYOUTS = {
 
 
 def _galleries(experiment: str, folder: Path, rows: Sequence[Row]) -> list[Table]:
-    """Lay out the pictures of an experiment's rows; grids with a caption can be folded."""
     photos = grouped(rows, lambda row: str(row["image"]))
     if experiment == "captions":
         return [_captions_grid(folder, photos)]
@@ -370,15 +343,12 @@ def _column_order(column: str | float) -> float:
 
 
 def _captions_grid(folder: Path, photos: Mapping[str, Sequence[Row]]) -> Table:
-    """Show reconstruction and edit under every caption, above the prompt."""
     kinds = list({row["setting"]["caption"]: None for own in photos.values() for row in own})
     lines: list[list[Cell | str]] = []
     for image, own in photos.items():
         found = {row["setting"]["caption"]: row for row in own}
-        for shown, label, key in (
-            ("picture", "reconstruction", "caption"),
-            ("edit", "edit", "target"),
-        ):
+        picture, edit = ("picture", "reconstruction", "caption"), ("edit", "edit", "target")
+        for shown, label, key in (picture, edit):
             cells: list[Cell | str] = [Cell(_file_name(image), [label])]
             for kind in kinds:
                 prompt = found[kind]["notes"].get(key) if kind in found else None

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Generator, Hashable, Iterable,
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -36,7 +36,6 @@ from nulltext.jobs.ledger import Book, Row, failure
 PICTURES = "pictures"
 
 PhotoT = TypeVar("PhotoT")
-SettingValue: TypeAlias = str | int | float
 
 
 class RowKey(NamedTuple):
@@ -69,9 +68,8 @@ class Task:
     experiment: str
     image: str
     variant: str
-    setting: Mapping[str, SettingValue]
+    setting: Mapping[str, str | int | float]
     measure: Callable[[Any], Measurement]
-    """Measures the opened photo."""
     needs: Mapping[Hashable, int] = field(default_factory=dict)
     """Results that tasks of one photo share (inversions, replays, edits), each with the UNet
     evaluations that it takes."""
@@ -80,13 +78,11 @@ class Task:
 
     @property
     def key(self) -> RowKey:
-        """Identity of the row."""
         setting = json.dumps(dict(self.setting), sort_keys=True)
         return RowKey(self.experiment, self.image, self.variant, setting)
 
     @property
     def title(self) -> str:
-        """Description in progress bars."""
         settings = [f"{name} = {value}" for name, value in self.setting.items()]
         return f"{self.image}: {', '.join([self.experiment, self.variant, *settings])}"
 
@@ -98,34 +94,25 @@ class OpenTasks(NamedTuple, Generic[PhotoT]):
     tasks: list[Task]
 
 
-@dataclass(frozen=True)
 class Schedule(Generic[PhotoT]):
-    """The tasks of a run, photo by photo."""
+    """The tasks of a run, photo by photo, without those whose rows are done."""
 
-    photos: list[OpenTasks[PhotoT]]
-    keys: list[RowKey]
-    """Of all rows in their order, including finished ones."""
-
-    @classmethod
-    def of(
-        cls, photos: Iterable[tuple[PhotoT, Sequence[Task]]], done: Collection[Hashable]
-    ) -> Schedule[PhotoT]:
-        """Leave out the tasks whose rows are done."""
-        keys: list[RowKey] = []
-        still_open = []
+    def __init__(
+        self, photos: Iterable[tuple[PhotoT, Sequence[Task]]], done: Collection[Hashable]
+    ) -> None:
+        self.keys: list[RowKey] = []
+        """Of all rows in their order, including finished ones."""
+        self.photos: list[OpenTasks[PhotoT]] = []
         for photo, tasks in photos:
-            keys += [task.key for task in tasks]
-            still_open.append(OpenTasks(photo, [t for t in tasks if t.key not in done]))
-        return cls(still_open, keys)
+            self.keys += [task.key for task in tasks]
+            self.photos.append(OpenTasks(photo, [t for t in tasks if t.key not in done]))
 
     @property
     def all_rows(self) -> int:
-        """Number of rows, including finished ones."""
         return len(self.keys)
 
     @property
     def open_rows(self) -> int:
-        """Number of rows that are still to be made."""
         return sum(len(each.tasks) for each in self.photos)
 
     @property
@@ -165,12 +152,7 @@ def run_tasks(
 ) -> Generator[Progress, None, None]:
     """Make every open row, yielding before each and at the end.
 
-    Args:
-        open_photo: makes what the tasks of a photo measure; called once per photo.
-
-    Raises:
-        OutputError: the folder cannot be written any more.
-        OutOfMemoryError: the device's memory does not suffice.
+    Args: open_photo: makes what the tasks of a photo measure; called once per photo.
     """
     done, spent, total = schedule.all_rows - schedule.open_rows, 0, schedule.evaluations
     for photo, tasks in schedule.photos:
@@ -204,7 +186,9 @@ def make_row(task: Task, opened_photo: object, folder: Path) -> Row:
         return row | failure(error)
     row |= {"status": "ok", "seconds_row": round(time.perf_counter() - started, 3)}
     figures = measured.figures
-    row["figures"] = {name: _json_number(value) for name, value in figures.items()}
+    defined = {n: None if isinstance(v, Undefined) else v for n, v in figures.items()}
+    assert all(value is None or math.isfinite(value) for value in defined.values()), defined
+    row["figures"] = defined
     row["undefined"] = {n: v.reason for n, v in figures.items() if isinstance(v, Undefined)}
     row["notes"] = dict(measured.notes)
     if measured.inversion is not None:
@@ -221,15 +205,7 @@ def make_row(task: Task, opened_photo: object, folder: Path) -> Row:
     return row
 
 
-def _json_number(value: MetricValue) -> float | None:
-    if isinstance(value, Undefined):
-        return None
-    assert math.isfinite(value), value
-    return value
-
-
 def _save_picture(picture: Tensor, key: RowKey, shown: str, folder: Path) -> str:
-    """Write a picture and return its name relative to the folder."""
     parts = [key.image, key.experiment, key.variant]
     parts += [f"{name} {value}" for name, value in json.loads(key.setting).items()]
     parts += [] if shown == "picture" else [shown]
@@ -241,7 +217,6 @@ def _save_picture(picture: Tensor, key: RowKey, shown: str, folder: Path) -> str
 
 
 def key_of(row: Row) -> RowKey:
-    """Identify a row of results."""
     setting = json.dumps(row["setting"], sort_keys=True)
     return RowKey(row["experiment"], row["image"], row["variant"], setting)
 
@@ -249,10 +224,7 @@ def key_of(row: Row) -> RowKey:
 RESULTS = ledger.Kind("study or benchmark", key_of, (PICTURES,))
 
 open_results = partial(ledger.open_book, RESULTS)
-"""Open or make the folder of a study or a benchmark; see `ledger.open_book`."""
-
 read_results = partial(ledger.read_book, RESULTS)
-"""Read settings and rows of such a folder; see `ledger.read_book`."""
 
 
 def finished_keys(
@@ -269,6 +241,5 @@ def finished_keys(
 
 
 def failed_rows(rows: Iterable[Row], keys: Iterable[RowKey]) -> list[Row]:
-    """Select the failed rows among those with one of the keys."""
     asked = set(keys)
     return [row for row in rows if row["status"] == "failed" and key_of(row) in asked]

@@ -23,10 +23,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from nulltext.errors import NulltextError, WorkerError
 from nulltext.evaluation.datasets import CaptionedPhoto, captions_of_others
-from nulltext.evaluation.experiments import PhotoTasks
-from nulltext.evaluation.judges import Judge, load_judge
-from nulltext.evaluation.metrics import load_lpips
-from nulltext.evaluation.photo import StudiedPhoto
+from nulltext.evaluation.experiments import PhotoTasks, StudiedPhoto
+from nulltext.evaluation.metrics import Judge, load_judge, load_lpips
 from nulltext.evaluation.plan import StudyPlan
 from nulltext.evaluation.rows import PICTURES, Progress, Schedule, costs_of, make_row, run_tasks
 from nulltext.jobs.ledger import Book, Row
@@ -52,22 +50,19 @@ def plan_study(
     """List the rows that are still open.
 
     Args:
-        photos: those to study.
         all_photos: those whose captions may serve as other photos' captions.
-        done: keys of finished rows.
         judge_evaluations: UNet evaluations of one verdict on an edit.
     """
     others = captions_of_others(all_photos, plan.seed)
     tasks = (
         PhotoTasks(photo, others[photo.name], plan, judge_evaluations).of_plan() for photo in photos
     )
-    return Schedule.of(zip(photos, tasks, strict=True), done)
+    return Schedule(zip(photos, tasks, strict=True), done)
 
 
 def study_steps(
     model: LatentDiffusion, schedule: StudySchedule, plan: StudyPlan, book: Book, judge: Judge
 ) -> Generator[Progress, None, None]:
-    """Make every open row in this process; see `rows.run_tasks`."""
     return run_tasks(schedule, book, _opener(model, plan, judge))
 
 
@@ -85,7 +80,6 @@ class FinishedRow(NamedTuple):
     cost: int
     """Planned UNet evaluations."""
     title: str
-    """Of its task."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +99,7 @@ class StudyWorker:
         """
         import torch
 
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the study handles Ctrl-C and ends its workers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study handles Ctrl-C, ends its workers
         threading.Thread(target=_exit_with_parent, daemon=True).start()
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
         try:
@@ -125,8 +117,6 @@ def parallel_study_steps(
     worker: StudyWorker, workers: int, schedule: StudySchedule, book: Book
 ) -> Generator[Progress, None, None]:
     """Make every open row in several processes, yielding at the start and after each row.
-
-    Args: workers: number of processes.
 
     Raises:
         UserError: a process could not load the model, write a picture, or allocate memory.
@@ -154,9 +144,9 @@ def _started(
     count = min(workers, len(still_open))
     for each in [*still_open, *[None] * count]:
         photos.put(each)
-    arguments = (photos, finished, count)
     processes: list[BaseProcess] = [
-        context.Process(target=worker.work, args=arguments, daemon=True) for _ in range(count)
+        context.Process(target=worker.work, args=(photos, finished, count), daemon=True)
+        for _ in range(count)
     ]
     clear_temporaries(worker.folder / PICTURES)
     try:
@@ -189,12 +179,6 @@ def _interrupts_ignored() -> Iterator[None]:
 def _arriving(
     finished: Queue, processes: Sequence[BaseProcess], count: int
 ) -> Iterator[FinishedRow]:
-    """Yield rows as they arrive, until there are as many as expected.
-
-    Raises:
-        NulltextError: a process raised it.
-        WorkerError: a process died, and rows are missing.
-    """
     while count:
         exits = [process.exitcode for process in processes]  # read before their last rows
         try:
@@ -215,7 +199,6 @@ def _arriving(
 
 
 def _exit_with_parent() -> None:
-    """End this process when the one that started it has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -68,11 +68,9 @@ class Line:
     figures: dict[str, Summary]
     """By metric, with the cost: "iterations", "unet_evaluations", "seconds"."""
     failed: Counter[str] = field(default_factory=Counter)
-    """Rows that failed, by reason."""
 
 
 def summarise(values: Sequence[MetricValue], seed: int = 0) -> Summary:
-    """Compute mean and interval of the defined values; count the others by reason."""
     defined = np.array([v for v in values if not isinstance(v, Undefined)], dtype=np.float64)
     undefined = Counter(v.reason for v in values if isinstance(v, Undefined))
     n = len(defined)
@@ -87,29 +85,25 @@ def summarise(values: Sequence[MetricValue], seed: int = 0) -> Summary:
     return Summary(n, mean, float(low), float(high), undefined)
 
 
-def lines_of(rows: Sequence[Row], seed: int = 0) -> list[Line]:
+def lines_of(rows: Sequence[Row]) -> list[Line]:
     """Summarise rows by experiment, variant and setting, in table order.
 
     Settings are sorted by their numbers; texts stay in the order of the rows.
     """
 
     def rank(row: Row) -> tuple[int, int, tuple[float, ...]]:
+        experiment, variant = row["experiment"], row["variant"]
         numbers = tuple(float(v) for v in row["setting"].values() if isinstance(v, int | float))
-        return (
-            list(EXPERIMENTS).index(row["experiment"]),
-            variant_order(row["variant"]),
-            numbers,
-        )
+        return list(EXPERIMENTS).index(experiment), variant_order(variant), numbers
 
     groups = grouped(
         sorted(rows, key=rank),
         lambda row: (row["experiment"], row["variant"], json.dumps(row["setting"], sort_keys=True)),
     )
-    return [line_of(group, seed) for group in groups.values()]
+    return [line_of(group) for group in groups.values()]
 
 
-def line_of(rows: Sequence[Row], seed: int = 0) -> Line:
-    """Summarise rows that have experiment, variant and setting in common."""
+def line_of(rows: Sequence[Row]) -> Line:
     collected: dict[str, list[MetricValue]] = {}
     failed: Counter[str] = Counter()
     for row in rows:
@@ -123,13 +117,12 @@ def line_of(rows: Sequence[Row], seed: int = 0) -> Line:
         experiment=rows[0]["experiment"],
         variant=rows[0]["variant"],
         setting=dict(rows[0]["setting"]),
-        figures={name: summarise(values, seed) for name, values in collected.items()},
+        figures={name: summarise(values) for name, values in collected.items()},
         failed=failed,
     )
 
 
 def grouped(items: Iterable[T], key: Callable[[T], KeyT]) -> dict[KeyT, list[T]]:
-    """Group items by a key, in the order in which keys come first."""
     groups: dict[KeyT, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -137,7 +130,6 @@ def grouped(items: Iterable[T], key: Callable[[T], KeyT]) -> dict[KeyT, list[T]]
 
 
 def to_csv(lines: Sequence[Line]) -> str:
-    """Write the table as CSV, one line per metric."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -162,5 +154,4 @@ def to_csv(lines: Sequence[Line]) -> str:
 
 
 def setting_text(setting: Mapping[str, Any]) -> str:
-    """Describe a setting in words."""
     return ", ".join(f"{key} = {value}" for key, value in setting.items())

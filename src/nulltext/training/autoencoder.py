@@ -49,12 +49,7 @@ class AutoencoderStage:
         *,
         origin: AutoencoderKL | None = None,
     ) -> None:
-        """Prepare photos at both scales.
-
-        Args:
-            pixels, held_out: [N, 3, S, S], uint8, for training and for the sample pictures.
-            origin: the autoencoder whose latents are kept, if any.
-        """
+        """Args: pixels, held_out: [N, 3, S, S], uint8. origin: whose latents are kept, if any."""
         vae.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.module: nn.Module = self.trained_part(vae)
         self.vae, self.recipe = vae, recipe.autoencoder
@@ -63,11 +58,9 @@ class AutoencoderStage:
         self.shown = as_floats(shrink(held_out[:SHOWN], recipe.resolution)).to(vae.device)
 
     def trained_part(self, vae: AutoencoderKL) -> nn.Module:
-        """Return the part of the autoencoder that is trained."""
         return vae
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of random crops, most of them at the model's own scale."""
         image = self.crops(rng, batch_size)
         posterior = self.vae.encode(image).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng).to(image)
@@ -84,7 +77,6 @@ class AutoencoderStage:
         return loss, parts
 
     def picture(self) -> Image.Image:
-        """Show held-out photos above their round trips."""
         decoded = self.vae.decode(self.vae.encode(self.shown).latent_dist.mode()).sample.float()
         pairs = list(zip(self.shown.cpu().split(1), decoded.cpu().split(1), strict=True))
         return tile_grid(
@@ -113,11 +105,9 @@ class DecoderStage(AutoencoderStage):
     stage = "decoder"
 
     def trained_part(self, vae: AutoencoderKL) -> nn.Module:
-        """Return the layers behind the latents."""
         return nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of random crops, decoded from the posterior's mode."""
         image = self.crops(rng, batch_size)
         with torch.no_grad():
             latents = self.vae.encode(image).latent_dist.mode()

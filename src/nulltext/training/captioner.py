@@ -28,18 +28,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nulltext.captioning.caption_files import LABELS
-from nulltext.captioning.captioner import STOP, Captioner, ImagePreprocessing
-from nulltext.captioning.folder import PREPROCESSOR, read_preprocessing
-from nulltext.captioning.networks import (
+from nulltext.captioning.captioner import (
     LONGEST,
+    STOP,
     VISION_CLASSES,
+    Captioner,
     CaptionModel,
+    ImagePreprocessing,
     MlpMapper,
     MlpSettings,
     embed,
     embedding_width,
     fixed_side,
 )
+from nulltext.captioning.folder import CONFIG, PREPROCESSOR, read_preprocessing
 from nulltext.errors import ModelError, OptionError, shorten
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
@@ -56,9 +58,7 @@ SHOWN, COLUMNS = 16, 8
 """Held-out photos in the sample pictures, and how many stand in a row."""
 IGNORED = -100
 """Stands for no token and no label in a cross-entropy."""
-CONFIG = "config.json"
 LICENCE = "LICENSE"
-"""Name of the file that is kept beside weights."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,6 @@ def build_captioner(
     seed: int,
     vision: PretrainedVision | None = None,
 ) -> Captioner:
-    """Build a captioner with weights drawn from a seed, or with a copy of a vision model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     preprocessing = preprocessing_for(recipe, vision)
@@ -212,7 +211,7 @@ class CaptionerStage:
         examples: Sequence[Example],
         recipe: CaptionerRecipe,
     ) -> None:
-        """Args: pixels, held_out: [N, 3, S, S], uint8, of the examples and of held-out photos."""
+        """Args: pixels, held_out: [N, 3, S, S], uint8."""
         self.captioner, self.recipe, self.examples = captioner, recipe, examples
         self.pixels, self.shown = pixels, as_floats(held_out[:SHOWN])
         self.device = captioner.model.gpt.device
@@ -226,7 +225,6 @@ class CaptionerStage:
         self.module: nn.Module = nn.ModuleDict({"model": captioner.model, "heads": self.heads})
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of randomly varied photos under freshly composed captions."""
         rows = torch.randint(len(self.examples), (batch_size,), generator=rng)
         pixels = torch.cat([self.vary(self.pixels[row], rng) for row in rows])
         examples = [self.examples[row] for row in rows]
@@ -234,7 +232,12 @@ class CaptionerStage:
         model = self.captioner.model
         pixels = self.captioner.preprocessing.standardise(pixels)
         features = model.features(pixels.to(self.device))
-        wordless = torch.tensor([self._is_wordless(example) for example in examples])
+        wordless = torch.tensor(
+            [
+                not e.captions and any(getattr(e, name) is None for name in self.recipe.required)
+                for e in examples
+            ]
+        )  # a composed caption would leave out a required label
         tokens = self._tokenize(captions).masked_fill(wordless[:, None], IGNORED)
         loss = word_loss(model, features, tokens.to(self.device))
         parts = {"words": float(loss.detach())}
@@ -248,7 +251,6 @@ class CaptionerStage:
         return loss, parts
 
     def picture(self) -> Image.Image:
-        """Show held-out photos above their captions."""
         preprocessing, side = self.captioner.preprocessing, self.shown.shape[-1]
         margin = round(side * (1 - preprocessing.share) / 2)
         inside = slice(margin, side - margin)
@@ -272,11 +274,6 @@ class CaptionerStage:
         cut = pixels[:, top : top + height, left : left + width].float()[None] / 255.0
         varied = resize(cut, self.recipe.side).clamp(0, 1) * (1 + limits.light * (2 * light - 1))
         return (varied.flip(-1) if mirrored < 0.5 else varied).clamp(0, 1)
-
-    def _is_wordless(self, example: Example) -> bool:
-        """Tell whether a composed caption would leave out a required label."""
-        missing = any(getattr(example, name) is None for name in self.recipe.required)
-        return missing and not example.captions
 
     def _tokenize(self, captions: Sequence[str]) -> Tensor:
         """Return token ids with the full stop, [B, longest], padded with IGNORED."""

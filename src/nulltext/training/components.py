@@ -47,7 +47,6 @@ NEW_GAIN = 2.5
 
 
 def common_words() -> list[str]:
-    """Read the plain English words that people use of pictures."""
     text = (resources.files("nulltext.training") / "words.txt").read_text(encoding="utf-8")
     return text.split()
 
@@ -83,7 +82,6 @@ def train_tokenizer(captions: Iterable[str], settings: TokenizerSettings) -> CLI
 
 
 def build_scheduler(recipe: Recipe) -> DDIMScheduler:
-    """Build the schedule of Stable Diffusion 1.x, with the recipe's noise at its end."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -99,7 +97,6 @@ def build_scheduler(recipe: Recipe) -> DDIMScheduler:
 
 
 def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
-    """Build the autoencoder, with weights drawn from the recipe's seed."""
     from diffusers import AutoencoderKL
 
     sizes = recipe.autoencoder
@@ -118,7 +115,6 @@ def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
 
 
 def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Build the text encoder, with weights drawn from the recipe's seed."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     sizes = recipe.denoiser
@@ -139,7 +135,6 @@ def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextMode
 
 
 def build_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Build the UNet, with weights drawn from the recipe's seed."""
     from diffusers import UNet2DConditionModel
 
     sizes = recipe.denoiser
@@ -168,7 +163,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def warm_start(module: nn.Module, old: Mapping[str, Tensor]) -> None:
-    """Fill a module's weights from named ones as far as names and shapes allow."""
     for name, weight in module.named_parameters():
         source = old.get(name)
         if BY_TOKEN in name or source is None or source.ndim != weight.ndim:
@@ -220,7 +214,6 @@ def warm_start_embeddings(
     tokens: Mapping[str, int],
     old_tokens: Mapping[str, int],
 ) -> None:
-    """Copy the embeddings of the tokens that both vocabularies have."""
     for token, row in tokens.items():
         if token in old_tokens:
             _fill_corner(new.weight[row], old.weight[old_tokens[token]])

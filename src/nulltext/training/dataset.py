@@ -30,9 +30,6 @@ from torch.nn import functional
 from nulltext.captioning.caption_files import (
     LABELS,
     captions_beside,
-    captions_field,
-    file_field,
-    label_fields,
     left_out,
     read_json_lines,
 )
@@ -46,7 +43,6 @@ from nulltext.words.captions import article, caption
 from nulltext.words.prompts import plain_words
 
 TRAIN = "train"
-"""The split that is trained on."""
 Role = Literal["flower", "background"]
 """Part of the picture that a word speaks of."""
 GENERAL_KIND = "flower"
@@ -83,7 +79,6 @@ class Example:
 
     @property
     def labels(self) -> dict[str, str | None]:
-        """Kind, colour and background."""
         return {name: getattr(self, name) for name in LABELS}
 
 
@@ -102,8 +97,7 @@ def read_dataset(folder: Path) -> list[Example]:
     else:
         examples = list(_read_table(table))
     if not examples:
-        found = left_out(folder)
-        has = f", but {found}" if found else ""
+        has = f", but {found}" if (found := left_out(folder)) else ""
         raise DataError(
             f"'{folder}' has no captioned photo{has}: it needs labels.jsonl, captions.jsonl, "
             "or a .txt with the caption beside each photo."
@@ -113,17 +107,12 @@ def read_dataset(folder: Path) -> list[Example]:
 
 def _read_table(path: Path) -> Iterator[Example]:
     known: dict[str, Any]
-    for number, line in read_json_lines(path):
-        if path.name == "labels.jsonl":
-            known = label_fields(line, path, number)
-        else:
-            known = {"captions": captions_field(line, path, number)}
-        photo = file_field(line, "file", path, number)
+    for line in read_json_lines(path):
+        known = line.labels() if path.name == "labels.jsonl" else {"captions": line.captions()}
+        photo = line.file("file")
         if not photo.is_file():
-            raise DataError(
-                f"'{path}', line {number}, names {shorten(line['file'])!r}, which is not there."
-            )
-        yield Example(photo, str(line.get("split", TRAIN)), **known)
+            raise DataError(f"{line}, names {shorten(line.text('file'))!r}, which is not there.")
+        yield Example(photo, str(line.fields.get("split", TRAIN)), **known)
 
 
 def load_pixels(examples: Sequence[Example], side: int) -> Tensor:
@@ -161,12 +150,10 @@ def shrink(pixels: Tensor, side: int) -> Tensor:
 
 
 def digest(data: bytes) -> str:
-    """Identify what a checkpoint was trained on."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def chance(probability: float, rng: torch.Generator) -> bool:
-    """Draw whether something happens."""
     return float(torch.rand((), generator=rng)) < probability
 
 
@@ -185,14 +172,12 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """The caption as one string."""
         return " ".join(self.words)
 
 
 def compose(
     example: Example, settings: CaptionSettings, fillers: Sequence[str], rng: torch.Generator
 ) -> Caption:
-    """Draw a caption: one of the example's own, or one composed from its labels."""
 
     def one_of(options: Sequence[str]) -> str:
         return options[below(len(options), rng)]
@@ -222,7 +207,6 @@ def compose(
 
 
 def plain_caption(example: Example) -> str:
-    """Return the example's first own caption, or compose one that names all its labels."""
     if example.captions:
         return example.captions[0]
     return caption({**example.labels, "kind": example.kind or GENERAL_KIND})

@@ -38,33 +38,11 @@ from nulltext.training.recipe import Recipe
 from nulltext.training.views import EncodedViews
 
 COLUMNS = 8
-"""Sample pictures in a row."""
 TOGETHER = 8
 """Sample pictures that go through the UNet at once."""
 SAMPLE_SEED = 7
 ROLES: tuple[Role, ...] = get_args(Role)
 TINY = 1e-6
-
-
-class NoisyLatents(NamedTuple):
-    """Latents of a batch with noise at random timesteps."""
-
-    latents: Tensor
-    """[B, C, h, w]."""
-    noise: Tensor
-    timesteps: Tensor
-    """[B]."""
-    snr: Tensor
-    """[B], signal-to-noise ratios."""
-
-
-def add_noise(clean: Tensor, alphas_cumprod: Tensor, rng: torch.Generator) -> NoisyLatents:
-    """Add noise to clean latents [B, C, h, w] at uniformly drawn timesteps."""
-    timesteps = torch.randint(len(alphas_cumprod), (len(clean),), generator=rng)
-    noise = torch.randn(clean.shape, generator=rng)
-    signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    noisy = signal.sqrt() * clean + (1.0 - signal).sqrt() * noise
-    return NoisyLatents(noisy, noise, timesteps, (signal / (1.0 - signal)).flatten())
 
 
 class TokenizedCaption(NamedTuple):
@@ -90,11 +68,14 @@ class DenoiserStage:
         self.tokenized: dict[tuple[str, ...], TokenizedCaption] = {}
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of random views under freshly composed captions."""
         device, weights = self.model.device, self.recipe.denoiser.loss
         rows = torch.randint(len(self.views.examples), (batch_size,), generator=rng)
         clean = self.views.latents[rows].float() * float(self.model.vae.config.scaling_factor)
-        noisy = add_noise(clean, self.alphas_cumprod, rng)
+        timesteps = torch.randint(len(self.alphas_cumprod), (batch_size,), generator=rng)
+        noise = torch.randn(clean.shape, generator=rng)
+        signal = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * clean + (1.0 - signal).sqrt() * noise
+        snr = (signal / (1.0 - signal)).flatten()
         examples = [self.views.examples[row] for row in rows]
         captions = [compose(e, self.recipe.captions, self.fillers, rng) for e in examples]
         tokenized = [self._tokenize(caption) for caption in captions]
@@ -105,16 +86,14 @@ class DenoiserStage:
         probed = ProbedController(NoOpController(guided=False), maps)
         with attach(self.model.unet, probed) if grounded else nullcontext():
             predicted = self.model.unet(
-                noisy.latents.to(device),
-                noisy.timesteps.to(device),
-                encoder_hidden_states=embeds,
+                noisy.to(device), timesteps.to(device), encoder_hidden_states=embeds
             ).sample
-        square = (predicted.float() - noisy.noise.to(device)).square().mean(dim=(1, 2, 3))
-        scale = noisy.snr.clamp(max=weights.min_snr_gamma) / noisy.snr
+        square = (predicted.float() - noise.to(device)).square().mean(dim=(1, 2, 3))
+        scale = snr.clamp(max=weights.min_snr_gamma) / snr
         loss = (scale.to(device) * square).mean()
         parts = {"noise": float(square.detach().mean())}
         if grounded:
-            visible = noisy.timesteps < weights.grounded_below
+            visible = timesteps < weights.grounded_below
             masks = self.views.masks[rows].float() / 255.0 * visible.view(-1, 1, 1)
             spans = [caption.spans for caption in tokenized]
             outside = grounding_loss(maps, captions, spans, masks.to(device))
@@ -123,7 +102,6 @@ class DenoiserStage:
         return loss, parts
 
     def picture(self) -> Image.Image:
-        """Draw samples of fixed prompts from fixed noise."""
         prompts = self.recipe.denoiser.prompts
         images = sample(self.model, prompts, seed=SAMPLE_SEED)
         tiles = [Tile(to_pil(image), text) for image, text in zip(images, prompts, strict=True)]

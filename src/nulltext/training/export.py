@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nulltext.captioning.captioner import vision_class
 from nulltext.captioning.folder import check_captioner_target, save_captioner
-from nulltext.captioning.networks import vision_class
 from nulltext.errors import OptionError, OutputError
 from nulltext.models.checkpoint import quiet_libraries
 from nulltext.models.known_figure import write_known
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 SHARD = "15MB"
-"""Largest file of weights."""
 RECIPE_FILE, CARD_FILE = "recipe.json", "README.md"
 
 MODEL_CARD = """# {name}
@@ -65,7 +64,7 @@ to it, and shapes are weaker than colours. It may remember training photos. It i
 model.
 
 ## Licence
-That of whoever trained it. The photos belong to their authors, whose own licences hold for them;
+The one that its author chooses. The photos belong to their authors, whose own licences hold;
 they are not part of the model's folder.
 """
 SUGGESTION = """
@@ -111,10 +110,7 @@ def check_output(folder: Path, recipe: Recipe) -> None:
 
 
 def export_model(run: TrainingRun, folder: Path, *, commit: str | None = None) -> None:
-    """Write the model to `folder`.
-
-    Args:
-        commit: of the code that trained it, for the card.
+    """Write the model to `folder`, with the commit of the code that trained it on its card.
 
     Raises:
         OptionError: the autoencoder is unfinished, there is no denoiser yet, or it was trained with

@@ -47,7 +47,6 @@ SEED_STRIDE = 1_000_003
 WEIGHTS, AVERAGE = "weights.", "ema."
 """Prefixes of the names of weights and of averaged weights in a checkpoint."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-"""State of the optimisers per weight."""
 ADAM_EPSILON = 1e-8
 MOMENTUM = 0.95
 """mu."""
@@ -73,7 +72,6 @@ class TrainInfo:
     seen: int
     """Crops or latents per update, for throughput."""
     parts: dict[str, float]
-    """The loss and its parts."""
 
 
 class Objective(Protocol):
@@ -99,7 +97,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Follow the gradients once."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -161,7 +158,6 @@ def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[torch.op
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
-    """Compute the learning rate of update number `step`, from 0."""
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
     floor = settings.final_share
     fall = floor + (1 - floor) * math.cos(0.5 * math.pi * step / settings.steps) ** 2
@@ -169,7 +165,6 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Make the generator of everything that is random in update number `step`."""
     return torch.Generator().manual_seed(seed * SEED_STRIDE + step)
 
 
@@ -212,7 +207,6 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Give the module the averaged weights inside the block."""
         kept = {name: w.detach().clone() for name, w in self.weights.items()}
         self._assign(self.ema)
         try:
@@ -226,7 +220,6 @@ class TrainingState:
             weight.copy_(values[name])
 
     def save(self, path: Path, identity: str) -> None:
-        """Write everything that the next update depends on, whole or not at all."""
         tensors = {WEIGHTS + name: w.detach() for name, w in self.weights.items()}
         tensors |= {AVERAGE + name: value for name, value in self.ema.items()}
         for name, weight in self.weights.items():
@@ -266,7 +259,6 @@ class Checkpoint(NamedTuple):
 
     tensors: dict[str, Tensor]
     step: int
-    """Updates that were done."""
     identity: str
     """Loop's settings, seed and recipe that it was made with, as JSON."""
 
@@ -277,10 +269,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path, prefix: str | None = "") -> Checkpoint:
-    """Read a checkpoint.
-
-    Args:
-        prefix: of the names of the tensors that are read; None for none, which takes no time.
+    """Read a checkpoint's tensors with this prefix of their names; None reads none, in no time.
 
     Raises:
         OptionError: it is damaged.
@@ -298,7 +287,6 @@ def read_checkpoint(path: Path, prefix: str | None = "") -> Checkpoint:
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
-    """Read the averaged weights of a checkpoint, which are exported, by name."""
     tensors = read_checkpoint(path, AVERAGE).tensors
     return {name.removeprefix(AVERAGE): tensor for name, tensor in tensors.items()}
 
@@ -321,12 +309,10 @@ def load_average(module: nn.Module, path: Path, prefix: str = "") -> None:
 
 
 def updates_done(path: Path) -> int:
-    """Count the updates of a checkpoint; 0 where there is none."""
     return read_checkpoint(path, None).step if path.is_file() else 0
 
 
 def checkpoint_path(folder: Path, stage: str) -> Path:
-    """Return the path of a stage's checkpoint."""
     return folder / f"{stage}.checkpoint.safetensors"
 
 

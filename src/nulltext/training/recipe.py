@@ -163,7 +163,6 @@ class AutoencoderRecipe:
 
     @property
     def keeps_latents(self) -> bool:
-        """Whether latents are those of the model that training begins with."""
         return self.loop.steps == 0 or self.loss.keep > 0
 
 
@@ -329,7 +328,6 @@ class Recipe:
             )
 
     def to_json(self) -> str:
-        """Write all fields, defaults included."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
@@ -343,7 +341,6 @@ def _check_sizes(part: str, channels: tuple[int, ...], others: tuple[int, ...]) 
 
 
 def bundled_recipes() -> tuple[str, ...]:
-    """List the names of the package's own recipes."""
     names = (entry.name for entry in CONFIGS.iterdir())
     return tuple(sorted(Path(name).stem for name in names if name.endswith(".json")))
 
@@ -403,7 +400,6 @@ def from_json(kind: Any, value: Any, place: str) -> Any:
 
 
 def _check_fields(kind: Any, value: Mapping[str, Any], place: str) -> None:
-    """Refuse unknown and missing fields of a settings class."""
     fields = {own.name: own for own in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:

@@ -72,7 +72,6 @@ class TrainingRun:
 
     recipe: Recipe
     photos: Path
-    """Folder of captioned photos."""
     folder: Path
     """Folder of checkpoints, sample pictures and encoded views."""
     device: torch.device
@@ -98,7 +97,6 @@ class TrainingRun:
 
     @property
     def examples(self) -> list[Example]:
-        """Examples to train on."""
         return self.splits.trained
 
     @cached_property
@@ -119,17 +117,14 @@ class TrainingRun:
 
     @cached_property
     def identity(self) -> str:
-        """Text of what every checkpoint depends on."""
         photos = digest(self.pixels.numpy().tobytes())
         origin = None if self.origin is None else self.origin.fingerprint
         return repr((self.recipe.resolution, self.recipe.photo_side, photos, origin))
 
     def depends_on(self, settings: str) -> str:
-        """Add what every checkpoint depends on, photos above all, to a stage's own settings."""
         return f"{self.identity} {settings}"
 
     def train(self, objective: Objective, loop: LoopSettings, settings: str) -> Stage:
-        """Train one stage; `settings` is the text of what its weights depend on."""
         yield from train(
             objective,
             loop,
@@ -140,7 +135,6 @@ class TrainingRun:
         )
 
     def tokenizer(self) -> CLIPTokenizer:
-        """Load the tokenizer, learnt in seconds when it is first needed."""
         from transformers import CLIPTokenizer
 
         folder = self.folder / f"tokenizer-{self.words}"
@@ -178,11 +172,9 @@ class TrainingRun:
 
     @property
     def views_path(self) -> Path:
-        """File of the encoded views."""
         return self.folder / "views.safetensors"
 
     def views_identity(self, vae: AutoencoderKL) -> str:
-        """Text of what encoded views depend on."""
         recipe = self.recipe
         settings = [asdict(recipe.views), recipe.seed, self.words, encoder_digest(vae)]
         return self.depends_on(json.dumps(settings))
@@ -201,7 +193,6 @@ class TrainingRun:
         return views.scale
 
     def build_pipeline(self, vae: AutoencoderKL, views: EncodedViews) -> StableDiffusionPipeline:
-        """Build the model around an autoencoder, with UNet and text encoder before training."""
         from diffusers import StableDiffusionPipeline
 
         tokenizer = self.tokenizer()
@@ -231,7 +222,6 @@ class TrainingRun:
 
 
 def encoder_digest(vae: AutoencoderKL) -> str:
-    """Identify the weights of an autoencoder's encoder."""
     own = [(n, w) for n, w in vae.named_parameters() if n.startswith(("encoder.", "quant_conv."))]
     return digest(b"".join(weight.detach().cpu().numpy().tobytes() for _, weight in sorted(own)))
 
@@ -263,7 +253,6 @@ def check_origin(recipe: Recipe, origin: LatentDiffusion | None) -> None:
 
 
 def autoencoder_stage(run: TrainingRun) -> Stage:
-    """Train encoder and decoder."""
     check_origin(run.recipe, run.origin)
     vae, own = build_autoencoder(run.recipe), run.recipe.autoencoder
     origin = None if run.origin is None else run.origin.vae
@@ -276,7 +265,6 @@ def autoencoder_stage(run: TrainingRun) -> Stage:
 
 
 def decoder_stage(run: TrainingRun) -> Stage:
-    """Train the decoder alone."""
     vae = run.autoencoder()
     settings = encoder_digest(vae)
     vae.to(run.device).train()
@@ -285,7 +273,6 @@ def decoder_stage(run: TrainingRun) -> Stage:
 
 
 def denoiser_stage(run: TrainingRun) -> Stage:
-    """Encode the photos, unless that is done, and train UNet and text encoder."""
     vae = run.autoencoder()
     identity = run.views_identity(vae)
     views = EncodedViews.load(run.views_path, identity)
@@ -301,7 +288,6 @@ def denoiser_stage(run: TrainingRun) -> Stage:
 
 
 def captioner_stage(run: TrainingRun) -> Stage:
-    """Train the captioner; needs no other stage."""
     recipe = run.recipe
     captioner = build_captioner(
         recipe.captioner, run.tokenizer(), name=recipe.name, seed=recipe.seed, vision=run.vision
@@ -327,4 +313,3 @@ STAGES = {
     "denoiser": denoiser_stage,
     "captioner": captioner_stage,
 }
-"""Stages that train, in order."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nulltext.errors import OptionError
+from nulltext.errors import require
 from nulltext.storage.files import replace_file
 from nulltext.training.dataset import Example, as_floats, below, chance, shrink
 from nulltext.training.loop import TrainInfo, step_generator
@@ -66,16 +66,14 @@ class Segmentation(NamedTuple):
     mask: Mask | None = None
     """[H, W], true at the flower; None without a plausible outline."""
     colour: str | None = None
-    """The flower's colour."""
     background: str | None = None
-    """The background's colour."""
 
 
 def segment(pixels: Pixels) -> Segmentation:
     """Find flower and background of an RGB photo [H, W, 3], and their colours.
 
     Raises:
-        OptionError: OpenCV is not installed.
+        ExtraError: OpenCV is not installed.
     """
     mask = outline(pixels)
     if mask is None:
@@ -117,7 +115,6 @@ def outline(pixels: Pixels) -> Mask | None:
 
 
 def _first_guess(cv2: Any, pixels: Pixels) -> Pixels:
-    """Label pixels for GrabCut's first round, by colour and distance from the centre."""
     hue, saturation, value = hsv(cv2.GaussianBlur(pixels, (3, 3), 0))
     foliage = (hue > 65) & (hue < 255) & (saturation > 0.22)
     dull = (saturation < 0.35) & (value < 0.55)
@@ -185,19 +182,13 @@ def _background_word(hue: Floats, saturation: Floats, value: Floats) -> str | No
 
 
 def _majority(**pixels: Mask) -> str | None:
-    """Return the word of most pixels, if it is clear."""
     word = max(pixels, key=lambda name: int(pixels[name].sum()))
     chosen = pixels[word]
     return word if chosen.size and chosen.mean() >= CLEAR_MAJORITY else None
 
 
 def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise OptionError(
-            "Finding flowers in photos needs OpenCV: pip install 'nulltext[train]'."
-        ) from error
+    cv2 = require("cv2", "train", "Finding flowers in photos by OpenCV")
     cv2.setNumThreads(1)  # the same outline on every machine
     return cv2
 
@@ -276,7 +267,6 @@ class EncodedViews:
     masks: Tensor
     """[N, h, w], uint8: share of the flower in each latent pixel, in 255ths; 0 where unknown."""
     examples: tuple[Example, ...]
-    """What each view shows."""
 
     @property
     def scale(self) -> float:
@@ -284,7 +274,6 @@ class EncodedViews:
         return 1.0 / float(self.latents.float().std())
 
     def save(self, path: Path, identity: str) -> None:
-        """Write the views with the identity of what they were made from."""
         rows = [asdict(example) | {"path": str(example.path)} for example in self.examples]
         metadata = {"identity": identity, "examples": json.dumps(rows)}
         tensors = {"latents": self.latents, "masks": self.masks}

@@ -43,11 +43,9 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Title and unit."""
         return f"{self.title} {self.unit}".strip()
 
     def scaled(self, value: float | None) -> float | None:
-        """Convert a value to the table's unit."""
         return None if value is None else value * self.factor
 
 
@@ -87,11 +85,7 @@ PUBLISHED_SOURCE = (
 
 
 def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
-    """Write summary and page into the folder; return them, the page first.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
+    """Write summary and page into the folder; return them, the page first."""
     whole, parts = overall(rows), by_category(rows)
     measured = [row for row in rows if row["status"] == "ok"]
     edits = len({row["image"] for row in rows})
@@ -113,21 +107,18 @@ def publish(folder: Path, settings: Mapping[str, Any], rows: Sequence[Row]) -> l
     return write_files(folder, {REPORT: page.encode(), SUMMARY: summary.encode()})
 
 
-def overall(rows: Sequence[Row], seed: int = 0) -> list[Line]:
-    """Summarise all rows of each method, in the order of the rows."""
+def overall(rows: Sequence[Row]) -> list[Line]:
     groups = grouped([{**row, "setting": {}} for row in rows], lambda row: str(row["variant"]))
-    return [line_of(own, seed) for own in groups.values()]
+    return [line_of(own) for own in groups.values()]
 
 
-def by_category(rows: Sequence[Row], seed: int = 0) -> list[Line]:
-    """Summarise the rows of each category and method."""
+def by_category(rows: Sequence[Row]) -> list[Line]:
     ordered = sorted(rows, key=lambda row: str(row["setting"]["category"]))
     groups = grouped(ordered, lambda row: (row["setting"]["category"], row["variant"]))
-    return [line_of(own, seed) for own in groups.values()]
+    return [line_of(own) for own in groups.values()]
 
 
 def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Write a table as JSON: means and intervals in its units, null with reasons elsewhere."""
     return [
         {
             "method": line.variant,
@@ -213,7 +204,6 @@ def _metrics_table(lines: Sequence[Line], caption: str, *, with_published: bool)
 
 
 def _pictures_table(folder: Path, rows: Sequence[Row]) -> Table:
-    """Show the photo and every method's edit, edit by edit."""
     methods = list(dict.fromkeys(row["variant"] for row in rows))
     lines = []
     for key, own in list(grouped(rows, lambda row: str(row["image"])).items())[:SHOWN_EDITS]:

@@ -38,18 +38,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import safetensors
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import adaptive_max_pool2d, interpolate, normalize
 
 from nulltext.errors import ModelError
-from nulltext.evaluation.judges import ClipJudge, load_pretrained
-from nulltext.evaluation.metrics import MetricValue, Undefined, inner_ssim
-from nulltext.evaluation.pie.dataset import resized, with_border
+from nulltext.evaluation.metrics import (
+    ClipJudge,
+    MetricValue,
+    Undefined,
+    inner_ssim,
+    load_pretrained,
+)
 from nulltext.image.images import from_uint8, to_uint8
 from nulltext.models.checkpoint import first_line
 
@@ -72,35 +76,20 @@ UNMARKED = Undefined("the mask marks nothing")
 Network = TypeVar("Network")
 
 
-class Distance(Protocol):
-    """A network that compares two pictures."""
-
-    @property
-    def name(self) -> str:
-        """Name in settings."""
-        ...
-
-    def __call__(self, a: Tensor, b: Tensor, /) -> float:
-        """Compare pictures [3, H, W] in [-1, 1]."""
-        ...
-
-
 @dataclass(frozen=True)
 class Networks:
     """The networks of the metrics, or why they are missing."""
 
-    dino: Distance | Undefined
-    lpips: Distance | Undefined
+    dino: StructureDistance | Undefined
+    lpips: SqueezeLpips | Undefined
     clip: ClipJudge | Undefined
 
     @property
     def names(self) -> dict[str, str]:
-        """Name of each network, or "missing"."""
         return {k: "missing" if isinstance(v, Undefined) else v.name for k, v in vars(self).items()}
 
     @property
     def missing(self) -> dict[str, str]:
-        """Reasons by network."""
         return {k: v.reason for k, v in vars(self).items() if isinstance(v, Undefined)}
 
 
@@ -150,7 +139,6 @@ def pie_metrics(
     Args:
         photo, edited: [3, H, W] in [-1, 1].
         mask: [512, 512] as decoded, border not yet set.
-        source, target: the prompts.
     """
     inside = resized(with_border(mask), (photo.shape[1], photo.shape[2]))
     x, y = (from_uint8(to_uint8(image))[0] for image in (photo, edited))
@@ -178,13 +166,30 @@ def pie_metrics(
     return values
 
 
+def with_border(mask: Tensor) -> Tensor:
+    """Add the outermost pixels of a mask [H, W] to the edit, as published."""
+    framed = mask.clone()
+    framed[0] = framed[-1] = True
+    framed[:, 0] = framed[:, -1] = True
+    return framed
+
+
+def resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a mask [512, 512] to (height, width), bool.
+
+    A pixel belongs to the edit if any part of it does, so that the outside has no edited part.
+    """
+    return adaptive_max_pool2d(mask[None, None].float(), size)[0, 0] > 0
+
+
 def blackened(image: Tensor, kept: Tensor) -> Tensor:
-    """Blacken [3, H, W] in [-1, 1] where `kept` [H, W] is not set."""
     return torch.where(kept, image, torch.full_like(image, -1))
 
 
-def _distance(distance: Distance | Undefined, a: Tensor, b: Tensor) -> MetricValue:
-    return distance if isinstance(distance, Undefined) else distance(a, b)
+def _distance(
+    network: StructureDistance | SqueezeLpips | Undefined, a: Tensor, b: Tensor
+) -> MetricValue:
+    return network if isinstance(network, Undefined) else float(network(a, b))
 
 
 def _clip_score(clip: ClipJudge | Undefined, image: Tensor, prompt: str) -> MetricValue:
@@ -199,21 +204,14 @@ class StructureDistance:
 
     vit: Any
     """transformers' ViTModel."""
-    source: str
-
-    @property
-    def name(self) -> str:
-        """Name in settings."""
-        return f"DINO ({Path(self.source).name})"
+    name: str
+    """In settings."""
 
     @classmethod
     def load(
         cls, source: str, device: torch.device, *, local_only: bool = False
     ) -> StructureDistance:
-        """Load a ViT from a folder or a hub id.
-
-        Args:
-            local_only: use only what is in the hub's cache.
+        """Load a ViT from a folder or a hub id, which `local_only` looks up in the cache alone.
 
         Raises:
             ModelError: it cannot be loaded, or has another layout.
@@ -227,7 +225,7 @@ class StructureDistance:
                 f"'{source}' has patches of {vit.config.patch_size} px, which do not tile "
                 f"{DINO_SIDE} px; pass --dino {DINO_SOURCE}."
             )
-        return cls(vit, source)
+        return cls(vit, f"DINO ({Path(source).name})")
 
     def __call__(self, a: Tensor, b: Tensor, /) -> float:
         """Compute d of two pictures [3, H, W] in [-1, 1], at least 0."""
