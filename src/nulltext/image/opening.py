@@ -50,7 +50,6 @@ to fill memory; the third number replaces the first for greyscale, as in masks."
 MIN_SIDE = 8
 """Smallest side of a photo in pixels: one latent cell of Stable Diffusion's autoencoder."""
 CHANNELS = (1, 3, 4)
-"""Numbers of channels: grey, RGB, RGBA."""
 
 # Raster decoders only: EPS and PDF would start an interpreter. MPO is opened by the JPEG plugin.
 _READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
@@ -188,7 +187,6 @@ class _BoundedReader(io.BufferedReader):
 
 @contextlib.contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """Turn any exception of opening and decoding into an ImageError about `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MAX_PIXELS decides, not Pillow's bomb warning
@@ -220,7 +218,6 @@ def _too_large(name: str, most: int, what: str = "") -> ImageError:
 
 
 def _check_size(source: OpenImage, max_pixels: int) -> None:
-    """Refuse by its header what would take too much memory, or would be too small."""
     image, name, path = source.image, source.name, source.path
     width, height = image.size
     pixels = width * height
@@ -294,7 +291,6 @@ _PLANAR_CONFIGURATION, _PLANES = 284, 2
 
 
 def _check_regular_file(path: Path, name: str) -> None:
-    """Refuse addresses, folders, pipes and empty files, which opening would misread."""
     try:
         status = path.stat()
     except FileNotFoundError:

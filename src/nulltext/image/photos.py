@@ -308,7 +308,6 @@ def _kept_exif(image: Image.Image) -> bytes | None:
 
 
 def _copy_writable(source: Any, target: Any, tags: list[Any]) -> None:
-    """Copy tags whose values a file can hold."""
     for tag in tags:
         if tag in source:
             alone = Image.Exif()
@@ -348,7 +347,6 @@ def exif_of_result(kept: bytes | None, size: tuple[int, int], *, gps: bool) -> b
 
 
 def has_position(kept: bytes | None) -> bool:
-    """Whether a photo's `exif` says where it was taken."""
     if kept is None:
         return False
     exif = Image.Exif()

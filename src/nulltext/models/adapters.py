@@ -33,7 +33,7 @@ from nulltext.models.tensor_files import (
 )
 from nulltext.models.weights import fill
 from nulltext.storage.files import expand_user, path_exists
-from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, read_object
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
@@ -53,7 +53,6 @@ class AdapterPath(NamedTuple):
 
     option: Option
     path: Path
-    """The file or the folder that was passed."""
     file: Path
 
 
@@ -87,7 +86,6 @@ class Adapters:
         )
 
     def __bool__(self) -> bool:
-        """Whether anything is asked for."""
         return bool(self.loras or self.embeddings or self.vae)
 
     def check(self) -> None:
@@ -137,7 +135,6 @@ class Adapters:
         return found
 
     def _paths(self) -> Iterator[AdapterPath]:
-        """List the files of LoRAs, learnt tokens and the autoencoder, in this order."""
         for lora in self.loras:
             yield AdapterPath("--lora", lora.path, adapter_file(lora.path, "--lora"))
         for embedding in self.embeddings:
@@ -148,7 +145,6 @@ class Adapters:
 
 
 def _texts(given: object, name: str) -> list[str]:
-    """Turn one text or path, or several, into texts."""
     several = [given] if isinstance(given, str | Path) else given
     if not isinstance(several, list | tuple) or not all(
         isinstance(one, str | Path) and str(one) for one in several
@@ -217,11 +213,8 @@ def _vae_weights(path: Path) -> Path:
 
 
 def _vae_config(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a folder's config, completed by the scale of the model's own."""
     try:
-        config = parse_json(read_text(path, MEGABYTE))
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
+        config = read_object(path, MEGABYTE)
         check_config(config)
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -237,7 +230,6 @@ def _vae_config(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vae_tensors(file: TensorFile) -> dict[str, Tensor]:
-    """Read the autoencoder's tensors, without what precedes their names."""
     prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in file.shapes)), "")
     names = {name: name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)}
     tables = known_kinds()["autoencoder"]
@@ -281,7 +273,6 @@ def _config_of_tensors(
 
 
 def _check_latents(file: TensorFile, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse an autoencoder whose latents the model's UNet was not trained on."""
     channels = config.get("latent_channels", own["latent_channels"])
     if channels != own["latent_channels"]:
         what = known_kinds()["autoencoder"]["channels"].get(

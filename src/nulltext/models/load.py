@@ -12,19 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from nulltext.constants import GUIDANCE_SCALE, MODEL
+from nulltext.constants import GUIDANCE_SCALE, MODEL, Precision
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError, convert_out_of_memory
 from nulltext.models.adapters import Adapters, load_vae
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
-from nulltext.models.family import Family, Parts, TextConditioner
+from nulltext.models.families import Family, Parts, TextConditioner
 from nulltext.models.fingerprint import Digest, fingerprints
 from nulltext.models.foreign import explain
-from nulltext.models.hub import HubModel, OnBytes, fetch, fetch_file, parse_hub_model
+from nulltext.models.hub import HubModel, OnBytes, fetch, parse_hub_model
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.pipelines import family_of, recognise_distilled
 from nulltext.models.placement import (
@@ -49,7 +49,6 @@ BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 Source = Checkpoint | SingleFile
 """Where configs, tokenizers and weights of a model are read from."""
 
-DType = Literal["float32", "float16", "bfloat16"]
 SideContent = TypeVar("SideContent")
 
 
@@ -57,7 +56,7 @@ def load(
     model: Any = MODEL,
     *,
     device: str | None = None,
-    dtype: DType | torch.dtype | None = None,
+    dtype: Precision | torch.dtype | None = None,
     memory: MemoryName = "plenty",
     offload: bool = False,
     variant: str | None = None,
@@ -150,7 +149,6 @@ class _Read:
     parts: Parts
     text: TextConditioner
     scheduler: Mapping[str, Any]
-    """The scheduler's config."""
     schedule: Schedule
     notes: Sequence[str] = ()
     original: tuple[str, ...] | None = None
@@ -158,7 +156,6 @@ class _Read:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Fingerprints of the weights as they are now."""
         modules = {name: self.parts[name] for name in self.family.modules}
         return fingerprints(modules, self.schedule, self.text.settings)
 
@@ -326,7 +323,6 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def bundled_models() -> tuple[str, ...]:
-    """List the names of the models that come with the package."""
     return tuple(sorted(p.parent.name for p in BUNDLED_FOLDER.glob("*/model_index.json")))
 
 
@@ -355,25 +351,24 @@ def source_of(
         OptionError: an option does not fit this kind of source.
     """
     place = _locate(model)
-    if isinstance(place, HubModel) and place.file is not None:
-        place = fetch_file(str(model), on_bytes=on_bytes)
-        reason = explain_kind(place)
-        if reason is not None:
-            raise ModelError(reason)
-    if isinstance(place, Path) and place.is_file():
-        if variant is not None:
-            raise OptionError(
-                f"--variant selects weights in a folder or a hub repository, and '{model}' is a "
-                "single file; leave it out."
-            )
-        return SingleFile(place, str(model), config)
-    if config is not None:
+    single = place.file is not None if isinstance(place, HubModel) else place.is_file()
+    if single and variant is not None:
+        raise OptionError(
+            f"--variant selects weights in a folder or a hub repository, and '{model}' is a "
+            "single file; leave it out."
+        )
+    if config is not None and not single:
         raise OptionError(
             f"--config is for a single file, and '{model}' has its own; leave it out."
         )
     if isinstance(place, HubModel):
-        place = fetch(str(model), variant=variant, on_bytes=on_bytes)
-    return Checkpoint(place, str(model), variant)
+        place = fetch(place, variant=variant, on_bytes=on_bytes)
+        reason = explain_kind(place) if single else None
+        if reason is not None:
+            raise ModelError(reason)
+    return (
+        SingleFile(place, str(model), config) if single else Checkpoint(place, str(model), variant)
+    )
 
 
 def display_name(model: str | Path) -> str:
@@ -383,7 +378,6 @@ def display_name(model: str | Path) -> str:
 
 
 def _locate(model: str | Path) -> Path | HubModel:
-    """Find the folder or file of a model, or its name on the hub."""
     text = str(model)
     if text in bundled_models():
         return BUNDLED_FOLDER / text

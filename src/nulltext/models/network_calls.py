@@ -65,7 +65,6 @@ class Passes:
     photos: int = 1
     """Photos side by side: row i of a pass belongs to photo i mod `photos` by default."""
     counts: Counter[int] = field(default_factory=Counter)
-    """By photo."""
 
     def note(self, output: Tensor, rows: Iterable[int] | None = None) -> None:
         """Count the pass that led to an output, and each backward pass that will go through it.
@@ -79,18 +78,12 @@ class Passes:
         if output.requires_grad:
             output.register_hook(lambda _: self.counts.update(own))
 
-    def resume(self, spent: Mapping[int, int]) -> None:
-        """Add what an earlier part of the same run took."""
-        self.counts.update(spent)
-
     @property
     def each(self) -> list[int]:
-        """Evaluations of every photo."""
         return [self.counts[photo] for photo in range(self.photos)]
 
     @property
     def total(self) -> int:
-        """Evaluations of all photos."""
         return self.counts.total()
 
 

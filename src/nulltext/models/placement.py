@@ -80,11 +80,6 @@ PLANS: dict[str, MemoryPlan] = {
 
 
 def memory_plan(name: str) -> MemoryPlan:
-    """Return a plan by its name.
-
-    Raises:
-        OptionError: there is none of that name.
-    """
     if name not in PLANS:
         raise OptionError(f"There is no memory plan '{name}'; choose {', '.join(PLANS)}.")
     return PLANS[name]
@@ -100,7 +95,6 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def note_on_precision(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Say in a sentence that a precision does not fit the device; None where it does."""
     if device.type == "cpu" and dtype in HALF:
         name = str(dtype).removeprefix("torch.")
         return (
@@ -210,7 +204,6 @@ def at_work(
 def _replace_weights(
     module: torch.nn.Module, device: torch.device | None, dtype: torch.dtype | None
 ) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Put copies in the place of all weights that are elsewhere; returns what was there."""
     kept: list[tuple[dict[str, Any], str, Tensor]] = []
     slots: dict[str, Any]
     made: dict[int, Tensor] = {}  # weights that layers share stay shared

@@ -89,7 +89,6 @@ def _notes_on_words(model: LatentDiffusion, prompts: Sequence[str], changes: Cha
 
 
 def _notes_on_instructions(changes: Changes) -> dict[str, str]:
-    """Write notes by target; along a chain, each is read against what the one before it meant."""
     notes: dict[str, str] = {}
     meant: dict[str, str] = {}
     for before, target in changes:
@@ -126,18 +125,18 @@ def _changes_learnt(model: LatentDiffusion, source: str, target: str) -> bool:
 
 def note_on_words(
     name: str,
-    known: KnownWords | None,
+    known: KnownWords,
     prompts: Sequence[str],
     changes: Sequence[tuple[str, str]] = (),
 ) -> str | None:
     """Write a sentence on words that a model does not know; None where there is nothing to say.
 
     Args:
-        name: the model's. known: None says nothing, ever. changes: pairs of prompts, of which the
-            second is what an edit makes of the first.
+        name: the model's.
+        changes: pairs of prompts, of which the second is what an edit makes of the first.
     """
-    missing = known.missing(prompts) if known else []
-    if known is None or not missing:
+    missing = known.missing(prompts)
+    if not missing:
         return None
     words = listed([f'"{word}"' for word in missing])
     follows = "which will do little"
@@ -159,7 +158,6 @@ class SyntaxKind(NamedTuple):
     """One thing that other tools' syntax asks for."""
 
     is_what: str
-    """What it is, and how it is read here."""
     instead: str | Callable[[Sequence[Found], bool], str]
     """What to do here; a function is told those found, and whether they are of a target."""
 

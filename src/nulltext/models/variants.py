@@ -51,8 +51,6 @@ COMMON = ("fp32", "fp16", "bf16")
 class Weights:
     """The files with the weights of one component."""
 
-    component: str
-    """Its folder in the model."""
     variant: str | None
     """"fp16", "bf16", "non_ema", ...; None for the plain ones."""
     files: tuple[str, ...]
@@ -153,7 +151,7 @@ def _variants(names: Iterable[str], component: str, stem: str) -> Variants:
             continue
         variant = found["variant"] or found["older"]
         if found["number"] is None:
-            whole[variant] = Weights(component, variant, (f"{component}/{name}",), None)
+            whole[variant] = Weights(variant, (f"{component}/{name}",), None)
         else:
             shards.setdefault((variant, int(found["count"])), {})[int(found["number"])] = name
     complete: dict[str | None, Weights] = {}
@@ -161,7 +159,7 @@ def _variants(names: Iterable[str], component: str, stem: str) -> Variants:
         index = next((name for name in _indices(stem, variant) if name in inside), None)
         if index is not None and sorted(files) == list(range(1, count + 1)):
             paths = tuple(f"{component}/{files[number]}" for number in sorted(files))
-            complete[variant] = Weights(component, variant, paths, f"{component}/{index}")
+            complete[variant] = Weights(variant, paths, f"{component}/{index}")
     return complete | whole
 
 
@@ -173,7 +171,6 @@ def _pattern(stem: str) -> re.Pattern[str]:
 
 
 def _indices(stem: str, variant: str | None) -> list[str]:
-    """List the names that an index of shards may have."""
     if variant is None:
         return [f"{stem}.safetensors.index.json"]
     return [
@@ -184,7 +181,6 @@ def _indices(stem: str, variant: str | None) -> list[str]:
 
 
 def _stand_ins(held: Iterable[Variants]) -> list[str]:
-    """Order the variants that are read where there are no plain weights."""
     lacking = [found for found in held if None not in found]
     every = {name for found in lacking for name in found if name is not None}
 
@@ -196,7 +192,6 @@ def _stand_ins(held: Iterable[Variants]) -> list[str]:
 
 
 def _without_weights(names: Iterable[str], component: str, stem: str, model: str) -> str:
-    """Say why a component has no weights to read, and what to do."""
     inside = sorted(n.removeprefix(f"{component}/") for n in names if n.startswith(f"{component}/"))
     of = f"The {component} of the model '{model}'"
     if any((found := _pattern(stem).fullmatch(name)) and found["number"] for name in inside):

@@ -109,7 +109,6 @@ def _temporary_beside(target: Path) -> Iterator[Path]:
 
 
 def _own_prefix() -> str:
-    """Return how the temporary files of this machine's processes begin."""
     return f".nulltext-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
 
 
@@ -166,7 +165,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _reset_permissions(folder: Path) -> None:
-    """Give all files in a folder the permissions of a new file."""
     sample = folder / LOCK
     sample.touch()
     usual = stat.S_IMODE(sample.stat().st_mode)
@@ -217,7 +215,6 @@ def lock_file(descriptor: int, folder: str | Path) -> None:
 
 
 def output_error(path: str | Path, error: Exception) -> OutputError:
-    """Return the OutputError for what a system call or an encoder raised."""
     return OutputError(
         f"'{path}' cannot be written ({reason_of(error)}): free some space or choose another place."
     )

@@ -36,11 +36,7 @@ DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
 
 
 def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and header.
-
-    Raises:
-        OutputError: the file cannot be written; an older one is left unchanged.
-    """
+    """Write tensors and header."""
     from safetensors.torch import save
 
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -110,7 +106,6 @@ def read_header(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file whose size is checked, and turn errors of reading into InversionFileError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -144,7 +139,6 @@ def _header(path: Path, stream: Any) -> dict[str, Any]:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse what is not a file, and files and headers larger than any inversion's."""
     if not path.is_file():
         refuse_address(path, InversionFileError)
         problem = "is not a regular file" if path.exists() else "does not exist"

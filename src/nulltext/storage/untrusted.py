@@ -120,7 +120,6 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
 
 
 def has_byte_order_mark(path: Path) -> bool:
-    """Whether a regular file begins with a byte-order mark."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -159,6 +158,19 @@ def parse_json(text: str) -> Any:
     if surrogate:
         raise ValueError("it holds half a character (a lone surrogate)")
     return value
+
+
+def read_object(path: Path, most: int) -> dict[str, Any]:
+    """Read a file of at most `most` bytes that holds a JSON object.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: see `read_text` and `parse_json`, or it is no object.
+    """
+    content = parse_json(read_text(path, most))
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
 
 
 def _entries(value: Any) -> list[Any]:

@@ -45,7 +45,6 @@ def recoloured(label: Label) -> str:
 
 
 def article(word: str) -> str:
-    """Return the indefinite article before a word."""
     return "an" if word[:1] in "aeiou" else "a"
 
 

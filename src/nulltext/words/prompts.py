@@ -186,7 +186,6 @@ def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
 
 
 def has_word(prompt: TokenizedPrompt, word: str) -> bool:
-    """Whether `find_words` would find the word or phrase."""
     try:
         find_words(prompt, word)
     except PromptError:
@@ -311,7 +310,6 @@ def _name(text: str, start: int, end: int, written_out: Mapping[int, int]) -> st
 
 
 def _check_known(text: str, words: Sequence[Word], unknown: Mapping[int, Span]) -> None:
-    """Raise PromptError for unknown characters, given by token index, naming their words."""
     named: dict[str, None] = {}
     for word in words:
         for start, end in (unknown[k - 1] for k in word.tokens if k - 1 in unknown):
@@ -372,7 +370,6 @@ def _cut(text: str) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Enumerate the first of several things for a message."""
     more = len(items) - SHOWN_WORDS
     return ", ".join(items[:SHOWN_WORDS]) + (f" and {more} more" if more > 0 else "")
 
