@@ -210,11 +210,7 @@ class Sizes:
 
 
 def parse_size(text: str) -> Size | Literal["photo"]:
-    """Read "WIDTHxHEIGHT" or "photo".
-
-    Raises:
-        OptionError: it is neither.
-    """
+    """Read "WIDTHxHEIGHT" or "photo"; raise OptionError for anything else."""
     if text.strip().lower() == "photo":
         return "photo"
     match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})\s*", text)

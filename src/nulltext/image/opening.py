@@ -344,11 +344,7 @@ def _not_read(name: str, kind: str, advice: str) -> ImageError:
 
 
 def photo_array(source: Array | Tensor, name: str) -> Image.Image:
-    """Make an image of mode L, I;16, RGB or RGBA from a photo's array or tensor.
-
-    Raises:
-        ImageError: its shape, type or values are not in the module's table.
-    """
+    """Make an image of mode L, I;16, RGB or RGBA from a photo's array or tensor."""
     values = _channels_last(source, name)
     if values.dtype == bool and values.ndim == 2:
         values = values.astype(np.uint8) * np.uint8(255)
@@ -362,9 +358,6 @@ def mask_array(source: Array | Tensor, name: str) -> Image.Image:
     """Make an image of mode L, I;16, I, F, RGB or RGBA from a mask's array or tensor.
 
     Takes any integer type beside the module's table, and keeps floats as they are.
-
-    Raises:
-        ImageError: it is several masks, or its shape, type or values are not a mask's.
     """
     plain = without_single_axes(_numpy(source, name))
     if plain.ndim == 3 and plain.dtype == bool:

@@ -71,11 +71,7 @@ class Adapters:
         embedding: str | Path | Sequence[str | Path] = (),
         vae: str | Path | None = None,
     ) -> Adapters:
-        """Read texts as the command line takes them.
-
-        Raises:
-            OptionError: a weight or a token cannot be read.
-        """
+        """Read texts as the command line takes them."""
         loras, embeddings = _texts(lora, "lora"), _texts(embedding, "embedding")
         if not (vae is None or (isinstance(vae, str | Path) and str(vae))):
             raise OptionError(f"vae is {shorten(repr(vae))}, expected a folder or a file.")
@@ -97,12 +93,7 @@ class Adapters:
     def put_into(
         self, parts: Mapping[str, Any], tokenizers: Sequence[str], model: str
     ) -> list[str]:
-        """Merge LoRAs and add learnt tokens; returns notes for the user.
-
-        Args:
-            parts: modules and tokenizers by name. tokenizers: names of the tokenizers.
-            model: for messages.
-        """
+        """Merge LoRAs and add learnt tokens; returns notes for the user."""
         encoders = {name: name.replace("tokenizer", "text_encoder") for name in tokenizers}
         modules = {name: parts[name] for name in ("unet", *encoders.values())}
         notes = merge_loras(modules, self.loras, model=model)

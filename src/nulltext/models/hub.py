@@ -283,9 +283,6 @@ class Commit:
 def ask(name: HubModel, patience: Sequence[float]) -> Commit:
     """Ask the hub which commit a revision is, and for its files.
 
-    Args:
-        patience: seconds that the hub has to answer, try by try.
-
     Raises:
         ModelError: the answer is no hub's.
         Exception: of the hub's client.

@@ -186,12 +186,7 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
 def _cast_and_move(
     read: _Read, dtype: torch.dtype, *, device: torch.device, home: torch.device
 ) -> tuple[str, ...]:
-    """Cast and move all weights; returns their fingerprints, taken in the precision of the files.
-
-    Args:
-        dtype: of the UNet and the text encoders; the autoencoder becomes float32.
-        device: of the UNet. home: of the other parts.
-    """
+    """Cast and move all weights; returns fingerprints, taken in the precision of the files."""
     digest = Digest(read.parts["vae"], read.schedule, read.text.settings)
     allow_tf32(device)
     with convert_out_of_memory(
@@ -340,11 +335,6 @@ def source_of(
     on_bytes: OnBytes | None = None,
 ) -> Source:
     """Find a model's files; those of the hub's models are fetched.
-
-    Args:
-        variant: of the weights, such as "fp16"; see `variants`.
-        config: of a single file; see `SingleFile`.
-        on_bytes: called with (done, total) bytes while files are fetched.
 
     Raises:
         ModelError: there is no such model, or it cannot be fetched.

@@ -165,10 +165,6 @@ def merge_loras(
 
     Returns notes for the user: keys without a layer, words to use, distillation.
 
-    Args:
-        modules: by their names in a checkpoint's folder, with tensors that hold numbers.
-        model: its name, for messages.
-
     Raises:
         ModelError: a file is missing, damaged, no LoRA, of a method that cannot be merged, or for
             other models. Of that LoRA nothing is merged then.

@@ -85,11 +85,7 @@ def family_of(
 
 
 def explain_pipeline(class_name: object, model: str) -> str:
-    """Say in one sentence what a pipeline is that nulltext cannot edit with, and what to do.
-
-    Args:
-        class_name: `_class_name` of model_index.json.
-    """
+    """Say in one sentence what a pipeline is that nulltext cannot edit with, and what to do."""
     name = _plain(class_name)
     return (
         f"The model '{model}' is of class {shorten(name)} ({_what(name)}), which nulltext cannot "

@@ -134,12 +134,7 @@ def use_channels_last(module: torch.nn.Module, device: torch.device) -> None:
 
 
 def check_weights_present(parts: Mapping[str, Any], pipeline: str) -> None:
-    """Refuse a pipeline whose weights cannot be read and differentiated through as they are.
-
-    Raises:
-        ModelError: a part's weights are kept elsewhere between its layers' calls, or are quantised,
-            or something unknown is wrapped around a part.
-    """
+    """Refuse a pipeline whose weights cannot be read and differentiated through as they are."""
     for name, module in parts.items():
         reason = None
         if not hasattr(module, "config"):

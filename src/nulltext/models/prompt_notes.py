@@ -39,9 +39,6 @@ def notes_on_prompts(
 
     Those are known by the list of what it was taught, or where there is none, by how it reads.
 
-    Args:
-        changes: see `note_on_words`.
-
     Raises:
         PromptError: it cannot read a prompt.
     """
@@ -63,9 +60,6 @@ def notes_on_writing(
 ) -> list[str]:
     """Write a sentence for each kind of other tools' syntax in prompts, and for each target that
     is an instruction; prompts may be such as the model cannot read.
-
-    Args:
-        changes: see `note_on_words`.
     """
     syntax = notes_on_syntax(prompts, {target for _, target in changes}, _learnt_names(model))
     return [*syntax, *_notes_on_instructions(changes).values()]

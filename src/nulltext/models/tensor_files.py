@@ -333,9 +333,6 @@ def open_adapter(path: Path, option: Option) -> Iterator[TensorFile]:
     """Open a file that is added to a model, after checking that it is what the option takes.
 
     safetensors itself checks that no shape is larger than the bytes that are there.
-
-    Raises:
-        ModelError: it is missing, damaged, no safetensors file, or of another kind.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -83,11 +83,6 @@ def choose_weights(
     components have. With it: that variant; a component that lacks it is read as without it, as
     diffusers does.
 
-    Args:
-        names: paths of all files of the model.
-        modules: class of each component with weights.
-        model: for messages.
-
     Raises:
         ModelError: a component has no safetensors weights, or no component has the variant.
     """
@@ -116,10 +111,7 @@ def needed_files(
     model: str,
     variant: str | None = None,
 ) -> list[str]:
-    """List the paths of all files that a model is loaded from, small ones first.
-
-    Args: as for `choose_weights`.
-    """
+    """List the paths of all files that a model is loaded from, small ones first."""
     names = set(names)
     chosen = choose_weights(names, modules, model, variant)
     configs = [INDEX, SCHEDULER, *(f"{part}/config.json" for part in modules)]

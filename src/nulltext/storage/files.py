@@ -1,7 +1,7 @@
 """Write files and folders whole or not at all, and lock them against other processes.
 
 New content is complete on disk under a temporary name before it takes its own, so an older file
-survives every failure.
+survives every failure. What cannot be written or locked is an OutputError.
 """
 
 from __future__ import annotations
@@ -48,11 +48,7 @@ def path_exists(path: Path) -> bool:
 
 
 def check_target(path: str | Path) -> Path:
-    """Return the file behind any symbolic link, after checking that it can be written.
-
-    Raises:
-        OutputError: it is not a regular file, or its folder is missing, read-only or full.
-    """
+    """Return the file behind any symbolic link, after checking that it can be written."""
     target = _regular_target(path)
     with _temporary_beside(target) as temporary, temporary.open("xb"):
         pass
@@ -60,11 +56,7 @@ def check_target(path: str | Path) -> Path:
 
 
 def replace_file(path: str | Path, data: bytes) -> None:
-    """Write `data` under a temporary name in the same folder, then rename.
-
-    Raises:
-        OutputError: as in `check_target`; an older file is left unchanged.
-    """
+    """Write `data` under a temporary name in the same folder, then rename."""
     target = _regular_target(path)
     log = timed(logger, "write: %s, %d bytes", path, len(data))
     with log, _temporary_beside(target) as temporary:
@@ -139,9 +131,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` when the block succeeds.
 
     Its files get the permissions of new files; some libraries write for the owner alone.
-
-    Raises:
-        OutputError: writing failed; an older folder is left unchanged.
     """
     target = folder.absolute()
     fresh, older = (target.with_name(f"{_own_prefix()}{uuid.uuid4().hex}") for _ in range(2))
@@ -180,9 +169,6 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
     The system releases the lock however the process ends. Without effect where the system or the
     file system has no locks.
-
-    Raises:
-        OutputError: another process holds the lock, or the folder cannot be written to.
     """
     try:
         descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -196,11 +182,7 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
 
 def lock_file(descriptor: int, folder: str | Path) -> None:
-    """Lock an open file of a folder until it is closed; see `lock_folder`.
-
-    Raises:
-        OutputError: another process holds the lock.
-    """
+    """Lock an open file of a folder until it is closed; see `lock_folder`."""
     if sys.platform == "win32":
         return
     try:

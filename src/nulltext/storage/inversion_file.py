@@ -2,7 +2,7 @@
 
 The header lies in safetensors' own metadata under the key "nulltext" and carries the version of the
 format. Reading opens safetensors and JSON only, and checks the sizes and the header before any
-tensor is read.
+tensor is read. A file that is missing, damaged, foreign or newer is an InversionFileError.
 """
 
 from __future__ import annotations
@@ -53,11 +53,7 @@ class TensorOutline(NamedTuple):
 
 
 def read_outline(path: Path) -> dict[str, TensorOutline]:
-    """Read the types and shapes that a file declares, and none of its numbers.
-
-    Raises:
-        InversionFileError: the file is damaged, or has a tensor of another type than `DTYPES`.
-    """
+    """Read the types and shapes that a file declares, and none of its numbers."""
     outlines = {}
     with _opened(path) as stream:
         for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
@@ -70,11 +66,7 @@ def read_outline(path: Path) -> dict[str, TensorOutline]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, whose header and outline are good, on the CPU.
-
-    Raises:
-        InversionFileError: the file is damaged.
-    """
+    """Read the tensors of a file, whose header and outline are good, on the CPU."""
     from safetensors.torch import load_file
 
     with _opened(path):
@@ -82,11 +74,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def not_finite(path: Path) -> list[str]:
-    """Find the tensors of a file that hold infinity or NaN; imports no torch.
-
-    Raises:
-        InversionFileError: the file is damaged.
-    """
+    """Find the tensors of a file that hold infinity or NaN; imports no torch."""
     import numpy as np
 
     with _opened(path) as stream:
@@ -95,11 +83,6 @@ def not_finite(path: Path) -> list[str]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read the header.
-
-    Raises:
-        InversionFileError: the file is missing, truncated, foreign, or of a newer version.
-    """
     with _opened(path) as stream:
         return _header(path, stream)
 
