@@ -82,7 +82,6 @@ class OpenImage:
     """Opens the file once more; None for arrays and images in memory."""
 
     def turned(self, stored: Image.Image) -> Image.Image:
-        """Turn pixels upright that lie as they are stored."""
         try:
             method = _UPRIGHT.get(self.image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # whichever way the parser fails, the pixels are good
@@ -267,7 +266,6 @@ _FOREIGN = {
         "save one of its frames as PNG",
     ),
 }
-"""First bytes and advice, by what a file is."""
 _RAW_SUFFIXES = {
     "Nikon": ".nef .nrw",
     "Sony": ".arw .srf .sr2",

@@ -52,7 +52,6 @@ LEVELS = 0xFFFF
 PER_LEVEL = 257
 """Values of 16 bits to one of 8: 65535 / 255."""
 HASHED_ROWS = 256
-"""Rows that are hashed at a time."""
 
 
 @dataclass(frozen=True)

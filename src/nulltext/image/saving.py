@@ -29,7 +29,6 @@ _FORMATS = {
 }
 _DEEP_FORMATS = ("PNG", "TIFF")
 _COMPRESSED_ROWS = 256
-"""Rows of a PNG of 16 bits that are compressed at a time."""
 _TIFF_SHORT, _TIFF_ENTRY = 3, 12
 _IMAGE_WIDTH, _BITS_PER_SAMPLE = 256, 258
 
@@ -47,7 +46,6 @@ class Picture:
 
     @property
     def bands(self) -> int:
-        """4 with opacity, else 3."""
         return 4 if self.alpha is not None or self.image.mode == "RGBA" else 3
 
     def rows(self, rows: slice, bands: int, *, deep: bool) -> np.ndarray[Any, Any]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from nulltext.errors import ModelError, OptionError, reason_of, shorten
-from nulltext.models.checkpoint import build_checked, check_config, first_line
+from nulltext.models.checkpoint import Checkpoint, build_checked, first_line
 from nulltext.models.embeddings import Embedding, add_embeddings, parse_embedding, token_of
 from nulltext.models.lora import Lora, merge_loras, parse_lora
 from nulltext.models.tensor_files import (
@@ -33,7 +33,6 @@ from nulltext.models.tensor_files import (
 )
 from nulltext.models.weights import fill
 from nulltext.storage.files import expand_user, path_exists
-from nulltext.storage.untrusted import MEGABYTE, read_object
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
@@ -71,7 +70,6 @@ class Adapters:
         embedding: str | Path | Sequence[str | Path] = (),
         vae: str | Path | None = None,
     ) -> Adapters:
-        """Read texts as the command line takes them."""
         loras, embeddings = _texts(lora, "lora"), _texts(embedding, "embedding")
         if not (vae is None or (isinstance(vae, str | Path) and str(vae))):
             raise OptionError(f"vae is {shorten(repr(vae))}, expected a folder or a file.")
@@ -204,13 +202,7 @@ def _vae_weights(path: Path) -> Path:
 
 
 def _vae_config(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        config = read_object(path, MEGABYTE)
-        check_config(config)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The autoencoder's '{path}' cannot be read ({reason_of(error)}); get it again."
-        ) from error
+    config = Checkpoint.at(path.parent).json(path.name)
     kind = str(config.get("_class_name", VAE_CLASS))
     if kind != VAE_CLASS:
         others = known_kinds()["autoencoder"]["classes"]

@@ -124,14 +124,8 @@ class Checkpoint:
     def tokenizer(self, name: str) -> Any:
         from transformers import CLIPTokenizer
 
-        try:
-            with plain_texts(self.folder / name) as texts:
-                return checked_tokenizer(CLIPTokenizer.from_pretrained(str(texts)))
-        except Exception as error:  # the library raises many kinds; the reason is in the text
-            raise ModelError(
-                f"The {name} of the model '{self.name}' cannot be loaded ({first_line(error)}); "
-                "get the model again."
-            ) from error
+        with refused_as_unusable(name, self.name), plain_texts(self.folder / name) as texts:
+            return checked_tokenizer(CLIPTokenizer.from_pretrained(str(texts)))
 
     def _file(self, name: str) -> Path:
         path = self.folder / name

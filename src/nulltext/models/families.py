@@ -234,7 +234,6 @@ class StableDiffusionXLText(ClipConditioner):
     """
 
     zero_empty: bool = True
-    """Whether the empty prompt is all zeros."""
 
     @property
     def pooled_size(self) -> int:

@@ -49,7 +49,6 @@ class Digest:
     """Fingerprints that are taken tensor by tensor, components and names in alphabetical order."""
 
     def __init__(self, vae: Any, schedule: Schedule, settings: str = "") -> None:
-        """Begin with what gives the weights their meaning: the config of `vae`, and settings."""
         begun = hashlib.sha256((_settings(vae, schedule) + settings).encode())
         self._hashes = (begun, begun.copy())
 

@@ -39,7 +39,6 @@ HUB = re.compile(
 CIVITAI = re.compile(r"(?:https?://)?(?:www\.)?civitai\.[a-z]+(?:/.*)?", re.IGNORECASE)
 ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.).*", re.IGNORECASE)
 PART = re.compile(r"[\w.-]+")
-"""The owner or the name in a hub id."""
 
 OTHER_REPOSITORIES = {"datasets": "a data set", "spaces": "a Space", "papers": "a paper"}
 ID_PARTS = 2
@@ -330,7 +329,6 @@ FOLDER_KINDS = (
 
 
 def pipeline_around(path: Path) -> Path | None:
-    """Find the folder of the pipeline that a file or a folder is a part of."""
     for parent in path.absolute().parents[:2]:
         if (parent / INDEX).is_file():
             return parent

@@ -51,7 +51,6 @@ PATIENCE = 4.0, 5.0
 
 MAX_INDEX_BYTES = 4 * MEGABYTE
 MOST_NAMED = 8
-"""Files that a message names."""
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 SECRETS = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+|(?<=://)[^/@\s]+(?=@)")
@@ -232,7 +231,6 @@ class Commit:
         return self.name.cache / "snapshots" / self.sha
 
     def download(self, file: str, on_size: Callable[[int], None] = lambda _: None) -> Path:
-        """Download a file, unless it is in the cache."""
         from huggingface_hub import hf_hub_download
 
         bar: Any = _counter(on_size)

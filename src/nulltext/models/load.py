@@ -28,11 +28,11 @@ from nulltext.models.hub import HubModel, OnBytes, fetch, parse_hub_model
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.pipelines import family_of, recognise_distilled
 from nulltext.models.placement import (
+    PLANS,
     MemoryName,
     allow_tf32,
     check_weights_present,
     default_dtype,
-    memory_plan,
     note_on_precision,
     use_channels_last,
 )
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 Source = Checkpoint | SingleFile
-"""Where configs, tokenizers and weights of a model are read from."""
 
 SideContent = TypeVar("SideContent")
 
@@ -94,7 +93,9 @@ def load(
             damaged, or the architecture is one that nulltext does not support.
         OptionError: the device or dtype does not exist here.
     """
-    plan, adapters = memory_plan(memory), Adapters.parsed(lora, embedding, vae)
+    if memory not in PLANS:
+        raise OptionError(f"There is no memory plan '{memory}'; choose {', '.join(PLANS)}.")
+    plan, adapters = PLANS[memory], Adapters.parsed(lora, embedding, vae)
     if not isinstance(model, str | Path):
         if adapters or any(given is not None for given in (device, dtype, variant, config)):
             raise OptionError(
@@ -144,7 +145,6 @@ class _Read:
     """A checkpoint's parts, checked against each other."""
 
     model: str
-    """For messages."""
     family: Family
     parts: Parts
     text: TextConditioner

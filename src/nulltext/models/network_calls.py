@@ -55,7 +55,6 @@ START = 6
 BACK_OFF = 6
 """By how much e falls after a try that was not finite."""
 LOWEST = -18
-"""The last e that is tried."""
 
 
 @dataclass

@@ -31,9 +31,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from nulltext.errors import ModelError, OptionError
-
-HALF = (torch.float16, torch.bfloat16)
+from nulltext.errors import ModelError
 
 PICTURE_MAPS = 3
 """Feature maps at the picture's size that the decoder holds at once: in, normalised, out."""
@@ -79,12 +77,6 @@ PLANS: dict[str, MemoryPlan] = {
 }
 
 
-def memory_plan(name: str) -> MemoryPlan:
-    if name not in PLANS:
-        raise OptionError(f"There is no memory plan '{name}'; choose {', '.join(PLANS)}.")
-    return PLANS[name]
-
-
 def default_dtype(device: torch.device) -> torch.dtype:
     """Choose the precision to load a model in where none is asked for.
 
@@ -95,7 +87,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def note_on_precision(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type == "cpu" and dtype in HALF:
+    if device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         return (
             f"Note: {name} on a CPU is many times slower than float32 on most machines; "

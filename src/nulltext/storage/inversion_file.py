@@ -36,7 +36,6 @@ DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
 
 
 def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and header."""
     from safetensors.torch import save
 
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -121,7 +121,6 @@ def _encoding(data: bytes) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON within the module's limits."""
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:

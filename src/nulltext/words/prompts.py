@@ -199,7 +199,6 @@ class _Piece:
 
     key: str
     tokens: tuple[int, ...]
-    """The positions of its word."""
     opens: bool
     """Whether no learnt token is cut where the piece begins."""
     closes: bool
@@ -340,7 +339,6 @@ def _pieces(text: str) -> list[Span]:
 
 
 def _shape(character: str) -> str:
-    """Return the letter that stands for a character in WORD_SHAPE."""
     if character.isspace():
         return " "
     if JOINERS.match(character):
@@ -388,7 +386,6 @@ def clean(text: str) -> str:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether the joiner at a place belongs to a sign."""
     after = text[at + 1 : at + 2]
     if text[at] == "\u200c" and at and text[at - 1] != " " and _is_caseless(after):
         return True
