@@ -241,8 +241,8 @@ def _explain_bytes(path: Path, first: bytes) -> str:
         return explain_pointer(path)
     if suffix in endings or first.startswith(b"GGUF"):
         return f"'{path}' is {endings.get(suffix, endings['.gguf'])}; {SAFETENSORS}."
-    pickled = first.startswith(ZIP) and b"/data.pkl" in first[ZIP_NAME_AT:]
-    if pickled or first.startswith(SERIALISED) or (suffix in UNSAFE and b"\0" in first):
+    serialised = first.startswith(ZIP) and b"/data.pkl" in first[ZIP_NAME_AT:]
+    if serialised or first.startswith(SERIALISED) or (suffix in UNSAFE and b"\0" in first):
         return explain_unsafe(path)
     if first.startswith(ARCHIVES) or first[TAR_AT : TAR_AT + 5] == b"ustar":
         return f"'{path}' is an archive; unpack it, and pass the model that is in it."
