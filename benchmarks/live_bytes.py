@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,11 +29,12 @@ from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.diffusion.schedule import Schedule
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import (
+    STATE_BYTES,
     MemoryNeed,
     decoding_need,
+    level_of,
     memory_need,
     pass_need,
-    shared_bytes,
     weight_bytes,
 )
 from nulltext.models.pipelines import family_of
@@ -109,6 +111,40 @@ def without_weights(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
         loaded_fingerprints=(),
         loaded_digests=(),
     )
+
+
+@dataclass(frozen=True)
+class SharedAttention:
+    """What a row keeps for the rows that Prompt-to-Prompt edits from it, in one step, in bytes."""
+
+    maps: int
+    """Cross-attention's probabilities, float32."""
+    states: int
+    """Hidden states that self-attention's queries and keys are made of."""
+
+
+def shared_bytes(
+    unet: Any, size: tuple[int, int], tokens: int, self_pixels: int
+) -> SharedAttention:
+    """Bound what one row keeps for others.
+
+    Args:
+        size: (h, w) of the latents. tokens: L. self_pixels: most pixels of a site at which
+            self-attention is injected.
+    """
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    maps = states = 0
+    levels = len(unet.down_blocks)
+    for name, module in unet.named_modules():
+        if not isinstance(module, Transformer2DModel):
+            continue
+        pixels = math.prod(-(-side // 2 ** level_of(name, levels)) for side in size)
+        for block in module.transformer_blocks:
+            maps += block.attn2.heads * pixels * tokens * STATE_BYTES
+            if pixels <= self_pixels:
+                states += pixels * block.attn1.query_dim * unet.dtype.itemsize
+    return SharedAttention(maps, states)
 
 
 def rows_of(model: LatentDiffusion) -> list[tuple[str, float]]:

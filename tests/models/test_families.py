@@ -15,6 +15,7 @@ from nulltext.inversion.null_text import NullText
 from nulltext.inversion.replay import replay_steps
 from nulltext.inversion.secant import SecantNullText
 from nulltext.models.load import load
+from nulltext.words.prompts import tokenize
 from support.tiny import tiny_pipeline
 
 PROMPT = "a photo of a white cat"
@@ -113,12 +114,13 @@ def test_the_size_that_sdxl_is_told_is_the_size_that_is_sampled(tiny_sdxl):
 
 def test_sdxl_pads_each_tokenizer_in_its_own_way(tiny_sdxl):
     text = tiny_sdxl.text
-    first, second = (clip.tokenize("a cat", max_tokens=24).token_ids for clip in text.clips)
+    tokenizers = [clip.tokenizer for clip in text.clips]
+    first, second = (tokenize(one, "a cat", max_length=24).token_ids for one in tokenizers)
     end = text.tokenize("a cat").end_of_text
     assert first[: end + 1] == second[: end + 1]
-    assert set(first[end + 1 :]) == {text.clips[0].tokenizer.pad_token_id}
-    assert set(second[end + 1 :]) == {text.clips[1].tokenizer.pad_token_id}
-    assert text.clips[0].tokenizer.pad_token_id != text.clips[1].tokenizer.pad_token_id
+    assert set(first[end + 1 :]) == {tokenizers[0].pad_token_id}
+    assert set(second[end + 1 :]) == {tokenizers[1].pad_token_id}
+    assert tokenizers[0].pad_token_id != tokenizers[1].pad_token_id
     # "!" is the second's padding, and still a word of the prompt
     assert [word.text for word in tiny_sdxl.tokenize("a cat!").words] == ["a", "cat", "!"]
     assert tiny_sdxl.embed(["a cat!"]).isfinite().all()

@@ -51,15 +51,15 @@ CLIENT = """
 import json, os, sys
 from huggingface_hub import constants
 from nulltext.errors import ModelError
-from nulltext.models.hub import fetch, fetch_file
+from nulltext.models.hub import fetch, parse_hub_model
 constants.DOWNLOAD_CHUNK_SIZE = 4096  # so that a small file comes in as many parts as a large one
 for line in sys.stdin:
-    cache, offline, token, one_file, order = json.loads(line)
+    cache, offline, token, name, order = json.loads(line)
     constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = cache, offline
     os.environ["HF_TOKEN"] = token
-    told, work = [], fetch_file if one_file else fetch
+    told, model = [], parse_hub_model(name)
     try:
-        outcome = {"path": str(work(**order, on_bytes=lambda *now: told.append(now)))}
+        outcome = {"path": str(fetch(model, **order, on_bytes=lambda *now: told.append(now)))}
     except ModelError as error:
         outcome = {"error": str(error)}
     print(json.dumps(outcome | {"told": told}), flush=True)
@@ -95,9 +95,9 @@ class Client:
     """Its standard error."""
     cache: Path
 
-    def __call__(self, hub_id, *, cache=None, offline=False, token="", one_file=False, **more):
+    def __call__(self, name, *, cache=None, offline=False, token="", **more):
         """What an order came to; nothing may be said beside it, not even by the hub's client."""
-        order = [str(cache or self.cache), offline, token, one_file, {"hub_id": hub_id} | more]
+        order = [str(cache or self.cache), offline, token, name, more]
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -273,7 +273,7 @@ def test_refusals_of_the_hub_say_what_to_do(hub, fetched, folders):
     hub.add("somebody/gated", folders / "plain").refusal = 401, "GatedRepo"
     hub.add("somebody/tiny", folders / "plain")
     page = f"{hub.address}/somebody"
-    names = "somebody/gated", "somebody/else", "somebody/tiny@v9", "not--a/name"
+    names = "somebody/gated", "somebody/else", "somebody/tiny@v9"
     assert [fetched(name)["error"] for name in names] == [
         f"The hub model 'somebody/gated' is gated: accept its licence at {page}/gated, then log in "
         "with `hf auth login` or set HF_TOKEN.",
@@ -281,7 +281,6 @@ def test_refusals_of_the_hub_say_what_to_do(hub, fetched, folders):
         "spelling, or, if it is private, log in with `hf auth login` or set HF_TOKEN.",
         "The hub model 'somebody/tiny' has no branch, tag or commit 'v9'; see "
         f"{page}/tiny/commits/main for those that it has.",
-        "'not--a/name' is no hub model; pass owner/name or owner/name@revision.",
     ]
     assert hub.files() == []
 
@@ -404,7 +403,7 @@ def test_a_single_file_is_fetched_by_its_path(hub, fetched, folders, tmp_path):
     names = ["somebody/lora/pytorch_lora_weights.safetensors@main"]
     names += ["somebody/tiny/whole.safetensors", "somebody/tiny/README.md"]
     names += ["somebody/tiny/other.safetensors"]
-    outcomes = [fetched(name, one_file=True) for name in names]
+    outcomes = [fetched(name) for name in names]
     assert path_of(outcomes[0]).name == "pytorch_lora_weights.safetensors"
     assert path_of(outcomes[1]).read_bytes() == b"a single-file checkpoint"
     assert "is no safetensors file" in outcomes[2]["error"]

@@ -96,7 +96,6 @@ def test_the_note_is_one_sentence_and_what_is_known():
     assert 'learnt "cat", "dog", and "a cat" and "a dog" differ in nothing else' in said
     assert note_on_words("m", KNOWN, ["a rose", "the daisy"], [("a rose", "the daisy")]) is None
     assert 'learnt "without", which' in note_on_words("m", KNOWN, ["a rose without a photo"])
-    assert note_on_words("m", None, ["a cat"], [("a cat", "a dog")]) is None
     many = KnownWords(tuple(f"w{number}" for number in range(30)), ())
     assert "w11 and 18 more." in note_on_words("m", many, ["cat"])
 

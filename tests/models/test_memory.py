@@ -21,13 +21,12 @@ from nulltext.models.memory import (
     decoding_need,
     free_memory,
     memory_need,
-    shared_bytes,
 )
 from nulltext.models.placement import PLANS
 from support.tiny import tiny_pipeline
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from live_bytes import LiveBytes, rows_of, without_weights
+from live_bytes import LiveBytes, rows_of, shared_bytes, without_weights
 
 SOURCE = "a photo of a white daisy"
 

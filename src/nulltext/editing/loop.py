@@ -34,8 +34,8 @@ from nulltext.editing.targets import AttentionProbe, OnMaps, Row, Targets, probe
 from nulltext.editing.targets import check_specs as check_specs
 from nulltext.errors import OptionError
 from nulltext.image.images import from_uint8, psnr, to_pil, to_uint8
-from nulltext.image.notebook import figures_html, png_bytes
-from nulltext.image.strip import Tile, comparison_strip
+from nulltext.image.saving import encoded
+from nulltext.image.strip import Tile, comparison_strip, figures_html
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import Replaying, SourceBranch, source_step
 from nulltext.logs import timed
@@ -75,7 +75,7 @@ class Edit:
     __repr__ = short_repr
 
     def _repr_png_(self) -> bytes:
-        return png_bytes(comparison_strip(self._tiles()))
+        return encoded(comparison_strip(self._tiles()), "PNG")
 
     def _repr_html_(self) -> str:
         return figures_html(self._tiles())

@@ -172,7 +172,6 @@ class Sizes:
         return height, width
 
     def _nearest(self, box: CropBox) -> Size:
-        """Return the size of about the box's proportions and the native number of pixels."""
         ratio = box.width / box.height
         if not 1 / MAX_PROPORTIONS <= ratio <= MAX_PROPORTIONS:
             raise OptionError(
@@ -211,11 +210,7 @@ class Sizes:
 
 
 def parse_size(text: str) -> Size | Literal["photo"]:
-    """Read "WIDTHxHEIGHT" or "photo".
-
-    Raises:
-        OptionError: it is neither.
-    """
+    """Read "WIDTHxHEIGHT" or "photo"; raise OptionError for anything else."""
     if text.strip().lower() == "photo":
         return "photo"
     match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})\s*", text)
@@ -265,7 +260,6 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def _single(image: Tensor) -> Tensor:
-    """Drop the batch axis of one RGB image."""
     got = tuple(image.shape)
     assert got[-3:-2] == (3,), f"got a tensor of shape {got}; expected [3, H, W] or [1, 3, H, W]"
     assert got[:-3] in ((), (1,)), f"got a tensor of shape {got}; expected one image, not a batch"

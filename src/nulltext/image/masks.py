@@ -157,7 +157,6 @@ def _labels(values: Array, full: int) -> list[int]:
 
 
 def _not_even(values: Array, white: int, name: str) -> Array:
-    """Return the values; raise ImageError if they are all equal."""
     low, high = int(values.min()), int(values.max())
     if low != high:
         return values
@@ -196,7 +195,6 @@ def _shades(image: Image.Image, name: str) -> Image.Image:
 
 
 def _colours(image: Image.Image) -> str:
-    """List some of an image's colours, with their labels if it has a palette."""
     if image.mode == "P":
         palette = np.reshape(image.getpalette() or [], (-1, 3))
         labels = np.unique(np.asarray(image)).tolist()
@@ -207,7 +205,6 @@ def _colours(image: Image.Image) -> str:
 
 
 def _some(values: list[int] | list[str]) -> str:
-    """List the first eight values."""
     return ", ".join(map(str, values[:8])) + (", \u2026" if len(values) > 8 else "")
 
 

@@ -50,7 +50,6 @@ to fill memory; the third number replaces the first for greyscale, as in masks."
 MIN_SIDE = 8
 """Smallest side of a photo in pixels: one latent cell of Stable Diffusion's autoencoder."""
 CHANNELS = (1, 3, 4)
-"""Numbers of channels: grey, RGB, RGBA."""
 
 # Raster decoders only: EPS and PDF would start an interpreter. MPO is opened by the JPEG plugin.
 _READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
@@ -83,7 +82,6 @@ class OpenImage:
     """Opens the file once more; None for arrays and images in memory."""
 
     def turned(self, stored: Image.Image) -> Image.Image:
-        """Turn pixels upright that lie as they are stored."""
         try:
             method = _UPRIGHT.get(self.image.getexif().get(ExifTags.Base.Orientation, 1))
         except Exception:  # whichever way the parser fails, the pixels are good
@@ -188,7 +186,6 @@ class _BoundedReader(io.BufferedReader):
 
 @contextlib.contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """Turn any exception of opening and decoding into an ImageError about `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MAX_PIXELS decides, not Pillow's bomb warning
@@ -220,7 +217,6 @@ def _too_large(name: str, most: int, what: str = "") -> ImageError:
 
 
 def _check_size(source: OpenImage, max_pixels: int) -> None:
-    """Refuse by its header what would take too much memory, or would be too small."""
     image, name, path = source.image, source.name, source.path
     width, height = image.size
     pixels = width * height
@@ -270,7 +266,6 @@ _FOREIGN = {
         "save one of its frames as PNG",
     ),
 }
-"""First bytes and advice, by what a file is."""
 _RAW_SUFFIXES = {
     "Nikon": ".nef .nrw",
     "Sony": ".arw .srf .sr2",
@@ -294,7 +289,6 @@ _PLANAR_CONFIGURATION, _PLANES = 284, 2
 
 
 def _check_regular_file(path: Path, name: str) -> None:
-    """Refuse addresses, folders, pipes and empty files, which opening would misread."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -348,11 +342,7 @@ def _not_read(name: str, kind: str, advice: str) -> ImageError:
 
 
 def photo_array(source: Array | Tensor, name: str) -> Image.Image:
-    """Make an image of mode L, I;16, RGB or RGBA from a photo's array or tensor.
-
-    Raises:
-        ImageError: its shape, type or values are not in the module's table.
-    """
+    """Make an image of mode L, I;16, RGB or RGBA from a photo's array or tensor."""
     values = _channels_last(source, name)
     if values.dtype == bool and values.ndim == 2:
         values = values.astype(np.uint8) * np.uint8(255)
@@ -366,9 +356,6 @@ def mask_array(source: Array | Tensor, name: str) -> Image.Image:
     """Make an image of mode L, I;16, I, F, RGB or RGBA from a mask's array or tensor.
 
     Takes any integer type beside the module's table, and keeps floats as they are.
-
-    Raises:
-        ImageError: it is several masks, or its shape, type or values are not a mask's.
     """
     plain = without_single_axes(_numpy(source, name))
     if plain.ndim == 3 and plain.dtype == bool:

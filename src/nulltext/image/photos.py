@@ -52,7 +52,6 @@ LEVELS = 0xFFFF
 PER_LEVEL = 257
 """Values of 16 bits to one of 8: 65535 / 255."""
 HASHED_ROWS = 256
-"""Rows that are hashed at a time."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +307,6 @@ def _kept_exif(image: Image.Image) -> bytes | None:
 
 
 def _copy_writable(source: Any, target: Any, tags: list[Any]) -> None:
-    """Copy tags whose values a file can hold."""
     for tag in tags:
         if tag in source:
             alone = Image.Exif()
@@ -348,7 +346,6 @@ def exif_of_result(kept: bytes | None, size: tuple[int, int], *, gps: bool) -> b
 
 
 def has_position(kept: bytes | None) -> bool:
-    """Whether a photo's `exif` says where it was taken."""
     if kept is None:
         return False
     exif = Image.Exif()

@@ -29,7 +29,6 @@ _FORMATS = {
 }
 _DEEP_FORMATS = ("PNG", "TIFF")
 _COMPRESSED_ROWS = 256
-"""Rows of a PNG of 16 bits that are compressed at a time."""
 _TIFF_SHORT, _TIFF_ENTRY = 3, 12
 _IMAGE_WIDTH, _BITS_PER_SAMPLE = 256, 258
 
@@ -47,7 +46,6 @@ class Picture:
 
     @property
     def bands(self) -> int:
-        """4 with opacity, else 3."""
         return 4 if self.alpha is not None or self.image.mode == "RGBA" else 3
 
     def rows(self, rows: slice, bands: int, *, deep: bool) -> np.ndarray[Any, Any]:
@@ -123,7 +121,6 @@ def read_back(picture: Picture, path: str | Path, data: bytes) -> Picture:
 
 
 def _format(path: str | Path) -> str:
-    """Return Pillow's name of the format that the file's name asks for."""
     kind = _FORMATS.get(Path(path).suffix.lower())
     if kind is None:
         raise OptionError(
@@ -144,26 +141,26 @@ def _encode(
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if kind == "TIFF":
-        return _saved(image, kind, **metadata) if deep is None else _tiff(deep, metadata)
+        return encoded(image, kind, **metadata) if deep is None else _tiff(deep, metadata)
     if kind == "JPEG":
         if image.mode == "RGBA":
             image = over_white(image, image.getchannel("A"))
         how = {"quality": 95, "subsampling": 0} if coding is None else coding
-        return _saved(image, kind, **how, **metadata)
+        return encoded(image, kind, **how, **metadata)
     if kind == "WEBP":
         # Less effort than the default: 3 to 4 times faster, files as large.
-        return _saved(image, kind, lossless=True, exact=True, method=1, quality=50, **metadata)
+        return encoded(image, kind, lossless=True, exact=True, method=1, quality=50, **metadata)
     chunks = PngImagePlugin.PngInfo()
     for key, value in text.items():
         chunks.add_text(key, value)  # tEXt; Pillow takes iTXt for what is not Latin-1
     # Run lengths beside PNG's filters: 6 times faster than the default, and smaller on photos.
     options = {"pnginfo": chunks, "compress_type": zlib.Z_RLE, **metadata}
     if deep is None:
-        return _saved(image, kind, **options)
-    return _png(deep, _saved(image.crop((0, 0, 1, 1)), kind, **options))
+        return encoded(image, kind, **options)
+    return _png(deep, encoded(image.crop((0, 0, 1, 1)), kind, **options))
 
 
-def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -206,11 +203,10 @@ def _compressed(values: Deep) -> Iterator[bytes]:
 
 
 def _tiff(values: Deep, metadata: dict[str, Any]) -> bytes:
-    """Build an uncompressed TIFF."""
     height, width, bands = values.shape
     samples = values.astype("<u2").tobytes()
     wide = Image.frombytes("RGB" if bands == 3 else "RGBA", (2 * width, height), samples)
-    data = bytearray(_saved(wide, "TIFF", **metadata))
+    data = bytearray(encoded(wide, "TIFF", **metadata))
     at = struct.unpack_from("<I", data, 4)[0]
     for entry in range(struct.unpack_from("<H", data, at)[0]):
         place = at + 2 + _TIFF_ENTRY * entry

@@ -1,11 +1,15 @@
-"""Draw comparison strips (photo, reconstruction, edits side by side) and labelled grids."""
+"""Show pictures together: in comparison strips, in labelled grids, and in a notebook."""
 
 from __future__ import annotations
 
+import base64
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
+
+from nulltext.image.saving import encoded
 
 TILE = 256
 """Tiles are at least this many pixels high, so that a caption has room."""
@@ -75,6 +79,22 @@ def labelled_grid(blocks: Sequence[Block]) -> Image.Image:
     All pictures are drawn `TILE` pixels high, so that the labels can be read beside large photos.
     """
     return _stacked([_labelled_block(block) for block in blocks])
+
+
+def figures_html(tiles: Sequence[Tile]) -> str:
+    """Lay pictures in a row, each above its caption, as HTML that stands alone."""
+    figures = []
+    for tile in tiles:
+        data, caption = (
+            base64.b64encode(encoded(tile.image, "PNG")).decode(),
+            html.escape(tile.caption),
+        )
+        figures.append(
+            f'<figure style="margin:0;max-width:{max(tile.image.width, 128)}px">'
+            f'<img src="data:image/png;base64,{data}" alt="{caption}" style="max-width:100%">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(figures)}</div>'
 
 
 def _labelled_block(block: Block) -> Image.Image:

@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from nulltext.errors import InversionFileError
-from nulltext.image.notebook import figures_html, png_bytes
-from nulltext.image.strip import Tile
+from nulltext.image.saving import encoded
+from nulltext.image.strip import Tile, figures_html
 from nulltext.inversion.header import (
     DELTA_PREFIX,
     OPTIONAL_TENSORS,
@@ -79,7 +79,7 @@ class Inversion:
         )
 
     def _repr_png_(self) -> bytes:
-        return png_bytes(self._picture())
+        return encoded(self._picture(), "PNG")
 
     def _repr_html_(self) -> str:
         header = self.header

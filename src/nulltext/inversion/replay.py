@@ -18,8 +18,8 @@ from nulltext.diffusion.levels import Grid, Step
 from nulltext.diffusion.loops import Conditions, Sampled, StepInfo, run, sample_step
 from nulltext.errors import InversionFileError
 from nulltext.image.images import from_uint8, psnr, to_pil
-from nulltext.image.notebook import figures_html, png_bytes
-from nulltext.image.strip import Tile
+from nulltext.image.saving import encoded
+from nulltext.image.strip import Tile, figures_html
 from nulltext.inversion.record import Inversion, SavedLevel
 from nulltext.logs import timed
 from nulltext.models.adapters import said_of
@@ -205,7 +205,7 @@ class Replay:
     __repr__ = short_repr
 
     def _repr_png_(self) -> bytes:
-        return png_bytes(to_pil(self.image))
+        return encoded(to_pil(self.image), "PNG")
 
     def _repr_html_(self) -> str:
         return figures_html([Tile(to_pil(self.image), f"reconstruction ({self.psnr:.1f} dB)")])

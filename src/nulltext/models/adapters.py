@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from nulltext.errors import ModelError, OptionError, reason_of, shorten
-from nulltext.models.checkpoint import build_checked, check_config, first_line
+from nulltext.models.checkpoint import Checkpoint, build_checked, first_line
 from nulltext.models.embeddings import Embedding, add_embeddings, parse_embedding, token_of
 from nulltext.models.lora import Lora, merge_loras, parse_lora
 from nulltext.models.tensor_files import (
@@ -33,7 +33,6 @@ from nulltext.models.tensor_files import (
 )
 from nulltext.models.weights import fill
 from nulltext.storage.files import expand_user, path_exists
-from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
@@ -53,7 +52,6 @@ class AdapterPath(NamedTuple):
 
     option: Option
     path: Path
-    """The file or the folder that was passed."""
     file: Path
 
 
@@ -72,11 +70,6 @@ class Adapters:
         embedding: str | Path | Sequence[str | Path] = (),
         vae: str | Path | None = None,
     ) -> Adapters:
-        """Read texts as the command line takes them.
-
-        Raises:
-            OptionError: a weight or a token cannot be read.
-        """
         loras, embeddings = _texts(lora, "lora"), _texts(embedding, "embedding")
         if not (vae is None or (isinstance(vae, str | Path) and str(vae))):
             raise OptionError(f"vae is {shorten(repr(vae))}, expected a folder or a file.")
@@ -87,7 +80,6 @@ class Adapters:
         )
 
     def __bool__(self) -> bool:
-        """Whether anything is asked for."""
         return bool(self.loras or self.embeddings or self.vae)
 
     def check(self) -> None:
@@ -99,12 +91,7 @@ class Adapters:
     def put_into(
         self, parts: Mapping[str, Any], tokenizers: Sequence[str], model: str
     ) -> list[str]:
-        """Merge LoRAs and add learnt tokens; returns notes for the user.
-
-        Args:
-            parts: modules and tokenizers by name. tokenizers: names of the tokenizers.
-            model: for messages.
-        """
+        """Merge LoRAs and add learnt tokens; returns notes for the user."""
         encoders = {name: name.replace("tokenizer", "text_encoder") for name in tokenizers}
         modules = {name: parts[name] for name in ("unet", *encoders.values())}
         notes = merge_loras(modules, self.loras, model=model)
@@ -137,7 +124,6 @@ class Adapters:
         return found
 
     def _paths(self) -> Iterator[AdapterPath]:
-        """List the files of LoRAs, learnt tokens and the autoencoder, in this order."""
         for lora in self.loras:
             yield AdapterPath("--lora", lora.path, adapter_file(lora.path, "--lora"))
         for embedding in self.embeddings:
@@ -148,7 +134,6 @@ class Adapters:
 
 
 def _texts(given: object, name: str) -> list[str]:
-    """Turn one text or path, or several, into texts."""
     several = [given] if isinstance(given, str | Path) else given
     if not isinstance(several, list | tuple) or not all(
         isinstance(one, str | Path) and str(one) for one in several
@@ -217,16 +202,7 @@ def _vae_weights(path: Path) -> Path:
 
 
 def _vae_config(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a folder's config, completed by the scale of the model's own."""
-    try:
-        config = parse_json(read_text(path, MEGABYTE))
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
-        check_config(config)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The autoencoder's '{path}' cannot be read ({reason_of(error)}); get it again."
-        ) from error
+    config = Checkpoint.at(path.parent).json(path.name)
     kind = str(config.get("_class_name", VAE_CLASS))
     if kind != VAE_CLASS:
         others = known_kinds()["autoencoder"]["classes"]
@@ -237,7 +213,6 @@ def _vae_config(path: Path, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vae_tensors(file: TensorFile) -> dict[str, Tensor]:
-    """Read the autoencoder's tensors, without what precedes their names."""
     prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in file.shapes)), "")
     names = {name: name.removeprefix(prefix) for name in file.shapes if name.startswith(prefix)}
     tables = known_kinds()["autoencoder"]
@@ -281,7 +256,6 @@ def _config_of_tensors(
 
 
 def _check_latents(file: TensorFile, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse an autoencoder whose latents the model's UNet was not trained on."""
     channels = config.get("latent_channels", own["latent_channels"])
     if channels != own["latent_channels"]:
         what = known_kinds()["autoencoder"]["channels"].get(

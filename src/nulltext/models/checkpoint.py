@@ -30,7 +30,7 @@ from nulltext.errors import ModelError, shorten
 from nulltext.models.tensor_files import read_header
 from nulltext.models.variants import choose_weights
 from nulltext.models.weights import MappedTensors, Unallocated, fill
-from nulltext.storage.untrusted import MEGABYTE, has_byte_order_mark, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, has_byte_order_mark, read_object, read_text
 
 MAX_JSON_BYTES = 4 * MEGABYTE
 """Of a JSON file of a checkpoint: configs have kilobytes, indices of shards a few hundred."""
@@ -59,34 +59,22 @@ class Checkpoint:
     name: str
     """What it is called in messages."""
     variant: str | None = None
-    """Variant of the weights that is wanted; see `variants`."""
 
     @classmethod
     def at(cls, folder: Path) -> Checkpoint:
-        """Name a folder by its path."""
         return cls(folder, str(folder))
 
     def json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object of the checkpoint."""
         try:
-            content = parse_json(read_text(self._file(name), MAX_JSON_BYTES))
+            return read_object(self._file(name), MAX_JSON_BYTES)
         except (ValueError, OSError) as error:
             raise ModelError(
                 f"{name} of the model '{self.name}' cannot be read ({first_line(error)}); "
                 "get the model again."
             ) from error
-        if not isinstance(content, dict):
-            raise ModelError(
-                f"{name} of the model '{self.name}' is no JSON object; get the model again."
-            )
-        return content
 
     def modules(self, classes: Mapping[str, str]) -> dict[str, Any]:
-        """Load components by name, each on its files' memory-mapped tensors.
-
-        Args:
-            classes: class of each component.
-        """
+        """Load components by name, each on its files' memory-mapped tensors."""
         files, modules = self._weights(classes), {}
         for part, kind in classes.items():
             with refused_as_unusable(part, self.name):
@@ -95,7 +83,6 @@ class Checkpoint:
         return modules
 
     def _weights(self, classes: Mapping[str, str]) -> dict[str, list[Path]]:
-        """Choose the safetensors files of each component, and check that they are whole."""
         folders = [self.folder / part for part in classes if (self.folder / part).is_dir()]
         held = [f"{folder.name}/{path.name}" for folder in folders for path in folder.iterdir()]
         chosen = choose_weights(held, classes, self.name, self.variant)
@@ -135,17 +122,10 @@ class Checkpoint:
         return module
 
     def tokenizer(self, name: str) -> Any:
-        """Load a CLIP tokenizer by its folder's name."""
         from transformers import CLIPTokenizer
 
-        try:
-            with plain_texts(self.folder / name) as texts:
-                return checked_tokenizer(CLIPTokenizer.from_pretrained(str(texts)))
-        except Exception as error:  # the library raises many kinds; the reason is in the text
-            raise ModelError(
-                f"The {name} of the model '{self.name}' cannot be loaded ({first_line(error)}); "
-                "get the model again."
-            ) from error
+        with refused_as_unusable(name, self.name), plain_texts(self.folder / name) as texts:
+            return checked_tokenizer(CLIPTokenizer.from_pretrained(str(texts)))
 
     def _file(self, name: str) -> Path:
         path = self.folder / name
@@ -163,9 +143,6 @@ def plain_texts(folder: Path) -> Iterator[Path]:
 
     It is the folder itself, or where a text in it begins with a byte-order mark, at which they
     stop, one with copies of its texts in plain UTF-8.
-
-    Raises:
-        ValueError: one of them is too large, or in another encoding.
     """
     texts = [*folder.glob("*.json"), *folder.glob("*.txt")]
     if not any(map(has_byte_order_mark, texts)):
@@ -178,11 +155,7 @@ def plain_texts(folder: Path) -> Iterator[Path]:
 
 
 def checked_tokenizer(tokenizer: Any) -> Any:
-    """Return the tokenizer after checking that it has a vocabulary and a limit of tokens.
-
-    Raises:
-        ValueError: it has no words, or no limit.
-    """
+    """Return the tokenizer; ValueError if it has no vocabulary, or no limit of tokens."""
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError("its vocabulary is empty")
     if not isinstance(tokenizer.model_max_length, int | float):
@@ -194,9 +167,6 @@ def build(source: Checkpoint, part: str, class_name: str, files: Sequence[Path])
     """Make a component without numbers, as its config describes it.
 
     Of a larger model's config (CLIP's) transformers takes the part that the class is for.
-
-    Raises:
-        ValueError: see `build_checked`; the libraries raise more.
     """
     config, kind = source.json(f"{part}/config.json"), _library_class(class_name)
 
@@ -214,11 +184,7 @@ def build(source: Checkpoint, part: str, class_name: str, files: Sequence[Path])
 def build_checked(
     make: Callable[[], torch.nn.Module], config: Mapping[str, Any], files: Sequence[Path]
 ) -> torch.nn.Module:
-    """Make a module without numbers, after checking that its files hold what its config describes.
-
-    Raises:
-        ValueError: the config asks for code, or for more than the files hold.
-    """
+    """Make a module without numbers, whose files hold what its config describes."""
     check_config(config)
     module = check_weights(make, config, files)
     if any(True for _ in module.buffers()):  # some are in no file, and have to be real
@@ -228,11 +194,7 @@ def build_checked(
 
 
 def check_index(index: Mapping[str, Any]) -> list[str]:
-    """List the files of an index of shards.
-
-    Raises:
-        ValueError: it names something else than safetensors files beside it.
-    """
+    """List the files of an index of shards; ValueError for any but safetensors beside it."""
     table = index.get("weight_map")
     if not isinstance(table, dict) or not table:
         raise ValueError("its index of weights names no files")
@@ -244,11 +206,9 @@ def check_index(index: Mapping[str, Any]) -> list[str]:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a config that asks for code: `auto_map` is ignored, as only named classes are made.
+    """Raise ValueError where a config asks for code, or for another config in its place.
 
-    Raises:
-        ValueError: it, or a part of it, asks for attention from the hub, for another library's
-            weights, or for another config in its place.
+    `auto_map` is ignored, as only named classes are made.
     """
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -263,18 +223,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 def check_weights(
     make: Callable[[], torch.nn.Module], config: Mapping[str, Any], files: Sequence[Path]
 ) -> torch.nn.Module:
-    """Refuse a config of a larger module than there are weights for.
-
-    Args:
-        make: builds the module of this config; is called where tensors take no memory.
-
-    Returns:
-        the module, all of it on the meta device.
-
-    Raises:
-        ValueError: it is larger.
-        ModelError: a file is no safetensors file.
-    """
+    """Make the module of a config on the meta device; ValueError if it is larger than its files."""
     shapes = [shape for path in files for shape in read_header(path).shapes.values()]
     tensors, held = len(shapes), sum(map(math.prod, shapes))
     repeats = max(_repeats(config), default=0) * max(1, _repeated(config.get(FACTOR, 1)))
@@ -289,7 +238,6 @@ def check_weights(
 
 
 def _repeats(value: Any, name: str = "") -> Iterator[int]:
-    """Find all numbers of a config that say how often something is repeated."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
             yield from _repeats(entry, str(key))
@@ -309,7 +257,6 @@ def _repeated(value: Any) -> int:
 
 @contextmanager
 def refused_as_unusable(part: str, name: str) -> Iterator[None]:
-    """Turn the errors of the libraries into one sentence about a model's component."""
     try:
         yield
     except ModelError:
@@ -338,7 +285,6 @@ def _library_class(name: str) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without its full stop."""
     lines = str(error).strip().splitlines()
     return shorten(lines[0].rstrip(".")) if lines else type(error).__name__
 

@@ -83,11 +83,6 @@ class ModelChoice:
     )
 
     def load(self, on_bytes: Callable[[int, int], None] | None = None) -> LatentDiffusion:
-        """Load the model; see `models.load.load`.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
         from nulltext.models.load import load
 
         given = asdict(self)
@@ -108,11 +103,7 @@ class ModelChoice:
         return words
 
     def check(self) -> None:
-        """Check the files that are added, before the model is read or fetched.
-
-        Raises:
-            UserError: one is missing, or something else than what it is passed as.
-        """
+        """Check the files that are added, before the model is read or fetched."""
         from nulltext.models.adapters import Adapters
 
         Adapters.parsed(self.lora, self.embedding, self.vae).check()

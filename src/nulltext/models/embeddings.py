@@ -99,7 +99,6 @@ def add_embeddings(
 
 
 def _tensor_names(file: TensorFile, encoders: int, model: str) -> list[str]:
-    """Name the tensors for each encoder, in their order; ModelError if fewer or more are there."""
     pair = next((pair for pair in TWO_ENCODERS if set(pair) & set(file.shapes)), None)
     found = [name for name in pair or file.shapes if name in file.shapes]
     if len(found) == encoders and len(found) == (len(file.shapes) if pair is None else len(pair)):
@@ -142,14 +141,12 @@ def _check_token(token: str, path: Path) -> None:
 
 
 def _count(shape: tuple[int, ...]) -> int:
-    """Count the vectors in a tensor of this shape."""
     return 1 if len(shape) == 1 else shape[0]
 
 
 def _check_shapes(
     file: TensorFile, names: Sequence[str], encoders: Sequence[Any], model: str
 ) -> None:
-    """Refuse vectors that are not as wide as those of the encoders, or too many."""
     shapes = [file.shapes[name] for name in names]
     for shape, encoder in zip(shapes, encoders, strict=True):
         width = encoder.get_input_embeddings().embedding_dim
@@ -186,7 +183,6 @@ def _check_new(tokenizer: Any, tokens: Sequence[str], file: TensorFile, model: s
 
 
 def _add(tokenizer: Any, encoder: Any, tokens: Sequence[str], vectors: Tensor) -> None:
-    """Put tokens into a tokenizer and their vectors into a new table of the encoder's."""
     tokenizer.add_tokens(list(tokens))
     table: nn.Embedding = encoder.get_input_embeddings()
     old = table.weight.detach()

@@ -49,7 +49,6 @@ class Digest:
     """Fingerprints that are taken tensor by tensor, components and names in alphabetical order."""
 
     def __init__(self, vae: Any, schedule: Schedule, settings: str = "") -> None:
-        """Begin with what gives the weights their meaning: the config of `vae`, and settings."""
         begun = hashlib.sha256((_settings(vae, schedule) + settings).encode())
         self._hashes = (begun, begun.copy())
 
@@ -77,11 +76,7 @@ def known_names(component: str, name: str) -> tuple[str, str]:
 def fingerprints(
     components: Mapping[str, torch.nn.Module], schedule: Schedule, settings: str = ""
 ) -> tuple[str, ...]:
-    """Compute the fingerprint of named modules, and the one that older libraries led to.
-
-    Args:
-        settings: what else decides what the weights mean.
-    """
+    """Compute the fingerprint of named modules, and the one that older libraries led to."""
     digest = Digest(components["vae"], schedule, settings)
     for component, module in sorted(components.items()):
         digest.add(component, *sorted(_acting(module), key=itemgetter(0)))
@@ -133,7 +128,6 @@ def _settings(vae: Any, schedule: Schedule) -> str:
 
 
 def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """List parameters by names without adapters, and the strengths of adapters and FreeU."""
     inactive: list[str] = []
     for path, layer in _adapted_layers(module):
         active = () if layer.disable_adapters else layer.active_adapters
@@ -153,7 +147,6 @@ def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _adapted_layers(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """List the layers that peft has put adapters on, as diffusers does to load a LoRA."""
     if "peft" not in sys.modules:
         return
     from peft.tuners.tuners_utils import BaseTunerLayer

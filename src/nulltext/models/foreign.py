@@ -30,7 +30,7 @@ from nulltext.models.tensor_files import (
     known_kinds,
     shown,
 )
-from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, read_object
 
 HUB = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/|hf://|git@hf\.co:)(.*)",
@@ -39,11 +39,9 @@ HUB = re.compile(
 CIVITAI = re.compile(r"(?:https?://)?(?:www\.)?civitai\.[a-z]+(?:/.*)?", re.IGNORECASE)
 ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.).*", re.IGNORECASE)
 PART = re.compile(r"[\w.-]+")
-"""The owner or the name in a hub id."""
 
 OTHER_REPOSITORIES = {"datasets": "a data set", "spaces": "a Space", "papers": "a paper"}
 ID_PARTS = 2
-"""Owner and name."""
 SHOWS_FILES = ("tree", "blob", "resolve", "raw", "commit")
 """What comes between a hub id and a revision in an address."""
 
@@ -159,7 +157,6 @@ def explain_folder(folder: Path) -> str | None:
 
 
 def _explain_pipeline(folder: Path, entries: Sequence[Path]) -> str | None:
-    """Say what is wrong with a folder that has an index, as far as it shows without loading."""
     below = [file for entry in entries if entry.is_dir() for file in _entries(entry)]
     pointer = next((f for f in (*entries, *below) if f.is_file() and is_lfs_pointer(f)), None)
     if pointer is not None:
@@ -178,7 +175,6 @@ def _explain_pipeline(folder: Path, entries: Sequence[Path]) -> str | None:
 
 
 def _model_in_cache(folder: Path, entries: Sequence[Path]) -> str | None:
-    """Explain a model's folder in the hub's cache, or one below it without a model's files."""
     if folder.absolute().parent.name == "snapshots" and entries:
         return None
     for root in (folder, *folder.absolute().parents[:2]):
@@ -301,7 +297,6 @@ def _training_checkpoints(folder: Path, entries: Sequence[Path]) -> str | None:
 
 
 def _other_formats(folder: Path, entries: Sequence[Path]) -> str | None:
-    """Explain weights of other libraries and files that are never opened, to one level below."""
     files = [*entries, *(file for entry in entries if entry.is_dir() for file in _entries(entry))]
     endings = known_kinds()["endings"]
     what = endings.get(folder.suffix.lower())
@@ -334,7 +329,6 @@ FOLDER_KINDS = (
 
 
 def pipeline_around(path: Path) -> Path | None:
-    """Find the folder of the pipeline that a file or a folder is a part of."""
     for parent in path.absolute().parents[:2]:
         if (parent / INDEX).is_file():
             return parent
@@ -348,10 +342,9 @@ def _unet_config(folder: Path) -> Mapping[str, Any]:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        content = parse_json(read_text(path, MEGABYTE))
+        return read_object(path, MEGABYTE)
     except ValueError:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -361,7 +354,6 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _children(folder: Path) -> list[Path]:
-    """List the entries of a folder that may not exist."""
     return _entries(folder) if folder.is_dir() else []
 
 

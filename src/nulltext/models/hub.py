@@ -28,11 +28,11 @@ from urllib.parse import urlsplit
 
 from nulltext.errors import ModelError, OutputError, reason_of, shorten
 from nulltext.models.checkpoint import quiet_libraries
-from nulltext.models.family import Family
+from nulltext.models.families import Family
 from nulltext.models.pipelines import family_of
 from nulltext.models.variants import INDEX, choose_weights, files_of, needed_files
 from nulltext.storage.files import replace_file
-from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
+from nulltext.storage.untrusted import MEGABYTE, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ PATIENCE = 4.0, 5.0
 
 MAX_INDEX_BYTES = 4 * MEGABYTE
 MOST_NAMED = 8
-"""Files that a message names."""
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 SECRETS = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+|(?<=://)[^/@\s]+(?=@)")
@@ -72,7 +71,6 @@ class HubModel:
 
     @property
     def cache(self) -> Path:
-        """The folder in which the client keeps what it has of the repository."""
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
@@ -93,7 +91,6 @@ class HubModel:
 
 
 def parse_hub_model(text: str) -> HubModel | None:
-    """Read a hub model's name; None where the text is none."""
     from huggingface_hub.errors import HFValidationError
 
     found = MODEL.fullmatch(text)
@@ -110,86 +107,34 @@ def parse_hub_model(text: str) -> HubModel | None:
 class Cached(NamedTuple):
     """What the cache has of a model: nothing is missing."""
 
-    folder: Path
+    place: Path
+    """A folder, or the one file that the name means."""
     final: bool
     """Whether nothing that the commit may also have would be read instead."""
 
 
-def fetch(hub_id: str, *, variant: str | None = None, on_bytes: OnBytes | None = None) -> Path:
+def fetch(name: HubModel, *, variant: str | None = None, on_bytes: OnBytes | None = None) -> Path:
     """Download what a model is loaded from; returns its folder, which may hold other files too.
 
+    Where the name means a file, that file alone is downloaded, and its path returned.
+
     Args:
-        hub_id: owner/name or owner/name@revision.
         variant: see `variants.choose_weights`.
         on_bytes: is called only if something has to be downloaded.
 
     Raises:
-        ModelError: there is no such model or revision, it is gated, of a kind that is not
+        ModelError: there is no such model, revision or file, it is gated, of a kind that is not
             supported or without safetensors, the hub is out of reach, or the disk is full.
     """
-    name = _parsed(hub_id)
-
-    def cached() -> Cached | None:
-        folder = name.snapshot
-        if folder is None or not (folder / INDEX).is_file():
-            return None
-        try:
-            family, names = _family(folder / INDEX, name), files_of(folder)
-            needed_files(names, family.modules, family.tokenizers, str(name), variant)
-            chosen = choose_weights(names, family.modules, str(name), variant)
-        except ModelError:
-            return None
-        return Cached(folder, final=all(weights.variant == variant for weights in chosen.values()))
-
-    def needed(commit: Commit) -> list[str]:
-        if INDEX not in commit.files:
-            raise ModelError(
-                f"The hub model '{name}' is no pipeline: it has no {INDEX}, but "
-                f"{_listed(commit.files)}; pass one in diffusers format, or one file of it as "
-                "owner/name/file.safetensors."
-            )
-        family = _family(commit.download(INDEX), name)
-        return needed_files(commit.files, family.modules, family.tokenizers, str(name), variant)
-
-    return _fetched(name, cached, needed, on_bytes)
-
-
-def fetch_file(hub_id: str, *, on_bytes: OnBytes | None = None) -> Path:
-    """Download one safetensors file, by owner/name/path/file.safetensors; returns its path."""
-    name = _parsed(hub_id)
-    file = name.file or ""
-    if not file.endswith(".safetensors"):
-        raise ModelError(f"'{name}' is no safetensors file, and nothing else is read; pass one.")
-
-    def cached() -> Cached | None:
-        folder = name.snapshot
-        return Cached(folder, final=True) if folder and (folder / file).is_file() else None
-
-    def needed(commit: Commit) -> list[str]:
-        if file not in commit.files:
-            raise ModelError(
-                f"The hub model '{name.repository}' has no {file}, it has "
-                f"{_listed(commit.files)}; pass one file as owner/name/file.safetensors."
-            )
-        return [file]
-
-    return _fetched(name, cached, needed, on_bytes) / file
-
-
-def _fetched(
-    name: HubModel,
-    find_cached: Callable[[], Cached | None],
-    needed: Callable[[Commit], list[str]],
-    on_bytes: OnBytes | None,
-) -> Path:
-    """Get the folder of a commit with the files that are needed."""
     from huggingface_hub import constants
     from huggingface_hub.errors import RevisionNotFoundError
 
+    if name.file is not None and not name.file.endswith(".safetensors"):
+        raise ModelError(f"'{name}' is no safetensors file, and nothing else is read; pass one.")
     with quiet_libraries(), warnings.catch_warnings(action="ignore"):
-        cached, pinned = find_cached(), COMMIT.fullmatch(name.revision)
+        cached, pinned = _cached(name, variant), COMMIT.fullmatch(name.revision)
         if cached and (constants.HF_HUB_OFFLINE or (pinned and cached.final)):
-            return cached.folder
+            return cached.place
         if constants.HF_HUB_OFFLINE:
             raise ModelError(
                 f"There is no folder '{name}', and the cache {constants.HF_HUB_CACHE} does not "
@@ -201,32 +146,54 @@ def _fetched(
         except Exception as error:  # of the client, and of the library that speaks HTTP for it
             if cached and not isinstance(error, RevisionNotFoundError):
                 logger.info("load: %s as it is in the cache (%s)", name, type(error).__name__)
-                return cached.folder
+                return cached.place
             raise explained(error, name) from error
         try:
-            commit.download_all(needed(commit), on_bytes)
+            commit.download_all(_needed(commit, variant), on_bytes)
         except ModelError:
             raise
         except Exception as error:
             raise explained(error, name, begun=True) from error
-    return commit.folder
+    return commit.folder / (name.file or "")
 
 
-def _parsed(hub_id: str) -> HubModel:
-    name = parse_hub_model(hub_id)
-    if name is None:
+def _cached(name: HubModel, variant: str | None) -> Cached | None:
+    folder, needed = name.snapshot, name.file or INDEX
+    if folder is None or not (folder / needed).is_file():
+        return None
+    if name.file is not None:
+        return Cached(folder / name.file, final=True)
+    try:
+        family, names = _family(folder / INDEX, name), files_of(folder)
+        needed_files(names, family.modules, family.tokenizers, str(name), variant)
+        chosen = choose_weights(names, family.modules, str(name), variant)
+    except ModelError:
+        return None
+    return Cached(folder, final=all(weights.variant == variant for weights in chosen.values()))
+
+
+def _needed(commit: Commit, variant: str | None) -> list[str]:
+    name = commit.name
+    if name.file is not None:
+        if name.file not in commit.files:
+            raise ModelError(
+                f"The hub model '{name.repository}' has no {name.file}, it has "
+                f"{_listed(commit.files)}; pass one file as owner/name/file.safetensors."
+            )
+        return [name.file]
+    if INDEX not in commit.files:
         raise ModelError(
-            f"'{shorten(hub_id)}' is no hub model; pass owner/name or owner/name@revision."
+            f"The hub model '{name}' is no pipeline: it has no {INDEX}, but "
+            f"{_listed(commit.files)}; pass one in diffusers format, or one file of it as "
+            "owner/name/file.safetensors."
         )
-    return name
+    family = _family(commit.download(INDEX), name)
+    return needed_files(commit.files, family.modules, family.tokenizers, str(name), variant)
 
 
 def _family(index: Path, name: HubModel) -> Family:
-    """Find the family that a model's index says, as ModelError where there is none."""
     try:
-        config = parse_json(read_text(index, MAX_INDEX_BYTES))
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
+        config = read_object(index, MAX_INDEX_BYTES)
     except ValueError as error:
         raise ModelError(
             f"{INDEX} of the hub model '{name}' cannot be read ({shorten(str(error))}); "
@@ -238,7 +205,6 @@ def _family(index: Path, name: HubModel) -> Family:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """List file names for a message, weights first."""
     ordered = sorted(names, key=lambda n: (not n.endswith(".safetensors"), n.startswith("."), n))
     listed = ", ".join(shorten(name) for name in ordered[:MOST_NAMED])
     return (listed + ", …" if len(ordered) > MOST_NAMED else listed) or "no files"
@@ -262,15 +228,9 @@ class Commit:
 
     @property
     def folder(self) -> Path:
-        """The folder in which the client puts its files."""
         return self.name.cache / "snapshots" / self.sha
 
     def download(self, file: str, on_size: Callable[[int], None] = lambda _: None) -> Path:
-        """Download a file, unless it is in the cache.
-
-        Args:
-            on_size: is called with the number of bytes that have come.
-        """
         from huggingface_hub import hf_hub_download
 
         bar: Any = _counter(on_size)
@@ -320,9 +280,6 @@ class Commit:
 
 def ask(name: HubModel, patience: Sequence[float]) -> Commit:
     """Ask the hub which commit a revision is, and for its files.
-
-    Args:
-        patience: seconds that the hub has to answer, try by try.
 
     Raises:
         ModelError: the answer is no hub's.
@@ -469,7 +426,6 @@ def _of_answer(error: BaseException, name: HubModel, endpoint: str) -> str | Non
 
 
 def _of_system(error: BaseException, name: HubModel, endpoint: str, begun: bool) -> str:
-    """Explain an error of the disk or the connection."""
     from huggingface_hub import constants
     from huggingface_hub.errors import FileMetadataError
 

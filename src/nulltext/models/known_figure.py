@@ -24,7 +24,7 @@ from torch import Tensor
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.side_files import read_side_file, write_side_file
 
-FILE, VERSION = "check.json", 1
+FILE = "check.json"
 
 PROMPT = "a photo of a flower"
 """Read letter by letter by a model that has no word for it."""
@@ -67,14 +67,11 @@ def _sampled(output: Tensor) -> list[float]:
 
 
 def write_known(model: LatentDiffusion, folder: Path) -> Path:
-    """Keep what the model computes now beside its weights; returns the file."""
-    content = {"figures": figures(model)}
-    return write_side_file(folder / FILE, VERSION, model.fingerprint, content)
+    return write_side_file(folder / FILE, model.fingerprint, {"figures": figures(model)})
 
 
 def read_known(folder: Path) -> dict[str, Any] | None:
-    """Read the figures kept beside a model's weights; None where there are none."""
-    return read_side_file(folder / FILE, VERSION, _checked)
+    return read_side_file(folder / FILE, _checked)
 
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:

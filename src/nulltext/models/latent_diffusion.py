@@ -27,7 +27,7 @@ from nulltext.diffusion.levels import Level, noise_estimate
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import convert_out_of_memory
 from nulltext.image.images import Sizes
-from nulltext.models.family import TextConditioner
+from nulltext.models.families import TextConditioner
 from nulltext.models.fingerprint import fingerprints
 from nulltext.models.network_calls import Passes, applied, differentiable_in_half
 from nulltext.models.placement import (

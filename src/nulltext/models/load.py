@@ -12,27 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from nulltext.constants import GUIDANCE_SCALE, MODEL
+from nulltext.constants import GUIDANCE_SCALE, MODEL, Precision
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError, convert_out_of_memory
 from nulltext.models.adapters import Adapters, load_vae
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
-from nulltext.models.family import Family, Parts, TextConditioner
+from nulltext.models.families import Family, Parts, TextConditioner
 from nulltext.models.fingerprint import Digest, fingerprints
 from nulltext.models.foreign import explain
-from nulltext.models.hub import HubModel, OnBytes, fetch, fetch_file, parse_hub_model
+from nulltext.models.hub import HubModel, OnBytes, fetch, parse_hub_model
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.pipelines import family_of, recognise_distilled
 from nulltext.models.placement import (
+    PLANS,
     MemoryName,
     allow_tf32,
     check_weights_present,
     default_dtype,
-    memory_plan,
     note_on_precision,
     use_channels_last,
 )
@@ -47,9 +47,7 @@ logger = logging.getLogger(__name__)
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 Source = Checkpoint | SingleFile
-"""Where configs, tokenizers and weights of a model are read from."""
 
-DType = Literal["float32", "float16", "bfloat16"]
 SideContent = TypeVar("SideContent")
 
 
@@ -57,7 +55,7 @@ def load(
     model: Any = MODEL,
     *,
     device: str | None = None,
-    dtype: DType | torch.dtype | None = None,
+    dtype: Precision | torch.dtype | None = None,
     memory: MemoryName = "plenty",
     offload: bool = False,
     variant: str | None = None,
@@ -95,7 +93,9 @@ def load(
             damaged, or the architecture is one that nulltext does not support.
         OptionError: the device or dtype does not exist here.
     """
-    plan, adapters = memory_plan(memory), Adapters.parsed(lora, embedding, vae)
+    if memory not in PLANS:
+        raise OptionError(f"There is no memory plan '{memory}'; choose {', '.join(PLANS)}.")
+    plan, adapters = PLANS[memory], Adapters.parsed(lora, embedding, vae)
     if not isinstance(model, str | Path):
         if adapters or any(given is not None for given in (device, dtype, variant, config)):
             raise OptionError(
@@ -145,12 +145,10 @@ class _Read:
     """A checkpoint's parts, checked against each other."""
 
     model: str
-    """For messages."""
     family: Family
     parts: Parts
     text: TextConditioner
     scheduler: Mapping[str, Any]
-    """The scheduler's config."""
     schedule: Schedule
     notes: Sequence[str] = ()
     original: tuple[str, ...] | None = None
@@ -158,7 +156,6 @@ class _Read:
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Fingerprints of the weights as they are now."""
         modules = {name: self.parts[name] for name in self.family.modules}
         return fingerprints(modules, self.schedule, self.text.settings)
 
@@ -189,12 +186,7 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
 def _cast_and_move(
     read: _Read, dtype: torch.dtype, *, device: torch.device, home: torch.device
 ) -> tuple[str, ...]:
-    """Cast and move all weights; returns their fingerprints, taken in the precision of the files.
-
-    Args:
-        dtype: of the UNet and the text encoders; the autoencoder becomes float32.
-        device: of the UNet. home: of the other parts.
-    """
+    """Cast and move all weights; returns fingerprints, taken in the precision of the files."""
     digest = Digest(read.parts["vae"], read.schedule, read.text.settings)
     allow_tf32(device)
     with convert_out_of_memory(
@@ -326,7 +318,6 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def bundled_models() -> tuple[str, ...]:
-    """List the names of the models that come with the package."""
     return tuple(sorted(p.parent.name for p in BUNDLED_FOLDER.glob("*/model_index.json")))
 
 
@@ -345,35 +336,29 @@ def source_of(
 ) -> Source:
     """Find a model's files; those of the hub's models are fetched.
 
-    Args:
-        variant: of the weights, such as "fp16"; see `variants`.
-        config: of a single file; see `SingleFile`.
-        on_bytes: called with (done, total) bytes while files are fetched.
-
     Raises:
         ModelError: there is no such model, or it cannot be fetched.
         OptionError: an option does not fit this kind of source.
     """
     place = _locate(model)
-    if isinstance(place, HubModel) and place.file is not None:
-        place = fetch_file(str(model), on_bytes=on_bytes)
-        reason = explain_kind(place)
-        if reason is not None:
-            raise ModelError(reason)
-    if isinstance(place, Path) and place.is_file():
-        if variant is not None:
-            raise OptionError(
-                f"--variant selects weights in a folder or a hub repository, and '{model}' is a "
-                "single file; leave it out."
-            )
-        return SingleFile(place, str(model), config)
-    if config is not None:
+    single = place.file is not None if isinstance(place, HubModel) else place.is_file()
+    if single and variant is not None:
+        raise OptionError(
+            f"--variant selects weights in a folder or a hub repository, and '{model}' is a "
+            "single file; leave it out."
+        )
+    if config is not None and not single:
         raise OptionError(
             f"--config is for a single file, and '{model}' has its own; leave it out."
         )
     if isinstance(place, HubModel):
-        place = fetch(str(model), variant=variant, on_bytes=on_bytes)
-    return Checkpoint(place, str(model), variant)
+        place = fetch(place, variant=variant, on_bytes=on_bytes)
+        reason = explain_kind(place) if single else None
+        if reason is not None:
+            raise ModelError(reason)
+    return (
+        SingleFile(place, str(model), config) if single else Checkpoint(place, str(model), variant)
+    )
 
 
 def display_name(model: str | Path) -> str:
@@ -383,7 +368,6 @@ def display_name(model: str | Path) -> str:
 
 
 def _locate(model: str | Path) -> Path | HubModel:
-    """Find the folder or file of a model, or its name on the hub."""
     text = str(model)
     if text in bundled_models():
         return BUNDLED_FOLDER / text

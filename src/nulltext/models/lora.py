@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from nulltext.errors import ModelError, OptionError, reason_of
+from nulltext.models.families import PROMPT_WIDTHS
 from nulltext.models.tensor_files import (
     EXPECTED,
     TensorFile,
@@ -46,7 +47,6 @@ from nulltext.models.tensor_files import (
     shown,
     split_choice,
 )
-from nulltext.models.unet import PROMPT_WIDTHS
 from nulltext.storage.files import path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
@@ -165,10 +165,6 @@ def merge_loras(
 
     Returns notes for the user: keys without a layer, words to use, distillation.
 
-    Args:
-        modules: by their names in a checkpoint's folder, with tensors that hold numbers.
-        model: its name, for messages.
-
     Raises:
         ModelError: a file is missing, damaged, no LoRA, of a method that cannot be merged, or for
             other models. Of that LoRA nothing is merged then.
@@ -241,7 +237,6 @@ def lora_delta(
 def _matched(
     file: TensorFile, names: Mapping[str, Mapping[str, str]]
 ) -> tuple[dict[Layer, Keys], list[str]]:
-    """Find factors by their layers, and the keys that mean none."""
     factors: dict[Layer, Keys] = {}
     unused = []
     for key in file.shapes:
@@ -284,7 +279,6 @@ def _misfit(
 
 
 def _fits(weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether factors make a weight of this shape."""
     down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
     if len(down) < 2 or len(up) < 2 or math.prod(shapes.get("alpha", ())) != 1:
         return False
@@ -365,7 +359,6 @@ def split_stem(stem: str) -> tuple[str, str]:
 
 
 def layer_names(component: str, module: nn.Module) -> dict[str, str]:
-    """Map each name that files have for a component's layers to the layers' paths."""
     paths = [
         path
         for path, layer in module.named_modules()
@@ -429,7 +422,6 @@ def _ldm_names(path: str, per_block: int | None, crossed: set[str]) -> Iterator[
 
 
 def check_method(file: TensorFile) -> None:
-    """Refuse what is no plain low-rank difference of weights."""
     methods = known_kinds()["lora"]["methods"]
     for name in file.shapes:
         method = next((what for part, what in methods.items() if _has(name, part)), None)
@@ -449,7 +441,6 @@ def _has(name: str, part: str) -> bool:
 
 
 def meant_for(file: TensorFile) -> str | None:
-    """Name the models that a LoRA was trained on, as far as it tells."""
     for name, shape in file.shapes.items():
         stem, role = split_key(name) or ("", "")
         if role == "down" and CROSS.search(stem) and len(shape) > 1 and shape[1] in PROMPT_WIDTHS:
@@ -476,7 +467,6 @@ def model_is(modules: Mapping[str, nn.Module]) -> str:
 
 
 def notes_on(file: TensorFile) -> Iterator[str]:
-    """Write notes on what a LoRA's name and metadata tell its user."""
     name = file.path.name
     titles = (name, file.path.parent.name, file.metadata.get("modelspec.title", "")[:MAX_TITLE])
     match = next(filter(None, map(DISTILLED.search, titles)), None)

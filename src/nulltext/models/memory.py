@@ -15,8 +15,9 @@ the same with a whole transformer counted once. Then, for B photos and s bytes a
 on top.
 
 While Prompt-to-Prompt edits, each row that others are edited from keeps one step's attention
-beside this (`shared_bytes`): at a site of n pixels, a heads of d numbers and L tokens, 4 a n L
-bytes of cross-attention's map, and s a n d of the hidden states that self-attention follows from.
+beside this (`benchmarks/live_bytes.py`): at a site of n pixels, a heads of d numbers and L tokens,
+4 a n L bytes of cross-attention's map, and s a n d of the hidden states that self-attention follows
+from.
 In float16 that is at most 66 MB + 3 MB in Stable Diffusion 1.5 at 512 px, and 505 MB + 157 MB in
 SDXL at 1024 px, where the self-attention maps themselves would be 5 GB.
 The autoencoder's picture is `placement`'s. With `offload` text encoders and autoencoder add their
@@ -26,7 +27,6 @@ Source: recomputation, Chen et al. 2016, "Training deep nets with sublinear memo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,6 @@ LEVELS: dict[str, Callable[[int, int], int]] = {
 
 
 def level_of(name: str, levels: int) -> int:
-    """Return the level that a layer of the UNet works at, by the layer's name."""
     stage, index, *_ = name.split(".")
     return LEVELS[stage](int(index) if index.isdigit() else 0, levels)
 
@@ -71,7 +70,6 @@ class FeatureMaps:
 
     @classmethod
     def of(cls, unet: Any) -> FeatureMaps:
-        """Count the blocks of a `UNet2DConditionModel`."""
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -143,7 +141,6 @@ def memory_need(
 
 
 def backward_numbers(model: LatentDiffusion) -> float:
-    """Estimate live numbers per latent pixel and photo in a backward pass."""
     maps = FeatureMaps.of(model.unet)
     return RECOMPUTING * maps.stages if model.memory.recomputes else KEEPING * maps.blocks
 
@@ -171,42 +168,7 @@ def decoding_need(model: LatentDiffusion, size: tuple[int, int]) -> int:
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    """Count the bytes of a module's parameters."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-
-
-@dataclass(frozen=True)
-class SharedAttention:
-    """What a row keeps for the rows that Prompt-to-Prompt edits from it, in one step, in bytes."""
-
-    maps: int
-    """Cross-attention's probabilities, float32."""
-    states: int
-    """Hidden states that self-attention's queries and keys are made of."""
-
-
-def shared_bytes(
-    unet: Any, size: tuple[int, int], tokens: int, self_pixels: int
-) -> SharedAttention:
-    """Bound what one row keeps for others.
-
-    Args:
-        size: (h, w) of the latents. tokens: L. self_pixels: most pixels of a site at which
-            self-attention is injected.
-    """
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-    maps = states = 0
-    levels = len(unet.down_blocks)
-    for name, module in unet.named_modules():
-        if not isinstance(module, Transformer2DModel):
-            continue
-        pixels = math.prod(-(-side // 2 ** level_of(name, levels)) for side in size)
-        for block in module.transformer_blocks:
-            maps += block.attn2.heads * pixels * tokens * STATE_BYTES
-            if pixels <= self_pixels:
-                states += pixels * block.attn1.query_dim * unet.dtype.itemsize
-    return SharedAttention(maps, states)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -55,7 +55,6 @@ START = 6
 BACK_OFF = 6
 """By how much e falls after a try that was not finite."""
 LOWEST = -18
-"""The last e that is tried."""
 
 
 @dataclass
@@ -65,7 +64,6 @@ class Passes:
     photos: int = 1
     """Photos side by side: row i of a pass belongs to photo i mod `photos` by default."""
     counts: Counter[int] = field(default_factory=Counter)
-    """By photo."""
 
     def note(self, output: Tensor, rows: Iterable[int] | None = None) -> None:
         """Count the pass that led to an output, and each backward pass that will go through it.
@@ -79,18 +77,12 @@ class Passes:
         if output.requires_grad:
             output.register_hook(lambda _: self.counts.update(own))
 
-    def resume(self, spent: Mapping[int, int]) -> None:
-        """Add what an earlier part of the same run took."""
-        self.counts.update(spent)
-
     @property
     def each(self) -> list[int]:
-        """Evaluations of every photo."""
         return [self.counts[photo] for photo in range(self.photos)]
 
     @property
     def total(self) -> int:
-        """Evaluations of all photos."""
         return self.counts.total()
 
 

@@ -22,9 +22,8 @@ from pathlib import PurePath
 from typing import Any
 
 from nulltext.errors import ModelError, OptionError, shorten
-from nulltext.models.family import Family
+from nulltext.models.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
 from nulltext.models.tensor_files import WORKS, known_kinds
-from nulltext.models.unet import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 
 FAMILIES: list[Family] = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL]
 
@@ -86,11 +85,7 @@ def family_of(
 
 
 def explain_pipeline(class_name: object, model: str) -> str:
-    """Say in one sentence what a pipeline is that nulltext cannot edit with, and what to do.
-
-    Args:
-        class_name: `_class_name` of model_index.json.
-    """
+    """Say in one sentence what a pipeline is that nulltext cannot edit with, and what to do."""
     name = _plain(class_name)
     return (
         f"The model '{model}' is of class {shorten(name)} ({_what(name)}), which nulltext cannot "
@@ -151,7 +146,6 @@ class Distilled:
 
     @property
     def note(self) -> str:
-        """A sentence for the user of such a model."""
         low, high = self.steps
         return (
             f"Note: this model seems to be distilled to {low} to {high} steps ({self.kind}: "

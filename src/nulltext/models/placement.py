@@ -31,9 +31,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from nulltext.errors import ModelError, OptionError
-
-HALF = (torch.float16, torch.bfloat16)
+from nulltext.errors import ModelError
 
 PICTURE_MAPS = 3
 """Feature maps at the picture's size that the decoder holds at once: in, normalised, out."""
@@ -79,17 +77,6 @@ PLANS: dict[str, MemoryPlan] = {
 }
 
 
-def memory_plan(name: str) -> MemoryPlan:
-    """Return a plan by its name.
-
-    Raises:
-        OptionError: there is none of that name.
-    """
-    if name not in PLANS:
-        raise OptionError(f"There is no memory plan '{name}'; choose {', '.join(PLANS)}.")
-    return PLANS[name]
-
-
 def default_dtype(device: torch.device) -> torch.dtype:
     """Choose the precision to load a model in where none is asked for.
 
@@ -100,8 +87,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def note_on_precision(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Say in a sentence that a precision does not fit the device; None where it does."""
-    if device.type == "cpu" and dtype in HALF:
+    if device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         return (
             f"Note: {name} on a CPU is many times slower than float32 on most machines; "
@@ -140,12 +126,7 @@ def use_channels_last(module: torch.nn.Module, device: torch.device) -> None:
 
 
 def check_weights_present(parts: Mapping[str, Any], pipeline: str) -> None:
-    """Refuse a pipeline whose weights cannot be read and differentiated through as they are.
-
-    Raises:
-        ModelError: a part's weights are kept elsewhere between its layers' calls, or are quantised,
-            or something unknown is wrapped around a part.
-    """
+    """Refuse a pipeline whose weights cannot be read and differentiated through as they are."""
     for name, module in parts.items():
         reason = None
         if not hasattr(module, "config"):
@@ -210,7 +191,6 @@ def at_work(
 def _replace_weights(
     module: torch.nn.Module, device: torch.device | None, dtype: torch.dtype | None
 ) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Put copies in the place of all weights that are elsewhere; returns what was there."""
     kept: list[tuple[dict[str, Any], str, Tensor]] = []
     slots: dict[str, Any]
     made: dict[int, Tensor] = {}  # weights that layers share stay shared

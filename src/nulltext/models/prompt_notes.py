@@ -39,9 +39,6 @@ def notes_on_prompts(
 
     Those are known by the list of what it was taught, or where there is none, by how it reads.
 
-    Args:
-        changes: see `note_on_words`.
-
     Raises:
         PromptError: it cannot read a prompt.
     """
@@ -63,9 +60,6 @@ def notes_on_writing(
 ) -> list[str]:
     """Write a sentence for each kind of other tools' syntax in prompts, and for each target that
     is an instruction; prompts may be such as the model cannot read.
-
-    Args:
-        changes: see `note_on_words`.
     """
     syntax = notes_on_syntax(prompts, {target for _, target in changes}, _learnt_names(model))
     return [*syntax, *_notes_on_instructions(changes).values()]
@@ -89,7 +83,6 @@ def _notes_on_words(model: LatentDiffusion, prompts: Sequence[str], changes: Cha
 
 
 def _notes_on_instructions(changes: Changes) -> dict[str, str]:
-    """Write notes by target; along a chain, each is read against what the one before it meant."""
     notes: dict[str, str] = {}
     meant: dict[str, str] = {}
     for before, target in changes:
@@ -126,18 +119,18 @@ def _changes_learnt(model: LatentDiffusion, source: str, target: str) -> bool:
 
 def note_on_words(
     name: str,
-    known: KnownWords | None,
+    known: KnownWords,
     prompts: Sequence[str],
     changes: Sequence[tuple[str, str]] = (),
 ) -> str | None:
     """Write a sentence on words that a model does not know; None where there is nothing to say.
 
     Args:
-        name: the model's. known: None says nothing, ever. changes: pairs of prompts, of which the
-            second is what an edit makes of the first.
+        name: the model's.
+        changes: pairs of prompts, of which the second is what an edit makes of the first.
     """
-    missing = known.missing(prompts) if known else []
-    if known is None or not missing:
+    missing = known.missing(prompts)
+    if not missing:
         return None
     words = listed([f'"{word}"' for word in missing])
     follows = "which will do little"
@@ -159,7 +152,6 @@ class SyntaxKind(NamedTuple):
     """One thing that other tools' syntax asks for."""
 
     is_what: str
-    """What it is, and how it is read here."""
     instead: str | Callable[[Sequence[Found], bool], str]
     """What to do here; a function is told those found, and whether they are of a target."""
 

@@ -31,7 +31,9 @@ from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.words.alignment import ARTICLES, OPENERS
 from nulltext.words.prompts import plain_words
 
-WORDS_FILE, GUIDANCE_FILE, VERSION = "words.json", "guidance.json", 1
+WORDS_FILE, GUIDANCE_FILE = "words.json", "guidance.json"
+VERSION = 1
+"""Of all of them."""
 
 MAX_BYTES = 4 * MEGABYTE
 
@@ -44,16 +46,14 @@ LEAST, MOST = 1.0, 100.0
 Content = TypeVar("Content")
 
 
-def write_side_file(path: Path, version: int, fingerprint: str, content: Mapping[str, Any]) -> Path:
+def write_side_file(path: Path, fingerprint: str, content: Mapping[str, Any]) -> Path:
     """Keep content for the weights of this fingerprint; returns the file."""
-    whole = {"version": version, "fingerprint": fingerprint, **content}
+    whole = {"version": VERSION, "fingerprint": fingerprint, **content}
     replace_file(path, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
     return path
 
 
-def read_side_file(
-    path: Path, version: int, parse: Callable[[Mapping[str, Any]], Content]
-) -> Content | None:
+def read_side_file(path: Path, parse: Callable[[Mapping[str, Any]], Content]) -> Content | None:
     """Read a side file and parse its content; None where there is no file.
 
     Args:
@@ -66,7 +66,7 @@ def read_side_file(
         return None
     try:
         content = parse_json(read_text(path, MAX_BYTES))
-        if content["version"] != version or not isinstance(content["fingerprint"], str):
+        if content["version"] != VERSION or not isinstance(content["fingerprint"], str):
             raise ValueError(f"its version is {content['version']!r}")
         return parse(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -86,14 +86,12 @@ class KnownWords:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Named and other words."""
         return frozenset((*self.named, *self.others))
 
     def __contains__(self, word: str) -> bool:
         return word in self.words
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
-        """List the words of prompts that it does not know, each once."""
         said = (word for prompt in prompts for word in self._meaningful(prompt))
         return list(dict.fromkeys(word for word in said if word not in self))
 
@@ -115,29 +113,25 @@ class KnownWords:
 
 
 def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path | None:
-    """Keep the words beside the weights of this fingerprint; returns the file, None where there are
-    no words to keep.
-    """
+    """Keep the words beside the weights; returns the file, None where there are none to keep."""
     fields = {
         name: [w for w in getattr(known, name) if len(w) <= LONGEST_WORD][: MOST_WORDS // 2]
         for name in ("named", "others")
     }
     if not any(fields.values()):
         return None
-    return write_side_file(folder / WORDS_FILE, VERSION, fingerprint, fields)
+    return write_side_file(folder / WORDS_FILE, fingerprint, fields)
 
 
 def read_words(folder: Path, fingerprints: Sequence[str]) -> KnownWords | None:
-    """Read the words that weights of one of these fingerprints were taught; None where none were
-    kept, or for other weights.
-    """
+    """Read the words that weights were taught; None where none were kept, or for other weights."""
 
     def parse(content: Mapping[str, Any]) -> KnownWords | None:
         named, others = (_checked_words(content[name]) for name in ("named", "others"))
         fitting = content["fingerprint"] in fingerprints and (named or others)
         return KnownWords(named, others) if fitting else None
 
-    return read_side_file(folder / WORDS_FILE, VERSION, parse)
+    return read_side_file(folder / WORDS_FILE, parse)
 
 
 def _checked_words(value: Any) -> tuple[str, ...]:
@@ -151,18 +145,14 @@ def _checked_words(value: Any) -> tuple[str, ...]:
 
 
 def write_guidance(scale: float, fingerprint: str, folder: Path) -> Path | None:
-    """Keep a suggestion beside the weights of this fingerprint; returns the file, None for 0, which
-    suggests nothing.
-    """
+    """Keep a suggestion beside the weights; returns the file, None for 0: no suggestion."""
     if scale == 0:
         return None
-    return write_side_file(folder / GUIDANCE_FILE, VERSION, fingerprint, {"scale": scale})
+    return write_side_file(folder / GUIDANCE_FILE, fingerprint, {"scale": scale})
 
 
 def read_guidance(folder: Path, fingerprints: Sequence[str]) -> float | None:
-    """Read the guidance scale suggested for weights of one of these fingerprints; None where none
-    was, or for others.
-    """
+    """Read the w suggested for weights; None where none was, or for other weights."""
 
     def parse(content: Mapping[str, Any]) -> float | None:
         scale = content["scale"]
@@ -172,4 +162,4 @@ def read_guidance(folder: Path, fingerprints: Sequence[str]) -> float | None:
             raise ValueError(f"its scale is not above {LEAST:g} and at most {MOST:g}")
         return float(scale) if content["fingerprint"] in fingerprints else None
 
-    return read_side_file(folder / GUIDANCE_FILE, VERSION, parse)
+    return read_side_file(folder / GUIDANCE_FILE, parse)

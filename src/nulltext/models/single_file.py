@@ -98,7 +98,6 @@ class SingleFile:
 
     @property
     def note(self) -> str:
-        """A sentence on how the file is read."""
         kind = self.folder.name
         if self.config is not None:
             own = " and v-prediction, as it says itself" if self.says_v_prediction else ""
@@ -108,7 +107,6 @@ class SingleFile:
         return f"Note: '{self.name}' is read as {said}; if that is wrong, pass --config{other}."
 
     def json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object of the configs."""
         content = self.configs.json(name)
         if name == "scheduler/scheduler_config.json" and self.says_v_prediction:
             content |= {"prediction_type": "v_prediction"}
@@ -127,7 +125,6 @@ class SingleFile:
         return checked_tokenizer(CLIPTokenizer.from_pretrained(VOCABULARY, **settings))
 
     def modules(self, classes: Mapping[str, str]) -> dict[str, Any]:
-        """Load components by name, each on the file's memory-mapped tensors."""
         for part in classes:
             if not self._has(*PREFIXES[part]):
                 advice = f"pass a whole checkpoint, or another --config than {self.folder.name}"
@@ -152,7 +149,6 @@ class SingleFile:
         return module
 
     def _infer(self, file: Path) -> str:
-        """Choose the published configuration that the names of the tensors belong to."""
         if self._has("conditioner.embedders.1."):
             return "sdxl"
         if self._has("cond_stage_model.model."):
@@ -184,7 +180,6 @@ def translated(
 
 
 def _diffusers_names(part: str, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Give a component's tensors the names of diffusers or transformers."""
     from diffusers.loaders import single_file_utils as original
 
     own = {name: t for name, t in tensors.items() if name.startswith(PREFIXES[part])}

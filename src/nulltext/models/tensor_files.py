@@ -90,7 +90,6 @@ EXPECTED: Mapping[Option, Expected] = {
 
 @cache
 def known_kinds() -> dict[str, Any]:
-    """Read the tables of other kinds of models and files."""
     return tomllib.loads((Path(__file__).parent / "kinds.toml").read_text(encoding="utf-8"))
 
 
@@ -99,7 +98,6 @@ class Header:
     """What a safetensors file declares."""
 
     shapes: Mapping[str, Sequence[int]]
-    """Of the tensors, by name."""
     metadata: Mapping[str, Any]
 
 
@@ -136,7 +134,6 @@ def explain_kind(path: Path, option: Option = "--model") -> str | None:
 
 
 def kind_of(header: Header) -> FileKind:
-    """Tell a file's kind by its header."""
     if METADATA_KEY in header.metadata:
         return FileKind("inversion", "a saved inversion")
     names = "\n".join(header.shapes)
@@ -160,7 +157,6 @@ def _signs() -> list[tuple[FileKind, re.Pattern[str]]]:
 
 
 def _kind_of_checkpoint(header: Header, names: str) -> FileKind:
-    """Tell apart the checkpoints that lie in one file in the original layout."""
     first = header.shapes.get("model.diffusion_model.input_blocks.0.0.weight", ())
     extra = known_kinds()["extra_channels"].get(str(first[1])) if len(first) > 1 else None
     if extra is not None:
@@ -173,18 +169,21 @@ def _kind_of_checkpoint(header: Header, names: str) -> FileKind:
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file."""
-    check_readable(path)
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(LENGTH_BYTES + 1)
-        length = int.from_bytes(start[:LENGTH_BYTES], "little")
-        if start[LENGTH_BYTES:] != b"{" or not 0 < length <= MAX_HEADER_BYTES:
-            unknown = f"'{path}' is a file of an unknown kind; {PASS}."
-            if path.suffix == ".safetensors":
-                unknown = f"'{path}' is no safetensors file, but for its name; get it again."
-            raise ModelError(explain_bytes(path) or unknown)
-        text = start[LENGTH_BYTES:] + stream.read(length - 1)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"'{path}' is no regular file; {PASS}.")
+        with path.open("rb") as stream:
+            first = stream.read(FIRST_BYTES)
+            length = int.from_bytes(first[:LENGTH_BYTES], "little")
+            if first[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{" or not 0 < length <= MAX_HEADER_BYTES:
+                raise ModelError(_explain_bytes(path, first))
+            stream.seek(LENGTH_BYTES)
+            text = stream.read(length)
+    except OSError as error:
+        raise ModelError(
+            f"'{path}' cannot be read ({reason_of(error)}); check who may read it."
+        ) from error
     whole = LENGTH_BYTES + length
     if len(text) == length:
         try:
@@ -199,10 +198,10 @@ def read_header(path: Path) -> Header:
                 f"'{path}' has a damaged safetensors header ({reason_of(error)}); get it again."
             ) from error
         whole += max(ends, default=0)
-    if size < whole:
+    if status.st_size < whole:
         raise ModelError(
-            f"'{path}' is cut off, as by a download that stopped: {size:,} of {whole:,} bytes are "
-            "there; get it again."
+            f"'{path}' is cut off, as by a download that stopped: {status.st_size:,} of {whole:,} "
+            "bytes are there; get it again."
         )
     return Header(shapes, metadata)
 
@@ -225,21 +224,7 @@ CONVERT = (
 """Python that turns a file of weights into safetensors, reading tensors and nothing else."""
 
 
-def check_readable(path: Path) -> None:
-    """Refuse what is no regular file, or must not be read, as ModelError."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelError(f"'{path}' is no regular file; {PASS}.")
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise ModelError(
-            f"'{path}' cannot be read ({reason_of(error)}); check who may read it."
-        ) from error
-
-
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether Git LFS left a line of text in a file's place."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(LFS)) == LFS
@@ -247,11 +232,8 @@ def is_lfs_pointer(path: Path) -> bool:
         return False
 
 
-def explain_bytes(path: Path) -> str | None:
-    """Say in one sentence what a file is, if not safetensors; None where it cannot be said."""
-    check_readable(path)
-    with path.open("rb") as stream:
-        first = stream.read(FIRST_BYTES)
+def _explain_bytes(path: Path, first: bytes) -> str:
+    """Say in one sentence what a file is that is not safetensors."""
     suffix, endings = path.suffix.lower(), known_kinds()["endings"]
     if not first:
         return f"'{path}' is empty, as a download that failed leaves it; get it again."
@@ -259,18 +241,21 @@ def explain_bytes(path: Path) -> str | None:
         return explain_pointer(path)
     if suffix in endings or first.startswith(b"GGUF"):
         return f"'{path}' is {endings.get(suffix, endings['.gguf'])}; {SAFETENSORS}."
-    pickled = first.startswith(ZIP) and b"/data.pkl" in first[ZIP_NAME_AT:]
-    if pickled or first.startswith(SERIALISED) or (suffix in UNSAFE and b"\0" in first):
+    serialised = first.startswith(ZIP) and b"/data.pkl" in first[ZIP_NAME_AT:]
+    if serialised or first.startswith(SERIALISED) or (suffix in UNSAFE and b"\0" in first):
         return explain_unsafe(path)
     if first.startswith(ARCHIVES) or first[TAR_AT : TAR_AT + 5] == b"ustar":
         return f"'{path}' is an archive; unpack it, and pass the model that is in it."
     if first.startswith(PICTURES) or first[RIFF_KIND_AT : RIFF_KIND_AT + 4] == b"WEBP":
         return f"'{path}' is a picture, not a model; {PASS}."
-    return _explain_text(path, first)
+    if path.suffix == ".safetensors":
+        unknown = f"'{path}' is no safetensors file, but for its name; get it again."
+    else:
+        unknown = f"'{path}' is a file of an unknown kind; {PASS}."
+    return _explain_text(path, first) or unknown
 
 
 def explain_pointer(path: Path) -> str:
-    """Say that Git LFS left a pointer in a file's place."""
     return (
         f"'{path}' is a pointer of Git LFS, not the file that it stands for; "
         "run `git lfs pull` in its folder, or download the model again."
@@ -278,7 +263,6 @@ def explain_pointer(path: Path) -> str:
 
 
 def explain_unsafe(path: Path) -> str:
-    """Say that a file is never opened, and how to convert it."""
     code = CONVERT.format(old=str(path), new=str(path.with_suffix(".safetensors")))
     return (
         f"'{path}' could run code when it is opened, so nulltext never opens it; get its "
@@ -349,9 +333,6 @@ def open_adapter(path: Path, option: Option) -> Iterator[TensorFile]:
     """Open a file that is added to a model, after checking that it is what the option takes.
 
     safetensors itself checks that no shape is larger than the bytes that are there.
-
-    Raises:
-        ModelError: it is missing, damaged, no safetensors file, or of another kind.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -51,8 +51,6 @@ COMMON = ("fp32", "fp16", "bf16")
 class Weights:
     """The files with the weights of one component."""
 
-    component: str
-    """Its folder in the model."""
     variant: str | None
     """"fp16", "bf16", "non_ema", ...; None for the plain ones."""
     files: tuple[str, ...]
@@ -85,11 +83,6 @@ def choose_weights(
     components have. With it: that variant; a component that lacks it is read as without it, as
     diffusers does.
 
-    Args:
-        names: paths of all files of the model.
-        modules: class of each component with weights.
-        model: for messages.
-
     Raises:
         ModelError: a component has no safetensors weights, or no component has the variant.
     """
@@ -118,10 +111,7 @@ def needed_files(
     model: str,
     variant: str | None = None,
 ) -> list[str]:
-    """List the paths of all files that a model is loaded from, small ones first.
-
-    Args: as for `choose_weights`.
-    """
+    """List the paths of all files that a model is loaded from, small ones first."""
     names = set(names)
     chosen = choose_weights(names, modules, model, variant)
     configs = [INDEX, SCHEDULER, *(f"{part}/config.json" for part in modules)]
@@ -153,7 +143,7 @@ def _variants(names: Iterable[str], component: str, stem: str) -> Variants:
             continue
         variant = found["variant"] or found["older"]
         if found["number"] is None:
-            whole[variant] = Weights(component, variant, (f"{component}/{name}",), None)
+            whole[variant] = Weights(variant, (f"{component}/{name}",), None)
         else:
             shards.setdefault((variant, int(found["count"])), {})[int(found["number"])] = name
     complete: dict[str | None, Weights] = {}
@@ -161,7 +151,7 @@ def _variants(names: Iterable[str], component: str, stem: str) -> Variants:
         index = next((name for name in _indices(stem, variant) if name in inside), None)
         if index is not None and sorted(files) == list(range(1, count + 1)):
             paths = tuple(f"{component}/{files[number]}" for number in sorted(files))
-            complete[variant] = Weights(component, variant, paths, f"{component}/{index}")
+            complete[variant] = Weights(variant, paths, f"{component}/{index}")
     return complete | whole
 
 
@@ -173,7 +163,6 @@ def _pattern(stem: str) -> re.Pattern[str]:
 
 
 def _indices(stem: str, variant: str | None) -> list[str]:
-    """List the names that an index of shards may have."""
     if variant is None:
         return [f"{stem}.safetensors.index.json"]
     return [
@@ -184,7 +173,6 @@ def _indices(stem: str, variant: str | None) -> list[str]:
 
 
 def _stand_ins(held: Iterable[Variants]) -> list[str]:
-    """Order the variants that are read where there are no plain weights."""
     lacking = [found for found in held if None not in found]
     every = {name for found in lacking for name in found if name is not None}
 
@@ -196,7 +184,6 @@ def _stand_ins(held: Iterable[Variants]) -> list[str]:
 
 
 def _without_weights(names: Iterable[str], component: str, stem: str, model: str) -> str:
-    """Say why a component has no weights to read, and what to do."""
     inside = sorted(n.removeprefix(f"{component}/") for n in names if n.startswith(f"{component}/"))
     of = f"The {component} of the model '{model}'"
     if any((found := _pattern(stem).fullmatch(name)) and found["number"] for name in inside):

@@ -118,7 +118,6 @@ class Unallocated(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Answer one call of torch."""
         kwargs = kwargs or {}
         if func in FILLING and args[0].is_meta:
             return args[0]
@@ -159,7 +158,6 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map the module's names to those under which the weights are held."""
     places: dict[str, str] = {}
     for key in held:
         modern = key
@@ -173,7 +171,6 @@ def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[st
 
 
 def assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a module's parameter or buffer, by its full name."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:

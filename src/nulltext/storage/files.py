@@ -1,7 +1,7 @@
 """Write files and folders whole or not at all, and lock them against other processes.
 
 New content is complete on disk under a temporary name before it takes its own, so an older file
-survives every failure.
+survives every failure. What cannot be written or locked is an OutputError.
 """
 
 from __future__ import annotations
@@ -48,11 +48,7 @@ def path_exists(path: Path) -> bool:
 
 
 def check_target(path: str | Path) -> Path:
-    """Return the file behind any symbolic link, after checking that it can be written.
-
-    Raises:
-        OutputError: it is not a regular file, or its folder is missing, read-only or full.
-    """
+    """Return the file behind any symbolic link, after checking that it can be written."""
     target = _regular_target(path)
     with _temporary_beside(target) as temporary, temporary.open("xb"):
         pass
@@ -60,11 +56,7 @@ def check_target(path: str | Path) -> Path:
 
 
 def replace_file(path: str | Path, data: bytes) -> None:
-    """Write `data` under a temporary name in the same folder, then rename.
-
-    Raises:
-        OutputError: as in `check_target`; an older file is left unchanged.
-    """
+    """Write `data` under a temporary name in the same folder, then rename."""
     target = _regular_target(path)
     log = timed(logger, "write: %s, %d bytes", path, len(data))
     with log, _temporary_beside(target) as temporary:
@@ -109,7 +101,6 @@ def _temporary_beside(target: Path) -> Iterator[Path]:
 
 
 def _own_prefix() -> str:
-    """Return how the temporary files of this machine's processes begin."""
     return f".nulltext-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
 
 
@@ -140,9 +131,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` when the block succeeds.
 
     Its files get the permissions of new files; some libraries write for the owner alone.
-
-    Raises:
-        OutputError: writing failed; an older folder is left unchanged.
     """
     target = folder.absolute()
     fresh, older = (target.with_name(f"{_own_prefix()}{uuid.uuid4().hex}") for _ in range(2))
@@ -166,7 +154,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _reset_permissions(folder: Path) -> None:
-    """Give all files in a folder the permissions of a new file."""
     sample = folder / LOCK
     sample.touch()
     usual = stat.S_IMODE(sample.stat().st_mode)
@@ -182,9 +169,6 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
     The system releases the lock however the process ends. Without effect where the system or the
     file system has no locks.
-
-    Raises:
-        OutputError: another process holds the lock, or the folder cannot be written to.
     """
     try:
         descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -198,11 +182,7 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
 
 def lock_file(descriptor: int, folder: str | Path) -> None:
-    """Lock an open file of a folder until it is closed; see `lock_folder`.
-
-    Raises:
-        OutputError: another process holds the lock.
-    """
+    """Lock an open file of a folder until it is closed; see `lock_folder`."""
     if sys.platform == "win32":
         return
     try:
@@ -217,7 +197,6 @@ def lock_file(descriptor: int, folder: str | Path) -> None:
 
 
 def output_error(path: str | Path, error: Exception) -> OutputError:
-    """Return the OutputError for what a system call or an encoder raised."""
     return OutputError(
         f"'{path}' cannot be written ({reason_of(error)}): free some space or choose another place."
     )

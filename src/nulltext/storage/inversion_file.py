@@ -2,7 +2,7 @@
 
 The header lies in safetensors' own metadata under the key "nulltext" and carries the version of the
 format. Reading opens safetensors and JSON only, and checks the sizes and the header before any
-tensor is read.
+tensor is read. A file that is missing, damaged, foreign or newer is an InversionFileError.
 """
 
 from __future__ import annotations
@@ -36,11 +36,6 @@ DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
 
 
 def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and header.
-
-    Raises:
-        OutputError: the file cannot be written; an older one is left unchanged.
-    """
     from safetensors.torch import save
 
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -57,11 +52,7 @@ class TensorOutline(NamedTuple):
 
 
 def read_outline(path: Path) -> dict[str, TensorOutline]:
-    """Read the types and shapes that a file declares, and none of its numbers.
-
-    Raises:
-        InversionFileError: the file is damaged, or has a tensor of another type than `DTYPES`.
-    """
+    """Read the types and shapes that a file declares, and none of its numbers."""
     outlines = {}
     with _opened(path) as stream:
         for name in stream.keys():  # noqa: SIM118 (a function of safetensors)
@@ -74,11 +65,7 @@ def read_outline(path: Path) -> dict[str, TensorOutline]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, whose header and outline are good, on the CPU.
-
-    Raises:
-        InversionFileError: the file is damaged.
-    """
+    """Read the tensors of a file, whose header and outline are good, on the CPU."""
     from safetensors.torch import load_file
 
     with _opened(path):
@@ -86,11 +73,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def not_finite(path: Path) -> list[str]:
-    """Find the tensors of a file that hold infinity or NaN; imports no torch.
-
-    Raises:
-        InversionFileError: the file is damaged.
-    """
+    """Find the tensors of a file that hold infinity or NaN; imports no torch."""
     import numpy as np
 
     with _opened(path) as stream:
@@ -99,18 +82,12 @@ def not_finite(path: Path) -> list[str]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read the header.
-
-    Raises:
-        InversionFileError: the file is missing, truncated, foreign, or of a newer version.
-    """
     with _opened(path) as stream:
         return _header(path, stream)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file whose size is checked, and turn errors of reading into InversionFileError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -144,7 +121,6 @@ def _header(path: Path, stream: Any) -> dict[str, Any]:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse what is not a file, and files and headers larger than any inversion's."""
     if not path.is_file():
         refuse_address(path, InversionFileError)
         problem = "is not a regular file" if path.exists() else "does not exist"

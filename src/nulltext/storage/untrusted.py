@@ -3,7 +3,8 @@
 Text is UTF-8, or UTF-16 with a byte-order mark; marks are removed. JSON is refused where a key
 occurs twice (readers disagree on which one holds), where it is nested too deeply, and where a
 string holds a lone surrogate, which no terminal and no file takes. A file name may not lead out of
-its folder, by dots or by a symbolic link.
+its folder, by dots or by a symbolic link. What cannot be read is an OSError, and what is refused a
+ValueError that says why.
 """
 
 from __future__ import annotations
@@ -41,12 +42,7 @@ DAMAGED = f"it is damaged UTF-16; {SAVE_AS_UTF8}"
 
 
 def read_text(path: Path, most: int) -> str:
-    """Read a text file of at most `most` bytes, with lines ended by newlines; see `decode_text`.
-
-    Raises:
-        OSError: it is missing or cannot be read.
-        ValueError: it is not a regular file, too large, or in another encoding.
-    """
+    """Read a text file of at most `most` bytes, with lines ended by newlines; see `decode_text`."""
     with _opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -55,11 +51,7 @@ def read_text(path: Path, most: int) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode UTF-8, or UTF-16 with a byte-order mark, and remove the mark.
-
-    Raises:
-        ValueError: it is in another encoding; the message says in which, and what to do.
-    """
+    """Decode UTF-8, or UTF-16 with a byte-order mark, and remove the mark."""
     if data.startswith(WORKBOOKS):
         raise ValueError(
             'it is a workbook (.xlsx, .ods, .xls) or an archive; save it as "CSV UTF-8"'
@@ -86,10 +78,6 @@ def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the bytes of each line, as UTF-8 without a mark, one at a time.
 
     A longer line than `longest` bytes is cut after `longest` + 1 bytes.
-
-    Raises:
-        OSError: the file is missing or cannot be read.
-        ValueError: it is not a regular file, or damaged UTF-16.
     """
     with open_text(path) as text:
         number = 0
@@ -103,12 +91,7 @@ def read_lines(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def open_text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
-    """Open a text file of any size; bytes that are not UTF-8 are read as surrogate escapes.
-
-    Raises:
-        OSError: it is missing or cannot be read.
-        ValueError: it is not a regular file; reading may find damaged UTF-16.
-    """
+    """Open a text file of any size; bytes that are not UTF-8 are read as surrogate escapes."""
     with _opened(path) as file:
         encoding = _encoding(file.peek(len(codecs.BOM_UTF8)))
         errors = "strict" if encoding == "utf-16" else "surrogateescape"
@@ -120,7 +103,6 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
 
 
 def has_byte_order_mark(path: Path) -> bool:
-    """Whether a regular file begins with a byte-order mark."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -139,11 +121,6 @@ def _encoding(data: bytes) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON within the module's limits.
-
-    Raises:
-        ValueError: it is not JSON, repeats a key, is nested too deeply, or holds a lone surrogate.
-    """
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
@@ -159,6 +136,14 @@ def parse_json(text: str) -> Any:
     if surrogate:
         raise ValueError("it holds half a character (a lone surrogate)")
     return value
+
+
+def read_object(path: Path, most: int) -> dict[str, Any]:
+    """Read a file of at most `most` bytes that holds a JSON object."""
+    content = parse_json(read_text(path, most))
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
 
 
 def _entries(value: Any) -> list[Any]:
@@ -183,12 +168,7 @@ def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str | None:
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in a folder, or below it.
-
-    Raises:
-        ValueError: the name is not a relative path, or leads out of the folder.
-        OSError: it is too long, or its links run in a circle.
-    """
+    """Return the path of a file in a folder, or below it."""
     if "\0" in name or LONE_SURROGATE.search(name):
         raise ValueError("it is not a file name")
     path = folder / name

@@ -131,7 +131,6 @@ def check_edit(source: TokenizedPrompt, target: TokenizedPrompt, *, reweights: b
 def _carried_words(
     source: TokenizedPrompt, target: TokenizedPrompt, alignment: Alignment
 ) -> list[tuple[int, int]]:
-    """Return the index pairs of the words whose attention is carried."""
     old, new = [word.name for word in source.words], [word.name for word in target.words]
     if alignment == "replace":
         if len(old) != len(new):
@@ -242,7 +241,6 @@ def _phrases(keys: Sequence[str]) -> list[_Phrase]:
 
 
 def _pair_stretch(source: Sequence[str], target: Sequence[str]) -> list[tuple[int, int]]:
-    """Pair the substituted words of a stretch that has no word in common."""
     pairs = []
     for old, new in zip(_phrases(source), _phrases(target), strict=False):
         if old.opener is not None and new.opener is not None:

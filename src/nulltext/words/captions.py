@@ -45,7 +45,6 @@ def recoloured(label: Label) -> str:
 
 
 def article(word: str) -> str:
-    """Return the indefinite article before a word."""
     return "an" if word[:1] in "aeiou" else "a"
 
 
@@ -78,7 +77,6 @@ GENERAL = frozenset((
     "background", "brightness", "color", "colors", "colour", "colours", "contrast", "image",
     "light", "lighting", "photo", "picture", "saturation", "sky", "style",
 ))
-"""Things that any photo has."""
 LABELS = frozenset(("album", "board", "button", "cover", "key", "logo", "poster", "sign"))
 """Things with an inscription: "remove shoes sign" is a caption."""
 COLOURS = frozenset((
@@ -135,7 +133,6 @@ class Instruction:
     caption: str | None
     """The intended target; None if it is not certain."""
     removes: bool = False
-    """Whether it asks to remove something."""
 
 
 def read_instruction(source: str, target: str) -> Instruction | None:
@@ -168,7 +165,6 @@ def _is_label(words: list[str]) -> bool:
 
 
 def _is_order(verb: str, rest: list[str], known: Collection[str]) -> bool:
-    """Whether the words after a verb name what it asks to change."""
     first, others = rest[0], rest[1:]
     determined = first in DETERMINERS and bool(others) and others[0] not in OPENERS
     opened = any(word in OPENERS for word in others)
@@ -241,7 +237,6 @@ def _colour_before(words: list[str], keys: list[str], noun: int) -> int | None:
 
 
 def _with_noun(words: list[str], keys: list[str], read: re.Match[str]) -> str | None:
-    """Replace a noun, and its colour if the instruction has one."""
     noun, new = read["noun"], read["new"]
     at, plain = _head(words, keys, noun), COLOURS | TONES
     plural = any(re.search("(?<![sui])s$", word) for word in (noun, new))

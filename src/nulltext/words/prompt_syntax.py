@@ -60,11 +60,9 @@ class Found(NamedTuple):
     kind: str
     """What it asks for: the kind of a rule in `RULES`."""
     text: str
-    """The piece as it was typed."""
     word: str
     """The words, the name, or the file that it is about."""
     figure: float = 1.0
-    """A weight."""
 
 
 def find_syntax(text: str, learnt: Collection[str] = ()) -> tuple[list[Found], str]:
@@ -190,7 +188,6 @@ class _Rule:
     plain: str = ""
     """Template of the text that replaces the piece."""
     is_text: Callable[[Match], bool] | None = None
-    """Whether a match is ordinary text."""
     word: Callable[[Match], str] = _word
 
 

@@ -186,7 +186,6 @@ def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
 
 
 def has_word(prompt: TokenizedPrompt, word: str) -> bool:
-    """Whether `find_words` would find the word or phrase."""
     try:
         find_words(prompt, word)
     except PromptError:
@@ -200,7 +199,6 @@ class _Piece:
 
     key: str
     tokens: tuple[int, ...]
-    """The positions of its word."""
     opens: bool
     """Whether no learnt token is cut where the piece begins."""
     closes: bool
@@ -311,7 +309,6 @@ def _name(text: str, start: int, end: int, written_out: Mapping[int, int]) -> st
 
 
 def _check_known(text: str, words: Sequence[Word], unknown: Mapping[int, Span]) -> None:
-    """Raise PromptError for unknown characters, given by token index, naming their words."""
     named: dict[str, None] = {}
     for word in words:
         for start, end in (unknown[k - 1] for k in word.tokens if k - 1 in unknown):
@@ -342,7 +339,6 @@ def _pieces(text: str) -> list[Span]:
 
 
 def _shape(character: str) -> str:
-    """Return the letter that stands for a character in WORD_SHAPE."""
     if character.isspace():
         return " "
     if JOINERS.match(character):
@@ -372,7 +368,6 @@ def _cut(text: str) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Enumerate the first of several things for a message."""
     more = len(items) - SHOWN_WORDS
     return ", ".join(items[:SHOWN_WORDS]) + (f" and {more} more" if more > 0 else "")
 
@@ -391,7 +386,6 @@ def clean(text: str) -> str:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether the joiner at a place belongs to a sign."""
     after = text[at + 1 : at + 2]
     if text[at] == "\u200c" and at and text[at - 1] != " " and _is_caseless(after):
         return True

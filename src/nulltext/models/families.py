@@ -1,4 +1,8 @@
-"""Stable Diffusion 1, 2 and XL base: a UNet that attends to CLIP's embedding of the prompt.
+"""What a family of models is made of, and how its network is conditioned: Stable Diffusion and XL.
+
+A prompt becomes one tensor of rows [R, D], whatever the family; inversion methods, solvers and
+editors store, batch and differentiate it without knowing what the rows are. Only the family's
+`TextConditioner` packs them, and unpacks them for the network, a UNet that attends to them.
 
 Stable Diffusion 1 and 2 take the last hidden states of one encoder, [L, D].
 With H1, H2 the penultimate hidden states [L, D1], [L, D2] of XL's two encoders, p the pooled
@@ -18,9 +22,9 @@ those of diffusers' `StableDiffusionPipeline` and `StableDiffusionXLPipeline`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,8 +32,14 @@ from torch.nn.functional import pad
 
 from nulltext.errors import ModelError, PromptError, shorten
 from nulltext.image.images import SDXL_BUCKETS
-from nulltext.models.family import ClipConditioner, Family, Parts, TextConditioner
+from nulltext.models.placement import execution_device
 from nulltext.models.tensor_files import WORKS, known_kinds
+from nulltext.words.prompts import TokenizedPrompt, tokenize
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 TIME_IDS = 6
 """Numbers of XL's size conditioning: original size, corner of the crop, target size."""
@@ -44,6 +54,138 @@ PROMPT_WIDTHS = {
     2048: "Stable Diffusion XL",
 }
 """Models by the width of their prompts, which cross-attention reads."""
+
+Parts = Mapping[str, Any]
+"""Modules and tokenizers by their names in a checkpoint's folder."""
+
+
+class TextConditioner(Protocol):
+    """How a family turns prompts into what its network is conditioned on."""
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer by which words and tokens are counted."""
+        ...
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """The text encoders, by their names in a checkpoint's folder."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """L: the length of a padded prompt."""
+        ...
+
+    @property
+    def embeds_shape(self) -> tuple[int, int]:
+        """(R, D) of an embedded prompt; its first L rows are the tokens' own."""
+        ...
+
+    @property
+    def settings(self) -> str:
+        """What beside the weights gives the embeddings their meaning, for the fingerprint."""
+        ...
+
+    def tokenize(self, prompt: str, *, allow_empty: bool = False) -> TokenizedPrompt:
+        """Split a prompt into tokens and words; see `LatentDiffusion.tokenize`."""
+        ...
+
+    def embed(self, prompt: str) -> Tensor:
+        """Embed a prompt, or "": [1, R, D], in the encoders' dtype."""
+        ...
+
+    def unet_inputs(self, embeds: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+        """Arguments of the network for embeddings [B, R, D] and a picture of `size` = (height,
+        width) pixels."""
+        ...
+
+    def pipeline(self, unet: Any, vae: Any, scheduler: Any) -> Any:
+        """Make the family's stock diffusers pipeline of these parts."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClipText:
+    """A CLIP text encoder with its tokenizer."""
+
+    tokenizer: CLIPTokenizer
+    encoder: Any
+
+    @property
+    def max_tokens(self) -> int:
+        """Length of a padded prompt, begin and end of text included."""
+        longest = self.encoder.config.max_position_embeddings
+        return int(min(self.tokenizer.model_max_length, longest))
+
+    def ids(self, prompt: TokenizedPrompt) -> Tensor:
+        """Token ids [1, L] where the encoder computes."""
+        return torch.tensor([prompt.token_ids], device=execution_device(self.encoder))
+
+
+@dataclass(frozen=True)
+class ClipConditioner:
+    """CLIP text encoders that read the same prompt; words are counted in the first one's tokens."""
+
+    clips: tuple[ClipText, ...]
+
+    @classmethod
+    def of(cls, parts: Parts, **settings: Any) -> Self:
+        names = sorted(name for name in parts if name.startswith("tokenizer"))
+        encoders = [parts[name.replace("tokenizer", "text_encoder")] for name in names]
+        pairs = zip((parts[name] for name in names), encoders, strict=True)
+        return cls(tuple(ClipText(*pair) for pair in pairs), **settings)
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        return self.clips[0].tokenizer
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        return {
+            f"text_encoder_{number}" if number > 1 else "text_encoder": clip.encoder
+            for number, clip in enumerate(self.clips, start=1)
+        }
+
+    @property
+    def max_tokens(self) -> int:
+        """L, 77 in all published checkpoints."""
+        return min(clip.max_tokens for clip in self.clips)
+
+    @property
+    def width(self) -> int:
+        """Sum of the encoders' widths: 768 (SD 1), 1024 (SD 2) or 2048 (SDXL)."""
+        return sum(int(clip.encoder.config.hidden_size) for clip in self.clips)
+
+    def tokenize(self, prompt: str, *, allow_empty: bool = False) -> TokenizedPrompt:
+        return tokenize(self.tokenizer, prompt, max_length=self.max_tokens, allow_empty=allow_empty)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of one layout."""
+
+    pipelines: tuple[str, ...]
+    modules: Mapping[str, str]
+    tokenizers: tuple[str, ...]
+    text: Callable[[Parts, Mapping[str, Any]], TextConditioner]
+    """Makes the conditioner of the parts and the pipeline's config."""
+    check_parts: Callable[[Parts, TextConditioner, str], None]
+    """Raises ModelError where the parts of the model of some name do not fit together."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Long and short sides that it was trained at, in sixteenths of the model's own side."""
+
+    def check_index(self, index: Mapping[str, Any], model: str) -> None:
+        """Refuse a model_index.json with a component of another class than the family's."""
+        classes = {name: (kind,) for name, kind in self.modules.items()}
+        for name, allowed in (classes | dict.fromkeys(self.tokenizers, TOKENIZERS)).items():
+            entry = index.get(name)
+            found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            if found not in allowed:
+                what = f"The {name} of the model '{model}' is of class {shorten(str(found))}"
+                if found is None:
+                    what = f"The model '{model}' has no {name}"
+                raise ModelError(f"{what}, expected {allowed[0]}; {WORKS}.")
 
 
 @dataclass(frozen=True)
@@ -67,11 +209,9 @@ class StableDiffusionText(ClipConditioner):
         return embeds
 
     def unet_inputs(self, embeds: Tensor, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002
-        """Pass the embeddings on as they are."""
         return {"encoder_hidden_states": embeds}
 
     def pipeline(self, unet: Any, vae: Any, scheduler: Any) -> Any:
-        """Make a `StableDiffusionPipeline`."""
         from diffusers import StableDiffusionPipeline
 
         return StableDiffusionPipeline(
@@ -94,7 +234,6 @@ class StableDiffusionXLText(ClipConditioner):
     """
 
     zero_empty: bool = True
-    """Whether the empty prompt is all zeros."""
 
     @property
     def pooled_size(self) -> int:
@@ -108,17 +247,16 @@ class StableDiffusionXLText(ClipConditioner):
 
     @property
     def settings(self) -> str:
-        """Name what the empty prompt is."""
         return f"empty prompt {'zeros' if self.zero_empty else 'encoded'}"
 
     def embed(self, prompt: str) -> Tensor:
         """[1, R, D], packed.
 
         Raises:
-            PromptError: see `ClipText.tokenize`, or the two tokenizers disagree.
+            PromptError: see `tokenize`, or the two tokenizers disagree.
         """
         read = [
-            clip.tokenize(prompt, max_tokens=self.max_tokens, allow_empty=True)
+            tokenize(clip.tokenizer, prompt, max_length=self.max_tokens, allow_empty=True)
             for clip in self.clips
         ]
         if read[0].words != read[1].words:
@@ -158,7 +296,6 @@ class StableDiffusionXLText(ClipConditioner):
         }
 
     def pipeline(self, unet: Any, vae: Any, scheduler: Any) -> Any:
-        """Make a `StableDiffusionXLPipeline`."""
         from diffusers import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline(
@@ -171,11 +308,6 @@ class StableDiffusionXLText(ClipConditioner):
             force_zeros_for_empty_prompt=self.zero_empty,
             add_watermarker=False,
         )
-
-
-def _sdxl_text(parts: Parts, config: Mapping[str, Any]) -> StableDiffusionXLText:
-    zero_empty = bool(config.get("force_zeros_for_empty_prompt", True))
-    return StableDiffusionXLText.of(parts, zero_empty=zero_empty)
 
 
 def _check_parts(parts: Parts, text: TextConditioner, model: str) -> None:
@@ -261,7 +393,9 @@ STABLE_DIFFUSION_XL = Family(
     pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
     modules={**BACKBONE, "text_encoder_2": "CLIPTextModelWithProjection"},
     tokenizers=("tokenizer", "tokenizer_2"),
-    text=_sdxl_text,
+    text=lambda parts, config: StableDiffusionXLText.of(
+        parts, zero_empty=bool(config.get("force_zeros_for_empty_prompt", True))
+    ),
     check_parts=_check_parts,
     buckets=SDXL_BUCKETS,
 )
