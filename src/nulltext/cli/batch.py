@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from typer.core import TyperCommand
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import STAGES, Reporter, counted, end_of_rows
 from nulltext.errors import OptionError
-from nulltext.jobs.options import about
+from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -54,37 +54,25 @@ class OptionalAddress(TyperCommand):
 class BatchOptions:
     """The options of `batch`."""
 
-    jobs: Path = field(
-        metadata=about(
-            "One edit per line as JSON, a JSON array of them, or CSV.", "JOBS", positional=True
-        )
+    jobs: Path = option_field(
+        MISSING, "One edit per line as JSON, a JSON array of them, or CSV.", "JOBS", positional=True
     )
-    output: Path = field(metadata=about("Folder of pictures and rows.", "DIR", short="-o"))
-    ray: str | None = field(
-        default=None,
-        metadata=about(
-            "On a Ray cluster: HOST:PORT, ray://…, or auto; alone, one of this machine.",
-            "[ADDRESS]",
-        ),
+    output: Path = option_field(MISSING, "Folder of pictures and rows.", "DIR", short="-o")
+    ray: str | None = option_field(
+        None,
+        "On a Ray cluster: HOST:PORT, ray://…, or auto; alone, one of this machine.",
+        "[ADDRESS]",
     )
-    workers: int | None = field(
-        default=None,
-        metadata=about("With --ray: models side by side; default: all.", "N", least=1),
+    workers: int | None = option_field(
+        None, "With --ray: models side by side; default: all.", "N", least=1
     )
-    limit: int | None = field(default=None, metadata=about("The first N jobs only.", "N"))
-    within: Path | None = field(
-        default=None,
-        metadata=about(
-            "Refuse jobs whose files are not in there: for job files by somebody else.", "FOLDER"
-        ),
+    limit: int | None = option_field(None, "The first N jobs only.", "N")
+    within: Path | None = option_field(
+        None, "Refuse jobs whose files are not in there: for job files by somebody else.", "FOLDER"
     )
-    dry_run: bool = field(
-        default=False, metadata=about("Look at all jobs, load no model, write nothing.")
-    )
-    retry_failed: bool = field(default=False, metadata=about("Try jobs that failed once more."))
-    fresh: bool = field(
-        default=False, metadata=about("Throw away what an earlier batch left in DIR.")
-    )
+    dry_run: bool = option_field(False, "Look at all jobs, load no model, write nothing.")
+    retry_failed: bool = option_field(False, "Try jobs that failed once more.")
+    fresh: bool = option_field(False, "Throw away what an earlier batch left in DIR.")
 
 
 @takes_options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from nulltext.cli.options import RowOptions, listed, takes_options
 from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
 from nulltext.constants import __version__
 from nulltext.errors import ModelError, OptionError
-from nulltext.jobs.options import OPTIONS, about
+from nulltext.jobs.options import OPTIONS, option_field
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -36,46 +36,34 @@ def root() -> None:
 class PieOptions(RowOptions):
     """The options of `benchmark pie`."""
 
-    folder: Path = field(
+    folder: Path = option_field(
+        MISSING,
+        "PIE-Bench: mapping_file.json and annotation_images/ (docs/pie.md).",
+        "DIR",
+        positional=True,
         kw_only=True,
-        metadata=about(
-            "PIE-Bench: mapping_file.json and annotation_images/ (docs/pie.md).",
-            "DIR",
-            positional=True,
-        ),
     )
-    output: Path = field(
-        default=Path("pie"), metadata=about("Folder of rows and report.", "OUT", short="-o")
+    output: Path = option_field(Path("pie"), "Folder of rows and report.", "OUT", short="-o")
+    methods: str | None = option_field(
+        None, "Inversion methods; default: ddim,null-text,negative-prompt,direct.", "A,B"
     )
-    methods: str | None = field(
-        default=None,
-        metadata=about("Inversion methods; default: ddim,null-text,negative-prompt,direct.", "A,B"),
+    categories: str | None = option_field(None, "Types of edits, 0 to 9; default: all.", "0,9")
+    limit: int | None = option_field(None, "The first N edits only.", "N")
+    dino: str | None = option_field(
+        None,
+        "Folder or hub id for the structure distance, or none; default: facebook/dino-vitb8 "
+        "if it is here already.",
+        "VIT",
     )
-    categories: str | None = field(
-        default=None, metadata=about("Types of edits, 0 to 9; default: all.", "0,9")
+    clip: str | None = option_field(
+        None,
+        "Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it is "
+        "here already.",
+        "CLIP",
     )
-    limit: int | None = field(default=None, metadata=about("The first N edits only.", "N"))
-    dino: str | None = field(
-        default=None,
-        metadata=about(
-            "Folder or hub id for the structure distance, or none; default: facebook/dino-vitb8 "
-            "if it is here already.",
-            "VIT",
-        ),
-    )
-    clip: str | None = field(
-        default=None,
-        metadata=about(
-            "Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it is "
-            "here already.",
-            "CLIP",
-        ),
-    )
-    lpips: Path | None = field(
-        default=None, metadata=about("LPIPS weights, safetensors (docs/pie.md).", "FILE")
-    )
-    steps: int | None = field(default=None, metadata=about("DDIM steps; the protocol has 50.", "T"))
-    inner_steps: int | None = field(default=None, metadata=about(OPTIONS["inner_steps"].help, "N"))
+    lpips: Path | None = option_field(None, "LPIPS weights, safetensors (docs/pie.md).", "FILE")
+    steps: int | None = option_field(None, "DDIM steps; the protocol has 50.", "T")
+    inner_steps: int | None = option_field(None, OPTIONS["inner_steps"].help, "N")
 
     def open(self) -> tuple[list[PieItem], list[PieItem]]:
         """(all edits of the folder, those to run).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from nulltext import constants
 from nulltext.errors import OptionError
-from nulltext.jobs.options import OPTIONS, Kind, Option, about, options_of
+from nulltext.jobs.options import OPTIONS, Kind, Option, option_field, options_of
 
 Value = TypeVar("Value")
 
@@ -99,19 +99,14 @@ DeviceOption = Annotated[
 class RowOptions:
     """Options of the verbs that fill a folder with rows and a report."""
 
-    resume: bool | None = field(
-        default=None,
-        metadata=about(
-            "Continue what is in OUT, or throw it away; default: continue if there is any.",
-            flags="--resume/--fresh",
-        ),
+    resume: bool | None = option_field(
+        None,
+        "Continue what is in OUT, or throw it away; default: continue if there is any.",
+        flags="--resume/--fresh",
     )
-    retry_failed: bool = field(default=False, metadata=about("Try rows that failed once more."))
-    estimate: bool = field(default=False, metadata=about("Say what it would cost, and do nothing."))
-    seed: int = field(
-        default=constants.SEED,
-        metadata=about("For the photos and the noise that are drawn.", "N"),
-    )
+    retry_failed: bool = option_field(False, "Try rows that failed once more.")
+    estimate: bool = option_field(False, "Say what it would cost, and do nothing.")
+    seed: int = option_field(constants.SEED, "For the photos and the noise that are drawn.", "N")
 
     @property
     def fresh(self) -> bool:

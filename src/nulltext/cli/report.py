@@ -29,7 +29,7 @@ from rich.text import Text
 from nulltext.cli import EXIT_OURS, EXIT_USER
 from nulltext.cli.console import escaped
 from nulltext.jobs.figures import decibels
-from nulltext.jobs.options import about
+from nulltext.jobs.options import option_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,15 +53,14 @@ STAGES = {
 class Reporter:
     """Says what a verb does and what came of it; its fields are options of every verb."""
 
-    as_json: bool = field(
-        default=False,
-        metadata=about("One JSON object on standard output, the rest elsewhere.", flags="--json"),
+    as_json: bool = option_field(
+        False, "One JSON object on standard output, the rest elsewhere.", flags="--json"
     )
-    quiet: bool = field(
-        default=False,
-        metadata=about(
-            "Nothing but errors, and what is asked for: words, --json.", flags="--quiet", short="-q"
-        ),
+    quiet: bool = option_field(
+        False,
+        "Nothing but errors, and what is asked for: words, --json.",
+        flags="--quiet",
+        short="-q",
     )
     console: Console = field(init=False)
     spinner: str = field(init=False)

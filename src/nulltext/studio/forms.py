@@ -49,8 +49,10 @@ class InvertForm:
 
     source: str
     crop: CropBox
-    method: str = constants.METHOD
+    method: str | None = None
+    """None: that of the budget."""
     budget: str | None = None
+    """None: the default budget, where no method is named."""
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
@@ -68,7 +70,7 @@ class InvertForm:
         return cls(
             source=source,
             crop=CropBox.from_list(request.get("crop") or []),
-            method=read_text(request, "method") or constants.METHOD,
+            method=read_text(request, "method") or None,
             budget=read_text(request, "budget") or None,
             steps=read_integer(request, "steps", *STEPS),
             guidance=read_number(request, "guidance", *GUIDANCE),
@@ -79,10 +81,9 @@ class InvertForm:
         """Return the method and the number of steps.
 
         Raises:
-            OptionError: a name is unknown, or a budget is given to a method that has none.
+            OptionError: a name is unknown, or the budget is of another method than the one named.
         """
-        method = None if self.budget else self.method
-        return planned(method, budget=self.budget, num_steps=self.steps)
+        return planned(self.method, budget=self.budget, num_steps=self.steps)
 
     def options(self) -> EditOptions:
         """Return the options of `nulltext edit` that invert the same way."""
@@ -90,7 +91,7 @@ class InvertForm:
             {
                 "source": self.source,
                 "crop": str(self.crop),
-                "method": None if self.budget or self.method == constants.METHOD else self.method,
+                "method": self.method,
                 "budget": None if self.budget == constants.BUDGET else self.budget,
                 "steps": self.steps,
                 "guidance": self.guidance,
