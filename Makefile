@@ -61,8 +61,8 @@ lint: setup  ## Run ruff, mypy and import-linter.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-options: $(PLAIN)  ## Write the table of docs/options.md anew.
-	$(BIN)/python -m nulltext.jobs.options docs/options.md
+options: $(PLAIN)  ## Write the option tables of README and docs/options.md anew.
+	$(BIN)/python docs/options_tables.py README.md docs/options.md
 
 LIMIT ?= 32
 bench: $(PLAIN)  ## Measure reconstruction on photos: make bench DATA=folder LIMIT=32.

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from docs.options_tables import TABLE_BEGIN, TABLE_END, options_table, short_table
 from nulltext.constants import EditorName, Method
 from nulltext.jobs.options import (
     KNOBS,
     OPTIONS,
-    TABLE_BEGIN,
-    TABLE_END,
     EditOptions,
     Kind,
     arguments_of,
-    options_table,
 )
 
 
@@ -68,8 +66,10 @@ def test_an_unknown_option_is_no_option():
         EditOptions.of({"magic": 1})
 
 
-def test_the_table_of_the_docs_is_that_of_the_schema():
-    """`make options` writes it."""
-    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
-    table = page.split(TABLE_BEGIN)[1].split(TABLE_END)[0]
-    assert table.strip() == options_table().strip()
+@pytest.mark.parametrize(
+    ("name", "table"), [("README.md", short_table()), ("docs/options.md", options_table())]
+)
+def test_the_tables_of_the_docs_are_those_of_the_schema(name, table):
+    """`make options` writes them."""
+    page = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    assert page.split(TABLE_BEGIN)[1].split(TABLE_END)[0].strip() == table.strip()

@@ -4,7 +4,7 @@ An option is a field of `InversionOptions` (of `invert` and `edit`) or of `EditO
 alone), and what is known about it stands beside the field. Everything that shows or reads options
 is made from these fields: the parameters of the command line (`cli.options`), the keys of a job
 file (`job_files`), what a sweep varies (`sweep`), the fields and the copied command of the studio,
-and the table in docs/options.md (`options_table`).
+and the tables of README and docs/options.md (docs/options_tables.py).
 
 To add an option, add a field here and the code that uses it.
 """
@@ -12,7 +12,6 @@ To add an option, add a field here and the code that uses it.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
@@ -138,7 +137,7 @@ def option_field(
 class InversionOptions:
     """How a photo is inverted. None: not given."""
 
-    method: Method | None = option_field(None, "How to invert.", unset=Method(constants.METHOD))
+    method: Method | None = option_field(None, "How to invert; default: as the budget does.")
     steps: int | None = option_field(
         None,
         "DDIM steps, 1 to 1000; more is slower. Default 30 (20 by --budget fast, 50 by paper "
@@ -484,49 +483,3 @@ def arguments_of(options: EditOptions) -> list[str]:
             flag = option.about.short or option.flag
             words += [word for each in values for word in (flag, str(each))]
     return words
-
-
-TABLE_BEGIN = "<!-- options: written by `make options` -->"
-TABLE_END = "<!-- end of options -->"
-
-
-def options_table() -> str:
-    """The options of an edit as a table of Markdown."""
-    rows = [
-        "| option | value | also of `invert` | in a job | in `--over` | what it does |",
-        "|---|---|---|---|---|---|",
-    ]
-    inverting = options_of(InversionOptions)
-    for option in OPTIONS.values():
-        cells = [
-            "IMAGE" if option.about.positional else f"`{option.flag}`",
-            _said_value(option),
-            "yes" if option.name in inverting else "",
-            "" if option.about.no_job else f"`{option.name}`",
-            f"`{option.about.knob}`" if option.about.knob else "",
-            option.help,
-        ]
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(rows) + "\n"
-
-
-def _said_value(option: Option) -> str:
-    if option.kind is Kind.CHOICE:
-        return ", ".join(f"`{name}`" for name in option.choices)
-    low, high = option.about.low, option.about.high
-    if low is None:
-        return option.kind.value
-    return f"{option.kind.value} from {low:g}" + ("" if high is None else f" to {high:g}")
-
-
-def main() -> None:
-    """Write the table into a page, between its markers: `python -m nulltext.jobs.options PAGE`."""
-    page = Path(sys.argv[1])
-    before, _, rest = page.read_text(encoding="utf-8").partition(TABLE_BEGIN)
-    _, _, after = rest.partition(TABLE_END)
-    text = f"{before}{TABLE_BEGIN}\n{options_table()}{TABLE_END}{after}"
-    page.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
