@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.constants import AUTO
 from nulltext.errors import OptionError
 from nulltext.jobs.figures import decibels
-from nulltext.jobs.options import InversionOptions
+from nulltext.jobs.options import InversionOptions, option_field
 from nulltext.jobs.request import (
     check_captioner_use,
     check_inversion_target,
@@ -30,43 +29,33 @@ if TYPE_CHECKING:
     from nulltext.inversion.record import Inversion
 
 
+@dataclass(frozen=True)
+class InvertOptions(InversionOptions):
+    """The options of `invert`."""
+
+    images: tuple[Path, ...] = option_field(
+        MISSING, "The photo, or several.", "IMAGE...", positional=True, kw_only=True
+    )
+    prompt: tuple[str, ...] = option_field(
+        MISSING,
+        "What the photo shows, in words, or auto to ask a captioner; for several photos one for "
+        "all, or one each.",
+        "P",
+        kw_only=True,
+    )
+    output: Path | None = option_field(
+        None,
+        "Default: IMAGE's name.safetensors; several go into a folder.",
+        "FILE|DIR",
+        short="-o",
+    )
+    batch_size: int | None = option_field(
+        None, "Photos worked on side by side; default 8, 1 with --low-memory.", "B", least=1
+    )
+
+
 @takes_options
-def invert(
-    *,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="The photo, or several.")
-    ],
-    prompt: Annotated[
-        list[str],
-        typer.Option(
-            "--prompt",
-            metavar="P",
-            help="What the photo shows, in words, or auto to ask a captioner; for several photos "
-            "one for all, or one each.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE|DIR",
-            help="Default: IMAGE's name.safetensors; several go into a folder.",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            metavar="B",
-            min=1,
-            help="Photos worked on side by side; default 8, 1 with --low-memory.",
-        ),
-    ] = None,
-    options: InversionOptions,
-    chosen: ModelChoice,
-    reporter: Reporter,
-) -> None:
+def invert(options: InvertOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Invert a photo once, so that it can be edited many times.
 
     Example: [bold]nulltext invert dahlia.jpg --prompt "a photo of an orange flower"
@@ -76,9 +65,11 @@ def invert(
 
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
-    check_captioner_use("--prompt", AUTO if AUTO in prompt else None, options.captioner)
-    prompts = _one_each(prompt, len(images))
-    targets = [check_inversion_target(path) for path in _targets(images, output)]
+    images = options.images
+    asks = AUTO if AUTO in options.prompt else None
+    check_captioner_use("--prompt", asks, options.captioner)
+    prompts = _one_each(options.prompt, len(images))
+    targets = [check_inversion_target(path) for path in _targets(images, options.output)]
     photos = open_photos(images, options.crop, size_of(options))
     plan = plan_of(options)
     from nulltext.cli import work
@@ -102,7 +93,7 @@ def invert(
         )
         work.save_whole(made[0], targets[0])
     else:
-        for batch in work.batches_of(model, plan, len(photos), batch_size):
+        for batch in work.batches_of(model, plan, len(photos), options.batch_size):
             names = [str(image) for image in images[batch]]
             reporter.note(f"{_counted(batch, len(images))}: {', '.join(names)}")
             made += work.invert_batch_with_bars(

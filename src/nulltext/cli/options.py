@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -54,7 +54,9 @@ def parameter_of(option: Option) -> inspect.Parameter:
     """Make a parameter that typer reads."""
     kind, default = option.type, option.default
     if option.kind is Kind.TEXTS:
-        kind, default = list[get_args(option.type)[0]] | None, None  # type: ignore[misc]
+        kind = list[get_args(option.type)[0]]  # type: ignore[misc]
+        if default is not MISSING:
+            kind, default = kind | None, None
     elif option.kind is Kind.OUTPUT:
         kind, default = Path | None, None
     elif default is None:
@@ -84,15 +86,22 @@ def _given(option: Option, value: Any) -> Any:
     return option.default if value is None and option.default is not MISSING else value
 
 
-CropOption = Annotated[str | None, info_of(OPTIONS["crop"])]
-CaptionerOption = Annotated[str | None, info_of(OPTIONS["captioner"])]
-FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, mps; default: the best there is."),
-]
+def device_field() -> Any:
+    return option_field(None, "cpu, cuda, mps; default: the best there is.", "DEVICE")
+
+
+def shared_field(name: str) -> Any:
+    """Make the field of an option that edits have, too."""
+    return field(default=None, metadata={"about": OPTIONS[name].about})
+
+
+@dataclass(frozen=True)
+class SavedOptions:
+    """What the verbs on a saved inversion read."""
+
+    file: Path = option_field(
+        MISSING, "An inversion that `nulltext invert` saved.", "FILE", positional=True
+    )
 
 
 @dataclass(frozen=True)

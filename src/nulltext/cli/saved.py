@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from nulltext.cli.options import FileArgument, takes_options
+from nulltext.cli.options import SavedOptions, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.jobs.figures import decibels
+from nulltext.jobs.options import option_field
 from nulltext.jobs.request import open_inversion
 from nulltext.models.choice import ModelChoice
 
@@ -26,29 +25,29 @@ if TYPE_CHECKING:
     from nulltext.inversion.record import Inversion
 
 
+@dataclass(frozen=True)
+class ReplayOptions(SavedOptions):
+    """The options of `replay`."""
+
+    output: Path | None = option_field(
+        None, "Default: FILE's name-replay.png.", "OUT.png", short="-o"
+    )
+
+
 @takes_options
-def replay(
-    *,
-    file: FileArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="OUT.png", help="Default: FILE's name-replay.png."),
-    ] = None,
-    chosen: ModelChoice,
-    reporter: Reporter,
-) -> None:
+def replay(options: ReplayOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Reconstruct the photo from a saved inversion.
 
     Example: [bold]nulltext replay dahlia.safetensors -o dahlia-replay.png[/bold]
     """
-    inversion = open_inversion(file)
+    inversion = open_inversion(options.file)
     from nulltext.cli.work import open_model
     from nulltext.image.images import from_uint8, to_pil
     from nulltext.image.saving import check_writable, save_image
     from nulltext.inversion.replay import check_model
     from nulltext.inversion.replay import replay as replay_inversion
 
-    target = output or Path(f"{file.stem}-replay.png")
+    target = options.output or Path(f"{options.file.stem}-replay.png")
     check_writable(target)
     loaded = open_model(reporter, chosen)
     check_model(loaded, inversion)
@@ -94,13 +93,14 @@ SUMMED = "weight_delta"
 
 
 @takes_options
-def inspect(file: FileArgument, reporter: Reporter) -> None:
+def inspect(options: SavedOptions, reporter: Reporter) -> None:
     """Show what a saved inversion holds; opens no model.
 
     Example: [bold]nulltext inspect dahlia.safetensors[/bold]
     """
     from nulltext.inversion.header import InversionOutline
 
+    file = options.file
     values, lines = described(InversionOutline.load(file))
     reporter.answer({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
 
@@ -140,36 +140,27 @@ def _readable(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+@dataclass(frozen=True)
+class AttentionOptions(SavedOptions):
+    """The options of `attention`."""
+
+    output: Path | None = option_field(None, "Default: FILE-attention.png.", "OUT.png", short="-o")
+    target: tuple[str, ...] = option_field(
+        (), "Also the words of an edit to this; may be repeated."
+    )
+    every: int | None = option_field(
+        None, "Also a row for every N-th step, noisiest first.", "N", least=1
+    )
+    npy: Path | None = option_field(None, "Also the numbers, mean and per step.", "FILE.npz")
+
+
 @takes_options
-def attention(
-    *,
-    file: FileArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="OUT.png", help="Default: FILE-attention.png."),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option("--target", help="Also the words of an edit to this; may be repeated."),
-    ] = None,
-    every: Annotated[
-        int | None,
-        typer.Option(
-            "--every", metavar="N", min=1, help="Also a row for every N-th step, noisiest first."
-        ),
-    ] = None,
-    npy: Annotated[
-        Path | None,
-        typer.Option("--npy", metavar="FILE.npz", help="Also the numbers, mean and per step."),
-    ] = None,
-    chosen: ModelChoice,
-    reporter: Reporter,
-) -> None:
+def attention(options: AttentionOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Draw which part of the photo each word of its prompt is about.
 
     Example: [bold]nulltext attention dahlia.safetensors -o attention.png[/bold]
     """
-    inversion = open_inversion(file)
+    inversion = open_inversion(options.file)
     from nulltext.cli.work import look_at_prompts, open_model
     from nulltext.diffusion.loops import run
     from nulltext.editing.heatmaps import heat_map_steps
@@ -178,20 +169,20 @@ def attention(
     from nulltext.inversion.replay import check_model
     from nulltext.storage.files import check_target
 
-    picture = output or Path(f"{file.stem}-attention.png")
+    picture, npy = options.output or Path(f"{options.file.stem}-attention.png"), options.npy
     check_writable(picture)
     if npy:
         check_target(npy)
-    specs = [EditSpec(words) for words in target or []]
+    specs = [EditSpec(words) for words in options.target]
     loaded = open_model(reporter, chosen)
     check_model(loaded, inversion)
-    source, targets = inversion.header.prompt, target or []
-    changes = [(source, words) for words in targets]
-    look_at_prompts(reporter, loaded, [source, *targets], changes)
+    source = inversion.header.prompt
+    changes = [(source, words) for words in options.target]
+    look_at_prompts(reporter, loaded, [source, *options.target], changes)
     check_specs(loaded, source, specs)
     with reporter.progress(loaded) as on_step:
         prompts = run(heat_map_steps(loaded, inversion, specs), on_step)
-    save_image(heat_grid(inversion, prompts, every), picture)
+    save_image(heat_grid(inversion, prompts, options.every), picture)
     if npy:
         save_arrays(npy, prompts)
     words = word_rows(prompts)
