@@ -118,7 +118,6 @@ def _run(
     executor: Executor,
     bars: _Bars,
 ) -> Outcome:
-    """Open the folder, and do the jobs that are not done."""
     from nulltext.jobs.batch import batch_steps, open_batch
 
     with open_batch(setup, executor.identity, fresh=options.fresh) as book:
@@ -144,7 +143,6 @@ def _executor(
     options: BatchOptions,
     on_step: Callable[[StepInfo], None],
 ) -> Iterator[Executor]:
-    """Load the model here, or start workers on a cluster."""
     if options.ray is None:
         from nulltext.jobs.batch import LocalExecutor
 
@@ -180,7 +178,6 @@ class _Bars:
         self.bar = progress.add_task("", total=total, failed="", doing="", start=False)
 
     def show(self, info: BatchInfo) -> None:
-        """Move the bar."""
         if info.row is None:
             self.progress.start_task(self.bar)
         failed = f"{info.failed} failed  " if info.failed else ""
@@ -188,7 +185,6 @@ class _Bars:
         self.progress.update(self.bar, completed=done, failed=failed, doing="")
 
     def on_step(self, info: StepInfo) -> None:
-        """Show a step of the job under way."""
         stage = STAGES.get(info.stage, info.stage)
         self.progress.update(self.bar, doing=f"{stage} {info.index}/{info.total}")
 
@@ -209,11 +205,7 @@ def _bars(reporter: Reporter, total: int) -> Iterator[_Bars]:
 
 
 def _dry_run(reporter: Reporter, found: Batch) -> None:
-    """Look at all jobs.
-
-    Raises:
-        typer.Exit: some are bad, with code 2.
-    """
+    """Look at all jobs."""
     from nulltext.jobs.batch import Outcome, check_steps
     from nulltext.jobs.worker import grouped
 
@@ -232,11 +224,7 @@ def _dry_run(reporter: Reporter, found: Batch) -> None:
 
 
 def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
-    """Say what came of it.
-
-    Raises:
-        typer.Exit: some failed.
-    """
+    """Say what came of it."""
     from nulltext.jobs.ledger import ROWS
     from nulltext.jobs.worker import PICTURES
 
@@ -256,12 +244,10 @@ def _failures(outcome: Outcome) -> dict[str, Any]:
 
 
 def _reasons(outcome: Outcome) -> list[str]:
-    """The first failures, for a person."""
     return [f"  {row['reason']}" for row in outcome.failures[:MOST_REASONS]]
 
 
 def _note_remarks(reporter: Reporter, outcome: Outcome, where: str = "") -> None:
-    """Say how many jobs have remarks, and the first of them."""
     if not outcome.remarked:
         return
     count, first = len(outcome.remarked), outcome.remarked[0]

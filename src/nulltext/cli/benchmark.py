@@ -91,7 +91,6 @@ class PieOptions(RowOptions):
         return everything, items[: self.limit]
 
     def protocol(self) -> Protocol:
-        """The published one, with what was asked to differ."""
         from nulltext.evaluation.pie.benchmark import Protocol
 
         given: dict[str, Any] = {"seed": self.seed, "inner_steps": self.inner_steps}
@@ -100,7 +99,6 @@ class PieOptions(RowOptions):
         return Protocol(**given)
 
     def lines(self) -> tuple[str, ...]:
-        """The methods that are compared."""
         from nulltext.evaluation.pie.benchmark import METHODS
         from nulltext.inversion.registry import method_named
 
@@ -112,7 +110,6 @@ class PieOptions(RowOptions):
         return tuple(names)
 
     def networks(self, model: LatentDiffusion) -> Networks:
-        """What looks at the pictures."""
         from nulltext.evaluation.pie.metrics import load_networks
 
         return load_networks(self.dino, self.clip, self.lpips, model.device)
@@ -185,19 +182,16 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
 
 
 def _estimate(reporter: Reporter, schedule: Schedule[PieItem], edits: int) -> None:
-    """What it would cost."""
     found = {"edits": edits, "rows": schedule.all_rows, "unet_evaluations": schedule.evaluations}
     reporter.answer(found, [_said(schedule, edits)])
 
 
 def _said(schedule: Schedule[PieItem], edits: int) -> str:
-    """What is ahead, in one line."""
     done = schedule.all_rows - schedule.open_rows
     return ahead(counted(edits, "edit"), schedule.all_rows, done, schedule.evaluations)
 
 
 def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> None:
-    """What the figures will lack, before hours are spent on them."""
     for reason in networks.missing.values():
         reporter.note(f"Note: a metric will be missing: {reason}.")
     if deviations:
@@ -211,7 +205,6 @@ def _hand_over(
     schedule: Schedule[PieItem],
     deviations: list[str],
 ) -> None:
-    """Write summary and page, and print the table."""
     from nulltext.evaluation.pie.report import (
         PUBLISHED_SOURCE,
         by_category,

@@ -98,7 +98,6 @@ def _sunk(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """What is written in the place of characters that cannot be encoded."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_sign, error.object[error.start : error.end])), error.end
@@ -136,7 +135,6 @@ class _StandardError(logging.Handler):
 
 
 def show_logs(level: LogLevel) -> None:
-    """Show the library's log lines from this level up on standard error."""
     logger = logging.getLogger("nulltext")
     for handler in [h for h in logger.handlers if isinstance(h, _StandardError)]:
         logger.removeHandler(handler)

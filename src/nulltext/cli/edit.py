@@ -85,11 +85,7 @@ def _path_or_none(file: Path | bool) -> Path | None:
 
 
 def _output_paths(options: EditOptions) -> list[Path]:
-    """Name the files of the edits.
-
-    Raises:
-        OutputError, OptionError: a file cannot be written, or would overwrite what is read.
-    """
+    """Name the files of the edits."""
     from nulltext.image.saving import check_writable
 
     origin = options.image or options.inversion
@@ -123,7 +119,6 @@ class _Inverted:
 def _obtain_inversion(
     reporter: Reporter, model: LatentDiffusion, inputs: Inputs, specs: Sequence[EditSpec]
 ) -> _Inverted:
-    """Take the saved inversion, or make one; checks the edits first."""
     from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
     from nulltext.editing.loop import check_specs
 
@@ -176,7 +171,6 @@ def _report(
 
 
 def _changed(figures: dict[str, Any]) -> str:
-    """How much of the photo the edits changed, for a person."""
     if not figures["changed_fraction"]:
         return "Changed nothing."
     share, outside = percent(figures["changed_fraction"]), decibels(figures["psnr_outside"])

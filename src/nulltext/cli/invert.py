@@ -106,11 +106,7 @@ def invert(options: InvertOptions, chosen: ModelChoice, reporter: Reporter) -> N
 
 
 def _one_each(prompts: Sequence[str], count: int) -> list[str]:
-    """A prompt for each photo.
-
-    Raises:
-        OptionError: there are neither one nor as many.
-    """
+    """A prompt for each photo."""
     if len(prompts) not in (1, count):
         raise OptionError(
             f"There are {count} photos and {len(prompts)} --prompt; give one for all, or one each."
@@ -119,11 +115,7 @@ def _one_each(prompts: Sequence[str], count: int) -> list[str]:
 
 
 def _targets(images: Sequence[Path], output: Path | None) -> list[Path]:
-    """Where each inversion is saved.
-
-    Raises:
-        OptionError: several would go into one file.
-    """
+    """Where each inversion is saved."""
     if output is not None and not output.is_dir():
         if len(images) > 1:
             raise OptionError(
@@ -151,7 +143,6 @@ def _counted(batch: slice, total: int) -> str:
 def _report(
     reporter: Reporter, targets: Sequence[Path], made: Sequence[Inversion], chosen: ModelChoice
 ) -> None:
-    """Say what came of it: one object for one photo, a list for several."""
     rows: list[dict[str, Any]] = [
         {
             "file": str(target),

@@ -51,7 +51,6 @@ def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def parameter_of(option: Option) -> inspect.Parameter:
-    """Make a parameter that typer reads."""
     kind, default = option.type, option.default
     if option.kind is Kind.TEXTS:
         kind = list[get_args(option.type)[0]]  # type: ignore[misc]
@@ -70,7 +69,6 @@ def parameter_of(option: Option) -> inspect.Parameter:
 
 
 def info_of(option: Option) -> Any:
-    """Make what typer shows of an option, and how it is written."""
     about = option.about
     text = escape(option.help)
     if about.positional:
@@ -80,7 +78,6 @@ def info_of(option: Option) -> Any:
 
 
 def _given(option: Option, value: Any) -> Any:
-    """The value of a field, by what typer read."""
     if option.kind is Kind.TEXTS:
         return tuple(value or ())
     return option.default if value is None and option.default is not MISSING else value
@@ -119,12 +116,10 @@ class RowOptions:
 
     @property
     def fresh(self) -> bool:
-        """Whether to throw away what an earlier run left."""
         return self.resume is False
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """`count` file names: the path itself, or path-1, path-2 … where there are several."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]

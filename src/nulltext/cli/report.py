@@ -70,12 +70,10 @@ class Reporter:
         self.spinner = "dots" if self.console.encoding.startswith("utf") else "line"
 
     def note(self, text: str) -> None:
-        """A remark that does not stop the work."""
         self.console.print(visible(text), markup=False)
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """Show that something without steps is going on."""
         with self.console.status(Text(visible(what)), spinner=self.spinner):
             yield
 
@@ -160,7 +158,6 @@ class _StepBars:
         self.tasks: dict[str, TaskID] = {}
 
     def show(self, info: StepInfo) -> None:
-        """Move the bar of the step's stage."""
         if info.stage not in self.tasks:
             self.tasks[info.stage] = self.progress.add_task(
                 STAGES.get(info.stage, info.stage), total=info.total, remark=""
@@ -178,12 +175,10 @@ def _write(line: str) -> None:
 
 
 def counted(count: int, thing: str) -> str:
-    """So many of a thing."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def ahead(what: str, rows: int, done: int, evaluations: int) -> str:
-    """What a run of rows is about to do, in one line."""
     there, left = (f", {done:,} of them done", " to go") if done else ("", "")
     cost = counted(evaluations, "UNet evaluation")
     return f"{what}, {counted(rows, 'row')}{there}; about {cost}{left}."

@@ -106,7 +106,6 @@ def inspect(options: SavedOptions, reporter: Reporter) -> None:
 
 
 def described(outline: InversionOutline) -> tuple[dict[str, Any], list[str]]:
-    """All fields for a program, and lines of text for a person."""
     shapes = {name: list(tensor.shape) for name, tensor in outline.tensors.items()}
     values = asdict(outline.header)
     values["steps"] = outline.num_steps

@@ -189,7 +189,6 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
 def _note_prompts(
     reporter: Reporter, model: LatentDiffusion, items: Sequence[CaptionedPhoto]
 ) -> None:
-    """Say what is odd about the first captions and the edits of photos, a few times at most."""
     from nulltext.models.prompt_notes import notes_on_writing
     from nulltext.words.prompts import SHOWN_WORDS
 
@@ -200,7 +199,6 @@ def _note_prompts(
 
 
 def _estimate(reporter: Reporter, schedule: StudySchedule, photos: int) -> None:
-    """What it would cost."""
     found = {
         "photos": photos,
         "rows": schedule.all_rows,
@@ -210,7 +208,6 @@ def _estimate(reporter: Reporter, schedule: StudySchedule, photos: int) -> None:
 
 
 def _said(schedule: StudySchedule, photos: int) -> str:
-    """What is ahead, in one line."""
     done = schedule.all_rows - schedule.open_rows
     return ahead(counted(photos, "photo"), schedule.all_rows, done, schedule.evaluations)
 

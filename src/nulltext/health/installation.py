@@ -49,11 +49,9 @@ class Health:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is no problem."""
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything for `--json`."""
         found: dict[str, Any] = json_safe({"healthy": self.healthy, **asdict(self)})
         return found
 
@@ -72,7 +70,6 @@ def json_safe(value: Any, clean: Callable[[str], str] = str) -> Any:
 
 
 def describe_installation() -> Health:
-    """Describe everything but the model."""
     health = Health()
     _add_versions(health)
     _add_devices(health)

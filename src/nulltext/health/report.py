@@ -30,7 +30,6 @@ QUERY = re.compile(r"(https?://[^\s?]+)\?\S+")
 
 
 def report_of(health: Health, model: str) -> dict[str, Any]:
-    """Return a report without private names."""
     name = display_name(model)
 
     def clean(text: str) -> str:
@@ -67,7 +66,6 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def without_private(text: str) -> str:
-    """Remove paths, names of this user and host, and tokens from a sentence."""
     text = TOKEN.sub("TOKEN", QUERY.sub(r"\1", text))
     text = QUOTED.sub(lambda match: f"'{_last(match[1])}'", text)
     text = BARE_PATH.sub(lambda match: _last(match[0]), text)
@@ -94,7 +92,6 @@ def _user() -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> list[str]:
-    """Lay a report out as lines of Markdown."""
     model, versions = report["model"], report["versions"]
     lines = [
         f"# nulltext check-up of {model['name']}",

@@ -256,11 +256,7 @@ class Cluster:
 
 
 def _connected(address: str, workers: int | None) -> Any:
-    """Ray, connected, quiet, and sending nothing anywhere.
-
-    Raises:
-        ExtraError, OptionError: see `Cluster`.
-    """
+    """Ray, connected, quiet, and sending nothing anywhere."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")  # as urgent as the command itself
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning per actor

@@ -39,7 +39,6 @@ class Axis:
 
     @property
     def labels(self) -> list[str]:
-        """What stands beside the grid."""
         return [f"{self.knob} {value:g}" for value in self.values]
 
 
@@ -54,7 +53,6 @@ class Sweep:
 
     @property
     def specs(self) -> list[EditSpec]:
-        """All edits, row by row."""
         return [spec for row in self.cells for cell in row for spec in cell]
 
 
@@ -68,7 +66,6 @@ class Edits:
 
     @property
     def everything(self) -> list[EditSpec]:
-        """The edits, and the sweep's behind them."""
         return [*self.specs, *(self.sweep.specs if self.sweep else [])]
 
 
@@ -162,7 +159,6 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
 def _weights_of_targets(
     model: LatentDiffusion, options: EditOptions
 ) -> Mapping[str, Mapping[str, float]]:
-    """For each target, the weights of the words that it has."""
     from nulltext.words.prompts import find_words, has_word
 
     prompts = {target: model.tokenize(target) for target in options.prompts}
@@ -209,7 +205,6 @@ def axes_of(options: EditOptions) -> list[Axis]:
 
 
 def _check_axis(axis: Axis, options: EditOptions) -> None:
-    """Refuse a knob of another editor, a value out of range, or one that another option sets."""
     if KNOBS[axis.knob].about.editor not in (None, options.editor):
         raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
     for value in axis.values:
@@ -265,5 +260,4 @@ def _check_beside_options(knob: str, options: EditOptions) -> None:
 
 
 def set_by_strength(options: EditOptions) -> list[str]:
-    """Names of the options given that a strength sets, too."""
     return [name for name in options.editor_settings if OPTIONS[name].about.by_strength]

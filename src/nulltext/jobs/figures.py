@@ -13,7 +13,6 @@ def percent(share: float) -> str:
 
 
 def decibels(value: float) -> str:
-    """A PSNR for a person."""
     if math.isinf(value):
         return "exact to the byte"
     return f"{value:.2f} dB"

@@ -149,7 +149,6 @@ def read_jobs(path: Path) -> Iterator[Job | Refused]:
 
 
 def _layout_of(path: Path) -> Callable[[Path], Iterator[Job | Refused]]:
-    """How to read a file, by its first lines."""
     lines = (line.strip() for _, line in islice(read_lines(path, LONGEST_LINE), HEAD))
     head = [line for line in lines if line]
     objects = [line for line in head if line.startswith(b"{") and line.endswith(b"}")]
@@ -173,7 +172,6 @@ def _of_lines(path: Path) -> Iterator[Job | Refused]:
 
 
 def parse_job(line: bytes, number: int, base: Path) -> Job | Refused:
-    """One line of JSON as a job, or why not."""
     return _job(lambda: _value(line), number, f"Line {number}", line, base)
 
 
@@ -187,11 +185,7 @@ def _value(line: bytes) -> Any:
 
 
 def _values(text: str) -> list[Any]:
-    """The entries of arrays, and the objects between them.
-
-    Raises:
-        ValueError, RecursionError: it is no JSON.
-    """
+    """The entries of arrays, and the objects between them."""
     values, at = [], 0
     while (at := BLANKS.match(text, at).end()) < len(text):  # type: ignore[union-attr]
         value, at = DECODER.raw_decode(text, at)
@@ -235,11 +229,7 @@ def _table_lines(text: IO[str]) -> Iterator[str]:
 
 
 def _header(line: str) -> tuple[list[str], str]:
-    """The keys of a table's columns, and what stands between its cells.
-
-    Raises:
-        ValueError: it is no header of jobs, or has a key that a job has not.
-    """
+    """The keys of a table's columns, and what stands between its cells."""
     split = {sign: next(csv.reader([line], delimiter=sign)) for sign in DELIMITERS}
     names, sign = max(
         ((split[sign], sign) for sign in DELIMITERS), key=lambda it: len(_known(it[0]))
@@ -275,7 +265,6 @@ def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
 def _job(
     read: Callable[[], Any], number: int, place: str, text: bytes, base: Path
 ) -> Job | Refused:
-    """What was read as a job, or why not."""
     try:
         value = read()
         if isinstance(value, Mistake):
@@ -299,11 +288,7 @@ DECODER = json.JSONDecoder(
 
 
 def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a job as they are meant.
-
-    Raises:
-        ValueError: a key or a value is none of a job's; the rest of a sentence about its line.
-    """
+    """The options of a job as they are meant."""
     _check_keys(value)
     options = {}
     for name, given in value.items():
@@ -328,11 +313,7 @@ class Mistake:
 
 
 def _check_keys(keys: Collection[str]) -> None:
-    """Refuse keys that a job has not, saying which are meant.
-
-    Raises:
-        ValueError: there is one; the rest of a sentence.
-    """
+    """Refuse keys that a job has not, saying which are meant."""
     for name in keys:
         if name in NO_KEYS:
             raise ValueError(f'has "{name}", which a job has not: {NO_KEYS[name]}.')
@@ -349,7 +330,6 @@ def _check_keys(keys: Collection[str]) -> None:
 
 
 def _of_cells(cells: Mapping[str, str]) -> dict[str, Any]:
-    """A job's options from the texts of a table's row; an empty cell is none."""
     return {name: _of_cell(name, cell.strip()) for name, cell in cells.items() if cell.strip()}
 
 
@@ -449,9 +429,5 @@ _READERS: dict[Kind, Callable[[Any, Option], Any]] = {
 
 
 def _read(option: Option, value: object) -> Any:
-    """The value of a key as it is meant.
-
-    Raises:
-        ValueError: it is another kind of value; the rest of a sentence.
-    """
+    """The value of a key as it is meant."""
     return _READERS[option.kind](value, option)

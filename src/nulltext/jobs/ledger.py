@@ -135,11 +135,7 @@ def open_book(
 
 
 def _check_own(kind: Kind, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder with something in it that is not of the kind.
-
-    Raises:
-        OutputError: so it is.
-    """
+    """Refuse a folder with something in it that is not of the kind."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     for name in (ROWS, SETTINGS, *kind.folders):
         if (folder / name).is_symlink():

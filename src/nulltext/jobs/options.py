@@ -97,12 +97,10 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As the command line writes it."""
         return flag_of(self.name)
 
     @property
     def help(self) -> str:
-        """What it does, and what holds without it."""
         text = self.about.help.replace("{knobs}", ", ".join(KNOBS))
         return text if self.about.unset is None else f"{text[:-1]}; default {self.about.unset}."
 
@@ -372,7 +370,6 @@ class EditOptions(InversionOptions):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """All prompts to edit to, in the order of the pictures."""
         return self.target + self.then
 
     @property
@@ -398,7 +395,6 @@ class EditOptions(InversionOptions):
 
 
 def flag_of(name: str) -> str:
-    """An option's name as the command line writes it."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -432,7 +428,6 @@ def options_of(group: type) -> dict[str, Option]:
 
 
 def _given_type(hint: Any) -> Any:
-    """The type of a value that is given, by the type of the field."""
     if get_origin(hint) in (tuple, Literal):
         return hint
     return next((one for one in get_args(hint) if one is not NoneType), hint)
@@ -457,7 +452,6 @@ KNOBS = {one.about.knob: one for one in OPTIONS.values() if one.about.knob is no
 
 
 def combined(*parts: EditOptions) -> EditOptions:
-    """Put options together; of an option given in several, the last holds."""
     given = {
         name: getattr(part, name)
         for part in parts

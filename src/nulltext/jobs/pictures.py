@@ -60,7 +60,6 @@ class Pictures:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What JSON says of them."""
         header = self.inversion.header
         return {
             "psnr_bound": header.psnr_bound,
@@ -74,7 +73,6 @@ class Pictures:
 
     @property
     def remarks(self) -> list[str]:
-        """What is odd about them, for a person."""
         said = [self.note]
         said += [text for one in self.wanted for text in (remark(one), *one.lost)]
         return list(dict.fromkeys(text for text in said if text))
@@ -146,7 +144,6 @@ def prompt_notes(model: LatentDiffusion, inputs: Inputs) -> list[str]:
 
 
 def remark(placed: Placed) -> str | None:
-    """What is odd about an edit or its local blend, for a person."""
     if placed.nothing:
         return f'Note: "{placed.spec.target}" {placed.nothing}'
     if placed.spec.blend is None:

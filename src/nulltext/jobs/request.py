@@ -144,7 +144,6 @@ def changes_of(options: EditOptions, source: str) -> list[tuple[str, str]]:
 
 
 def check_inversion_target(path: Path) -> Path:
-    """Refuse early a name that an inversion cannot be saved under."""
     from nulltext.storage.files import check_target
     from nulltext.storage.inversion_file import SUFFIX
 
@@ -166,7 +165,6 @@ def size_of(options: InversionOptions) -> SizeChoice:
 
 
 def seed_of(options: InversionOptions) -> int:
-    """The seed of methods that draw noise, or its default."""
     return constants.SEED if options.seed is None else options.seed
 
 
@@ -204,7 +202,6 @@ class Inputs:
 
     @property
     def prompt(self) -> str:
-        """The source prompt."""
         return self.saved.header.prompt if self.saved else str(self.options.source)
 
     def with_caption(self, caption: Callable[[Photo, CropBox], str]) -> Inputs:
@@ -290,7 +287,6 @@ def _box_around_mask(
 
 
 def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, CropBox]:
-    """Load a photo, and find the region that is asked for in it."""
     from nulltext.image.images import CropBox, default_crop
     from nulltext.image.photos import load_photo
 

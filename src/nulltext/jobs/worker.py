@@ -83,7 +83,6 @@ class Unit:
 
     @property
     def names(self) -> dict[str, Any]:
-        """The first keys of its row."""
         options = {} if self.job is None else self.job.options
         shown = {name: options[name] for name in ("image", "source", "target") if name in options}
         return {"job": self.id, "line": self.line, **shown}
@@ -121,7 +120,6 @@ def unit_of(found: Job | Refused, within: Path | None = None) -> Unit:
 
 
 def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
-    """Group units that share an inversion; groups and units keep their order."""
     groups: dict[str, list[Unit]] = {}
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)
@@ -134,11 +132,7 @@ def _digest(value: object) -> str:
 
 
 def _contents(path: Path, within: Path | None) -> str:
-    """SHA-256 of a regular file.
-
-    Raises:
-        ImageError: it is none, it cannot be read, or it is elsewhere.
-    """
+    """SHA-256 of a regular file."""
     try:
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
             raise ImageError(
@@ -181,7 +175,6 @@ class Worker:
     """
 
     def __init__(self, setup: Setup, on_bytes: Callable[[int, int], None] | None = None) -> None:
-        """Args: on_bytes: see `ModelChoice.load`."""
         self.setup = setup
         self.model = setup.chosen.load(on_bytes)
         dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")

@@ -28,7 +28,6 @@ STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 
 def edit(session: Session, request: PageRequest) -> Iterator[None]:
-    """Make one edit and show it."""
     photo = session.current_photo()
     record, *_ = yield from _make_edits(session, request)
     with session.commit(lambda: session.photo is photo):
@@ -81,7 +80,6 @@ def _fill_form(session: Session, request: PageRequest, record: EditRecord) -> No
 def _make_edits(
     session: Session, request: PageRequest, strengths: Sequence[float] = ()
 ) -> Generator[None, None, list[EditRecord]]:
-    """Edit the photo as a request says, at each strength or at the form's own."""
     inverted, model = session.current_inversion(), session.resources.model
     inversion = session.load_inversion(inverted)
     form = EditForm.read(request, len(inverted.prompt.words))
@@ -136,7 +134,6 @@ def _save(
     placed: Sequence[Placed],
     painting: Image.Image | None,
 ) -> list[EditRecord]:
-    """Write edits, their mask and their previews."""
     name = session.current_photo().name
     stem = PurePath(name).stem
     mask: Path | None = None
@@ -194,7 +191,6 @@ def difference(source: Sequence[str], target: Sequence[str]) -> str:
 
 
 def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
-    """Return what is odd about an edit, for the page."""
     spec = placed.spec
     remarks = notes_on_prompts(model, [source, spec.target], [(source, spec.target)])
     if placed.nothing:

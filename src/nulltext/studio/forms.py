@@ -164,7 +164,6 @@ class EditForm:
         )
 
     def at_strength(self, strength: float) -> EditForm:
-        """Return the same edit at another strength."""
         return replace(self, strength=strength, cross_steps=None, self_steps=None)
 
     def values(self) -> dict[str, Any]:
@@ -227,7 +226,6 @@ def edit_command(
 
 
 def chips_of(prompt: TokenizedPrompt) -> list[Chip]:
-    """Return a chip for each word of the source prompt."""
     ends = [0, *(word.end for word in prompt.words)]
     gaps = [prompt.text[end : word.start] for end, word in zip(ends, prompt.words, strict=False)]
     pairs = zip(prompt.words, gaps, strict=True)
@@ -235,7 +233,6 @@ def chips_of(prompt: TokenizedPrompt) -> list[Chip]:
 
 
 def weights_of(chips: Sequence[Chip]) -> dict[str, float]:
-    """Return the weights that differ from 1, by word."""
     weights = [(chip.text.strip(), chip.weight) for chip in chips]
     return {word: weight for word, weight in weights if word and weight != 1}
 

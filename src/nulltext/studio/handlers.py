@@ -33,7 +33,6 @@ INTERNAL_ERROR = (
 
 
 def cancel(session: Session, request: PageRequest) -> None:  # noqa: ARG001
-    """Cancel the running job."""
     session.cancel()
 
 
@@ -100,7 +99,6 @@ def view_of(session: Session) -> View:
 
 
 def rules_of(resources: Resources) -> View:
-    """Return what a page needs once: the verbs, the model, the choices, the limits."""
     return {
         "verbs": list(VERBS),
         "model": resources.model.name,

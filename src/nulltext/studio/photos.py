@@ -57,12 +57,10 @@ class Upload(NamedTuple):
 
 
 def open_photo(session: Session, request: PageRequest) -> None:
-    """Open an uploaded photo."""
     _open(session, request, _uploaded(session, request), source="")
 
 
 def open_example(session: Session, request: PageRequest) -> None:
-    """Open the photo that comes with nulltext, with its source prompt."""
     _open(session, request, Upload(EXAMPLE, EXAMPLE.name), source=EXAMPLE_SOURCE)
 
 
@@ -83,11 +81,7 @@ def _open(session: Session, request: PageRequest, file: Upload, *, source: str) 
 
 
 def _uploaded(session: Session, request: PageRequest) -> Upload:
-    """Find the uploaded file of a request.
-
-    Raises:
-        OptionError: there is none in the folder of uploads. ImageError: it is too large.
-    """
+    """Find the uploaded file of a request."""
     file = request.get("file")
     given = file if isinstance(file, dict) else {}
     path = Path(str(given.get("path") or "/")).resolve()
@@ -124,7 +118,6 @@ def propose(session: Session, request: PageRequest) -> Iterator[None]:
 
 
 def open_inversion(session: Session, request: PageRequest) -> None:
-    """Open an uploaded inversion of the current photo."""
     file, opened, photo = _uploaded(session, request), session.current_photo(), session.load_photo()
     path = session.new_path(file.name if file.name.endswith(SUFFIX) else f"{file.name}{SUFFIX}")
     shutil.copyfile(file.path, path)
@@ -148,7 +141,6 @@ def open_inversion(session: Session, request: PageRequest) -> None:
 
 
 def invert(session: Session, request: PageRequest) -> Iterator[None]:
-    """Invert the crop of the photo, unless that has been done before."""
     opened, resources = session.current_photo(), session.resources
     form = InvertForm.read({**request, "crop": request.get("crop") or opened.crop.as_list()})
     form.crop.check_inside(opened.size)
@@ -172,7 +164,6 @@ def invert(session: Session, request: PageRequest) -> Iterator[None]:
 
 
 def _inversion_key(model: LatentDiffusion, photo_sha256: str, form: InvertForm) -> str:
-    """Hash everything that an inversion depends on."""
     plan = form.plan()
     parts = {
         "photo": photo_sha256,
@@ -190,7 +181,6 @@ def _inversion_key(model: LatentDiffusion, photo_sha256: str, form: InvertForm) 
 def _invert_steps(
     model: LatentDiffusion, photo: Photo, form: InvertForm, meter: Meter
 ) -> Generator[StepInfo, None, Inversion]:
-    """Invert with previews, in the worker's thread."""
     plan = form.plan()
     pixels = from_uint8(to_uint8(to_tensor(photo, form.crop, model.sizes.of(form.crop, None))))
     steps = invert_steps(

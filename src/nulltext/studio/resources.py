@@ -57,7 +57,6 @@ class LRUCache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Value | None:
-        """Return a value, or None if it is not there."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -76,7 +75,6 @@ class LRUCache(Generic[Value]):
                 self._remove(next(iter(self._values)))
 
     def get_or_make(self, key: str, make: Callable[[], Value]) -> Value:
-        """Return a value, made and stored if it is not there."""
         value = self.get(key)
         if value is None:
             value = make()
@@ -84,7 +82,6 @@ class LRUCache(Generic[Value]):
         return value
 
     def remove(self, key: str) -> None:
-        """Remove a value if it is there."""
         with self._lock:
             self._remove(key)
 
@@ -116,11 +113,9 @@ class Resources:
 
     @property
     def uploads(self) -> Path:
-        """The folder in which uploaded files arrive."""
         return self.folder / "uploads"
 
     def photo(self, path: Path) -> Photo:
-        """Return a decoded photo, from the cache or from its file."""
         limit = self.limits.pixels
         return self.photos.get_or_make(str(path), lambda: load_photo(path, max_pixels=limit))
 

@@ -144,7 +144,6 @@ class Session:
         self._numbers = itertools.count(1)
 
     def next_number(self) -> int:
-        """Return a number higher than all before."""
         return next(self._numbers)
 
     def new_path(self, name: str) -> Path:
@@ -154,7 +153,6 @@ class Session:
         return folder / name
 
     def save_preview(self, image: Image.Image, icc_profile: bytes | None) -> Path:
-        """Write a picture as JPEG for the page."""
         path, small = self.new_path("preview.jpg"), image.copy()
         small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
         save_image(small, path, icc_profile=icc_profile)
@@ -175,7 +173,6 @@ class Session:
             self.fields = {**self.fields, **new}
 
     def start_edits(self, request: PageRequest, inverted: OpenInversion) -> None:
-        """Start from an inversion, with nothing changed."""
         self.inverted, self.look, self.result, self.strip = inverted, None, None, []
         form = inverted.form
         self.set_fields(
@@ -188,7 +185,6 @@ class Session:
         )
 
     def show_edit(self, record: EditRecord) -> None:
-        """Show an edit and put it on top of the history."""
         self.result, self.look = record, None
         history = [record, *(old for old in self.history if old.number != record.number)]
         self.history = history[: self.resources.limits.history]
@@ -219,7 +215,6 @@ class Session:
         return self.photo
 
     def load_photo(self) -> Photo:
-        """Return the open photo's pixels."""
         return self.resources.photo(self.current_photo().path)
 
     def current_inversion(self) -> OpenInversion:
@@ -233,7 +228,6 @@ class Session:
         return self.inverted
 
     def load_inversion(self, inverted: OpenInversion) -> Inversion:
-        """Return an inversion's tensors."""
         inversions = self.resources.inversions
         return inversions.get_or_make(inverted.key, lambda: Inversion.load(inverted.file))
 
@@ -276,7 +270,6 @@ class Session:
                     self._job = self.progress = None
 
     def cancel(self) -> None:
-        """Cancel the running job."""
         with self._lock:
             job = self._job
         if job is not None:
@@ -308,7 +301,6 @@ class Session:
                     shutil.rmtree(folder)
 
     def clear(self) -> None:
-        """Cancel the job and discard what was made of the photo."""
         self.cancel()
         if self.photo is not None:
             self.resources.photos.remove(str(self.photo.path))
@@ -316,7 +308,6 @@ class Session:
         self.history, self.strip = [], []
 
     def close(self) -> None:
-        """Cancel the job and remove the files."""
         self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -358,14 +349,12 @@ class Studio:
         return [self._sessions.pop(key) for key in idle]
 
     def leave(self, key: str) -> None:
-        """Close the session of a page that was closed."""
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:
             session.close()
 
     def close(self) -> None:
-        """Stop the worker and remove all files."""
         self.resources.worker.close()
         with self._lock:
             sessions, self._sessions = [*self._sessions.values()], OrderedDict()
@@ -375,5 +364,4 @@ class Studio:
 
 
 def url(path: Path) -> str:
-    """Return the address at which the page finds a file."""
     return f"gradio_api/file={quote(str(path))}"

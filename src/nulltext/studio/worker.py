@@ -62,7 +62,6 @@ class Job(Future[Result]):
         return super().cancel()
 
     def run(self) -> None:
-        """Go through the steps in the calling thread, unless the job was cancelled."""
         if not self.set_running_or_notify_cancel():
             return
         try:
@@ -112,7 +111,6 @@ class Worker:
         return jobs.index(job) if job in jobs else 0
 
     def close(self) -> None:
-        """Cancel all jobs and let the thread end."""
         for job in list(self._jobs):
             job.cancel()
         self._queue.put(None)
@@ -156,7 +154,6 @@ class Meter:
         self.progress = replace(self.progress, bound=bound)
 
     def update(self, info: StepInfo) -> None:
-        """Note a step."""
         preview = self._previews.of(info) if self._previews else None
         if preview is not None:
             self.progress = replace(
