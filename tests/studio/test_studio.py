@@ -27,13 +27,11 @@ from nulltext.errors import NulltextError
 from nulltext.jobs.options import arguments_of
 from nulltext.jobs.request import plan_of
 from nulltext.models.side_files import KnownWords
-from nulltext.studio import photos
-from nulltext.studio.edits import difference
+from nulltext.studio import verbs
 from nulltext.studio.forms import Chip, InvertForm, chips_of, weights_of
 from nulltext.studio.handlers import INTERNAL_ERROR, VERBS, handle
-from nulltext.studio.photos import EXAMPLE
-from nulltext.studio.resources import Limits, LRUCache
-from nulltext.studio.worker import STAGES, Meter, Progress, Worker
+from nulltext.studio.resources import STAGES, Limits, LRUCache, Meter, Progress, Worker
+from nulltext.studio.verbs import EXAMPLE, difference
 from support.captioners import captioner
 from support.pictures import file_pixels
 from support.studios import Gate, Visitor, local, studio_on
@@ -519,13 +517,13 @@ def test_a_cancelled_job_is_closed_before_it_is_over():
 def test_an_edit_preempts_a_look(studio, visitor, file, monkeypatch):
     visitor.open(file)
     visitor.invert("a red cat", method="ddim")
-    gate, whole = Gate(), photos.heat_map_steps
+    gate, whole = Gate(), verbs.heat_map_steps
 
     def unhurried(*arguments):
         yield from gate.steps()
         return (yield from whole(*arguments))
 
-    monkeypatch.setattr(photos, "heat_map_steps", unhurried)
+    monkeypatch.setattr(verbs, "heat_map_steps", unhurried)
     patience = threading.Timer(PATIENCE, gate.open.set)
     patience.start()
     looking = handle(studio, visitor.key, "look", {"word": 1})

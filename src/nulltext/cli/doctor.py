@@ -17,7 +17,7 @@ from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
-    from nulltext.health.installation import Health
+    from nulltext.health.report import Health
 
 GIB = 1024**3
 MIB = 1024**2

@@ -12,7 +12,6 @@ from nulltext.cli.options import numbered, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
 from nulltext.jobs.edits import axes_of, base_edit, edits_of
-from nulltext.jobs.figures import decibels, percent
 from nulltext.jobs.options import EditOptions
 from nulltext.jobs.request import (
     Inputs,
@@ -23,6 +22,7 @@ from nulltext.jobs.request import (
     plan_of,
 )
 from nulltext.models.choice import ModelChoice
+from nulltext.reprs import decibels
 
 if TYPE_CHECKING:
     from nulltext.editing.spec import EditSpec
@@ -173,5 +173,6 @@ def _report(
 def _changed(figures: dict[str, Any]) -> str:
     if not figures["changed_fraction"]:
         return "Changed nothing."
-    share, outside = percent(figures["changed_fraction"]), decibels(figures["psnr_outside"])
-    return f"Changed {share} of the pixels; elsewhere {outside}."
+    share, outside = figures["changed_fraction"], decibels(figures["psnr_outside"])
+    said = "less than 0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
+    return f"Changed {said} of the pixels; elsewhere {outside}."

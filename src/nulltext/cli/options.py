@@ -93,15 +93,6 @@ def shared_field(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class SavedOptions:
-    """What the verbs on a saved inversion read."""
-
-    file: Path = option_field(
-        MISSING, "An inversion that `nulltext invert` saved.", "FILE", positional=True
-    )
-
-
-@dataclass(frozen=True)
 class RowOptions:
     """Options of the verbs that fill a folder with rows and a report."""
 

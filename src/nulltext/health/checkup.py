@@ -35,8 +35,8 @@ from nulltext.health.expectations import (
     psnr_bound_range,
     rounded,
 )
-from nulltext.health.installation import Health, describe_installation
 from nulltext.health.noise import noise_errors, noise_findings
+from nulltext.health.report import Health, describe_installation
 from nulltext.image.images import default_crop, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import load_photo
 from nulltext.inversion.base import InversionMethod

@@ -21,10 +21,10 @@ from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.jobs.edits import Edits, Sweep
-from nulltext.jobs.figures import decibels
 from nulltext.jobs.request import Inputs, changes_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
+from nulltext.reprs import decibels
 from nulltext.storage.files import replace_file
 
 BRANCHES = {"exact": exact_source_step, "replay": source_step}

@@ -30,8 +30,7 @@ from nulltext.image.photos import Photo
 from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion, InversionHeader
 from nulltext.studio.forms import EditForm, InvertForm, PageRequest, chips_of
-from nulltext.studio.resources import Resources
-from nulltext.studio.worker import Job, Meter, Progress, ReplacedError
+from nulltext.studio.resources import Job, Meter, Progress, ReplacedError, Resources
 from nulltext.words.prompts import TokenizedPrompt
 
 POLL_SECONDS = 0.25
