@@ -109,11 +109,6 @@ class PieOptions(RowOptions):
             method_named(name)
         return tuple(names)
 
-    def networks(self, model: LatentDiffusion) -> Networks:
-        from nulltext.evaluation.pie.metrics import load_networks
-
-        return load_networks(self.dino, self.clip, self.lpips, model.device)
-
     def settings(
         self,
         everything: Sequence[PieItem],
@@ -152,6 +147,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     protocol, lines = options.protocol(), options.lines()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.pie.benchmark import pie_steps, plan_pie
+    from nulltext.evaluation.pie.metrics import load_networks
     from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.models.fingerprint import spellings
 
@@ -162,7 +158,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
         _estimate(reporter, plan_pie(items, lines, protocol, ()), len(items))
         return
     with reporter.busy("Loading the networks of the metrics …"):
-        networks = options.networks(loaded)
+        networks = load_networks(options.dino, options.clip, options.lpips, loaded.device)
     settings = options.settings(everything, loaded, protocol, networks)
     older = spellings(settings, loaded.fingerprints)
     if options.estimate:
@@ -173,8 +169,11 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
         if retry_failed:
             book.forget_failed()
         schedule = plan_pie(items, lines, protocol, book.keys)
-        reporter.note(_said(schedule, len(items)))
-        _remarks(reporter, networks, protocol.deviations)
+        reporter.note(ahead(schedule, len(items), "edit"))
+        for reason in networks.missing.values():
+            reporter.note(f"Note: a metric will be missing: {reason}.")
+        if protocol.deviations:
+            reporter.note(f"Note: not the published protocol: {'; '.join(protocol.deviations)}.")
         steps_of = pie_steps(loaded, schedule, book, networks)
         make_rows(reporter, steps_of, book, schedule.all_rows)
         _hand_over(reporter, book, settings, schedule, protocol.deviations)
@@ -183,19 +182,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
 
 def _estimate(reporter: Reporter, schedule: Schedule[PieItem], edits: int) -> None:
     found = {"edits": edits, "rows": schedule.all_rows, "unet_evaluations": schedule.evaluations}
-    reporter.answer(found, [_said(schedule, edits)])
-
-
-def _said(schedule: Schedule[PieItem], edits: int) -> str:
-    done = schedule.all_rows - schedule.open_rows
-    return ahead(counted(edits, "edit"), schedule.all_rows, done, schedule.evaluations)
-
-
-def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> None:
-    for reason in networks.missing.values():
-        reporter.note(f"Note: a metric will be missing: {reason}.")
-    if deviations:
-        reporter.note(f"Note: not the published protocol: {'; '.join(deviations)}.")
+    reporter.answer(found, [ahead(schedule, edits, "edit")])
 
 
 def _hand_over(

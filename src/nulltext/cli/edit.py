@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext.cli.options import numbered, takes_options
+from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
 from nulltext.jobs.edits import axes_of, base_edit, edits_of
@@ -90,7 +90,9 @@ def _output_paths(options: EditOptions) -> list[Path]:
 
     origin = options.image or options.inversion
     assert origin is not None
-    paths = numbered(options.output or Path(f"{origin.stem}-edited.png"), len(options.prompts))
+    path, count = options.output or Path(f"{origin.stem}-edited.png"), len(options.prompts)
+    names = [f"{path.stem}-{i + 1}{path.suffix}" for i in range(count)]
+    paths = [path] if count == 1 else [path.with_name(name) for name in names]
     written = [*paths, *filter(None, map(_path_or_none, (options.strip, options.sweep)))]
     for path in written:
         check_writable(path)

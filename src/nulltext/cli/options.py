@@ -110,12 +110,6 @@ class RowOptions:
         return self.resume is False
 
 
-def numbered(path: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
-
-
 def listed(text: str, option: str, kind: Callable[[str], Value]) -> list[Value]:
     """Read "a,b,c".
 

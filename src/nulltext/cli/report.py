@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from nulltext.diffusion.loops import StepInfo
     from nulltext.evaluation.rows import Progress as RowProgress
+    from nulltext.evaluation.rows import Schedule
     from nulltext.inversion.previews import Previews
     from nulltext.jobs.ledger import Book, Row
     from nulltext.models.latent_diffusion import LatentDiffusion
@@ -313,10 +314,12 @@ def counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
-def ahead(what: str, rows: int, done: int, evaluations: int) -> str:
+def ahead(schedule: Schedule[Any], count: int, thing: str) -> str:
+    """Say what a run of rows over so many things is about to do, in one line."""
+    done = schedule.all_rows - schedule.open_rows
     there, left = (f", {done:,} of them done", " to go") if done else ("", "")
-    cost = counted(evaluations, "UNet evaluation")
-    return f"{what}, {counted(rows, 'row')}{there}; about {cost}{left}."
+    rows, cost = counted(schedule.all_rows, "row"), counted(schedule.evaluations, "UNet evaluation")
+    return f"{counted(count, thing)}, {rows}{there}; about {cost}{left}."
 
 
 def visible(text: str) -> str:

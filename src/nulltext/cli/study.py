@@ -172,7 +172,7 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
         if retry_failed:
             book.forget_failed()
         schedule = plan_study(items, all_photos, plan, book.keys, judge.unet_evaluations)
-        reporter.note(_said(schedule, len(items)))
+        reporter.note(ahead(schedule, len(items), "photo"))
         if options.without_edits(items):
             reporter.note("Note: " + options.without_edits(items))
         if left_out := note_on_left_out(options.folder):
@@ -204,12 +204,7 @@ def _estimate(reporter: Reporter, schedule: StudySchedule, photos: int) -> None:
         "rows": schedule.all_rows,
         "unet_evaluations": schedule.evaluations,
     }
-    reporter.answer(found, [_said(schedule, photos)])
-
-
-def _said(schedule: StudySchedule, photos: int) -> str:
-    done = schedule.all_rows - schedule.open_rows
-    return ahead(counted(photos, "photo"), schedule.all_rows, done, schedule.evaluations)
+    reporter.answer(found, [ahead(schedule, photos, "photo")])
 
 
 def _hand_over(
