@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from nulltext.reprs import decibels
 
 if TYPE_CHECKING:
     from nulltext.editing.spec import EditSpec
-    from nulltext.inversion.record import Inversion
+    from nulltext.inversion.record import Inversion, InversionHeader
     from nulltext.jobs.pictures import PictureFiles, Pictures
     from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -68,16 +67,17 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     for said in notes:
         reporter.note(said)
     edits = edits_of(options, model, inputs.mask, axes)
-    inverted = _obtain_inversion(reporter, model, inputs, edits.everything)
+    inversion = _obtain_inversion(reporter, model, inputs, edits.everything)
     started = time.perf_counter()
     with reporter.progress(model) as on_step:
-        pictures = pictures_of(model, inputs, inverted.inversion, edits, on_step)
+        pictures = pictures_of(model, inputs, inversion, edits, on_step)
     seconds = time.perf_counter() - started
     files = PictureFiles(outputs, _path_or_none(options.strip), _path_or_none(options.sweep))
     pictures = pictures.save(model, files, gps=options.keep_gps)
     for remark in pictures.remarks:
         reporter.note(remark)
-    _report(reporter, files, pictures, inverted, seconds, [*notes, *pictures.remarks])
+    spent = None if inputs.saved else inversion.header
+    _report(reporter, files, pictures, spent, seconds, [*notes, *pictures.remarks])
 
 
 def _path_or_none(file: Path | bool) -> Path | None:
@@ -109,24 +109,15 @@ def _output_paths(options: EditOptions) -> list[Path]:
     return paths
 
 
-@dataclass(frozen=True)
-class _Inverted:
-    """An inversion, and what this command spent on it."""
-
-    inversion: Inversion
-    seconds: float = 0.0
-    unet_evaluations: int = 0
-
-
 def _obtain_inversion(
     reporter: Reporter, model: LatentDiffusion, inputs: Inputs, specs: Sequence[EditSpec]
-) -> _Inverted:
+) -> Inversion:
     from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
     from nulltext.editing.loop import check_specs
 
     check_specs(model, inputs.prompt, specs)
     if inputs.saved is not None:
-        return _Inverted(inputs.saved)
+        return inputs.saved
     options, photo = inputs.options, inputs.photo
     assert photo is not None
     plan, kept = plan_of(options), options.save_inversion
@@ -138,32 +129,34 @@ def _obtain_inversion(
     if kept is not None:
         save_whole(made, kept)
         reporter.note(f"Saved {kept}")
-    return _Inverted(made, made.header.seconds, made.header.unet_evaluations)
+    return made
 
 
 def _report(
     reporter: Reporter,
     files: PictureFiles,
     pictures: Pictures,
-    inverted: _Inverted,
+    spent: InversionHeader | None,
     seconds: float,
     remarks: Sequence[str],
 ) -> None:
+    """Say what was made; `spent` on the inversion: None where it was saved."""
     figures = pictures.figures
+    inverting = spent.unet_evaluations if spent else 0
     values = {
         "outputs": [str(path) for path in files.outputs],
-        "source": inverted.inversion.header.prompt,
+        "source": pictures.inversion.header.prompt,
         "strip": None if files.strip is None else str(files.strip),
         "sweep": None if files.sweep is None else str(files.sweep),
         **figures,
         "remarks": remarks,
-        "seconds_invert": inverted.seconds,
+        "seconds_invert": spent.seconds if spent else 0.0,
         "seconds_edit": seconds,
-        "unet_evaluations": inverted.unet_evaluations + pictures.edit.unet_evaluations,
+        "unet_evaluations": inverting + pictures.edit.unet_evaluations,
     }
-    inverting = f"Inverted in {inverted.seconds:.1f} s. " if inverted.seconds else ""
+    inverted = f"Inverted in {spent.seconds:.1f} s. " if spent else ""
     lines = [
-        f"{inverting}Edited in {seconds:.1f} s.",
+        f"{inverted}Edited in {seconds:.1f} s.",
         f"Reconstruction {decibels(figures['psnr_reconstruction'])}; "
         f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
         _changed(figures),

@@ -250,7 +250,7 @@ LABELS = {
     "adapters": "Adapters",
     "tensors": "Tensors",
 }
-"""Fields of the report, and what a person reads in their place."""
+"""Fields of the report, and their names in its text."""
 
 SUMMED = "weight_delta"
 """Named in the report; its factors, hundreds of them, are only counted there."""

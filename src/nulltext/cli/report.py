@@ -1,4 +1,4 @@
-"""Write to the person (standard error) and to the next program (standard output).
+"""Write notes and progress to standard error, and results to standard output.
 
 A redirected stream has the system's encoding (cp1252 on a Western Windows), which lacks most of
 Unicode. What it lacks is written in ASCII: signs of our messages by `SIGNS`, all others, such as
@@ -14,7 +14,6 @@ import errno
 import io
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +40,7 @@ from rich.progress import (
 from rich.text import Text
 
 from nulltext.cli import EXIT_OURS, EXIT_USER
+from nulltext.jobs.ledger import finite
 from nulltext.jobs.options import option_field
 from nulltext.reprs import decibels
 from nulltext.words.prompts import UNDECODED
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
     from nulltext.evaluation.rows import Progress as RowProgress
     from nulltext.evaluation.rows import Schedule
-    from nulltext.inversion.previews import Previews
     from nulltext.jobs.ledger import Book, Row
     from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -215,8 +214,7 @@ class Reporter:
 
     @contextmanager
     def loading(self, model: str) -> Iterator[Callable[[int, int], None]]:
-        """Show that a model is being loaded; yields what shows (done, total) bytes as a bar while
-        it is fetched."""
+        """Show that a model is loaded; yields a callback for (done, total) bytes of a download."""
         columns = (
             SpinnerColumn(self.spinner),
             TextColumn("{task.description}", markup=False),
@@ -240,20 +238,22 @@ class Reporter:
             yield on_bytes
 
     def result(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
-        """What came of the work, for a program or, unless quiet is wanted, for a person."""
+        """Write the result of the work: JSON if it is asked for, else lines, unless quiet."""
         if self.as_json or not self.quiet:
             self.answer(values, lines)
 
     def answer(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
-        """What was asked for: one JSON object (or a list of them), or lines for a person."""
+        """Write what was asked for: one JSON object (or a list of them), or lines."""
         if self.as_json:
-            finite = _finite(values) if isinstance(values, dict) else [*map(_finite, values)]
-            _write(json.dumps(finite, allow_nan=False))  # ASCII, whatever it holds
+            plain = finite(values) if isinstance(values, dict) else [*map(finite, values)]
+            text = json.dumps(plain, allow_nan=False)  # ASCII, whatever it holds
         else:
-            _write(visible("\n".join(lines)))
+            text = visible("\n".join(lines))
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
     def errors(self, problems: Sequence[str]) -> None:
-        """What is wrong, where the report that would say it is not wanted."""
+        """Write problems to standard error where --quiet leaves out the result with them."""
         if self.quiet:
             sys.stderr.writelines(f"Error: {visible(problem)}\n" for problem in problems)
 
@@ -282,32 +282,20 @@ class Reporter:
             from nulltext.inversion.previews import Previews
 
             previews = Previews(model, photo)
+        tasks: dict[str, TaskID] = {}
         with self.bars() as progress:
-            yield _StepBars(progress, previews).show
 
+            def on_step(info: StepInfo) -> None:
+                if info.stage not in tasks:
+                    name = STAGES.get(info.stage, info.stage)
+                    tasks[info.stage] = progress.add_task(name, total=info.total, remark="")
+                progress.update(tasks[info.stage], completed=info.index)
+                preview = previews.of(info) if previews else None
+                if preview is not None:
+                    remark = f"{decibels(preview.psnr)} so far"
+                    progress.update(tasks[info.stage], remark=remark)
 
-class _StepBars:
-    """Draws `StepInfo`s, and the PSNR of a preview now and then."""
-
-    def __init__(self, progress: Progress, previews: Previews | None) -> None:
-        self.progress, self.previews = progress, previews
-        self.tasks: dict[str, TaskID] = {}
-
-    def show(self, info: StepInfo) -> None:
-        if info.stage not in self.tasks:
-            self.tasks[info.stage] = self.progress.add_task(
-                STAGES.get(info.stage, info.stage), total=info.total, remark=""
-            )
-        task = self.tasks[info.stage]
-        self.progress.update(task, completed=info.index)
-        preview = self.previews.of(info) if self.previews else None
-        if preview is not None:
-            self.progress.update(task, remark=f"{decibels(preview.psnr)} so far")
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+            yield on_step
 
 
 def counted(count: int, thing: str) -> str:
@@ -323,23 +311,14 @@ def ahead(schedule: Schedule[Any], count: int, thing: str) -> str:
 
 
 def visible(text: str) -> str:
-    """A text that may be a stranger's, such as the prompt in a file, without what steers a
-    terminal: control characters but the end of line are written out."""
+    """Write out control characters but the end of line, which could steer a terminal."""
     return "".join(c if c == "\n" or c.isprintable() else escaped(c) for c in text)
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity (the PSNR of equal pictures): it becomes null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
 
 
 def make_rows(reporter: Reporter, steps: Iterable[RowProgress], book: Book, all_rows: int) -> None:
     """Run a generator of rows under a bar, and say on Ctrl-C what is kept.
 
-    The unit of the bar is a UNet evaluation, so that the time left is honest.
+    The unit of the bar is a UNet evaluation, so that the time left is right.
     """
     columns = (
         TextColumn("{task.fields[rows]}"),

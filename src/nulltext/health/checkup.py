@@ -96,7 +96,6 @@ class Part:
     reason: str | None = None
     """Why it failed, or which failed parts it needs."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """What was measured."""
 
 
 class PeakMemory:

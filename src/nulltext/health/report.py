@@ -33,7 +33,6 @@ from nulltext.storage.files import replace_file
 
 PACKAGE = "nulltext"
 FOR_DEVELOPERS = ("dev", "test", "benchmark")
-"""Extras that are not reported."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Many edits, from a job file to a folder of pictures; a kill at any moment loses nothing.
 
-    settings.json     model and precision, which must not change midway
+    settings.json     model and precision, the same for all rows
     results.jsonl     one row per job, done or failed; see `ledger`
     pictures/         of the jobs
     inversions/       shared between jobs on the same photo and settings, and the partial ones

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 DEFAULT_SWEEP = "strength=0:1:5"
-"""What a sweep varies without `over`."""
 
 MOST_CELLS = 64
 """Pictures per target, at most: more cannot be read."""
@@ -61,7 +60,6 @@ class Edits:
     """What options ask for."""
 
     specs: Sequence[EditSpec]
-    """In the order of the pictures."""
     sweep: Sweep | None
 
     @property

@@ -39,7 +39,6 @@ from nulltext.storage.untrusted import (
 )
 
 KEYS = {option.name: option for option in OPTIONS.values() if option.about.no_job is None}
-"""The options that a job can have."""
 
 _WHOLE_BATCH = ("as_json", "quiet", *(one.name for one in fields(ModelChoice)))
 NO_KEYS = {name: option.about.no_job for name, option in OPTIONS.items() if name not in KEYS} | {
@@ -49,7 +48,6 @@ NO_KEYS = {name: option.about.no_job for name, option in OPTIONS.items() if name
 """Options of `edit` that a job cannot have, and why."""
 
 PATHS = {option.name for option in KEYS.values() if option.kind is Kind.FILE}
-"""Keys that name files to read."""
 
 LONGEST_TEXT = 4096
 """Characters of a text: above every prompt and path, below what a tokenizer would chew on."""
@@ -101,7 +99,6 @@ class Job:
     """A line or row that can be understood."""
 
     line: int
-    """Its number, from 1."""
     place: str
     """What it is called: "Line 3" of JSON Lines, "Row 3" of an array or a table."""
     options: Mapping[str, Any]
@@ -127,7 +124,6 @@ class Refused:
     line: int
     place: str
     text: bytes
-    """Its beginning."""
     reason: str
     """One sentence, with its number."""
 
@@ -259,7 +255,8 @@ def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
         raise ValueError(
             "has a cell below no key of the header; put texts with commas into quotes."
         )
-    return _of_cells({name: cell for name, cell in zip(names, cells, strict=False) if name})
+    named = {name: cell.strip() for name, cell in zip(names, cells, strict=False) if name}
+    return {name: _of_cell(name, cell) for name, cell in named.items() if cell}
 
 
 def _job(
@@ -329,10 +326,6 @@ def _check_keys(keys: Collection[str]) -> None:
         raise ValueError(f'{said}perhaps "{likely}" is meant.')
 
 
-def _of_cells(cells: Mapping[str, str]) -> dict[str, Any]:
-    return {name: _of_cell(name, cell.strip()) for name, cell in cells.items() if cell.strip()}
-
-
 def _of_cell(name: str, cell: str) -> Any:
     """What a cell says: a text where the option takes one, else a number, or true or false.
 
@@ -346,16 +339,19 @@ def _of_cell(name: str, cell: str) -> Any:
             if isinstance(listed := json.loads(cell), list):
                 return listed
         return [line.strip() for line in cell.splitlines() if line.strip()]
-    for read in (str, int, float, lambda text: float(text.replace(",", ".")), _flag_of_cell):
+    truth = {"true": True, "false": False}.__getitem__
+    for read in (
+        str,
+        int,
+        float,
+        lambda text: float(text.replace(",", ".")),
+        lambda text: truth(text.casefold()),
+    ):
         with contextlib.suppress(ValueError, KeyError):
             value = read(cell)
             _read(option, value)
             return value
     return cell
-
-
-def _flag_of_cell(text: str) -> bool:
-    return {"true": True, "false": False}[text.casefold()]
 
 
 def _text(value: object) -> str:
@@ -366,13 +362,6 @@ def _text(value: object) -> str:
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError("no text that can be written")
     return value
-
-
-def _path(value: object) -> str:
-    text = _text(value)
-    if not text.strip():
-        raise ValueError("empty")
-    return text
 
 
 def _texts(value: object) -> list[str]:
@@ -394,12 +383,6 @@ def _number(value: object) -> float:
     return number
 
 
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("neither true nor false; write one of these")
-    return value
-
-
 def _integer(value: object, option: Option) -> int:
     low = -LARGEST_INTEGER - 1 if option.about.low is None else int(option.about.low)
     high = LARGEST_INTEGER if option.about.high is None else int(option.about.high)
@@ -410,24 +393,28 @@ def _integer(value: object, option: Option) -> int:
     return value
 
 
-def _choice(value: object, option: Option) -> str:
-    if not isinstance(value, str) or value not in option.choices:
-        raise ValueError(f"none of {', '.join(option.choices)}")
+def _read(option: Option, value: Any) -> Any:
+    """Return the value of a key as it is meant.
+
+    Raises:
+        ValueError: it is another kind of value; the rest of a sentence.
+    """
+    match option.kind:
+        case Kind.TEXT:
+            return _text(value)
+        case Kind.TEXTS:
+            return _texts(value)
+        case Kind.FILE:
+            if not _text(value).strip():
+                raise ValueError("empty")
+        case Kind.CHOICE:
+            if not isinstance(value, str) or value not in option.choices:
+                raise ValueError(f"none of {', '.join(option.choices)}")
+        case Kind.NUMBER:
+            return _number(value)
+        case Kind.INTEGER:
+            return _integer(value, option)
+        case _:
+            if not isinstance(value, bool):
+                raise ValueError("neither true nor false; write one of these")
     return value
-
-
-_READERS: dict[Kind, Callable[[Any, Option], Any]] = {
-    Kind.TEXT: lambda value, _: _text(value),
-    Kind.TEXTS: lambda value, _: _texts(value),
-    Kind.NUMBER: lambda value, _: _number(value),
-    Kind.INTEGER: _integer,
-    Kind.FLAG: lambda value, _: _flag(value),
-    Kind.CHOICE: _choice,
-    Kind.FILE: lambda value, _: _path(value),
-    Kind.OUTPUT: lambda value, _: _flag(value),
-}
-
-
-def _read(option: Option, value: object) -> Any:
-    """The value of a key as it is meant."""
-    return _READERS[option.kind](value, option)

@@ -54,7 +54,6 @@ class About:
     """What a field of an options class says of its option beside name, type and default."""
 
     help: str
-    """What it does to the result."""
     metavar: str | None = None
     """Stands for the value in `--help`."""
     unset: object = None
@@ -91,7 +90,6 @@ class Option:
     name: str
     kind: Kind
     type: Any
-    """Of a value that is given."""
     default: Any
     about: About
 
@@ -445,7 +443,6 @@ def _kind_of(hint: Any) -> Kind:
 
 
 OPTIONS = options_of(EditOptions)
-"""All options of an edit."""
 
 KNOBS = {one.about.knob: one for one in OPTIONS.values() if one.about.knob is not None}
 """The options that a sweep can vary, by their names in `--over`."""

@@ -36,7 +36,6 @@ class PictureFiles:
     """Names of the files that pictures are written to."""
 
     outputs: Sequence[Path]
-    """One for each edit that was asked for."""
     strip: Path | None = None
     sweep: Path | None = None
 
@@ -54,7 +53,6 @@ class Pictures:
     """What the reconstruction beside the edits follows, in words."""
     sweep: Sweep | None
     swept: Sequence[Placed]
-    """`sweep.specs`, in their order."""
     note: str | None
     """What is odd about the model."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ from nulltext.constants import Precision
 from nulltext.errors import ImageError, InversionFileError, OutputError, UserError, reason_of
 from nulltext.jobs.edits import axes_of, base_edit, edits_of
 from nulltext.jobs.job_files import PATHS, Job, Refused
-from nulltext.jobs.ledger import Row, failure
+from nulltext.jobs.ledger import Row, failure, finite
 from nulltext.jobs.options import EditOptions, InversionOptions
 from nulltext.jobs.request import (
     Inputs,
@@ -162,7 +161,6 @@ class Identity:
     """Model and precision, which pictures depend on; equal for all workers of a batch."""
 
     fingerprints: tuple[str, ...]
-    """Of the model's weights."""
     dtype: Precision
     """Of its UNet."""
 
@@ -342,11 +340,3 @@ def failed(unit: Unit, reason: str, *, user_error: bool) -> Row:
         user_error: whether a change of the job would mend it.
     """
     return {**unit.names, "status": "failed", "reason": reason, "input": user_error}
-
-
-def finite(row: Row) -> Row:
-    """Replace what JSON does not have, infinity (the PSNR of equal pictures), by null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }

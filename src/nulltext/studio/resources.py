@@ -144,7 +144,6 @@ class Progress:
     total: int = 0
     """Steps of this stage; 0 before its first."""
     ahead: int = 0
-    """Jobs that come first."""
     seconds_left: float | None = None
     """Of this stage."""
     curve: tuple[float, ...] = ()
@@ -211,9 +210,7 @@ class Limits:
     upload_bytes: int = 80 * MEGABYTE
     """Largest photo or saved inversion that can be uploaded."""
     pixels: int = 50_000_000
-    """Largest photo that is decoded."""
     mask_pixels: int = 4_000_000
-    """Largest painted mask."""
     sessions: int = 32
     """Sessions at once; beyond, the one that was idle longest is closed."""
     idle_seconds: float = 2 * 60 * 60.0
@@ -274,7 +271,6 @@ class Resources:
     folder: Path
     """Private, for everything that is written."""
     chosen: ModelChoice
-    """The options that the model was loaded with."""
     captioner: Captioner | None = None
     limits: Limits = field(default_factory=Limits)
 

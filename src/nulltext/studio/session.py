@@ -46,16 +46,12 @@ class OpenPhoto:
     """The photo that is edited."""
 
     path: Path
-    """The file as it was uploaded."""
     name: str
-    """The name that it was uploaded under."""
     size: tuple[int, int]
     """(width, height) of the upright photo."""
     sha256: str
     preview: Path
-    """JPEG for the page."""
     crop: CropBox
-    """Initial crop."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,6 @@ class OpenInversion:
     """The inversion that edits start from."""
 
     key: str
-    """Of the caches."""
     file: Path
     form: InvertForm
     header: InversionHeader
@@ -84,7 +79,6 @@ class EditRecord:
     picture: Path
     """PNG at the photo's own size, with its settings."""
     preview: Path
-    """JPEG for the page."""
     mask: Path | None
     """PNG of the painted mask."""
     label: str
@@ -101,7 +95,6 @@ class ShownAttention:
     """The picture of where a word of the source prompt attends."""
 
     word: int
-    """Index of the word."""
     picture: Path
 
 

@@ -246,7 +246,6 @@ def look(session: Session, request: PageRequest) -> Iterator[None]:
 
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
-"""Strengths of the strip."""
 
 
 def edit(session: Session, request: PageRequest) -> Iterator[None]:
