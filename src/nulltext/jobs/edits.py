@@ -192,7 +192,11 @@ def axes_of(options: EditOptions) -> list[Axis]:
         if KNOBS[other].about.by_strength:
             raise OptionError(f"strength turns {other}, too; sweep one of them.")
     for axis in axes:
-        _check_axis(axis, options)
+        if KNOBS[axis.knob].about.editor not in (None, options.editor):
+            raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
+        for value in axis.values:
+            check_range(KNOBS[axis.knob], value)
+        _check_beside_options(axis.knob, options)
     cells = math.prod(len(axis.values) for axis in axes)
     if cells > MOST_CELLS:
         raise OptionError(
@@ -200,14 +204,6 @@ def axes_of(options: EditOptions) -> list[Axis]:
             "at most."
         )
     return axes
-
-
-def _check_axis(axis: Axis, options: EditOptions) -> None:
-    if KNOBS[axis.knob].about.editor not in (None, options.editor):
-        raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
-    for value in axis.values:
-        check_range(KNOBS[axis.knob], value)
-    _check_beside_options(axis.knob, options)
 
 
 def parse_axis(text: str) -> Axis:
@@ -225,8 +221,12 @@ def parse_axis(text: str) -> Axis:
         )
     try:
         if ":" in listed:
-            first, last, count = listed.split(":")
-            values = _spread(float(first), float(last), int(count))
+            ends, count = listed.rsplit(":", 1)
+            first, last = map(float, ends.split(":"))
+            if not 2 <= int(count) <= MOST_CELLS:
+                raise ValueError(count)
+            steps = int(count) - 1
+            values = tuple(first + (last - first) * i / steps for i in range(steps + 1))
         else:
             values = tuple(float(value) for value in listed.split(","))
     except ValueError:
@@ -235,12 +235,6 @@ def parse_axis(text: str) -> Axis:
             f"a count from 2, or {name}=VALUE,VALUE."
         ) from None
     return Axis(name, values)
-
-
-def _spread(first: float, last: float, count: int) -> tuple[float, ...]:
-    if not 2 <= count <= MOST_CELLS:
-        raise ValueError(count)
-    return tuple(first + (last - first) * i / (count - 1) for i in range(count))
 
 
 def _check_beside_options(knob: str, options: EditOptions) -> None:
