@@ -62,7 +62,7 @@ lint: setup  ## Run ruff, mypy and import-linter.
 	$(BIN)/lint-imports
 
 options: $(PLAIN)  ## Write the option tables of README and docs/options.md anew.
-	$(BIN)/python -m nulltext.jobs.options README.md docs/options.md
+	$(BIN)/python docs/options_tables.py README.md docs/options.md
 
 LIMIT ?= 32
 bench: $(PLAIN)  ## Measure reconstruction on photos: make bench DATA=folder LIMIT=32.

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from nulltext.cli.console import open_streams
+from nulltext.cli.report import open_streams
 
 PHOTO = Path(__file__).parent / "dahlia.jpg"
 SOURCE = "a photo of an orange flower with a dark background"

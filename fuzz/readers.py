@@ -66,7 +66,7 @@ def corpus_of(reader: str) -> list[Path]:
 
 def read_inversion(path: Path) -> None:
     """As `nulltext inspect` does."""
-    from nulltext.cli.saved import described
+    from nulltext.cli.inversions import described
     from nulltext.inversion.header import InversionOutline
     from nulltext.inversion.record import Inversion
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -15,6 +16,10 @@ def short_repr(self: Any) -> str:
     values = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
     said = [f"{name}={_short(value)}" for name, value in values.items() if value is not None]
     return f"{type(self).__name__}({', '.join(said)})"
+
+
+def decibels(psnr: float) -> str:
+    return "exact to the byte" if math.isinf(psnr) else f"{psnr:.2f} dB"
 
 
 def _short(value: Any) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nulltext.cli.console import SIGNS, open_streams
 from nulltext.cli.main import app
+from nulltext.cli.report import SIGNS, open_streams
 
 ENCODINGS = ("cp1252", "ascii")
 VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)

@@ -18,9 +18,8 @@ import torch
 
 import nulltext
 from nulltext.health.checkup import CHECKUP_PARTS, TRIAL_PARTS
-from nulltext.health.installation import Health, describe_installation
 from nulltext.health.noise import LEVELS, noise_errors
-from nulltext.health.report import without_private
+from nulltext.health.report import Health, describe_installation, without_private
 from nulltext.models import known_figure
 from nulltext.models.known_figure import FILE, TOLERANCE, deviations, read_known, write_known
 from nulltext.models.load import folder_of

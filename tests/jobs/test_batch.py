@@ -405,7 +405,7 @@ def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model
             found = batches.read_batch(path)
             killed = 0
             for info in batches.batch_steps(cluster, found, book):
-                busy = [seat for seat in cluster._seats if seat.unit is not None]
+                busy = [slot for slot in cluster._slots if slot.unit is not None]
                 if info.done >= 2 and busy and not killed:
                     ray.kill(busy[0].actor)
                     killed = 1

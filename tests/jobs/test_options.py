@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from docs.options_tables import TABLE_BEGIN, TABLE_END, options_table, short_table
 from nulltext.constants import EditorName, Method
 from nulltext.jobs.options import (
     KNOBS,
     OPTIONS,
-    TABLE_BEGIN,
-    TABLE_END,
     EditOptions,
     Kind,
     arguments_of,
-    options_table,
-    short_table,
 )
 
 

@@ -24,14 +24,14 @@ import nulltext
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError
+from nulltext.jobs.options import arguments_of
+from nulltext.jobs.request import plan_of
 from nulltext.models.side_files import KnownWords
-from nulltext.studio import photos
-from nulltext.studio.edits import difference
-from nulltext.studio.forms import Chip, chips_of, weights_of
+from nulltext.studio import verbs
+from nulltext.studio.forms import Chip, InvertForm, chips_of, weights_of
 from nulltext.studio.handlers import INTERNAL_ERROR, VERBS, handle
-from nulltext.studio.photos import EXAMPLE
-from nulltext.studio.resources import Limits, LRUCache
-from nulltext.studio.worker import STAGES, Meter, Progress, Worker
+from nulltext.studio.resources import STAGES, Limits, LRUCache, Meter, Progress, Worker
+from nulltext.studio.verbs import EXAMPLE, difference
 from support.captioners import captioner
 from support.pictures import file_pixels
 from support.studios import Gate, Visitor, local, studio_on
@@ -119,7 +119,7 @@ NAMED = {
 @pytest.mark.parametrize("name", EDITS)
 def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkeypatch, name):
     visitor.open(file)
-    how = {"method": "null-text", "budget": "fast", "crop": [20, 5, 50, 50]}
+    how = {"budget": "fast", "crop": [20, 5, 50, 50]}
     visitor.invert("a red cat", guidance=4, seed=3, **how)
     view = visitor.ask("edit", target="a red dog", **EDITS[name])
     assert view["problem"] is None
@@ -136,6 +136,30 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     assert code == 0, err
     assert (file_pixels("my cat-edited.png") == file_pixels(local(result["download"]))).all()
     assert (file_pixels("my cat-edited.png") != file_pixels(file)).any()
+
+
+BARE = ("--source", "a cat", "--crop", "0,0,9")
+"""Words of a command that names neither method nor budget."""
+
+
+@pytest.mark.parametrize(
+    ("fields", "method", "steps", "said"),
+    [
+        ({}, "null-text-secant", 30, ""),
+        ({"budget": "balanced"}, "null-text-secant", 30, ""),
+        ({"budget": "fast"}, "null-text-secant", 20, "--budget fast"),
+        ({"budget": "paper"}, "null-text", 50, "--budget paper"),
+        ({"method": "null-text"}, "null-text", 50, "--method null-text"),
+        ({"method": "null-text-secant"}, "null-text-secant", 30, "--method null-text-secant"),
+        ({"method": "ddim", "budget": ""}, "ddim", 50, "--method ddim"),
+    ],
+)
+def test_a_form_names_a_method_or_leaves_it_to_the_budget(fields, method, steps, said):
+    form = InvertForm.read({"source": "a cat", "crop": [0, 0, 9, 9], **fields})
+    plan = form.plan()
+    assert (plan.method.name, plan.num_steps) == (method, steps)
+    assert set(said.split()) == set(arguments_of(form.options())) - {*BARE}
+    assert plan_of(form.options()) == plan
 
 
 def test_one_of_the_strip_is_what_its_command_makes(visitor, file, run, tmp_path, monkeypatch):
@@ -335,6 +359,11 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         ("invert", {"source": "a cat", "crop": [0, 0, 500, 500]}, "does not lie within the photo"),
         ("invert", {"source": "a cat", "crop": "all"}, "crop box"),
         ("invert", {"source": "a cat", "method": "magic"}, "no inversion method 'magic'"),
+        (
+            "invert",
+            {"source": "a cat", "method": "null-text", "budget": "fast"},
+            "the method null-text-secant, and the method given is null-text",
+        ),
         ("invert", {"source": ["a cat"]}, "The source is no text"),
         ("edit", {"target": ""}, "The prompt is empty"),
         ("edit", {"target": "a red cat"}, "Nothing is changed yet"),
@@ -488,13 +517,13 @@ def test_a_cancelled_job_is_closed_before_it_is_over():
 def test_an_edit_preempts_a_look(studio, visitor, file, monkeypatch):
     visitor.open(file)
     visitor.invert("a red cat", method="ddim")
-    gate, whole = Gate(), photos.heat_map_steps
+    gate, whole = Gate(), verbs.heat_map_steps
 
     def unhurried(*arguments):
         yield from gate.steps()
         return (yield from whole(*arguments))
 
-    monkeypatch.setattr(photos, "heat_map_steps", unhurried)
+    monkeypatch.setattr(verbs, "heat_map_steps", unhurried)
     patience = threading.Timer(PATIENCE, gate.open.set)
     patience.start()
     looking = handle(studio, visitor.key, "look", {"word": 1})

@@ -50,11 +50,13 @@ def test_the_whole_path(visit, file, tmp_path):
     usual = part(page, "steps").get_attribute
     assert usual("placeholder") == str(BUDGETS[BUDGET].num_steps)
     part(page, "step-source").locator("summary").click()
+    assert part(page, "method").locator("option").first.inner_text() == "by budget"
     part(page, "budget").select_option("paper")
     assert usual("placeholder") == str(BUDGETS["paper"].num_steps)
     part(page, "step-source").locator("summary").click()
     invert(page)
     assert usual("placeholder") == str(NUM_STEPS)  # of ddim
+    assert part(page, "budget").is_disabled()
     part(page, "source-done").wait_for()
     figures = part(page, "done-figures").inner_text()
     assert re.match(r"[\d.]+ of at most [\d.]+ dB · ddim, 3 steps", figures)
@@ -244,7 +246,7 @@ def test_the_keyboard_alone_reaches_everything(visit, file):
     page.keyboard.type("a red cat")
     part(page, "step-source").locator("summary").press("Enter")
     tab_to(page, "method")
-    page.keyboard.press("ArrowUp")  # from null-text to ddim
+    page.keyboard.type("ddim")
     tab_to(page, "steps")
     page.keyboard.type("3")
     tab_to(page, "invert")

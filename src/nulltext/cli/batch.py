@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from typer.core import TyperCommand
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import STAGES, Reporter, counted, end_of_rows
 from nulltext.errors import OptionError
-from nulltext.jobs.options import about
+from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -54,37 +54,25 @@ class OptionalAddress(TyperCommand):
 class BatchOptions:
     """The options of `batch`."""
 
-    jobs: Path = field(
-        metadata=about(
-            "One edit per line as JSON, a JSON array of them, or CSV.", "JOBS", positional=True
-        )
+    jobs: Path = option_field(
+        MISSING, "One edit per line as JSON, a JSON array of them, or CSV.", "JOBS", positional=True
     )
-    output: Path = field(metadata=about("Folder of pictures and rows.", "DIR", short="-o"))
-    ray: str | None = field(
-        default=None,
-        metadata=about(
-            "On a Ray cluster: HOST:PORT, ray://…, or auto; alone, one of this machine.",
-            "[ADDRESS]",
-        ),
+    output: Path = option_field(MISSING, "Folder of pictures and rows.", "DIR", short="-o")
+    ray: str | None = option_field(
+        None,
+        "On a Ray cluster: HOST:PORT, ray://…, or auto; alone, one of this machine.",
+        "[ADDRESS]",
     )
-    workers: int | None = field(
-        default=None,
-        metadata=about("With --ray: models side by side; default: all.", "N", least=1),
+    workers: int | None = option_field(
+        None, "With --ray: models side by side; default: all.", "N", least=1
     )
-    limit: int | None = field(default=None, metadata=about("The first N jobs only.", "N"))
-    within: Path | None = field(
-        default=None,
-        metadata=about(
-            "Refuse jobs whose files are not in there: for job files by somebody else.", "FOLDER"
-        ),
+    limit: int | None = option_field(None, "The first N jobs only.", "N")
+    within: Path | None = option_field(
+        None, "Refuse jobs whose files are not in there: for job files by somebody else.", "FOLDER"
     )
-    dry_run: bool = field(
-        default=False, metadata=about("Look at all jobs, load no model, write nothing.")
-    )
-    retry_failed: bool = field(default=False, metadata=about("Try jobs that failed once more."))
-    fresh: bool = field(
-        default=False, metadata=about("Throw away what an earlier batch left in DIR.")
-    )
+    dry_run: bool = option_field(False, "Look at all jobs, load no model, write nothing.")
+    retry_failed: bool = option_field(False, "Try jobs that failed once more.")
+    fresh: bool = option_field(False, "Throw away what an earlier batch left in DIR.")
 
 
 @takes_options
@@ -130,7 +118,6 @@ def _run(
     executor: Executor,
     bars: _Bars,
 ) -> Outcome:
-    """Open the folder, and do the jobs that are not done."""
     from nulltext.jobs.batch import batch_steps, open_batch
 
     with open_batch(setup, executor.identity, fresh=options.fresh) as book:
@@ -156,7 +143,6 @@ def _executor(
     options: BatchOptions,
     on_step: Callable[[StepInfo], None],
 ) -> Iterator[Executor]:
-    """Load the model here, or start workers on a cluster."""
     if options.ray is None:
         from nulltext.jobs.batch import LocalExecutor
 
@@ -192,7 +178,6 @@ class _Bars:
         self.bar = progress.add_task("", total=total, failed="", doing="", start=False)
 
     def show(self, info: BatchInfo) -> None:
-        """Move the bar."""
         if info.row is None:
             self.progress.start_task(self.bar)
         failed = f"{info.failed} failed  " if info.failed else ""
@@ -200,7 +185,6 @@ class _Bars:
         self.progress.update(self.bar, completed=done, failed=failed, doing="")
 
     def on_step(self, info: StepInfo) -> None:
-        """Show a step of the job under way."""
         stage = STAGES.get(info.stage, info.stage)
         self.progress.update(self.bar, doing=f"{stage} {info.index}/{info.total}")
 
@@ -221,11 +205,7 @@ def _bars(reporter: Reporter, total: int) -> Iterator[_Bars]:
 
 
 def _dry_run(reporter: Reporter, found: Batch) -> None:
-    """Look at all jobs.
-
-    Raises:
-        typer.Exit: some are bad, with code 2.
-    """
+    """Look at all jobs."""
     from nulltext.jobs.batch import Outcome, check_steps
     from nulltext.jobs.worker import grouped
 
@@ -244,11 +224,7 @@ def _dry_run(reporter: Reporter, found: Batch) -> None:
 
 
 def _report(reporter: Reporter, outcome: Outcome, output: Path) -> None:
-    """Say what came of it.
-
-    Raises:
-        typer.Exit: some failed.
-    """
+    """Say what came of it."""
     from nulltext.jobs.ledger import ROWS
     from nulltext.jobs.worker import PICTURES
 
@@ -268,12 +244,10 @@ def _failures(outcome: Outcome) -> dict[str, Any]:
 
 
 def _reasons(outcome: Outcome) -> list[str]:
-    """The first failures, for a person."""
     return [f"  {row['reason']}" for row in outcome.failures[:MOST_REASONS]]
 
 
 def _note_remarks(reporter: Reporter, outcome: Outcome, where: str = "") -> None:
-    """Say how many jobs have remarks, and the first of them."""
     if not outcome.remarked:
         return
     count, first = len(outcome.remarked), outcome.remarked[0]

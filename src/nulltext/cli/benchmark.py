@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from nulltext.cli.options import RowOptions, listed, takes_options
 from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
 from nulltext.constants import __version__
 from nulltext.errors import ModelError, OptionError
-from nulltext.jobs.options import OPTIONS, about
+from nulltext.jobs.options import OPTIONS, option_field
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -35,46 +35,34 @@ def root() -> None:
 class PieOptions(RowOptions):
     """The options of `benchmark pie`."""
 
-    folder: Path = field(
+    folder: Path = option_field(
+        MISSING,
+        "PIE-Bench: mapping_file.json and annotation_images/ (docs/pie.md).",
+        "DIR",
+        positional=True,
         kw_only=True,
-        metadata=about(
-            "PIE-Bench: mapping_file.json and annotation_images/ (docs/pie.md).",
-            "DIR",
-            positional=True,
-        ),
     )
-    output: Path = field(
-        default=Path("pie"), metadata=about("Folder of rows and report.", "OUT", short="-o")
+    output: Path = option_field(Path("pie"), "Folder of rows and report.", "OUT", short="-o")
+    methods: str | None = option_field(
+        None, "Inversion methods; default: ddim,null-text,negative-prompt,direct.", "A,B"
     )
-    methods: str | None = field(
-        default=None,
-        metadata=about("Inversion methods; default: ddim,null-text,negative-prompt,direct.", "A,B"),
+    categories: str | None = option_field(None, "Types of edits, 0 to 9; default: all.", "0,9")
+    limit: int | None = option_field(None, "The first N edits only.", "N")
+    dino: str | None = option_field(
+        None,
+        "Folder or hub id for the structure distance, or none; default: facebook/dino-vitb8 "
+        "if it is here already.",
+        "VIT",
     )
-    categories: str | None = field(
-        default=None, metadata=about("Types of edits, 0 to 9; default: all.", "0,9")
+    clip: str | None = option_field(
+        None,
+        "Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it is "
+        "here already.",
+        "CLIP",
     )
-    limit: int | None = field(default=None, metadata=about("The first N edits only.", "N"))
-    dino: str | None = field(
-        default=None,
-        metadata=about(
-            "Folder or hub id for the structure distance, or none; default: facebook/dino-vitb8 "
-            "if it is here already.",
-            "VIT",
-        ),
-    )
-    clip: str | None = field(
-        default=None,
-        metadata=about(
-            "Folder or hub id of CLIP, or none; default: openai/clip-vit-large-patch14 if it is "
-            "here already.",
-            "CLIP",
-        ),
-    )
-    lpips: Path | None = field(
-        default=None, metadata=about("LPIPS weights, safetensors (docs/pie.md).", "FILE")
-    )
-    steps: int | None = field(default=None, metadata=about("DDIM steps; the protocol has 50.", "T"))
-    inner_steps: int | None = field(default=None, metadata=about(OPTIONS["inner_steps"].help, "N"))
+    lpips: Path | None = option_field(None, "LPIPS weights, safetensors (docs/pie.md).", "FILE")
+    steps: int | None = option_field(None, "DDIM steps; the protocol has 50.", "T")
+    inner_steps: int | None = option_field(None, OPTIONS["inner_steps"].help, "N")
 
     def open(self) -> tuple[list[PieItem], list[PieItem]]:
         """(all edits of the folder, those to run).
@@ -102,7 +90,6 @@ class PieOptions(RowOptions):
         return everything, items[: self.limit]
 
     def protocol(self) -> Protocol:
-        """The published one, with what was asked to differ."""
         from nulltext.evaluation.pie import Protocol
 
         given: dict[str, Any] = {"seed": self.seed, "inner_steps": self.inner_steps}
@@ -111,7 +98,6 @@ class PieOptions(RowOptions):
         return Protocol(**given)
 
     def lines(self) -> tuple[str, ...]:
-        """The methods that are compared."""
         from nulltext.evaluation.pie import METHODS
         from nulltext.inversion.registry import method_named
 
@@ -121,12 +107,6 @@ class PieOptions(RowOptions):
         for name in names:
             method_named(name)
         return tuple(names)
-
-    def networks(self, model: LatentDiffusion) -> Networks:
-        """What looks at the pictures."""
-        from nulltext.evaluation.pie_metrics import load_networks
-
-        return load_networks(self.dino, self.clip, self.lpips, model.device)
 
     def settings(
         self,
@@ -166,6 +146,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     protocol, lines = options.protocol(), options.lines()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.pie import pie_steps, plan_pie
+    from nulltext.evaluation.pie_metrics import load_networks
     from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.models.fingerprint import spellings
 
@@ -176,7 +157,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
         _estimate(reporter, plan_pie(items, lines, protocol, ()), len(items))
         return
     with reporter.busy("Loading the networks of the metrics …"):
-        networks = options.networks(loaded)
+        networks = load_networks(options.dino, options.clip, options.lpips, loaded.device)
     settings = options.settings(everything, loaded, protocol, networks)
     older = spellings(settings, loaded.fingerprints)
     if options.estimate:
@@ -187,8 +168,11 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
         if retry_failed:
             book.forget_failed()
         schedule = plan_pie(items, lines, protocol, book.keys)
-        reporter.note(_said(schedule, len(items)))
-        _remarks(reporter, networks, protocol.deviations)
+        reporter.note(ahead(schedule, len(items), "edit"))
+        for reason in networks.missing.values():
+            reporter.note(f"Note: a metric will be missing: {reason}.")
+        if protocol.deviations:
+            reporter.note(f"Note: not the published protocol: {'; '.join(protocol.deviations)}.")
         steps_of = pie_steps(loaded, schedule, book, networks)
         make_rows(reporter, steps_of, book, schedule.all_rows)
         _hand_over(reporter, book, settings, schedule, protocol.deviations)
@@ -196,23 +180,8 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
 
 
 def _estimate(reporter: Reporter, schedule: Schedule[PieItem], edits: int) -> None:
-    """What it would cost."""
     found = {"edits": edits, "rows": schedule.all_rows, "unet_evaluations": schedule.evaluations}
-    reporter.answer(found, [_said(schedule, edits)])
-
-
-def _said(schedule: Schedule[PieItem], edits: int) -> str:
-    """What is ahead, in one line."""
-    done = schedule.all_rows - schedule.open_rows
-    return ahead(counted(edits, "edit"), schedule.all_rows, done, schedule.evaluations)
-
-
-def _remarks(reporter: Reporter, networks: Networks, deviations: list[str]) -> None:
-    """What the figures will lack, before hours are spent on them."""
-    for reason in networks.missing.values():
-        reporter.note(f"Note: a metric will be missing: {reason}.")
-    if deviations:
-        reporter.note(f"Note: not the published protocol: {'; '.join(deviations)}.")
+    reporter.answer(found, [ahead(schedule, edits, "edit")])
 
 
 def _hand_over(
@@ -222,7 +191,6 @@ def _hand_over(
     schedule: Schedule[PieItem],
     deviations: list[str],
 ) -> None:
-    """Write summary and page, and print the table."""
     from nulltext.evaluation.pie_report import (
         PUBLISHED_SOURCE,
         by_category,

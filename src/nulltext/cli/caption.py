@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from nulltext import constants
-from nulltext.cli.options import CaptionerOption, CropOption, DeviceOption, takes_options
+from nulltext.cli.options import device_field, shared_field, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
+from nulltext.jobs.options import option_field
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """The options of `caption`."""
+
+    image: Path = option_field(MISSING, "The photo.", "IMAGE", positional=True)
+    captioner: str | None = shared_field("captioner")
+    beams: int = option_field(5, "Sentences weighed side by side; 1: word by word.", "N")
+    crop: str | None = shared_field("crop")
+    device: str | None = device_field()
 
 
 @takes_options
-def caption(
-    *,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photo.")],
-    captioner: CaptionerOption = None,
-    beams: Annotated[
-        int,
-        typer.Option(
-            "--beams", metavar="N", help="Sentences weighed side by side; 1: word by word."
-        ),
-    ] = 5,
-    crop: CropOption = None,
-    device: DeviceOption = None,
-    reporter: Reporter,
-) -> None:
+def caption(options: CaptionOptions, reporter: Reporter) -> None:
     """Say what a photo shows: a source prompt, to correct and to edit from.
 
     Example: [bold]nulltext caption dahlia.jpg[/bold]
@@ -40,48 +37,39 @@ def caption(
     from nulltext.image.images import CropBox
     from nulltext.image.photos import load_photo
 
-    if beams < 1:
-        raise OptionError(f"--beams is {beams}; expected 1 or more.")
-    box = None if crop is None else CropBox.parse(crop)
-    photo = load_photo(image)
+    if options.beams < 1:
+        raise OptionError(f"--beams is {options.beams}; expected 1 or more.")
+    box = None if options.crop is None else CropBox.parse(options.crop)
+    photo = load_photo(options.image)
     with reporter.busy("Looking at the photo …"):
-        loaded = load_captioner(captioner or constants.CAPTIONER, device=device)
-        said = loaded.caption(photo, crop=box, beams=beams)
+        loaded = load_captioner(options.captioner or constants.CAPTIONER, device=options.device)
+        said = loaded.caption(photo, crop=box, beams=options.beams)
     if not said:
         reporter.note(f"Note: the captioner '{loaded.name}' finds no words for this photo.")
     reporter.answer({"caption": said, "captioner": loaded.name}, [said])
     if said:
-        source = shlex.quote(said)
-        reporter.note(
-            f'Next: nulltext edit {shlex.quote(str(image))} --source {source} --target "…"'
-        )
+        image, source = shlex.quote(str(options.image)), shlex.quote(said)
+        reporter.note(f'Next: nulltext edit {image} --source {source} --target "…"')
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of `convert-captioner`."""
+
+    weights: Path = option_field(
+        MISSING, "The published file of ClipCap.", "WEIGHTS.pt", positional=True
+    )
+    clip: Path = option_field(
+        MISSING, "transformers folder of its CLIP (openai/clip-vit-base-patch32).", "FOLDER"
+    )
+    gpt2: Path = option_field(
+        MISSING, "transformers folder of GPT-2: settings, tokenizer.", "FOLDER"
+    )
+    output: Path = option_field(MISSING, "Folder of the captioner.", "FOLDER", short="-o")
 
 
 @takes_options
-def convert_captioner(
-    *,
-    weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS.pt", help="The published file of ClipCap.")
-    ],
-    clip: Annotated[
-        Path,
-        typer.Option(
-            "--clip",
-            metavar="FOLDER",
-            help="transformers folder of its CLIP (openai/clip-vit-base-patch32).",
-        ),
-    ],
-    gpt2: Annotated[
-        Path,
-        typer.Option(
-            "--gpt2", metavar="FOLDER", help="transformers folder of GPT-2: settings, tokenizer."
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the captioner.")
-    ],
-    reporter: Reporter,
-) -> None:
+def convert_captioner(options: ConvertOptions, reporter: Reporter) -> None:
     """Make a captioner of published ClipCap weights: safetensors, in half precision.
 
     Example: [bold]nulltext convert-captioner coco_weights.pt --clip clip-vit-base-patch32
@@ -92,9 +80,10 @@ def convert_captioner(
     from nulltext.captioning.convert import convert
     from nulltext.captioning.folder import check_captioner_target, save_captioner
 
+    output = options.output
     check_captioner_target(output)
-    with reporter.busy(f"Reading {weights} …"):
-        captioner = convert(weights, clip=clip, gpt2=gpt2, name=output.name)
+    with reporter.busy(f"Reading {options.weights} …"):
+        captioner = convert(options.weights, clip=options.clip, gpt2=options.gpt2, name=output.name)
     with reporter.busy(f"Writing {output} …"):
         save_captioner(captioner, output, dtype=torch.float16)
     reporter.result(

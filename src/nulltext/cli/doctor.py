@@ -1,9 +1,10 @@
-"""`nulltext doctor`: what nulltext runs on, and whether it and a model run as they should."""
+"""`nulltext doctor`: print what nulltext runs on, and check it and a model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,40 +12,37 @@ from nulltext.cli import EXIT_OURS
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
+from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
-    from nulltext.health.installation import Health
+    from nulltext.health.report import Health
 
 GIB = 1024**3
 MIB = 1024**2
 
 MOST_STEPS = 1000
-"""Of a check-up; a model trained on fewer is held to its own."""
+"""Of the inversions of a check-up, at most; a model trained on fewer steps has fewer."""
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """The options of `doctor`."""
+
+    report: Path | None = option_field(
+        None,
+        "Also measure the model on the example photo, compare it with a healthy one, and write a "
+        "file for a bug report (.json, else Markdown); it names no path and no person.",
+        "FILE",
+    )
+    steps: int | None = option_field(
+        None, "With --report: steps of its inversions; default 20.", "T"
+    )
 
 
 @takes_options
-def doctor(
-    *,
-    chosen: ModelChoice,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report",
-            metavar="FILE",
-            help="Also measure the model on the example photo, compare it with a healthy one, and "
-            "write a file for a bug report (.json, else Markdown); it names no path and no person.",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", metavar="T", help="With --report: steps of its inversions; default 20."
-        ),
-    ] = None,
-    reporter: Reporter,
-) -> None:
+def doctor(chosen: ModelChoice, options: DoctorOptions, reporter: Reporter) -> None:
     """Print versions, devices, memory and extras, and try an edit in two steps, part by part.
 
     Example: [bold]nulltext doctor[/bold]
@@ -55,11 +53,12 @@ def doctor(
     abnormal, 2 for bad options or a model that is not there. When you report a fault, add what this
     prints, or the file.
     """
-    _check(report, steps)
+    report = options.report
+    _check(options)
     from nulltext.health.checkup import CHECKUP_PARTS, CHECKUP_STEPS, TRIAL_PARTS, examine
     from nulltext.health.report import report_of, write_report
 
-    num_steps = None if report is None else steps or CHECKUP_STEPS
+    num_steps = None if report is None else options.steps or CHECKUP_STEPS
     names = TRIAL_PARTS if report is None else CHECKUP_PARTS
     with reporter.bars() as bars:
         task = bars.add_task("Check-up", total=len(names), remark="")
@@ -89,19 +88,19 @@ def doctor(
         raise typer.Exit(EXIT_OURS)
 
 
-def _check(report: Path | None, steps: int | None) -> None:
-    """Refuse early what cannot be written or makes no sense."""
+def _check(options: DoctorOptions) -> None:
     from nulltext.storage.files import check_target
 
-    if report is not None:
-        check_target(report)
-    if steps is None:
+    if options.report is not None:
+        check_target(options.report)
+    if options.steps is None:
         return
-    if report is None:
+    if options.report is None:
         raise OptionError("--steps is for --report FILE; leave it out, or ask for a report.")
-    if not 1 <= steps <= MOST_STEPS:
+    if not 1 <= options.steps <= MOST_STEPS:
         raise OptionError(
-            f"The number of steps is {steps}; choose one from 1 to {MOST_STEPS} (20 is usual)."
+            f"The number of steps is {options.steps}; choose one from 1 to {MOST_STEPS} "
+            "(20 is usual)."
         )
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nulltext.cli.options import numbered, takes_options
+from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
 from nulltext.jobs.edits import axes_of, base_edit, edits_of
-from nulltext.jobs.figures import decibels, percent
 from nulltext.jobs.options import EditOptions
 from nulltext.jobs.request import (
     Inputs,
@@ -23,10 +21,11 @@ from nulltext.jobs.request import (
     plan_of,
 )
 from nulltext.models.choice import ModelChoice
+from nulltext.reprs import decibels
 
 if TYPE_CHECKING:
     from nulltext.editing.spec import EditSpec
-    from nulltext.inversion.record import Inversion
+    from nulltext.inversion.record import Inversion, InversionHeader
     from nulltext.jobs.pictures import PictureFiles, Pictures
     from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -68,16 +67,17 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     for said in notes:
         reporter.note(said)
     edits = edits_of(options, model, inputs.mask, axes)
-    inverted = _obtain_inversion(reporter, model, inputs, edits.everything)
+    inversion = _obtain_inversion(reporter, model, inputs, edits.everything)
     started = time.perf_counter()
     with reporter.progress(model) as on_step:
-        pictures = pictures_of(model, inputs, inverted.inversion, edits, on_step)
+        pictures = pictures_of(model, inputs, inversion, edits, on_step)
     seconds = time.perf_counter() - started
     files = PictureFiles(outputs, _path_or_none(options.strip), _path_or_none(options.sweep))
     pictures = pictures.save(model, files, gps=options.keep_gps)
     for remark in pictures.remarks:
         reporter.note(remark)
-    _report(reporter, files, pictures, inverted, seconds, [*notes, *pictures.remarks])
+    spent = None if inputs.saved else inversion.header
+    _report(reporter, files, pictures, spent, seconds, [*notes, *pictures.remarks])
 
 
 def _path_or_none(file: Path | bool) -> Path | None:
@@ -85,16 +85,14 @@ def _path_or_none(file: Path | bool) -> Path | None:
 
 
 def _output_paths(options: EditOptions) -> list[Path]:
-    """Name the files of the edits.
-
-    Raises:
-        OutputError, OptionError: a file cannot be written, or would overwrite what is read.
-    """
+    """Name the files of the edits."""
     from nulltext.image.saving import check_writable
 
     origin = options.image or options.inversion
     assert origin is not None
-    paths = numbered(options.output or Path(f"{origin.stem}-edited.png"), len(options.prompts))
+    path, count = options.output or Path(f"{origin.stem}-edited.png"), len(options.prompts)
+    names = [f"{path.stem}-{i + 1}{path.suffix}" for i in range(count)]
+    paths = [path] if count == 1 else [path.with_name(name) for name in names]
     written = [*paths, *filter(None, map(_path_or_none, (options.strip, options.sweep)))]
     for path in written:
         check_writable(path)
@@ -111,25 +109,15 @@ def _output_paths(options: EditOptions) -> list[Path]:
     return paths
 
 
-@dataclass(frozen=True)
-class _Inverted:
-    """An inversion, and what this command spent on it."""
-
-    inversion: Inversion
-    seconds: float = 0.0
-    unet_evaluations: int = 0
-
-
 def _obtain_inversion(
     reporter: Reporter, model: LatentDiffusion, inputs: Inputs, specs: Sequence[EditSpec]
-) -> _Inverted:
-    """Take the saved inversion, or make one; checks the edits first."""
+) -> Inversion:
     from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
     from nulltext.editing.loop import check_specs
 
     check_specs(model, inputs.prompt, specs)
     if inputs.saved is not None:
-        return _Inverted(inputs.saved)
+        return inputs.saved
     options, photo = inputs.options, inputs.photo
     assert photo is not None
     plan, kept = plan_of(options), options.save_inversion
@@ -141,32 +129,34 @@ def _obtain_inversion(
     if kept is not None:
         save_whole(made, kept)
         reporter.note(f"Saved {kept}")
-    return _Inverted(made, made.header.seconds, made.header.unet_evaluations)
+    return made
 
 
 def _report(
     reporter: Reporter,
     files: PictureFiles,
     pictures: Pictures,
-    inverted: _Inverted,
+    spent: InversionHeader | None,
     seconds: float,
     remarks: Sequence[str],
 ) -> None:
+    """Say what was made; `spent` on the inversion: None where it was saved."""
     figures = pictures.figures
+    inverting = spent.unet_evaluations if spent else 0
     values = {
         "outputs": [str(path) for path in files.outputs],
-        "source": inverted.inversion.header.prompt,
+        "source": pictures.inversion.header.prompt,
         "strip": None if files.strip is None else str(files.strip),
         "sweep": None if files.sweep is None else str(files.sweep),
         **figures,
         "remarks": remarks,
-        "seconds_invert": inverted.seconds,
+        "seconds_invert": spent.seconds if spent else 0.0,
         "seconds_edit": seconds,
-        "unet_evaluations": inverted.unet_evaluations + pictures.edit.unet_evaluations,
+        "unet_evaluations": inverting + pictures.edit.unet_evaluations,
     }
-    inverting = f"Inverted in {inverted.seconds:.1f} s. " if inverted.seconds else ""
+    inverted = f"Inverted in {spent.seconds:.1f} s. " if spent else ""
     lines = [
-        f"{inverting}Edited in {seconds:.1f} s.",
+        f"{inverted}Edited in {seconds:.1f} s.",
         f"Reconstruction {decibels(figures['psnr_reconstruction'])}; "
         f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
         _changed(figures),
@@ -176,8 +166,8 @@ def _report(
 
 
 def _changed(figures: dict[str, Any]) -> str:
-    """How much of the photo the edits changed, for a person."""
     if not figures["changed_fraction"]:
         return "Changed nothing."
-    share, outside = percent(figures["changed_fraction"]), decibels(figures["psnr_outside"])
-    return f"Changed {share} of the pixels; elsewhere {outside}."
+    share, outside = figures["changed_fraction"], decibels(figures["psnr_outside"])
+    said = "less than 0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
+    return f"Changed {said} of the pixels; elsewhere {outside}."

@@ -16,12 +16,10 @@ from nulltext.cli import EXIT_INTERRUPTED, EXIT_OURS, EXIT_USER
 from nulltext.cli.batch import OptionalAddress, batch
 from nulltext.cli.benchmark import benchmark
 from nulltext.cli.caption import caption, convert_captioner
-from nulltext.cli.console import LogLevel, open_streams, show_logs, unwritten
 from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
-from nulltext.cli.invert import invert
-from nulltext.cli.report import visible
-from nulltext.cli.saved import attention, inspect, replay
+from nulltext.cli.inversions import attention, inspect, invert, replay
+from nulltext.cli.report import LogLevel, open_streams, show_logs, unwritten, visible
 from nulltext.cli.studio import studio
 from nulltext.cli.study import study
 from nulltext.cli.train import train

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from nulltext import constants
 from nulltext.errors import OptionError
-from nulltext.jobs.options import OPTIONS, Kind, Option, about, options_of
+from nulltext.jobs.options import OPTIONS, Kind, Option, option_field, options_of
 
 Value = TypeVar("Value")
 
@@ -51,10 +51,11 @@ def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def parameter_of(option: Option) -> inspect.Parameter:
-    """Make a parameter that typer reads."""
     kind, default = option.type, option.default
     if option.kind is Kind.TEXTS:
-        kind, default = list[get_args(option.type)[0]] | None, None  # type: ignore[misc]
+        kind = list[get_args(option.type)[0]]  # type: ignore[misc]
+        if default is not MISSING:
+            kind, default = kind | None, None
     elif option.kind is Kind.OUTPUT:
         kind, default = Path | None, None
     elif default is None:
@@ -68,7 +69,6 @@ def parameter_of(option: Option) -> inspect.Parameter:
 
 
 def info_of(option: Option) -> Any:
-    """Make what typer shows of an option, and how it is written."""
     about = option.about
     text = escape(option.help)
     if about.positional:
@@ -78,52 +78,36 @@ def info_of(option: Option) -> Any:
 
 
 def _given(option: Option, value: Any) -> Any:
-    """The value of a field, by what typer read."""
     if option.kind is Kind.TEXTS:
         return tuple(value or ())
     return option.default if value is None and option.default is not MISSING else value
 
 
-CropOption = Annotated[str | None, info_of(OPTIONS["crop"])]
-CaptionerOption = Annotated[str | None, info_of(OPTIONS["captioner"])]
-FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="An inversion that `nulltext invert` saved.")
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", metavar="DEVICE", help="cpu, cuda, mps; default: the best there is."),
-]
+def device_field() -> Any:
+    return option_field(None, "cpu, cuda, mps; default: the best there is.", "DEVICE")
+
+
+def shared_field(name: str) -> Any:
+    """Make the field of an option that edits have, too."""
+    return field(default=None, metadata={"about": OPTIONS[name].about})
 
 
 @dataclass(frozen=True)
 class RowOptions:
     """Options of the verbs that fill a folder with rows and a report."""
 
-    resume: bool | None = field(
-        default=None,
-        metadata=about(
-            "Continue what is in OUT, or throw it away; default: continue if there is any.",
-            flags="--resume/--fresh",
-        ),
+    resume: bool | None = option_field(
+        None,
+        "Continue what is in OUT, or throw it away; default: continue if there is any.",
+        flags="--resume/--fresh",
     )
-    retry_failed: bool = field(default=False, metadata=about("Try rows that failed once more."))
-    estimate: bool = field(default=False, metadata=about("Say what it would cost, and do nothing."))
-    seed: int = field(
-        default=constants.SEED,
-        metadata=about("For the photos and the noise that are drawn.", "N"),
-    )
+    retry_failed: bool = option_field(False, "Try rows that failed once more.")
+    estimate: bool = option_field(False, "Say what it would cost, and do nothing.")
+    seed: int = option_field(constants.SEED, "For the photos and the noise that are drawn.", "N")
 
     @property
     def fresh(self) -> bool:
-        """Whether to throw away what an earlier run left."""
         return self.resume is False
-
-
-def numbered(path: Path, count: int) -> list[Path]:
-    """`count` file names: the path itself, or path-1, path-2 … where there are several."""
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
 
 
 def listed(text: str, option: str, kind: Callable[[str], Value]) -> list[Value]:

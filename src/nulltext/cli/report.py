@@ -1,13 +1,26 @@
-"""Talking to the person (standard error) and to the next program (standard output)."""
+"""Write notes and progress to standard error, and results to standard output.
+
+A redirected stream has the system's encoding (cp1252 on a Western Windows), which lacks most of
+Unicode. What it lacks is written in ASCII: signs of our messages by `SIGNS`, all others, such as
+letters of a file's name, as Python escapes them (`\\u4e2d`); a byte of a name that is no text as
+`\\xff`. A failure to write, as of a full disk or a closed pipe, stops no work: files are results,
+too. The end of a command asks for it (`unwritten`).
+"""
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import json
-import math
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -27,18 +40,140 @@ from rich.progress import (
 from rich.text import Text
 
 from nulltext.cli import EXIT_OURS, EXIT_USER
-from nulltext.cli.console import escaped
-from nulltext.jobs.figures import decibels
-from nulltext.jobs.options import about
+from nulltext.jobs.ledger import finite
+from nulltext.jobs.options import option_field
+from nulltext.reprs import decibels
+from nulltext.words.prompts import UNDECODED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.diffusion.loops import StepInfo
     from nulltext.evaluation.rows import Progress as RowProgress
-    from nulltext.inversion.previews import Previews
+    from nulltext.evaluation.rows import Schedule
     from nulltext.jobs.ledger import Book, Row
     from nulltext.models.latent_diffusion import LatentDiffusion
+
+
+ESCAPED = "nulltext-escaped"
+"""Name of the error handler, for streams."""
+
+SIGNS = {
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "“": '"',
+    "”": '"',
+    "≈": "~",
+    "·": "*",
+    "×": "x",
+    "→": "->",
+    "↑": "^",
+    "↓": "v",
+    "²": "^2",
+    "³": "^3",
+    "⁴": "^4",
+}
+"""What stands for the signs of our messages, tables and bars."""
+
+
+class _Sink(io.FileIO):
+    """A descriptor that keeps the first error of writing rather than raise it."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or count as written what cannot be."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = self.failed or error
+            return memoryview(data).nbytes
+
+
+def open_streams() -> None:
+    """Let standard output and error take every line; one that is closed takes it for nothing."""
+    codecs.register_error(ESCAPED, _escaped)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, or a Windows program without a console
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            if stream is getattr(sys, f"__{name}__"):
+                setattr(sys, name, _sunk(stream))
+            getattr(sys, name).reconfigure(errors=ESCAPED)
+
+
+def unwritten() -> OSError | None:
+    """Why standard output did not take all lines; None where it did, or where its reader wanted no
+    more of them, as `head` does."""
+    sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    failed: OSError | None = getattr(getattr(buffer, "raw", buffer), "failed", None)
+    gone = failed is not None and failed.errno in (errno.EPIPE, errno.EINVAL)  # EINVAL: Windows
+    return None if gone else failed
+
+
+def _sunk(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The stream on a `_Sink`; itself where it is no file, as a Windows console."""
+    if type(getattr(stream.buffer, "raw", stream.buffer)) is not io.FileIO:
+        return stream
+    sink = _Sink(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        sink if stream.write_through else io.BufferedWriter(sink),
+        encoding=stream.encoding,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_sign, error.object[error.start : error.end])), error.end
+
+
+def _sign(character: str) -> str:
+    return SIGNS.get(character) or escaped(character)
+
+
+def escaped(character: str) -> str:
+    """A character that cannot be written, or should not be, in ASCII."""
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if code in UNDECODED else ascii(character)[1:-1]
+
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class LogLevel(StrEnum):
+    """Least level of the log lines that are shown."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+
+
+class _StandardError(logging.Handler):
+    """Writes to what `sys.stderr` is at the time: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:  # as logging's own handlers: a log line never breaks the work
+            self.handleError(record)
+
+
+def show_logs(level: LogLevel) -> None:
+    logger = logging.getLogger("nulltext")
+    for handler in [h for h in logger.handlers if isinstance(h, _StandardError)]:
+        logger.removeHandler(handler)
+    handler = _StandardError()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+
 
 STAGES = {
     "pivot": "DDIM inversion",
@@ -53,15 +188,14 @@ STAGES = {
 class Reporter:
     """Says what a verb does and what came of it; its fields are options of every verb."""
 
-    as_json: bool = field(
-        default=False,
-        metadata=about("One JSON object on standard output, the rest elsewhere.", flags="--json"),
+    as_json: bool = option_field(
+        False, "One JSON object on standard output, the rest elsewhere.", flags="--json"
     )
-    quiet: bool = field(
-        default=False,
-        metadata=about(
-            "Nothing but errors, and what is asked for: words, --json.", flags="--quiet", short="-q"
-        ),
+    quiet: bool = option_field(
+        False,
+        "Nothing but errors, and what is asked for: words, --json.",
+        flags="--quiet",
+        short="-q",
     )
     console: Console = field(init=False)
     spinner: str = field(init=False)
@@ -71,19 +205,16 @@ class Reporter:
         self.spinner = "dots" if self.console.encoding.startswith("utf") else "line"
 
     def note(self, text: str) -> None:
-        """A remark that does not stop the work."""
         self.console.print(visible(text), markup=False)
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """Show that something without steps is going on."""
         with self.console.status(Text(visible(what)), spinner=self.spinner):
             yield
 
     @contextmanager
     def loading(self, model: str) -> Iterator[Callable[[int, int], None]]:
-        """Show that a model is being loaded; yields what shows (done, total) bytes as a bar while
-        it is fetched."""
+        """Show that a model is loaded; yields a callback for (done, total) bytes of a download."""
         columns = (
             SpinnerColumn(self.spinner),
             TextColumn("{task.description}", markup=False),
@@ -107,20 +238,22 @@ class Reporter:
             yield on_bytes
 
     def result(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
-        """What came of the work, for a program or, unless quiet is wanted, for a person."""
+        """Write the result of the work: JSON if it is asked for, else lines, unless quiet."""
         if self.as_json or not self.quiet:
             self.answer(values, lines)
 
     def answer(self, values: dict[str, Any] | list[dict[str, Any]], lines: Sequence[str]) -> None:
-        """What was asked for: one JSON object (or a list of them), or lines for a person."""
+        """Write what was asked for: one JSON object (or a list of them), or lines."""
         if self.as_json:
-            finite = _finite(values) if isinstance(values, dict) else [*map(_finite, values)]
-            _write(json.dumps(finite, allow_nan=False))  # ASCII, whatever it holds
+            plain = finite(values) if isinstance(values, dict) else [*map(finite, values)]
+            text = json.dumps(plain, allow_nan=False)  # ASCII, whatever it holds
         else:
-            _write(visible("\n".join(lines)))
+            text = visible("\n".join(lines))
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
     def errors(self, problems: Sequence[str]) -> None:
-        """What is wrong, where the report that would say it is not wanted."""
+        """Write problems to standard error where --quiet leaves out the result with them."""
         if self.quiet:
             sys.stderr.writelines(f"Error: {visible(problem)}\n" for problem in problems)
 
@@ -149,65 +282,43 @@ class Reporter:
             from nulltext.inversion.previews import Previews
 
             previews = Previews(model, photo)
+        tasks: dict[str, TaskID] = {}
         with self.bars() as progress:
-            yield _StepBars(progress, previews).show
 
+            def on_step(info: StepInfo) -> None:
+                if info.stage not in tasks:
+                    name = STAGES.get(info.stage, info.stage)
+                    tasks[info.stage] = progress.add_task(name, total=info.total, remark="")
+                progress.update(tasks[info.stage], completed=info.index)
+                preview = previews.of(info) if previews else None
+                if preview is not None:
+                    remark = f"{decibels(preview.psnr)} so far"
+                    progress.update(tasks[info.stage], remark=remark)
 
-class _StepBars:
-    """Draws `StepInfo`s, and the PSNR of a preview now and then."""
-
-    def __init__(self, progress: Progress, previews: Previews | None) -> None:
-        self.progress, self.previews = progress, previews
-        self.tasks: dict[str, TaskID] = {}
-
-    def show(self, info: StepInfo) -> None:
-        """Move the bar of the step's stage."""
-        if info.stage not in self.tasks:
-            self.tasks[info.stage] = self.progress.add_task(
-                STAGES.get(info.stage, info.stage), total=info.total, remark=""
-            )
-        task = self.tasks[info.stage]
-        self.progress.update(task, completed=info.index)
-        preview = self.previews.of(info) if self.previews else None
-        if preview is not None:
-            self.progress.update(task, remark=f"{decibels(preview.psnr)} so far")
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+            yield on_step
 
 
 def counted(count: int, thing: str) -> str:
-    """So many of a thing."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
-def ahead(what: str, rows: int, done: int, evaluations: int) -> str:
-    """What a run of rows is about to do, in one line."""
+def ahead(schedule: Schedule[Any], count: int, thing: str) -> str:
+    """Say what a run of rows over so many things is about to do, in one line."""
+    done = schedule.all_rows - schedule.open_rows
     there, left = (f", {done:,} of them done", " to go") if done else ("", "")
-    cost = counted(evaluations, "UNet evaluation")
-    return f"{what}, {counted(rows, 'row')}{there}; about {cost}{left}."
+    rows, cost = counted(schedule.all_rows, "row"), counted(schedule.evaluations, "UNet evaluation")
+    return f"{counted(count, thing)}, {rows}{there}; about {cost}{left}."
 
 
 def visible(text: str) -> str:
-    """A text that may be a stranger's, such as the prompt in a file, without what steers a
-    terminal: control characters but the end of line are written out."""
+    """Write out control characters but the end of line, which could steer a terminal."""
     return "".join(c if c == "\n" or c.isprintable() else escaped(c) for c in text)
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity (the PSNR of equal pictures): it becomes null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
 
 
 def make_rows(reporter: Reporter, steps: Iterable[RowProgress], book: Book, all_rows: int) -> None:
     """Run a generator of rows under a bar, and say on Ctrl-C what is kept.
 
-    The unit of the bar is a UNet evaluation, so that the time left is honest.
+    The unit of the bar is a UNet evaluation, so that the time left is right.
     """
     columns = (
         TextColumn("{task.fields[rows]}"),

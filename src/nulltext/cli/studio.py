@@ -9,14 +9,14 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from nulltext import constants
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
+from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
 from nulltext.studio.server import (
     HOST,
@@ -36,39 +36,29 @@ POLL = 0.5
 """Seconds between two looks whether to stop."""
 
 
+@dataclass(frozen=True)
+class StudioOptions:
+    """The options of `studio`."""
+
+    host: str = option_field(
+        HOST, "Address to listen at; 0.0.0.0 lets everybody in your network in."
+    )
+    port: int = option_field(PORT, "Port to listen at; 0: any free one.")
+    open_browser: bool = option_field(
+        True, "Open the page, where this machine has a screen.", flags="--open/--no-browser"
+    )
+    root_path: str = option_field(
+        "",
+        "Where a proxy shows the studio, such as /editor or https://example.org/editor.",
+        "PATH",
+    )
+    captioner: str | None = option_field(
+        None, "Who proposes the words; default: the bundled.", "FOLDER"
+    )
+
+
 @takes_options
-def studio(
-    *,
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host", help="Address to listen at; 0.0.0.0 lets everybody in your network in."
-        ),
-    ] = HOST,
-    port: Annotated[int, typer.Option("--port", help="Port to listen at; 0: any free one.")] = PORT,
-    open_browser: Annotated[
-        bool,
-        typer.Option("--open/--no-browser", help="Open the page, where this machine has a screen."),
-    ] = True,
-    root_path: Annotated[
-        str,
-        typer.Option(
-            "--root-path",
-            metavar="PATH",
-            help="Where a proxy shows the studio, such as /editor or https://example.org/editor.",
-        ),
-    ] = "",
-    captioner: Annotated[
-        str | None,
-        typer.Option(
-            "--captioner",
-            metavar="FOLDER",
-            help="Who proposes the words; default: the bundled.",
-        ),
-    ] = None,
-    chosen: ModelChoice,
-    reporter: Reporter,
-) -> None:
+def studio(options: StudioOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     """Edit a photo by its words in the browser, on this machine alone.
 
     Example: [bold]nulltext studio[/bold]
@@ -78,16 +68,16 @@ def studio(
     from nulltext.errors import require
 
     logging.basicConfig(level=logging.WARNING)
-    check_port(host, port)
-    root_path = check_root_path(root_path)
+    check_port(options.host, options.port)
+    root_path = check_root_path(options.root_path)
     with private_folder() as folder, _stoppable() as stop:
         with reporter.busy("Starting …"):
             require("gradio", "studio", "The studio")
-        made = _open_studio(reporter, folder, captioner, chosen)
-        with running(made, host, port, root_path) as url:
+        made = _open_studio(reporter, folder, options.captioner, chosen)
+        with running(made, options.host, options.port, root_path) as url:
             reporter.result({"url": url}, [f"The studio is at {url} (Ctrl-C stops it)."])
             sys.stdout.flush()
-            if open_browser and can_open_browser():
+            if options.open_browser and can_open_browser():
                 webbrowser.open(url)
             while not stop.wait(POLL):
                 pass
@@ -95,12 +85,8 @@ def studio(
 
 
 def _open_studio(
-    reporter: Reporter,
-    folder: Path,
-    captioner: str | None,
-    chosen: ModelChoice,
+    reporter: Reporter, folder: Path, captioner: str | None, chosen: ModelChoice
 ) -> Studio:
-    """The model, and a captioner where there is one."""
     from nulltext.captioning.folder import bundled_captioners, load_captioner
     from nulltext.cli.work import open_model
     from nulltext.studio.resources import Resources
@@ -117,7 +103,7 @@ def _open_studio(
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, and whoever asks the process to end."""
+    """Yield an event that Ctrl-C and SIGTERM set."""
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]

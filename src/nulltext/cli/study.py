@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from nulltext.cli.options import RowOptions, listed, takes_options
 from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
 from nulltext.constants import __version__
 from nulltext.errors import OptionError
-from nulltext.jobs.options import about
+from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -31,51 +31,32 @@ QUICK_PHOTOS = 4
 class StudyOptions(RowOptions):
     """The options of `study`."""
 
-    folder: Path = field(
+    folder: Path = option_field(
+        MISSING,
+        "Photos with captions: captions.jsonl, labels.jsonl, COCO, or NAME.txt files.",
+        "DIR",
+        positional=True,
         kw_only=True,
-        metadata=about(
-            "Photos with captions: captions.jsonl, labels.jsonl, COCO, or NAME.txt files.",
-            "DIR",
-            positional=True,
-        ),
     )
-    output: Path = field(
-        default=Path("study"), metadata=about("Folder of rows and report.", "OUT", short="-o")
+    output: Path = option_field(Path("study"), "Folder of rows and report.", "OUT", short="-o")
+    quick: bool = option_field(False, "Four photos, ten steps: minutes, not to be quoted.")
+    limit: int | None = option_field(None, "The first N photos only.", "N")
+    sample: int | None = option_field(None, "Draw N photos and a caption of each.", "N")
+    methods: str | None = option_field(None, "Variants; default: all (docs/study.md).", "A,B")
+    experiments: str | None = option_field(
+        None, "Of reconstruction, captions, guidance, attention, editing; default: all.", "A,B"
     )
-    quick: bool = field(
-        default=False, metadata=about("Four photos, ten steps: minutes, not to be quoted.")
+    iterations: str | None = option_field(
+        None, "Gradients per timestep, the curve's points.", "N,N"
     )
-    limit: int | None = field(default=None, metadata=about("The first N photos only.", "N"))
-    sample: int | None = field(
-        default=None, metadata=about("Draw N photos and a caption of each.", "N")
+    edits: Path | None = option_field(None, 'JSON lines of {"file", "target", "mask"?}.', "FILE")
+    split: str = option_field("validation", "Which photos of a labels.jsonl.")
+    clip: str | None = option_field(
+        None, "Folder or hub id of CLIP to judge edits; default: the model judges.", "CLIP"
     )
-    methods: str | None = field(
-        default=None, metadata=about("Variants; default: all (docs/study.md).", "A,B")
-    )
-    experiments: str | None = field(
-        default=None,
-        metadata=about(
-            "Of reconstruction, captions, guidance, attention, editing; default: all.", "A,B"
-        ),
-    )
-    iterations: str | None = field(
-        default=None, metadata=about("Gradients per timestep, the curve's points.", "N,N")
-    )
-    edits: Path | None = field(
-        default=None, metadata=about('JSON lines of {"file", "target", "mask"?}.', "FILE")
-    )
-    split: str = field(default="validation", metadata=about("Which photos of a labels.jsonl."))
-    clip: str | None = field(
-        default=None,
-        metadata=about(
-            "Folder or hub id of CLIP to judge edits; default: the model judges.", "CLIP"
-        ),
-    )
-    steps: int | None = field(default=None, metadata=about("DDIM steps; default 50.", "T"))
-    guidance: float | None = field(
-        default=None, metadata=about("Of every replay; default 7.5, the paper's.", "W")
-    )
-    workers: int = field(default=1, metadata=about("Processes that share the photos.", "N"))
+    steps: int | None = option_field(None, "DDIM steps; default 50.", "T")
+    guidance: float | None = option_field(None, "Of every replay; default 7.5, the paper's.", "W")
+    workers: int = option_field(1, "Processes that share the photos.", "N")
 
     def open(self) -> tuple[StudyPlan, list[CaptionedPhoto], list[CaptionedPhoto]]:
         """(plan, all photos, photos to study).
@@ -191,7 +172,7 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
         if retry_failed:
             book.forget_failed()
         schedule = plan_study(items, all_photos, plan, book.keys, judge.unet_evaluations)
-        reporter.note(_said(schedule, len(items)))
+        reporter.note(ahead(schedule, len(items), "photo"))
         if options.without_edits(items):
             reporter.note("Note: " + options.without_edits(items))
         if left_out := note_on_left_out(options.folder):
@@ -208,7 +189,6 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
 def _note_prompts(
     reporter: Reporter, model: LatentDiffusion, items: Sequence[CaptionedPhoto]
 ) -> None:
-    """Say what is odd about the first captions and the edits of photos, a few times at most."""
     from nulltext.models.prompt_notes import notes_on_writing
     from nulltext.words.prompts import SHOWN_WORDS
 
@@ -219,19 +199,12 @@ def _note_prompts(
 
 
 def _estimate(reporter: Reporter, schedule: StudySchedule, photos: int) -> None:
-    """What it would cost."""
     found = {
         "photos": photos,
         "rows": schedule.all_rows,
         "unet_evaluations": schedule.evaluations,
     }
-    reporter.answer(found, [_said(schedule, photos)])
-
-
-def _said(schedule: StudySchedule, photos: int) -> str:
-    """What is ahead, in one line."""
-    done = schedule.all_rows - schedule.open_rows
-    return ahead(counted(photos, "photo"), schedule.all_rows, done, schedule.evaluations)
+    reporter.answer(found, [ahead(schedule, photos, "photo")])
 
 
 def _hand_over(

@@ -8,16 +8,16 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from nulltext.captioning.caption_files import note_on_left_out
-from nulltext.cli.options import DeviceOption, takes_options
+from nulltext.cli.options import device_field, takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
+from nulltext.jobs.options import option_field
 from nulltext.storage.files import LOCK, lock_folder, output_error
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from nulltext.training.loop import TrainInfo
     from nulltext.training.stages import TrainingRun
-
-STATE = "training"
-"""What is appended to the model folder's name for the folder with checkpoints and samples."""
 
 SHOWN_EVERY = 0.5
 """Seconds between two updates of the figures beside the bar."""
@@ -43,55 +40,75 @@ class Stage(StrEnum):
     CAPTIONER = "captioner"
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `train`."""
+
+    photos: Path = option_field(
+        MISSING,
+        "Photos with labels.jsonl, captions.jsonl, or a .txt beside each photo.",
+        "DIR",
+        positional=True,
+    )
+    output: Path = option_field(MISSING, "Folder of the new model.", "MODEL", short="-o")
+    config: str = option_field("flowers", "Name of a recipe, or a JSON file.", "RECIPE")
+    stage: tuple[Stage, ...] = option_field(
+        (), "Only this stage; may be repeated. Default: all but the captioner."
+    )
+    resume: bool | None = option_field(
+        None, "Continue from the checkpoints, or begin anew.", flags="--resume/--fresh"
+    )
+    init: str | None = option_field(
+        None, "Begin from this model's weights; some recipes need one.", "MODEL"
+    )
+    vision: Path | None = option_field(
+        None,
+        "With --stage captioner: begin from this CLIP vision model or EfficientNet.",
+        "DIR",
+    )
+    device: str | None = device_field()
+    autocast: Literal["auto", "bfloat16", "off"] = option_field(
+        "auto", "Precision of products; auto: bfloat16 where it is fast."
+    )
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The stages to run."""
+        return self.stage or [one for one in Stage if one is not Stage.CAPTIONER]
+
+    @property
+    def captioner(self) -> Path:
+        """The captioner's folder, beside the model's."""
+        return self.output.with_name(f"{self.output.name}-{Stage.CAPTIONER}")
+
+    def open(self) -> TrainingRun:
+        """Find and read all that the options name, before anything is changed."""
+        from nulltext.models.load import find_device, load
+        from nulltext.training.captioner import PretrainedVision
+        from nulltext.training.loop import autocast_dtype
+        from nulltext.training.recipe import load_recipe
+        from nulltext.training.stages import TrainingRun
+
+        if self.vision is not None and Stage.CAPTIONER not in self.stages:
+            raise OptionError("--vision is for a captioner: give --stage captioner too.")
+        if not self.output.name:
+            raise OptionError(
+                f"'{self.output}' names no folder of its own; give -o a name for the model."
+            )
+        device = find_device(self.device)
+        return TrainingRun(
+            recipe=load_recipe(self.config),
+            photos=self.photos,
+            folder=self.output.with_name(f"{self.output.name}.training"),
+            device=device,
+            autocast=autocast_dtype(self.autocast, device),
+            origin=None if self.init is None else load(self.init, device="cpu"),
+            vision=None if self.vision is None else PretrainedVision.load(self.vision),
+        )
+
+
 @takes_options
-def train(
-    *,
-    photos: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Photos with labels.jsonl, captions.jsonl, or a .txt beside each photo.",
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="MODEL", help="Folder of the new model.")
-    ],
-    config: Annotated[
-        str, typer.Option("--config", metavar="RECIPE", help="Name of a recipe, or a JSON file.")
-    ] = "flowers",
-    stage: Annotated[
-        list[Stage] | None,
-        typer.Option(
-            "--stage", help="Only this stage; may be repeated. Default: all but the captioner."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool | None,
-        typer.Option("--resume/--fresh", help="Continue from the checkpoints, or begin anew."),
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            "--init",
-            metavar="MODEL",
-            help="Begin from this model's weights; some recipes need one.",
-        ),
-    ] = None,
-    vision: Annotated[
-        Path | None,
-        typer.Option(
-            "--vision",
-            metavar="DIR",
-            help="With --stage captioner: begin from this CLIP vision model or EfficientNet.",
-        ),
-    ] = None,
-    device: DeviceOption = None,
-    autocast: Annotated[
-        Literal["auto", "bfloat16", "off"],
-        typer.Option("--autocast", help="Precision of products; auto: bfloat16 where it is fast."),
-    ] = "auto",
-    reporter: Reporter,
-) -> None:
+def train(options: TrainOptions, reporter: Reporter) -> None:
     """Make a small text-to-image model from photos and their captions.
 
     Checkpoints and sample pictures go to MODEL.training; after an interruption, --resume continues
@@ -101,115 +118,74 @@ def train(
 
     A captioner: [bold]nulltext train photos/ -o my-flowers --stage captioner --vision DIR[/bold]
     """
-    wanted = stage or [name for name in Stage if name is not Stage.CAPTIONER]
-    if vision is not None and Stage.CAPTIONER not in wanted:
-        raise OptionError("--vision is for a captioner: give --stage captioner too.")
-    shop = _workshop(photos, output, (config, init, vision), (device, autocast))
-    trained, held_out = shop.splits
-    _check_outputs(shop, output, wanted)
+    training = options.open()
+    trained, held_out = training.splits
+    _check_outputs(training, options)
     values: dict[str, object] = {"model": None}
-    with _prepared(shop.folder, resume):
+    with _prepared(training.folder, options.resume):
         reporter.note(f"{len(trained)} photos to train on, {len(held_out)} held out.")
-        if left_out := note_on_left_out(photos):
+        if left_out := note_on_left_out(options.photos):
             reporter.note(left_out)
         from nulltext.training.stages import STAGES
 
         started = time.monotonic()
         for name, run in STAGES.items():
-            if name in wanted:
-                _with_bars(reporter, run(shop))
+            if name in options.stages:
+                _with_bars(reporter, run(training))
         values["seconds"] = round(time.monotonic() - started, 1)
-        lines = _write(reporter, shop, output, wanted, values)
-    reporter.result(values, lines or [f"Checkpoints and samples are in {shop.folder}"])
+        lines = _write(reporter, training, options, values)
+    reporter.result(values, lines or [f"Checkpoints and samples are in {training.folder}"])
 
 
-def _workshop(
-    photos: Path,
-    output: Path,
-    begin: tuple[str, str | None, Path | None],
-    machine: tuple[str | None, str],
-) -> TrainingRun:
-    """Everything that is asked for, found and read before anything is touched."""
-    from nulltext.models.load import find_device, load
-    from nulltext.training.captioner import PretrainedVision
-    from nulltext.training.loop import autocast_dtype
-    from nulltext.training.recipe import load_recipe
-    from nulltext.training.stages import TrainingRun
-
-    if not output.name:
-        raise OptionError(f"'{output}' names no folder of its own; give -o a name for the model.")
-    (config, init, vision), (device, autocast) = begin, machine
-    target = find_device(device)
-    return TrainingRun(
-        recipe=load_recipe(config),
-        photos=photos,
-        folder=output.with_name(f"{output.name}.{STATE}"),
-        device=target,
-        autocast=autocast_dtype(autocast, target),
-        origin=None if init is None else load(init, device="cpu"),
-        vision=None if vision is None else PretrainedVision.load(vision),
-    )
-
-
-def _check_outputs(shop: TrainingRun, output: Path, wanted: Sequence[Stage]) -> None:
-    """Refuse what cannot end well, before anything is touched and hours are spent."""
-    if Stage.EXPORT in wanted:
+def _check_outputs(training: TrainingRun, options: TrainOptions) -> None:
+    """Refuse models and captioners that cannot be written, before hours are spent."""
+    if Stage.EXPORT in options.stages:
         from nulltext.training.export import check_output
 
-        check_output(output, shop.recipe)
-    if set(wanted) != {Stage.CAPTIONER}:
+        check_output(options.output, training.recipe)
+    if set(options.stages) != {Stage.CAPTIONER}:
         from nulltext.training.stages import check_origin
 
-        check_origin(shop.recipe, shop.origin)
-    if Stage.CAPTIONER in wanted:
+        check_origin(training.recipe, training.origin)
+    if Stage.CAPTIONER in options.stages:
         from nulltext.captioning.folder import check_captioner_target
         from nulltext.training.captioner import preprocessing_for
 
-        check_captioner_target(captioner_beside(output))
-        preprocessing_for(shop.recipe.captioner, shop.vision)
+        check_captioner_target(options.captioner)
+        preprocessing_for(training.recipe.captioner, training.vision)
 
 
 def _write(
-    reporter: Reporter,
-    shop: TrainingRun,
-    output: Path,
-    wanted: Sequence[Stage],
-    values: dict[str, object],
+    reporter: Reporter, training: TrainingRun, options: TrainOptions, values: dict[str, object]
 ) -> list[str]:
-    """Write model and captioner where they are wanted; adds to `values`, returns what to say."""
+    """Write model and captioner; adds them to `values`, returns what to print."""
     lines: list[str] = []
-    if Stage.EXPORT in wanted:
+    if Stage.EXPORT in options.stages:
         from nulltext.training.export import export_model
 
         with reporter.busy("Writing the model …"):
-            export_model(shop, output, commit=commit_of())
-        values["model"] = str(output)
+            export_model(training, options.output, commit=commit_of())
+        values["model"] = str(options.output)
         lines += [
-            f"Saved the model {output}",
+            f"Saved the model {options.output}",
             f'Next: nulltext edit PHOTO --source "…" --target "…" --model '
-            f"{shlex.quote(str(output))}",
+            f"{shlex.quote(str(options.output))}",
         ]
-    if Stage.CAPTIONER in wanted:
+    if Stage.CAPTIONER in options.stages:
         from nulltext.training.export import export_captioner
 
-        beside = captioner_beside(output)
-        export_captioner(shop, beside)
-        values["captioner"] = str(beside)
+        export_captioner(training, options.captioner)
+        values["captioner"] = str(options.captioner)
         lines += [
-            f"Saved the captioner {beside}",
-            f"Next: nulltext caption PHOTO --captioner {shlex.quote(str(beside))}",
+            f"Saved the captioner {options.captioner}",
+            f"Next: nulltext caption PHOTO --captioner {shlex.quote(str(options.captioner))}",
         ]
     return lines
 
 
-def captioner_beside(output: Path) -> Path:
-    """The captioner's folder for a model's."""
-    return output.with_name(f"{output.name}-{Stage.CAPTIONER}")
-
-
 @contextmanager
 def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
-    """The folder of checkpoints, made ready and held; never takes old work for new by accident."""
+    """Make and lock the folder of checkpoints; an earlier training needs --resume or --fresh."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -230,7 +206,6 @@ def _prepared(folder: Path, resume: bool | None) -> Iterator[None]:
 
 
 def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
-    """Run a stage under a bar with its losses, its throughput and the time left."""
     with reporter.bars() as progress:
         bars: dict[str, TaskID] = {}
         since, seen, due = time.monotonic(), 0, 0.0
@@ -249,8 +224,10 @@ def _with_bars(reporter: Reporter, steps: Iterable[TrainInfo]) -> None:
 
 
 def commit_of(code: Path = Path(__file__)) -> str | None:
-    """The commit of the code that runs, where it runs from nulltext's own clone; None where it is
-    merely installed somewhere below another repository."""
+    """Return the commit of the running code; None where it does not run from nulltext's clone.
+
+    A folder below another repository, into which it was installed, has that repository's commit.
+    """
     own = code.resolve().parents[3]  # of src/nulltext/cli/train.py
     try:
         done = subprocess.run(

@@ -38,7 +38,6 @@ GIGABYTE = 1e9
 
 
 def open_model(reporter: Reporter, chosen: ModelChoice) -> LatentDiffusion:
-    """Load a model, with a bar while it is fetched, and say what is to be known of it."""
     with reporter.loading(chosen.model) as on_bytes:
         loaded = chosen.load(on_bytes)
     for note in loaded.notes:
@@ -82,7 +81,6 @@ def show_caption(
     captioner: str | None,
     device: str | None,
 ) -> str:
-    """Ask a captioner as `caption_of` does, and show what it says so that it can be corrected."""
     with reporter.busy("Looking at the photo …"):
         caption = caption_of(option, photo, box, captioner, device)
     reporter.note(f'Caption: "{caption}" (if that is wrong, write {option} "…" yourself)')
@@ -127,7 +125,6 @@ def invert_with_bars(
 def _noting_where(
     reporter: Reporter, on_step: Callable[[StepInfo], None]
 ) -> Callable[[StepInfo], None]:
-    """Say it where a run goes on from an earlier one, as its first step shows."""
     steps = itertools.count()
 
     def show(info: StepInfo) -> None:
@@ -168,7 +165,6 @@ def save_whole(inversion: Inversion, target: Path) -> None:
 def batches_of(
     model: LatentDiffusion, plan: Budget, count: int, batch_size: int | None
 ) -> list[slice]:
-    """Which of `count` photos are worked on side by side, batch by batch."""
     together = isinstance(plan.method, BatchInversionMethod)
     step = (batch_size or model.memory.photos) if together else 1
     return [slice(first, first + step) for first in range(0, count, step)]
@@ -182,7 +178,6 @@ def invert_batch_with_bars(
     options: InversionOptions,
     plan: Budget,
 ) -> list[Inversion]:
-    """Invert several photos side by side, with progress bars."""
     size = size_of(options)
     warn_of_memory(reporter, model, plan, [model.sizes.of(box, size) for _, box in photos])
     with reporter.progress(model) as on_step:
@@ -204,7 +199,6 @@ def invert_batch_with_bars(
 def warn_of_memory(
     reporter: Reporter, model: LatentDiffusion, plan: Budget, sizes: Sequence[tuple[int, int]]
 ) -> None:
-    """Say, before an inversion of photos at these sizes, that it will hardly fit."""
     need = memory_need(
         model,
         photos=len(sizes),
@@ -233,7 +227,6 @@ def note_what_is_odd(
     seed: int | None,
     made: Sequence[Inversion],
 ) -> None:
-    """Say what is odd about inversions, and about the model by them; the same only once."""
     note_unused_seed(reporter, plan, seed)
     for note in dict.fromkeys(note_on_configuration(model, inversion) for inversion in made):
         if note is not None:
@@ -241,7 +234,6 @@ def note_what_is_odd(
 
 
 def note_unused_seed(reporter: Reporter, plan: Budget, seed: int | None) -> None:
-    """Say that a seed which was given changes nothing, where the method draws no noise."""
     if seed is not None and not plan.method.draws:
         reporter.note(
             f"Note: --seed changed nothing: the method {plan.method.name} draws no noise."

@@ -35,8 +35,8 @@ from nulltext.health.expectations import (
     psnr_bound_range,
     rounded,
 )
-from nulltext.health.installation import Health, describe_installation
 from nulltext.health.noise import noise_errors, noise_findings
+from nulltext.health.report import Health, describe_installation
 from nulltext.image.images import default_crop, from_uint8, psnr, to_tensor, to_uint8
 from nulltext.image.photos import load_photo
 from nulltext.inversion.base import InversionMethod
@@ -96,7 +96,6 @@ class Part:
     reason: str | None = None
     """Why it failed, or which failed parts it needs."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """What was measured."""
 
 
 class PeakMemory:
@@ -158,7 +157,6 @@ class Checkup:
             self.photo = load_photo(path)
 
     def run_trial(self) -> None:
-        """Run each part of an edit once, then the whole in two steps."""
         self._run(LOAD, self._load)
         self._run(TEXT, self._embed, [LOAD])
         self._run(ENCODE, self._encode, [LOAD])
@@ -168,7 +166,6 @@ class Checkup:
         self._run(SHORT_EDIT, self._edit_shortly, [GRADIENT, DECODE])
 
     def run_measurements(self, num_steps: int) -> None:
-        """Measure what the trial has found to work."""
         plain = partial(self._invert, DDIM(), 1.0, num_steps, LOST_W1)
         fitted = partial(self._invert, "null-text", None, num_steps, LOST_DEFAULT)
         self._run(NOISE, self._measure_noise, [UNET])
@@ -313,7 +310,6 @@ class Checkup:
 
 
 def _first_sentence(error: BaseException) -> str:
-    """Return the first line of an exception's text; our own messages are one line anyway."""
     if isinstance(error, NulltextError):
         return str(error)
     lines = str(error).strip().splitlines()
@@ -387,7 +383,6 @@ def examine(
 
 
 def _settings(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
-    """Return the settings that give a checkpoint's weights their meaning, by component."""
     schedule = model.schedule
     found = {"unet": _fields(model.unet, UNET_FIELDS), "vae": _fields(model.vae, VAE_FIELDS)}
     found |= {name: _fields(module, TEXT_FIELDS) for name, module in model.text.modules.items()}
@@ -411,7 +406,6 @@ def _fields(module: Any, names: str) -> dict[str, Any]:
 def _compare_known_figure(
     health: Health, model: LatentDiffusion, name: str, folder: Path | None
 ) -> None:
-    """Compute the known figure again, and check the other files beside the weights."""
     try:
         known = None if folder is None else read_known(folder)
         if folder is not None:

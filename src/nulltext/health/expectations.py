@@ -66,7 +66,6 @@ class Range:
         }
 
     def finding(self, value: float) -> str | None:
-        """Return what is wrong with a value; None if it is in the range."""
         if self.least <= value <= self.most:
             return None
         limit = f"at least {self.least:.3g}" if value < self.least else f"at most {self.most:.3g}"
@@ -159,7 +158,6 @@ def psnr_bound_range(model: LatentDiffusion, one_colour: float) -> Range:
 
 
 def family_name(model: LatentDiffusion) -> str:
-    """Name the published family of a model's parts, or its layout where the widths differ."""
     _, width = model.embeds_shape
     if len(model.text.modules) > 1:
         return XL if width == XL_WIDTH else f"{XL}'s layout"
@@ -167,12 +165,10 @@ def family_name(model: LatentDiffusion) -> str:
 
 
 def is_published(model: LatentDiffusion) -> bool:
-    """Whether its family's published figures hold for a model."""
     return family_name(model) in (XL, *EARLIER_WIDTHS.values())
 
 
 def same_levels(one: Schedule, other: Schedule) -> bool:
-    """Whether two schedules give every timestep the same noise, to rounding."""
     if one.train_steps != other.train_steps:
         return False
     difference = np.log(one.alphas_cumprod) - np.log(other.alphas_cumprod)

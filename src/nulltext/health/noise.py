@@ -102,8 +102,6 @@ class NoiseErrors:
         return _geometric_mean([a / b for a, b in zip(self.noise_mse, self.guess, strict=True)])
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures for a report."""
-
         def listed(values: list[float]) -> list[float]:
             return [rounded(value) for value in values]
 

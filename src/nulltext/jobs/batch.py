@@ -1,6 +1,6 @@
 """Many edits, from a job file to a folder of pictures; a kill at any moment loses nothing.
 
-    settings.json     model and precision, which must not change midway
+    settings.json     model and precision, the same for all rows
     results.jsonl     one row per job, done or failed; see `ledger`
     pictures/         of the jobs
     inversions/       shared between jobs on the same photo and settings, and the partial ones
@@ -84,11 +84,9 @@ class LocalExecutor:
 
     @property
     def identity(self) -> Identity:
-        """Model and precision of the worker."""
         return self.worker.identity
 
     def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
-        """Yield a row for each unit, in their order."""
         for group in groups:
             for unit in group:
                 yield self.worker.do(unit, self.on_step)
@@ -126,7 +124,6 @@ class Outcome:
     """Done ones with remarks."""
 
     def count(self, row: Row | None) -> None:
-        """Add a job's row."""
         if row is not None and row["status"] == "ok":
             self.done += 1
             self.remarked += [row] if row.get("remarks") else []
@@ -191,7 +188,6 @@ def _checked(unit: Unit) -> tuple[str | None, list[str]]:
 def open_batch(
     setup: Setup, identity: Identity, *, fresh: bool = False
 ) -> AbstractContextManager[Book]:
-    """Open or make a batch's folder; see `ledger.open_book`."""
     from nulltext.models.fingerprint import spellings
 
     settings = {
@@ -236,7 +232,6 @@ def batch_steps(
 
 
 def _is_there(folder: Path, row: Row) -> bool:
-    """Whether a row's pictures are still there."""
     return all((folder / name).is_file() for name in row["outputs"])
 
 

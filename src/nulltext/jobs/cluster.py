@@ -1,13 +1,13 @@
-"""Units on Ray: one model per actor, whoever is idle takes the next group.
+"""Run units on Ray, with one model per actor.
 
-The driver keeps everything that must not be lost: which units are open, who does which, and the
-rows that have come. An actor has one unit at a time, so there is never more under way than there
-are actors, and what goes to and fro is plain data: a unit there, a row back.
+The driver keeps what must not be lost: the units that are open, which actor has which, and the rows
+that have come. An actor has one unit at a time; a unit goes to it and a row comes back, both plain
+data.
 
 - Units that share an inversion go to one actor, one after the other. Where no group is left, an
   idle actor takes half of the longest one whose inversion is made.
-- An actor that dies, or whose machine does, is replaced; its unit is done again, going on from the
-  partial inversion, and the rest of its group goes to whoever is next. A unit during which
+- An actor that dies, or whose machine does, is replaced; its unit is done again, from the partial
+  inversion, and the rest of its group goes to the next idle actor. A unit during which
   `MOST_DEATHS` actors have died is recorded as failed.
 
 All machines must see the photos and the folder of results under the same paths.
@@ -36,24 +36,23 @@ from nulltext.jobs.ledger import Row
 from nulltext.jobs.worker import Identity, Setup, Unit, Worker, failed
 
 LOCAL = "local"
-"""The address that stands for a cluster of this machine alone, made for the occasion."""
+"""The address of a new cluster of this machine alone, which ends with the command."""
 
 MOST_DEATHS = 10
-"""Actors that may die over one unit."""
+"""Actors that may die during one unit, or one after the other while loading."""
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of a local cluster's object store: units and rows are small."""
 
-PATIENCE = 1.0
-"""Seconds after which a wait is looked at again, so that Ctrl-C is heard."""
+POLL_SECONDS = 1.0
+"""Longest wait in one piece, since Ctrl-C takes effect between two."""
 
 
 class Actor:
-    """A worker in a process of its own; what it raises would have to be understood elsewhere, so
-    it says it in words."""
+    """A worker in a process of its own; it returns its errors as text, not as exceptions."""
 
     def start(self, setup: Setup, threads: int) -> dict[str, Any]:
-        """Load the model; {"identity"} or {"error"}."""
+        """Load the model; returns {"identity"} or {"error"}."""
         import torch
 
         torch.set_num_threads(threads)
@@ -64,7 +63,7 @@ class Actor:
         return {"identity": self.worker.identity}
 
     def do(self, unit: Unit) -> dict[str, Any]:
-        """{"row"}, or {"stop"} where the folder cannot be written."""
+        """Make the row of a unit; returns {"row"}, or {"stop"} if the folder is not writable."""
         try:
             return {"row": self.worker.do(unit)}
         except OutputError as error:
@@ -72,22 +71,21 @@ class Actor:
 
 
 @dataclass
-class _Seat:
-    """A place for an actor, and what it has to do."""
+class _Slot:
+    """An actor, which is replaced when it dies, and its work."""
 
     actor: Any = None
     ready: bool = False
     """Whether its model is loaded."""
     unit: Unit | None = None
-    """Under way."""
     rest: deque[Unit] = field(default_factory=deque)
-    """Of the group, still to do."""
+    """Units of the group that come after."""
     shareable: bool = False
     """Whether the group's inversion is made."""
 
 
 class Cluster:
-    """An executor on Ray: see `batch.Executor`. Close it.
+    """An executor on Ray, to be closed; see `batch.Executor`.
 
     Args:
         address: of a cluster, or `LOCAL`.
@@ -105,60 +103,56 @@ class Cluster:
         self.setup, self.threads = setup, threads
         self._identity: Identity | None = None
         self.ray = _connected(address, workers)
-        self._asked: dict[Any, _Seat] = {}
+        self._asked: dict[Any, _Slot] = {}
         self._open: deque[deque[Unit]] = deque()
         self._deaths: Counter[str] = Counter()
         self._false_starts = 0
         try:
-            self._claims = self._claim()
-            self._seats = [_Seat() for _ in range(self._room(workers))]
-            for seat in self._seats:
-                self._hire(seat)
+            self._resources = self._actor_resources()
+            self._slots = [_Slot() for _ in range(self._count(workers))]
+            for slot in self._slots:
+                self._start_actor(slot)
             while self._identity is None:  # the other actors may follow later
-                for seat, answer in self._answers():
-                    self._heard(seat, answer)
+                for slot, answer in self._answers():
+                    self._handle(slot, answer)
         except BaseException:
             self.close()
             raise
 
     @property
     def identity(self) -> Identity:
-        """Of all workers alike."""
         assert self._identity is not None, "a cluster is ready when it is made"
         return self._identity
 
     @property
     def workers(self) -> int:
-        """Actors."""
-        return len(self._seats)
+        return len(self._slots)
 
     def close(self) -> None:
-        """Let the cluster go; a local one ends."""
+        """Disconnect from the cluster; a local one ends."""
         self.ray.shutdown()
 
     def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
-        """A row for each unit, as they come."""
         self._open.extend(deque(group) for group in groups)
         left = sum(map(len, groups))
         while left:
-            for seat in self._seats:
-                self._feed(seat)
-            for seat, answer in self._answers():
-                row = self._heard(seat, answer)
+            for slot in self._slots:
+                self._assign(slot)
+            for slot, answer in self._answers():
+                row = self._handle(slot, answer)
                 if row is not None:
                     left -= 1
                     yield row
 
-    def _claim(self) -> dict[str, float]:
-        """What an actor takes of the cluster."""
+    def _actor_resources(self) -> dict[str, float]:
         device = self.setup.chosen.device
         has_gpus = self.ray.cluster_resources().get("GPU", 0) >= 1
         wants_gpu = device.startswith("cuda") if device else has_gpus
         return {"num_cpus": 1, "num_gpus": 1 if wants_gpu else 0}
 
-    def _room(self, workers: int | None) -> int:
-        """How many actors there shall be."""
-        kind = "GPU" if self._claims["num_gpus"] else "CPU"
+    def _count(self, workers: int | None) -> int:
+        """Return the number of actors: as many as asked for, or as fit."""
+        kind = "GPU" if self._resources["num_gpus"] else "CPU"
         room = int(self.ray.cluster_resources().get(kind, 0))
         if room < (workers or 1):
             raise OptionError(
@@ -167,75 +161,72 @@ class Cluster:
             )
         return workers or room
 
-    def _hire(self, seat: _Seat) -> None:
-        """A new actor, loading its model."""
-        seat.actor = self.ray.remote(Actor).options(max_restarts=0, **self._claims).remote()
-        seat.ready, seat.unit = False, None
-        self._asked[seat.actor.start.remote(self.setup, self.threads)] = seat
+    def _start_actor(self, slot: _Slot) -> None:
+        slot.actor = self.ray.remote(Actor).options(max_restarts=0, **self._resources).remote()
+        slot.ready, slot.unit = False, None
+        self._asked[slot.actor.start.remote(self.setup, self.threads)] = slot
 
-    def _feed(self, seat: _Seat) -> None:
-        """Give an idle actor something to do, if there is anything."""
-        if not seat.ready or seat.unit is not None:
+    def _assign(self, slot: _Slot) -> None:
+        """Give an idle actor its next unit, if there is one."""
+        if not slot.ready or slot.unit is not None:
             return
-        if not seat.rest:
-            seat.rest, seat.shareable = self._next()
-        if seat.rest:
-            seat.unit = seat.rest.popleft()
-            self._asked[seat.actor.do.remote(seat.unit)] = seat
+        if not slot.rest:
+            slot.rest, slot.shareable = self._next()
+        if slot.rest:
+            slot.unit = slot.rest.popleft()
+            self._asked[slot.actor.do.remote(slot.unit)] = slot
 
     def _next(self) -> tuple[deque[Unit], bool]:
-        """(what an idle actor does next, whether its inversion is there)."""
+        """Return (units for an idle actor, whether their inversion is made)."""
         if self._open:
             return self._open.popleft(), False
-        longest = max(self._seats, key=lambda seat: len(seat.rest) if seat.shareable else 0)
+        longest = max(self._slots, key=lambda slot: len(slot.rest) if slot.shareable else 0)
         taken: deque[Unit] = deque()
         if longest.shareable:
             for _ in range((len(longest.rest) + 1) // 2):
                 taken.appendleft(longest.rest.pop())
         return taken, True
 
-    def _answers(self) -> list[tuple[_Seat, dict[str, Any] | None]]:
-        """What has come back; None from an actor that is no more."""
+    def _answers(self) -> list[tuple[_Slot, dict[str, Any] | None]]:
+        """Wait for answers; None is that of an actor that has died."""
         errors = self.ray.exceptions
         gone = (errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError)
-        ready, _ = self.ray.wait([*self._asked], num_returns=1, timeout=PATIENCE)
+        ready, _ = self.ray.wait([*self._asked], num_returns=1, timeout=POLL_SECONDS)
         found = []
         for ref in ready:
-            seat = self._asked.pop(ref)
+            slot = self._asked.pop(ref)
             try:
-                found.append((seat, self.ray.get(ref)))
+                found.append((slot, self.ray.get(ref)))
             except gone:
-                found.append((seat, None))
+                found.append((slot, None))
         return found
 
-    def _heard(self, seat: _Seat, answer: dict[str, Any] | None) -> Row | None:
-        """Take an answer in; returns the row that came with it."""
+    def _handle(self, slot: _Slot, answer: dict[str, Any] | None) -> Row | None:
+        """Note an answer; returns its row, if it has one."""
         if answer is None:
-            return self._lost(seat)
+            return self._replace(slot)
         if "error" in answer:
             raise ModelError(str(answer["error"]))
         if "stop" in answer:
             raise OutputError(str(answer["stop"]))
         self._false_starts = 0
         if "identity" in answer:
-            self._welcome(seat, answer["identity"])
+            if self._identity not in (None, answer["identity"]):
+                raise ModelError(
+                    "The machines of the cluster have different weights, or another precision, "
+                    f"under '{self.setup.chosen.model}'; give them the same files, and pass "
+                    "--dtype."
+                )
+            self._identity, slot.ready = answer["identity"], True
             return None
-        seat.unit, seat.shareable = None, True
+        slot.unit, slot.shareable = None, True
         row: Row = answer["row"]
         return row
 
-    def _welcome(self, seat: _Seat, identity: Identity) -> None:
-        if self._identity not in (None, identity):
-            raise ModelError(
-                f"The machines of the cluster have different weights, or another precision, under "
-                f"'{self.setup.chosen.model}'; give them the same files, and pass --dtype."
-            )
-        self._identity, seat.ready = identity, True
-
-    def _lost(self, seat: _Seat) -> Row | None:
-        """Replace an actor that died; its work goes back, ahead of everything else."""
-        unit, rest, row = seat.unit, seat.rest, None
-        seat.rest = deque()
+    def _replace(self, slot: _Slot) -> Row | None:
+        """Replace an actor that died; its units come next, or a row says that its unit failed."""
+        unit, rest, row = slot.unit, slot.rest, None
+        slot.rest = deque()
         self._false_starts += unit is None
         if self._false_starts >= MOST_DEATHS:
             raise ModelError(
@@ -251,16 +242,12 @@ class Cluster:
                 row = failed(unit, said, user_error=False)
         if rest:
             self._open.appendleft(rest)
-        self._hire(seat)
+        self._start_actor(slot)
         return row
 
 
 def _connected(address: str, workers: int | None) -> Any:
-    """Ray, connected, quiet, and sending nothing anywhere.
-
-    Raises:
-        ExtraError, OptionError: see `Cluster`.
-    """
+    """Connect to Ray, without its log lines and its usage statistics."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")  # as urgent as the command itself
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning per actor

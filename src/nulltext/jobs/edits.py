@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 DEFAULT_SWEEP = "strength=0:1:5"
-"""What a sweep varies without `over`."""
 
 MOST_CELLS = 64
 """Pictures per target, at most: more cannot be read."""
@@ -39,7 +38,6 @@ class Axis:
 
     @property
     def labels(self) -> list[str]:
-        """What stands beside the grid."""
         return [f"{self.knob} {value:g}" for value in self.values]
 
 
@@ -54,7 +52,6 @@ class Sweep:
 
     @property
     def specs(self) -> list[EditSpec]:
-        """All edits, row by row."""
         return [spec for row in self.cells for cell in row for spec in cell]
 
 
@@ -63,12 +60,10 @@ class Edits:
     """What options ask for."""
 
     specs: Sequence[EditSpec]
-    """In the order of the pictures."""
     sweep: Sweep | None
 
     @property
     def everything(self) -> list[EditSpec]:
-        """The edits, and the sweep's behind them."""
         return [*self.specs, *(self.sweep.specs if self.sweep else [])]
 
 
@@ -162,7 +157,6 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
 def _weights_of_targets(
     model: LatentDiffusion, options: EditOptions
 ) -> Mapping[str, Mapping[str, float]]:
-    """For each target, the weights of the words that it has."""
     from nulltext.words.prompts import find_words, has_word
 
     prompts = {target: model.tokenize(target) for target in options.prompts}
@@ -198,7 +192,11 @@ def axes_of(options: EditOptions) -> list[Axis]:
         if KNOBS[other].about.by_strength:
             raise OptionError(f"strength turns {other}, too; sweep one of them.")
     for axis in axes:
-        _check_axis(axis, options)
+        if KNOBS[axis.knob].about.editor not in (None, options.editor):
+            raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
+        for value in axis.values:
+            check_range(KNOBS[axis.knob], value)
+        _check_beside_options(axis.knob, options)
     cells = math.prod(len(axis.values) for axis in axes)
     if cells > MOST_CELLS:
         raise OptionError(
@@ -206,15 +204,6 @@ def axes_of(options: EditOptions) -> list[Axis]:
             "at most."
         )
     return axes
-
-
-def _check_axis(axis: Axis, options: EditOptions) -> None:
-    """Refuse a knob of another editor, a value out of range, or one that another option sets."""
-    if KNOBS[axis.knob].about.editor not in (None, options.editor):
-        raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
-    for value in axis.values:
-        check_range(KNOBS[axis.knob], value)
-    _check_beside_options(axis.knob, options)
 
 
 def parse_axis(text: str) -> Axis:
@@ -232,8 +221,12 @@ def parse_axis(text: str) -> Axis:
         )
     try:
         if ":" in listed:
-            first, last, count = listed.split(":")
-            values = _spread(float(first), float(last), int(count))
+            ends, count = listed.rsplit(":", 1)
+            first, last = map(float, ends.split(":"))
+            if not 2 <= int(count) <= MOST_CELLS:
+                raise ValueError(count)
+            steps = int(count) - 1
+            values = tuple(first + (last - first) * i / steps for i in range(steps + 1))
         else:
             values = tuple(float(value) for value in listed.split(","))
     except ValueError:
@@ -242,12 +235,6 @@ def parse_axis(text: str) -> Axis:
             f"a count from 2, or {name}=VALUE,VALUE."
         ) from None
     return Axis(name, values)
-
-
-def _spread(first: float, last: float, count: int) -> tuple[float, ...]:
-    if not 2 <= count <= MOST_CELLS:
-        raise ValueError(count)
-    return tuple(first + (last - first) * i / (count - 1) for i in range(count))
 
 
 def _check_beside_options(knob: str, options: EditOptions) -> None:
@@ -265,5 +252,4 @@ def _check_beside_options(knob: str, options: EditOptions) -> None:
 
 
 def set_by_strength(options: EditOptions) -> list[str]:
-    """Names of the options given that a strength sets, too."""
     return [name for name in options.editor_settings if OPTIONS[name].about.by_strength]

@@ -39,7 +39,6 @@ from nulltext.storage.untrusted import (
 )
 
 KEYS = {option.name: option for option in OPTIONS.values() if option.about.no_job is None}
-"""The options that a job can have."""
 
 _WHOLE_BATCH = ("as_json", "quiet", *(one.name for one in fields(ModelChoice)))
 NO_KEYS = {name: option.about.no_job for name, option in OPTIONS.items() if name not in KEYS} | {
@@ -49,7 +48,6 @@ NO_KEYS = {name: option.about.no_job for name, option in OPTIONS.items() if name
 """Options of `edit` that a job cannot have, and why."""
 
 PATHS = {option.name for option in KEYS.values() if option.kind is Kind.FILE}
-"""Keys that name files to read."""
 
 LONGEST_TEXT = 4096
 """Characters of a text: above every prompt and path, below what a tokenizer would chew on."""
@@ -101,7 +99,6 @@ class Job:
     """A line or row that can be understood."""
 
     line: int
-    """Its number, from 1."""
     place: str
     """What it is called: "Line 3" of JSON Lines, "Row 3" of an array or a table."""
     options: Mapping[str, Any]
@@ -127,7 +124,6 @@ class Refused:
     line: int
     place: str
     text: bytes
-    """Its beginning."""
     reason: str
     """One sentence, with its number."""
 
@@ -149,7 +145,6 @@ def read_jobs(path: Path) -> Iterator[Job | Refused]:
 
 
 def _layout_of(path: Path) -> Callable[[Path], Iterator[Job | Refused]]:
-    """How to read a file, by its first lines."""
     lines = (line.strip() for _, line in islice(read_lines(path, LONGEST_LINE), HEAD))
     head = [line for line in lines if line]
     objects = [line for line in head if line.startswith(b"{") and line.endswith(b"}")]
@@ -173,7 +168,6 @@ def _of_lines(path: Path) -> Iterator[Job | Refused]:
 
 
 def parse_job(line: bytes, number: int, base: Path) -> Job | Refused:
-    """One line of JSON as a job, or why not."""
     return _job(lambda: _value(line), number, f"Line {number}", line, base)
 
 
@@ -187,11 +181,7 @@ def _value(line: bytes) -> Any:
 
 
 def _values(text: str) -> list[Any]:
-    """The entries of arrays, and the objects between them.
-
-    Raises:
-        ValueError, RecursionError: it is no JSON.
-    """
+    """The entries of arrays, and the objects between them."""
     values, at = [], 0
     while (at := BLANKS.match(text, at).end()) < len(text):  # type: ignore[union-attr]
         value, at = DECODER.raw_decode(text, at)
@@ -235,11 +225,7 @@ def _table_lines(text: IO[str]) -> Iterator[str]:
 
 
 def _header(line: str) -> tuple[list[str], str]:
-    """The keys of a table's columns, and what stands between its cells.
-
-    Raises:
-        ValueError: it is no header of jobs, or has a key that a job has not.
-    """
+    """The keys of a table's columns, and what stands between its cells."""
     split = {sign: next(csv.reader([line], delimiter=sign)) for sign in DELIMITERS}
     names, sign = max(
         ((split[sign], sign) for sign in DELIMITERS), key=lambda it: len(_known(it[0]))
@@ -269,13 +255,13 @@ def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
         raise ValueError(
             "has a cell below no key of the header; put texts with commas into quotes."
         )
-    return _of_cells({name: cell for name, cell in zip(names, cells, strict=False) if name})
+    named = {name: cell.strip() for name, cell in zip(names, cells, strict=False) if name}
+    return {name: _of_cell(name, cell) for name, cell in named.items() if cell}
 
 
 def _job(
     read: Callable[[], Any], number: int, place: str, text: bytes, base: Path
 ) -> Job | Refused:
-    """What was read as a job, or why not."""
     try:
         value = read()
         if isinstance(value, Mistake):
@@ -299,11 +285,7 @@ DECODER = json.JSONDecoder(
 
 
 def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a job as they are meant.
-
-    Raises:
-        ValueError: a key or a value is none of a job's; the rest of a sentence about its line.
-    """
+    """The options of a job as they are meant."""
     _check_keys(value)
     options = {}
     for name, given in value.items():
@@ -328,11 +310,7 @@ class Mistake:
 
 
 def _check_keys(keys: Collection[str]) -> None:
-    """Refuse keys that a job has not, saying which are meant.
-
-    Raises:
-        ValueError: there is one; the rest of a sentence.
-    """
+    """Refuse keys that a job has not, saying which are meant."""
     for name in keys:
         if name in NO_KEYS:
             raise ValueError(f'has "{name}", which a job has not: {NO_KEYS[name]}.')
@@ -348,11 +326,6 @@ def _check_keys(keys: Collection[str]) -> None:
         raise ValueError(f'{said}perhaps "{likely}" is meant.')
 
 
-def _of_cells(cells: Mapping[str, str]) -> dict[str, Any]:
-    """A job's options from the texts of a table's row; an empty cell is none."""
-    return {name: _of_cell(name, cell.strip()) for name, cell in cells.items() if cell.strip()}
-
-
 def _of_cell(name: str, cell: str) -> Any:
     """What a cell says: a text where the option takes one, else a number, or true or false.
 
@@ -366,16 +339,19 @@ def _of_cell(name: str, cell: str) -> Any:
             if isinstance(listed := json.loads(cell), list):
                 return listed
         return [line.strip() for line in cell.splitlines() if line.strip()]
-    for read in (str, int, float, lambda text: float(text.replace(",", ".")), _flag_of_cell):
+    truth = {"true": True, "false": False}.__getitem__
+    for read in (
+        str,
+        int,
+        float,
+        lambda text: float(text.replace(",", ".")),
+        lambda text: truth(text.casefold()),
+    ):
         with contextlib.suppress(ValueError, KeyError):
             value = read(cell)
             _read(option, value)
             return value
     return cell
-
-
-def _flag_of_cell(text: str) -> bool:
-    return {"true": True, "false": False}[text.casefold()]
 
 
 def _text(value: object) -> str:
@@ -386,13 +362,6 @@ def _text(value: object) -> str:
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError("no text that can be written")
     return value
-
-
-def _path(value: object) -> str:
-    text = _text(value)
-    if not text.strip():
-        raise ValueError("empty")
-    return text
 
 
 def _texts(value: object) -> list[str]:
@@ -414,12 +383,6 @@ def _number(value: object) -> float:
     return number
 
 
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("neither true nor false; write one of these")
-    return value
-
-
 def _integer(value: object, option: Option) -> int:
     low = -LARGEST_INTEGER - 1 if option.about.low is None else int(option.about.low)
     high = LARGEST_INTEGER if option.about.high is None else int(option.about.high)
@@ -430,28 +393,28 @@ def _integer(value: object, option: Option) -> int:
     return value
 
 
-def _choice(value: object, option: Option) -> str:
-    if not isinstance(value, str) or value not in option.choices:
-        raise ValueError(f"none of {', '.join(option.choices)}")
-    return value
-
-
-_READERS: dict[Kind, Callable[[Any, Option], Any]] = {
-    Kind.TEXT: lambda value, _: _text(value),
-    Kind.TEXTS: lambda value, _: _texts(value),
-    Kind.NUMBER: lambda value, _: _number(value),
-    Kind.INTEGER: _integer,
-    Kind.FLAG: lambda value, _: _flag(value),
-    Kind.CHOICE: _choice,
-    Kind.FILE: lambda value, _: _path(value),
-    Kind.OUTPUT: lambda value, _: _flag(value),
-}
-
-
-def _read(option: Option, value: object) -> Any:
-    """The value of a key as it is meant.
+def _read(option: Option, value: Any) -> Any:
+    """Return the value of a key as it is meant.
 
     Raises:
         ValueError: it is another kind of value; the rest of a sentence.
     """
-    return _READERS[option.kind](value, option)
+    match option.kind:
+        case Kind.TEXT:
+            return _text(value)
+        case Kind.TEXTS:
+            return _texts(value)
+        case Kind.FILE:
+            if not _text(value).strip():
+                raise ValueError("empty")
+        case Kind.CHOICE:
+            if not isinstance(value, str) or value not in option.choices:
+                raise ValueError(f"none of {', '.join(option.choices)}")
+        case Kind.NUMBER:
+            return _number(value)
+        case Kind.INTEGER:
+            return _integer(value, option)
+        case _:
+            if not isinstance(value, bool):
+                raise ValueError("neither true nor false; write one of these")
+    return value

@@ -1,11 +1,11 @@
-"""A folder of results that survives a kill, and settings that must not change midway.
+"""A folder of results that survives a kill, and settings that stay the same for all its rows.
 
     settings.json     what every row was made with
     results.jsonl     one row per line
 
 A row is appended by a single write of a whole line and flushed to disk, its files first; a line
-that a kill tore off has no end of line, and is cut away when the folder is opened again. A lock
-that ends with its process keeps a second writer out.
+that a kill cut short has no end of line, and is removed when the folder is opened again. A lock,
+released when its process ends, excludes a second writer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -30,26 +31,34 @@ SETTINGS, ROWS = "settings.json", "results.jsonl"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder holds."""
+    """A kind of folder."""
 
     name: str
     """In words: "study", "batch"."""
     key_of: Callable[[Row], Hashable]
-    """What no two rows have in common; raises KeyError or TypeError for what is no row."""
+    """Identity of a row; raises KeyError or TypeError for what is no row."""
     folders: tuple[str, ...]
-    """Folders of files that rows speak of, made with it and thrown away with it."""
+    """Folders of the files that rows name, made and deleted with it."""
 
 
 def failure(error: Exception) -> Row:
-    """What the row of work that raised says: why, and whether better input would mend it."""
+    """Make the part of a row that says why the work failed; `input`: by a user's mistake."""
     said = str(error)
     if not isinstance(error, NulltextError):
         said = " ".join(f"{type(error).__name__}: {error}".split())
     return {"status": "failed", "reason": said, "input": isinstance(error, UserError)}
 
 
+def finite(values: Mapping[str, Any]) -> Row:
+    """Replace what JSON does not have, infinity (the PSNR of equal pictures), by null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
 class Book:
-    """An open folder."""
+    """An open folder and its rows."""
 
     def __init__(
         self, kind: Kind, folder: Path, settings: Mapping[str, Any], rows: IO[bytes]
@@ -59,14 +68,13 @@ class Book:
 
     @property
     def keys(self) -> set[Hashable]:
-        """Rows that there are."""
         return {self.kind.key_of(row) for row in self.rows}
 
     def add(self, row: Row) -> None:
-        """Append a row; on return it is on disk, whole.
+        """Append a row, and flush it to disk.
 
         Raises:
-            OutputError: there is no room for it.
+            OutputError: it cannot be written.
         """
         line = json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         try:
@@ -77,17 +85,15 @@ class Book:
             raise output_error(self.folder / ROWS, error) from error
         self.rows.append(row)
 
-    def forget(self, unwanted: Callable[[Row], bool]) -> int:
-        """Count rows as open again; says how many. The file keeps its lines: of two lines of one
-        row, the later one holds."""
-        kept = [row for row in self.rows if not unwanted(row)]
-        count = len(self.rows) - len(kept)
-        self.rows = kept
-        return count
+    def forget(self, unwanted: Callable[[Row], bool]) -> None:
+        """Drop rows, so that they are made again.
 
-    def forget_failed(self) -> int:
-        """Count the rows that failed as open again; says how many."""
-        return self.forget(lambda row: bool(row["status"] == "failed"))
+        The file keeps their lines: of two lines with one key, the later one holds.
+        """
+        self.rows = [row for row in self.rows if not unwanted(row)]
+
+    def forget_failed(self) -> None:
+        self.forget(lambda row: bool(row["status"] == "failed"))
 
 
 @contextlib.contextmanager
@@ -102,13 +108,13 @@ def open_book(
     """Open or make a folder.
 
     Args:
-        older: what earlier releases wrote for the same settings.
-        fresh: throw away what an earlier run left in it.
+        older: settings as earlier releases wrote them, which count as the same.
+        fresh: delete the rows and files of earlier runs.
 
     Raises:
         OptionError: it has other settings.
-        OutputError: it cannot be written, another process is writing it, it holds files of some
-            other kind, or a part of it is a symbolic link to somewhere else.
+        OutputError: it cannot be written, another process is writing it, it holds files of
+            another kind, or a part of it is a symbolic link.
     """
     _check_own(kind, folder, settings)
     try:
@@ -135,11 +141,7 @@ def open_book(
 
 
 def _check_own(kind: Kind, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder with something in it that is not of the kind.
-
-    Raises:
-        OutputError: so it is.
-    """
+    """Refuse a folder with something in it that is not of the kind."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     for name in (ROWS, SETTINGS, *kind.folders):
         if (folder / name).is_symlink():
@@ -160,10 +162,10 @@ def _check_own(kind: Kind, folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_book(kind: Kind, folder: Path) -> tuple[dict[str, Any], list[Row]]:
-    """Settings and rows of a finished or broken-off run; changes nothing.
+    """Read settings and rows; changes nothing.
 
     Raises:
-        OutputError: there is none.
+        OutputError: the folder holds none.
     """
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -176,8 +178,10 @@ def read_book(kind: Kind, folder: Path) -> tuple[dict[str, Any], list[Row]]:
 def rows_alike(
     kind: Kind, folder: Path, settings: Mapping[str, Any], older: Sequence[Mapping[str, Any]]
 ) -> list[Row]:
-    """The rows that `open_book` would go on from: none where it would refuse the folder, or make
-    it. Changes nothing, and takes no lock."""
+    """Return the rows that `open_book` would find; none if it would refuse or make the folder.
+
+    Changes nothing, and takes no lock.
+    """
     try:
         found, rows = read_book(kind, folder)
     except OutputError:
@@ -221,7 +225,7 @@ def _agree_on_settings(
 
 
 def _read_rows(kind: Kind, stream: IO[bytes], path: Path) -> list[Row]:
-    """All whole rows; a torn last line is cut off the file."""
+    """Read all whole rows, and cut an unfinished last line off the file."""
     stream.seek(0)
     data = stream.read()
     whole = data.rfind(b"\n") + 1

@@ -4,7 +4,7 @@ An option is a field of `InversionOptions` (of `invert` and `edit`) or of `EditO
 alone), and what is known about it stands beside the field. Everything that shows or reads options
 is made from these fields: the parameters of the command line (`cli.options`), the keys of a job
 file (`job_files`), what a sweep varies (`sweep`), the fields and the copied command of the studio,
-and the table in docs/options.md (`options_table`).
+and the tables of README and docs/options.md (docs/options_tables.py).
 
 To add an option, add a field here and the code that uses it.
 """
@@ -12,7 +12,6 @@ To add an option, add a field here and the code that uses it.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
@@ -55,7 +54,6 @@ class About:
     """What a field of an options class says of its option beside name, type and default."""
 
     help: str
-    """What it does to the result."""
     metavar: str | None = None
     """Stands for the value in `--help`."""
     unset: object = None
@@ -92,18 +90,15 @@ class Option:
     name: str
     kind: Kind
     type: Any
-    """Of a value that is given."""
     default: Any
     about: About
 
     @property
     def flag(self) -> str:
-        """As the command line writes it."""
         return flag_of(self.name)
 
     @property
     def help(self) -> str:
-        """What it does, and what holds without it."""
         text = self.about.help.replace("{knobs}", ", ".join(KNOBS))
         return text if self.about.unset is None else f"{text[:-1]}; default {self.about.unset}."
 
@@ -121,85 +116,73 @@ class Option:
         return clean(value) if isinstance(value, str) else type(value)(map(clean, value))
 
 
-def about(text: str, metavar: str | None = None, **more: Any) -> dict[str, About]:
-    """Make the metadata of a field of an options class; `more` are further fields of `About`."""
-    return {"about": About(text, metavar, **more)}
+def option_field(
+    default: Any, text: str, metavar: str | None = None, *, kw_only: bool = False, **more: Any
+) -> Any:
+    """Make a field of an options class.
+
+    Args:
+        default: MISSING where the option has to be given.
+        more: further fields of `About`.
+    """
+    about = About(text, metavar, **more)
+    return field(default=default, kw_only=kw_only, metadata={"about": about})
 
 
 @dataclass(frozen=True)
 class InversionOptions:
     """How a photo is inverted. None: not given."""
 
-    method: Method | None = field(
-        default=None, metadata=about("How to invert; default: as the budget does.")
+    method: Method | None = option_field(None, "How to invert; default: as the budget does.")
+    steps: int | None = option_field(
+        None,
+        "DDIM steps, 1 to 1000; more is slower. Default 30 (20 by --budget fast, 50 by paper "
+        "and other methods).",
+        "T",
+        low=1,
+        high=1000,
     )
-    steps: int | None = field(
-        default=None,
-        metadata=about(
-            "DDIM steps, 1 to 1000; more is slower. Default 30 (20 by --budget fast, 50 by paper "
-            "and other methods).",
-            "T",
-            low=1,
-            high=1000,
-        ),
+    budget: Budget | None = option_field(
+        None,
+        "How much work null-text may do: sets --method, --steps and --inner-steps; "
+        "default balanced, paper is as published.",
     )
-    budget: Budget | None = field(
-        default=None,
-        metadata=about(
-            "How much work null-text may do: sets --method, --steps and --inner-steps; "
-            "default balanced, paper is as published."
-        ),
+    inner_steps: int | None = option_field(
+        None, "N where something is optimised: T N steps.", "N", low=0, high=9999
     )
-    inner_steps: int | None = field(
-        default=None,
-        metadata=about("N where something is optimised: T N steps.", "N", low=0, high=9999),
+    null_start: NullStart | None = option_field(
+        None,
+        "Where the null embeddings begin: at the prompt's (default), which saves most of the "
+        "work, or at the empty prompt's, as published.",
     )
-    null_start: NullStart | None = field(
-        default=None,
-        metadata=about(
-            "Where the null embeddings begin: at the prompt's (default), which saves most of the "
-            "work, or at the empty prompt's, as published."
-        ),
+    guidance: float | None = option_field(
+        None,
+        "How strongly words steer; default: what the model suggests (flowers: 3), else 7.5.",
+        "W",
+        low=0,
     )
-    guidance: float | None = field(
-        default=None,
-        metadata=about(
-            "How strongly words steer; default: what the model suggests (flowers: 3), else 7.5.",
-            "W",
-            low=0,
-        ),
+    captioner: str | None = option_field(
+        None,
+        "Captioner that `nulltext train --stage captioner` or `convert-captioner` made; "
+        "default: the bundled one, which knows flowers only.",
+        "FOLDER",
     )
-    captioner: str | None = field(
-        default=None,
-        metadata=about(
-            "Captioner that `nulltext train --stage captioner` or `convert-captioner` made; "
-            "default: the bundled one, which knows flowers only.",
-            "FOLDER",
-        ),
+    crop: str | None = option_field(
+        None, "Square to edit, or X,Y,WIDTH,HEIGHT; default: the largest centred one.", "X,Y,SIZE"
     )
-    crop: str | None = field(
-        default=None,
-        metadata=about(
-            "Square to edit, or X,Y,WIDTH,HEIGHT; default: the largest centred one.", "X,Y,SIZE"
-        ),
+    size: str | None = option_field(
+        None,
+        "Size that the model works at, such as 768x512; photo: the whole photo in its own "
+        "proportions; default: the model's own.",
+        "WIDTHxHEIGHT",
     )
-    size: str | None = field(
-        default=None,
-        metadata=about(
-            "Size that the model works at, such as 768x512; photo: the whole photo in its own "
-            "proportions; default: the model's own.",
-            "WIDTHxHEIGHT",
-        ),
+    seed: int | None = option_field(
+        None, "For the methods that draw noise.", "N", unset=constants.SEED
     )
-    seed: int | None = field(
-        default=None, metadata=about("For the methods that draw noise.", "N", unset=constants.SEED)
-    )
-    fresh: bool = field(
-        default=False,
-        metadata=about(
-            "Start over, even where an inversion that was broken off can go on.",
-            no_job="it is the whole batch's: nulltext batch --fresh",
-        ),
+    fresh: bool = option_field(
+        False,
+        "Start over, even where an inversion that was broken off can go on.",
+        no_job="it is the whole batch's: nulltext batch --fresh",
     )
 
 
@@ -210,226 +193,173 @@ _CHAINED = "starting from the one before; the whole prompt; may be repeated."
 class EditOptions(InversionOptions):
     """What is edited, to what, and how. None, or empty: not given."""
 
-    image: Path | None = field(
-        default=None,
-        metadata=about("The photo; may be left out with --inversion.", "[IMAGE]", positional=True),
+    image: Path | None = option_field(
+        None, "The photo; may be left out with --inversion.", "[IMAGE]", positional=True
     )
-    source: str | None = field(
-        default=None,
-        metadata=about("What the photo shows, in words; auto: ask a captioner.", prose=True),
+    source: str | None = option_field(
+        None, "What the photo shows, in words; auto: ask a captioner.", prose=True
     )
-    target: tuple[str, ...] = field(
-        default=(), metadata=about("What it shall show instead; may be repeated.", prose=True)
+    target: tuple[str, ...] = option_field(
+        (), "What it shall show instead; may be repeated.", prose=True
     )
-    then: tuple[str, ...] = field(
-        default=(), metadata=about(f"The next edit, {_CHAINED}", "TARGET", prose=True)
+    then: tuple[str, ...] = option_field((), f"The next edit, {_CHAINED}", "TARGET", prose=True)
+    then_strength: float | None = option_field(
+        None,
+        "How far each --then may go from the picture before it; default: as far as the first.",
+        "S",
+        low=0,
+        high=1,
     )
-    then_strength: float | None = field(
-        default=None,
-        metadata=about(
-            "How far each --then may go from the picture before it; default: as far as the first.",
-            "S",
-            low=0,
-            high=1,
-        ),
+    output: Path | None = option_field(
+        None,
+        "Default: IMAGE's name-edited.png; several pictures add -1, -2, …",
+        "OUT.png",
+        short="-o",
+        no_job="a batch names its pictures itself",
     )
-    output: Path | None = field(
-        default=None,
-        metadata=about(
-            "Default: IMAGE's name-edited.png; several pictures add -1, -2, …",
-            "OUT.png",
-            short="-o",
-            no_job="a batch names its pictures itself",
-        ),
+    strip: Path | bool = option_field(
+        False, "Also photo, bound, reconstruction, edits in a row.", "STRIP.png"
     )
-    strip: Path | bool = field(
-        default=False,
-        metadata=about("Also photo, bound, reconstruction, edits in a row.", "STRIP.png"),
+    full: bool = option_field(False, "Paste the edit back into the photo at its own size.")
+    keep_gps: bool = option_field(
+        False,
+        "Write where the photo was taken into the result, too; date, exposure, kind of camera "
+        "and lens, author and copyright are always kept, comments and serial numbers never.",
     )
-    full: bool = field(
-        default=False, metadata=about("Paste the edit back into the photo at its own size.")
+    editor: EditorName = option_field(
+        EditorName.PROMPT_TO_PROMPT,
+        "prompt-to-prompt changes what things are and keeps their shapes; masactrl changes "
+        "shapes and keeps the look.",
     )
-    keep_gps: bool = field(
-        default=False,
-        metadata=about(
-            "Write where the photo was taken into the result, too; date, exposure, kind of camera "
-            "and lens, author and copyright are always kept, comments and serial numbers never."
-        ),
+    weight: tuple[str, ...] = option_field(
+        (),
+        "Stress a word of the target: yellow=2, red=-1.",
+        "WORD=FACTOR",
+        prose=True,
+        editor=EditorName.PROMPT_TO_PROMPT,
     )
-    editor: EditorName = field(
-        default=EditorName.PROMPT_TO_PROMPT,
-        metadata=about(
-            "prompt-to-prompt changes what things are and keeps their shapes; masactrl changes "
-            "shapes and keeps the look."
-        ),
+    strength: float | None = option_field(
+        None,
+        "How far the edit may go: 0 the reconstruction (with --full, the photo), 0.5 the "
+        "default, 1 the words alone.",
+        "S",
+        low=0,
+        high=1,
+        knob="strength",
     )
-    weight: tuple[str, ...] = field(
-        default=(),
-        metadata=about(
-            "Stress a word of the target: yellow=2, red=-1.",
-            "WORD=FACTOR",
-            prose=True,
-            editor=EditorName.PROMPT_TO_PROMPT,
-        ),
+    target_guidance: float | None = option_field(
+        None,
+        "How strongly the target's words steer; the photo's own stay as inverted.",
+        "W",
+        low=0,
+        knob="target-guidance",
     )
-    strength: float | None = field(
-        default=None,
-        metadata=about(
-            "How far the edit may go: 0 the reconstruction (with --full, the photo), 0.5 the "
-            "default, 1 the words alone.",
-            "S",
-            low=0,
-            high=1,
-            knob="strength",
-        ),
+    negative: str | None = option_field(
+        None,
+        "What the picture shall not show, in words: the target is steered away from it; the "
+        "photo's reconstruction stays as it is.",
+        prose=True,
     )
-    target_guidance: float | None = field(
-        default=None,
-        metadata=about(
-            "How strongly the target's words steer; the photo's own stay as inverted.",
-            "W",
-            low=0,
-            knob="target-guidance",
-        ),
+    sweep: Path | bool = option_field(
+        False,
+        "Also a labelled grid over one knob or two (--over); default: strengths 0 to 1.",
+        "GRID.png",
     )
-    negative: str | None = field(
-        default=None,
-        metadata=about(
-            "What the picture shall not show, in words: the target is steered away from it; the "
-            "photo's reconstruction stays as it is.",
-            prose=True,
-        ),
+    over: tuple[str, ...] = option_field(
+        (),
+        "What --sweep varies: strength=0:1:5 (five values) or cross=0,0.5,1; a second --over "
+        "goes down the grid. Knobs: {knobs}.",
+        "KNOB=VALUES",
     )
-    sweep: Path | bool = field(
-        default=False,
-        metadata=about(
-            "Also a labelled grid over one knob or two (--over); default: strengths 0 to 1.",
-            "GRID.png",
-        ),
+    cross_steps: float | None = option_field(
+        None,
+        "Fraction of steps in which words keep their places.",
+        unset=constants.CROSS_STEPS,
+        low=0,
+        high=1,
+        editor=EditorName.PROMPT_TO_PROMPT,
+        setting="cross_steps",
+        by_strength=True,
+        knob="cross",
     )
-    over: tuple[str, ...] = field(
-        default=(),
-        metadata=about(
-            "What --sweep varies: strength=0:1:5 (five values) or cross=0,0.5,1; a second --over "
-            "goes down the grid. Knobs: {knobs}.",
-            "KNOB=VALUES",
-        ),
+    self_steps: float | None = option_field(
+        None,
+        "Fraction of steps in which shapes are kept.",
+        unset=constants.SELF_STEPS,
+        low=0,
+        high=1,
+        editor=EditorName.PROMPT_TO_PROMPT,
+        setting="self_steps",
+        by_strength=True,
+        knob="self",
     )
-    cross_steps: float | None = field(
-        default=None,
-        metadata=about(
-            "Fraction of steps in which words keep their places.",
-            unset=constants.CROSS_STEPS,
-            low=0,
-            high=1,
-            editor=EditorName.PROMPT_TO_PROMPT,
-            setting="cross_steps",
-            by_strength=True,
-            knob="cross",
-        ),
+    masa_start: float | None = option_field(
+        None,
+        "masactrl: fraction of steps in which the words alone lay out the picture.",
+        "S",
+        unset=constants.MASA_START,
+        low=0,
+        high=1,
+        editor=EditorName.MASACTRL,
+        setting="start",
+        by_strength=True,
+        knob="masa-start",
     )
-    self_steps: float | None = field(
-        default=None,
-        metadata=about(
-            "Fraction of steps in which shapes are kept.",
-            unset=constants.SELF_STEPS,
-            low=0,
-            high=1,
-            editor=EditorName.PROMPT_TO_PROMPT,
-            setting="self_steps",
-            by_strength=True,
-            knob="self",
-        ),
+    masa_layer: float | None = option_field(
+        None,
+        "masactrl: share of the self-attention layers that keep to themselves.",
+        "L",
+        unset=constants.MASA_LAYER,
+        low=0,
+        high=1,
+        editor=EditorName.MASACTRL,
+        setting="start_layer",
+        knob="masa-layer",
     )
-    masa_start: float | None = field(
-        default=None,
-        metadata=about(
-            "masactrl: fraction of steps in which the words alone lay out the picture.",
-            "S",
-            unset=constants.MASA_START,
-            low=0,
-            high=1,
-            editor=EditorName.MASACTRL,
-            setting="start",
-            by_strength=True,
-            knob="masa-start",
-        ),
+    masa_word: tuple[str, ...] = option_field(
+        (),
+        "masactrl: the word for the foreground, which is copied from the source's foreground, "
+        "as the background is from its background; may be repeated.",
+        "WORD",
+        prose=True,
+        editor=EditorName.MASACTRL,
+        setting="foreground",
     )
-    masa_layer: float | None = field(
-        default=None,
-        metadata=about(
-            "masactrl: share of the self-attention layers that keep to themselves.",
-            "L",
-            unset=constants.MASA_LAYER,
-            low=0,
-            high=1,
-            editor=EditorName.MASACTRL,
-            setting="start_layer",
-            knob="masa-layer",
-        ),
+    mask: Path | None = option_field(
+        None, "White where the photo may change; of its proportions; an image or .npy.", "FILE"
     )
-    masa_word: tuple[str, ...] = field(
-        default=(),
-        metadata=about(
-            "masactrl: the word for the foreground, which is copied from the source's foreground, "
-            "as the background is from its background; may be repeated.",
-            "WORD",
-            prose=True,
-            editor=EditorName.MASACTRL,
-            setting="foreground",
-        ),
+    blend: tuple[str, ...] = option_field(
+        (), "Change only where this word looks; may be repeated.", "WORD", prose=True
     )
-    mask: Path | None = field(
-        default=None,
-        metadata=about(
-            "White where the photo may change; of its proportions; an image or .npy.", "FILE"
-        ),
+    blend_except: tuple[str, ...] = option_field(
+        (), "But not where this word looks.", "WORD", prose=True
     )
-    blend: tuple[str, ...] = field(
-        default=(),
-        metadata=about("Change only where this word looks; may be repeated.", "WORD", prose=True),
+    blend_threshold: float | None = option_field(
+        None,
+        "0 to 1; higher keeps the change of a --blend smaller.",
+        unset=constants.BLEND_THRESHOLD,
+        low=0,
+        high=1,
     )
-    blend_except: tuple[str, ...] = field(
-        default=(), metadata=about("But not where this word looks.", "WORD", prose=True)
+    detail: Detail | None = option_field(
+        None,
+        "Fine detail of the photo, put back over the edit with --full, --mask or --blend: "
+        "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
+        "the shapes stayed (auto, the default).",
     )
-    blend_threshold: float | None = field(
-        default=None,
-        metadata=about(
-            "0 to 1; higher keeps the change of a --blend smaller.",
-            unset=constants.BLEND_THRESHOLD,
-            low=0,
-            high=1,
-        ),
+    source_branch: SourceBranch = option_field(
+        "replay", "What targets follow: the replay, or the photo's exact trajectory."
     )
-    detail: Detail | None = field(
-        default=None,
-        metadata=about(
-            "Fine detail of the photo, put back over the edit with --full, --mask or --blend: "
-            "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
-            "the shapes stayed (auto, the default).",
-        ),
+    align: Alignment | None = option_field(
+        None,
+        "Which source word a target word takes its place from: auto (default) swaps changed "
+        "words and adds new ones, refine leaves changed words free, replace pairs by position.",
+        editor=EditorName.PROMPT_TO_PROMPT,
+        setting="alignment",
     )
-    source_branch: SourceBranch = field(
-        default="replay",
-        metadata=about("What targets follow: the replay, or the photo's exact trajectory."),
-    )
-    align: Alignment | None = field(
-        default=None,
-        metadata=about(
-            "Which source word a target word takes its place from: auto (default) swaps changed "
-            "words and adds new ones, refine leaves changed words free, replace pairs by position.",
-            editor=EditorName.PROMPT_TO_PROMPT,
-            setting="alignment",
-        ),
-    )
-    inversion: Path | None = field(
-        default=None, metadata=about("A saved inversion: no need to invert.", "FILE")
-    )
-    save_inversion: Path | None = field(
-        default=None,
-        metadata=about(
-            "Keep the inversion for later.", "FILE", no_job="a batch keeps every inversion itself"
-        ),
+    inversion: Path | None = option_field(None, "A saved inversion: no need to invert.", "FILE")
+    save_inversion: Path | None = option_field(
+        None, "Keep the inversion for later.", "FILE", no_job="a batch keeps every inversion itself"
     )
 
     def __post_init__(self) -> None:
@@ -438,7 +368,6 @@ class EditOptions(InversionOptions):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """All prompts to edit to, in the order of the pictures."""
         return self.target + self.then
 
     @property
@@ -464,7 +393,6 @@ class EditOptions(InversionOptions):
 
 
 def flag_of(name: str) -> str:
-    """An option's name as the command line writes it."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -498,7 +426,6 @@ def options_of(group: type) -> dict[str, Option]:
 
 
 def _given_type(hint: Any) -> Any:
-    """The type of a value that is given, by the type of the field."""
     if get_origin(hint) in (tuple, Literal):
         return hint
     return next((one for one in get_args(hint) if one is not NoneType), hint)
@@ -516,14 +443,12 @@ def _kind_of(hint: Any) -> Kind:
 
 
 OPTIONS = options_of(EditOptions)
-"""All options of an edit."""
 
 KNOBS = {one.about.knob: one for one in OPTIONS.values() if one.about.knob is not None}
 """The options that a sweep can vary, by their names in `--over`."""
 
 
 def combined(*parts: EditOptions) -> EditOptions:
-    """Put options together; of an option given in several, the last holds."""
     given = {
         name: getattr(part, name)
         for part in parts
@@ -549,76 +474,3 @@ def arguments_of(options: EditOptions) -> list[str]:
             flag = option.about.short or option.flag
             words += [word for each in values for word in (flag, str(each))]
     return words
-
-
-TABLE_BEGIN = "<!-- options: written by `make options` -->"
-TABLE_END = "<!-- end of options -->"
-
-
-def options_table() -> str:
-    """The options of an edit as a table of Markdown."""
-    rows = [
-        "| option | value | also of `invert` | in a job | in `--over` | what it does |",
-        "|---|---|---|---|---|---|",
-    ]
-    inverting = options_of(InversionOptions)
-    for option in OPTIONS.values():
-        cells = [
-            "IMAGE" if option.about.positional else f"`{option.flag}`",
-            _said_value(option),
-            "yes" if option.name in inverting else "",
-            "" if option.about.no_job else f"`{option.name}`",
-            f"`{option.about.knob}`" if option.about.knob else "",
-            option.help,
-        ]
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(rows) + "\n"
-
-
-MOST_USED = (
-    "target",
-    "then",
-    "editor",
-    "strength",
-    "negative",
-    "weight",
-    "mask",
-    "blend",
-    "full",
-    "size",
-    "budget",
-    "method",
-    "steps",
-    "guidance",
-)
-"""The options that README names."""
-
-
-def short_table() -> str:
-    """The most used options as a table of Markdown."""
-    rows = ["| option | what it does |", "|---|---|"]
-    rows += [f"| `{OPTIONS[name].flag}` | {OPTIONS[name].help} |" for name in MOST_USED]
-    return "\n".join(rows) + "\n"
-
-
-def _said_value(option: Option) -> str:
-    if option.kind is Kind.CHOICE:
-        return ", ".join(f"`{name}`" for name in option.choices)
-    low, high = option.about.low, option.about.high
-    if low is None:
-        return option.kind.value
-    return f"{option.kind.value} from {low:g}" + ("" if high is None else f" to {high:g}")
-
-
-def main() -> None:
-    """Write the tables between their markers: `python -m nulltext.jobs.options README OPTIONS`."""
-    for name, table in zip(sys.argv[1:], (short_table(), options_table()), strict=True):
-        page = Path(name)
-        before, _, rest = page.read_text(encoding="utf-8").partition(TABLE_BEGIN)
-        _, _, after = rest.partition(TABLE_END)
-        text = f"{before}{TABLE_BEGIN}\n{table}{TABLE_END}{after}"
-        page.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -21,10 +21,10 @@ from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.jobs.edits import Edits, Sweep
-from nulltext.jobs.figures import decibels
 from nulltext.jobs.request import Inputs, changes_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
+from nulltext.reprs import decibels
 from nulltext.storage.files import replace_file
 
 BRANCHES = {"exact": exact_source_step, "replay": source_step}
@@ -36,7 +36,6 @@ class PictureFiles:
     """Names of the files that pictures are written to."""
 
     outputs: Sequence[Path]
-    """One for each edit that was asked for."""
     strip: Path | None = None
     sweep: Path | None = None
 
@@ -54,13 +53,11 @@ class Pictures:
     """What the reconstruction beside the edits follows, in words."""
     sweep: Sweep | None
     swept: Sequence[Placed]
-    """`sweep.specs`, in their order."""
     note: str | None
     """What is odd about the model."""
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What JSON says of them."""
         header = self.inversion.header
         return {
             "psnr_bound": header.psnr_bound,
@@ -74,7 +71,6 @@ class Pictures:
 
     @property
     def remarks(self) -> list[str]:
-        """What is odd about them, for a person."""
         said = [self.note]
         said += [text for one in self.wanted for text in (remark(one), *one.lost)]
         return list(dict.fromkeys(text for text in said if text))
@@ -146,7 +142,6 @@ def prompt_notes(model: LatentDiffusion, inputs: Inputs) -> list[str]:
 
 
 def remark(placed: Placed) -> str | None:
-    """What is odd about an edit or its local blend, for a person."""
     if placed.nothing:
         return f'Note: "{placed.spec.target}" {placed.nothing}'
     if placed.spec.blend is None:

@@ -27,7 +27,6 @@ from nulltext.jobs.options import (
 from nulltext.storage.inversion_file import read_header
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from nulltext.captioning.captioner import Captioner
@@ -144,7 +143,6 @@ def changes_of(options: EditOptions, source: str) -> list[tuple[str, str]]:
 
 
 def check_inversion_target(path: Path) -> Path:
-    """Refuse early a name that an inversion cannot be saved under."""
     from nulltext.storage.files import check_target
     from nulltext.storage.inversion_file import SUFFIX
 
@@ -166,7 +164,6 @@ def size_of(options: InversionOptions) -> SizeChoice:
 
 
 def seed_of(options: InversionOptions) -> int:
-    """The seed of methods that draw noise, or its default."""
     return constants.SEED if options.seed is None else options.seed
 
 
@@ -204,7 +201,6 @@ class Inputs:
 
     @property
     def prompt(self) -> str:
-        """The source prompt."""
         return self.saved.header.prompt if self.saved else str(self.options.source)
 
     def with_caption(self, caption: Callable[[Photo, CropBox], str]) -> Inputs:
@@ -234,14 +230,19 @@ def open_inputs(options: EditOptions) -> Inputs:
         width, height = saved.header.image_size
         box = CropBox.from_list(saved.header.crop)
         if options.image is not None:
-            photo = _open_same_photo(options.image, saved)
+            from nulltext.editing.placing import check_same_photo
+            from nulltext.image.photos import load_photo
+
+            photo = load_photo(options.image)
+            check_same_photo(saved, photo)
     if options.mask is None:
         return Inputs(options, photo, box, saved, mask=None, mask_note=None)
-    from nulltext.image.masks import mask_on_crop, read_mask
+    from nulltext.image.masks import crop_around, mask_on_crop, read_mask
 
     drawn, note = read_mask(options.mask)
-    if saved is None:
-        box = _box_around_mask(options, drawn, (width, height), box)
+    free = saved is None and options.crop is None and size_of(options) != "photo"
+    if free and options.full:
+        box = crop_around(drawn, (width, height), SMALLEST_CROP, (box.width, box.height))
     mask = mask_on_crop(drawn, (width, height), box)
     return Inputs(options, photo, box, saved, mask, note)
 
@@ -269,28 +270,7 @@ def _open_saved(path: Path, source: str | None) -> Inversion:
     return saved
 
 
-def _open_same_photo(path: Path, saved: Inversion) -> Photo:
-    from nulltext.editing.placing import check_same_photo
-    from nulltext.image.photos import load_photo
-
-    photo = load_photo(path)
-    check_same_photo(saved, photo)
-    return photo
-
-
-def _box_around_mask(
-    options: EditOptions, mask: Image.Image, photo_size: tuple[int, int], box: CropBox
-) -> CropBox:
-    """The crop; with --full and none asked for, it goes around the mask."""
-    from nulltext.image.masks import crop_around
-
-    if not options.full or options.crop is not None or size_of(options) == "photo":
-        return box
-    return crop_around(mask, photo_size, SMALLEST_CROP, (box.width, box.height))
-
-
 def open_photo(image: Path, crop: str | None, size: SizeChoice) -> tuple[Photo, CropBox]:
-    """Load a photo, and find the region that is asked for in it."""
     from nulltext.image.images import CropBox, default_crop
     from nulltext.image.photos import load_photo
 

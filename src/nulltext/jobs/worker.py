@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ from nulltext.constants import Precision
 from nulltext.errors import ImageError, InversionFileError, OutputError, UserError, reason_of
 from nulltext.jobs.edits import axes_of, base_edit, edits_of
 from nulltext.jobs.job_files import PATHS, Job, Refused
-from nulltext.jobs.ledger import Row, failure
+from nulltext.jobs.ledger import Row, failure, finite
 from nulltext.jobs.options import EditOptions, InversionOptions
 from nulltext.jobs.request import (
     Inputs,
@@ -83,7 +82,6 @@ class Unit:
 
     @property
     def names(self) -> dict[str, Any]:
-        """The first keys of its row."""
         options = {} if self.job is None else self.job.options
         shown = {name: options[name] for name in ("image", "source", "target") if name in options}
         return {"job": self.id, "line": self.line, **shown}
@@ -121,7 +119,6 @@ def unit_of(found: Job | Refused, within: Path | None = None) -> Unit:
 
 
 def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
-    """Group units that share an inversion; groups and units keep their order."""
     groups: dict[str, list[Unit]] = {}
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)
@@ -134,11 +131,7 @@ def _digest(value: object) -> str:
 
 
 def _contents(path: Path, within: Path | None) -> str:
-    """SHA-256 of a regular file.
-
-    Raises:
-        ImageError: it is none, it cannot be read, or it is elsewhere.
-    """
+    """SHA-256 of a regular file."""
     try:
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
             raise ImageError(
@@ -168,7 +161,6 @@ class Identity:
     """Model and precision, which pictures depend on; equal for all workers of a batch."""
 
     fingerprints: tuple[str, ...]
-    """Of the model's weights."""
     dtype: Precision
     """Of its UNet."""
 
@@ -181,7 +173,6 @@ class Worker:
     """
 
     def __init__(self, setup: Setup, on_bytes: Callable[[int, int], None] | None = None) -> None:
-        """Args: on_bytes: see `ModelChoice.load`."""
         self.setup = setup
         self.model = setup.chosen.load(on_bytes)
         dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")
@@ -349,11 +340,3 @@ def failed(unit: Unit, reason: str, *, user_error: bool) -> Row:
         user_error: whether a change of the job would mend it.
     """
     return {**unit.names, "status": "failed", "reason": reason, "input": user_error}
-
-
-def finite(row: Row) -> Row:
-    """Replace what JSON does not have, infinity (the PSNR of equal pictures), by null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }

@@ -49,8 +49,10 @@ class InvertForm:
 
     source: str
     crop: CropBox
-    method: str = constants.METHOD
+    method: str | None = None
+    """None: that of the budget."""
     budget: str | None = None
+    """None: the default budget, where no method is named."""
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
@@ -68,7 +70,7 @@ class InvertForm:
         return cls(
             source=source,
             crop=CropBox.from_list(request.get("crop") or []),
-            method=read_text(request, "method") or constants.METHOD,
+            method=read_text(request, "method") or None,
             budget=read_text(request, "budget") or None,
             steps=read_integer(request, "steps", *STEPS),
             guidance=read_number(request, "guidance", *GUIDANCE),
@@ -79,10 +81,9 @@ class InvertForm:
         """Return the method and the number of steps.
 
         Raises:
-            OptionError: a name is unknown, or a budget is given to a method that has none.
+            OptionError: a name is unknown, or the budget is of another method than the one named.
         """
-        method = None if self.budget else self.method
-        return planned(method, budget=self.budget, num_steps=self.steps)
+        return planned(self.method, budget=self.budget, num_steps=self.steps)
 
     def options(self) -> EditOptions:
         """Return the options of `nulltext edit` that invert the same way."""
@@ -90,7 +91,7 @@ class InvertForm:
             {
                 "source": self.source,
                 "crop": str(self.crop),
-                "method": None if self.budget or self.method == constants.METHOD else self.method,
+                "method": self.method,
                 "budget": None if self.budget == constants.BUDGET else self.budget,
                 "steps": self.steps,
                 "guidance": self.guidance,
@@ -163,7 +164,6 @@ class EditForm:
         )
 
     def at_strength(self, strength: float) -> EditForm:
-        """Return the same edit at another strength."""
         return replace(self, strength=strength, cross_steps=None, self_steps=None)
 
     def values(self) -> dict[str, Any]:
@@ -226,7 +226,6 @@ def edit_command(
 
 
 def chips_of(prompt: TokenizedPrompt) -> list[Chip]:
-    """Return a chip for each word of the source prompt."""
     ends = [0, *(word.end for word in prompt.words)]
     gaps = [prompt.text[end : word.start] for end, word in zip(ends, prompt.words, strict=False)]
     pairs = zip(prompt.words, gaps, strict=True)
@@ -234,7 +233,6 @@ def chips_of(prompt: TokenizedPrompt) -> list[Chip]:
 
 
 def weights_of(chips: Sequence[Chip]) -> dict[str, float]:
-    """Return the weights that differ from 1, by word."""
     weights = [(chip.text.strip(), chip.weight) for chip in chips]
     return {word: weight for word, weight in weights if word and weight != 1}
 

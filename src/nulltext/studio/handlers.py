@@ -17,11 +17,10 @@ from nulltext.constants import BUDGET
 from nulltext.errors import NulltextError
 from nulltext.inversion.budgets import BUDGETS, planned
 from nulltext.inversion.registry import METHODS
-from nulltext.studio import edits, photos
+from nulltext.studio import verbs
 from nulltext.studio.forms import PageRequest
-from nulltext.studio.resources import Resources
+from nulltext.studio.resources import ReplacedError, Resources
 from nulltext.studio.session import EditRecord, OpenInversion, OpenPhoto, Session, Studio, url
-from nulltext.studio.worker import ReplacedError
 
 LOG = logging.getLogger(__name__)
 
@@ -33,21 +32,20 @@ INTERNAL_ERROR = (
 
 
 def cancel(session: Session, request: PageRequest) -> None:  # noqa: ARG001
-    """Cancel the running job."""
     session.cancel()
 
 
 VERBS: dict[str, Callable[[Session, PageRequest], Iterator[None] | None]] = {
-    "open": photos.open_photo,
-    "example": photos.open_example,
-    "propose": photos.propose,
-    "bring": photos.open_inversion,
-    "invert": photos.invert,
-    "look": photos.look,
-    "edit": edits.edit,
-    "strip": edits.strip,
-    "choose": edits.choose,
-    "restore": edits.restore,
+    "open": verbs.open_photo,
+    "example": verbs.open_example,
+    "propose": verbs.propose,
+    "bring": verbs.open_inversion,
+    "invert": verbs.invert,
+    "look": verbs.look,
+    "edit": verbs.edit,
+    "strip": verbs.strip,
+    "choose": verbs.choose,
+    "restore": verbs.restore,
     "cancel": cancel,
 }
 
@@ -100,7 +98,6 @@ def view_of(session: Session) -> View:
 
 
 def rules_of(resources: Resources) -> View:
-    """Return what a page needs once: the verbs, the model, the choices, the limits."""
     return {
         "verbs": list(VERBS),
         "model": resources.model.name,
@@ -110,7 +107,7 @@ def rules_of(resources: Resources) -> View:
         "budget": BUDGET,
         "usual_guidance": resources.model.guidance_scale,
         "upload_bytes": resources.limits.upload_bytes,
-        "example": url(photos.EXAMPLE),
+        "example": url(verbs.EXAMPLE),
     }
 
 

@@ -24,7 +24,6 @@ STALE_SECONDS = 15 * 60
 
 
 def build(studio: Studio) -> gr.Blocks:
-    """Build the page of a studio, not launched yet."""
     with gr.Blocks(
         title="nulltext studio",
         analytics_enabled=False,

@@ -1,4 +1,8 @@
-"""What all sessions share: the model and its worker, limits, and caches in memory.
+"""What all sessions share: the model and the thread that uses it, limits, and caches in memory.
+
+The worker runs jobs in the order in which they come. A job is a generator of steps, so it can be
+cancelled between two of them. The time left of a stage with n of N steps done after s seconds is
+s (N - n) / n.
 
 A cached value is a pure function of its key (a photo's file; or photo, crop, prompt, model and
 settings of an inversion), so it does not matter which session made it.
@@ -6,23 +10,194 @@ settings of an inversion), so it does not matter which session made it.
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import CancelledError, Future
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from PIL import Image
 from torch import Tensor
 
+from nulltext.diffusion.loops import StepInfo, run
+from nulltext.image.images import to_pil
 from nulltext.image.photos import Photo, load_photo
+from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
 from nulltext.models.choice import ModelChoice
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.studio.worker import Worker
 
 if TYPE_CHECKING:
     from nulltext.captioning.captioner import Captioner
+
+
+Result = TypeVar("Result")
+Steps = Generator[StepInfo, None, Result]
+
+STAGES = {
+    "pivot": "Following the photo into noise",
+    "optimise": "Learning the way back",
+    "correct": "Noting what the way back misses",
+    "replay": "Trying the way back",
+    "edit": "Painting the edit",
+}
+"""Stage to its name on the page."""
+
+OPENING_STAGES = ("pivot",)
+"""Stages before the main work, whose time left would mislead."""
+
+PREVIEW_SIDE = 320
+"""Longest side of a preview in pixels."""
+
+
+class ReplacedError(CancelledError):
+    """Something else has taken the result's place, so there is nothing to tell the user."""
+
+
+class Job(Future[Result]):
+    """A generator of steps that waits for the worker, runs, or has ended."""
+
+    def __init__(
+        self, steps: Callable[[], Steps[Result]], on_step: Callable[[StepInfo], None] | None
+    ) -> None:
+        super().__init__()
+        self._steps, self._on_step = steps, on_step
+        self._stopping = threading.Event()
+
+    def cancel(self) -> bool:
+        """Cancel the job: at once while it waits, before its next step while it runs."""
+        self._stopping.set()
+        return super().cancel()
+
+    def run(self) -> None:
+        if not self.set_running_or_notify_cancel():
+            return
+        try:
+            with closing(self._steps()) as steps:  # closed before the job counts as done
+                result = run(steps, self._check)
+                self._check()
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(result)
+
+    def _check(self, info: StepInfo | None = None) -> None:
+        if self._stopping.is_set():
+            raise CancelledError
+        if info is not None and self._on_step is not None:
+            self._on_step(info)
+
+
+class Worker:
+    """The thread and the queue of its jobs."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._jobs: list[Future[Any]] = []  # not done yet
+        threading.Thread(target=self._serve, name="nulltext-studio", daemon=True).start()
+
+    def submit(
+        self,
+        steps: Callable[[], Steps[Result]],
+        on_step: Callable[[StepInfo], None] | None = None,
+    ) -> Job[Result]:
+        """Put a job at the end of the queue.
+
+        Args:
+            steps: makes the generator when it is the job's turn.
+            on_step: called with each step, in the worker's thread.
+        """
+        job = Job(steps, on_step)
+        self._jobs.append(job)
+        job.add_done_callback(self._jobs.remove)
+        self._queue.put(job)
+        return job
+
+    def ahead(self, job: Job[Any]) -> int:
+        """Count the jobs before this one; 0 once it runs or is done."""
+        jobs = list(self._jobs)
+        return jobs.index(job) if job in jobs else 0
+
+    def close(self) -> None:
+        for job in list(self._jobs):
+            job.cancel()
+        self._queue.put(None)
+
+    def _serve(self) -> None:
+        while (job := self._queue.get()) is not None:
+            job.run()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a job at one moment."""
+
+    doing: str
+    done: int = 0
+    total: int = 0
+    """Steps of this stage; 0 before its first."""
+    ahead: int = 0
+    seconds_left: float | None = None
+    """Of this stage."""
+    curve: tuple[float, ...] = ()
+    """PSNR of each preview so far, decibels."""
+    bound: float | None = None
+    """PSNR of the autoencoder's round trip, decibels."""
+    picture: str | None = None
+    """The last preview as a data URL."""
+
+
+class Meter:
+    """Measures a job's progress in the worker's thread; other threads read it."""
+
+    def __init__(self, doing: str) -> None:
+        self.progress = Progress(doing)
+        self._previews: Previews | None = None
+        self._stage, self._started, self._first = "", time.monotonic(), 0
+
+    def watch(self, previews: Previews, bound: float) -> None:
+        """Show previews from now on; `bound` is the PSNR that they can reach."""
+        self._previews = previews
+        self.progress = replace(self.progress, bound=bound)
+
+    def update(self, info: StepInfo) -> None:
+        preview = self._previews.of(info) if self._previews else None
+        if preview is not None:
+            self.progress = replace(
+                self.progress,
+                curve=(*self.progress.curve, preview.psnr),
+                picture=_data_url(to_pil(preview.picture)),
+            )
+        now = time.monotonic()
+        if info.stage != self._stage:
+            self._stage, self._started, self._first = info.stage, now, info.index
+        steps = info.index - self._first
+        is_known = steps > 0 and info.stage not in OPENING_STAGES
+        self.progress = replace(
+            self.progress,
+            doing=STAGES.get(info.stage, info.stage),
+            done=info.index,
+            total=info.total,
+            seconds_left=(
+                (now - self._started) * (info.total - info.index) / steps if is_known else None
+            ),
+        )
+
+
+def _data_url(image: Image.Image) -> str:
+    small = image.convert("RGB")
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
 
 MEGABYTE = 1 << 20
 Value = TypeVar("Value")
@@ -35,9 +210,7 @@ class Limits:
     upload_bytes: int = 80 * MEGABYTE
     """Largest photo or saved inversion that can be uploaded."""
     pixels: int = 50_000_000
-    """Largest photo that is decoded."""
     mask_pixels: int = 4_000_000
-    """Largest painted mask."""
     sessions: int = 32
     """Sessions at once; beyond, the one that was idle longest is closed."""
     idle_seconds: float = 2 * 60 * 60.0
@@ -57,7 +230,6 @@ class LRUCache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Value | None:
-        """Return a value, or None if it is not there."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -76,7 +248,6 @@ class LRUCache(Generic[Value]):
                 self._remove(next(iter(self._values)))
 
     def get_or_make(self, key: str, make: Callable[[], Value]) -> Value:
-        """Return a value, made and stored if it is not there."""
         value = self.get(key)
         if value is None:
             value = make()
@@ -84,7 +255,6 @@ class LRUCache(Generic[Value]):
         return value
 
     def remove(self, key: str) -> None:
-        """Remove a value if it is there."""
         with self._lock:
             self._remove(key)
 
@@ -101,7 +271,6 @@ class Resources:
     folder: Path
     """Private, for everything that is written."""
     chosen: ModelChoice
-    """The options that the model was loaded with."""
     captioner: Captioner | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -116,11 +285,9 @@ class Resources:
 
     @property
     def uploads(self) -> Path:
-        """The folder in which uploaded files arrive."""
         return self.folder / "uploads"
 
     def photo(self, path: Path) -> Photo:
-        """Return a decoded photo, from the cache or from its file."""
         limit = self.limits.pixels
         return self.photos.get_or_make(str(path), lambda: load_photo(path, max_pixels=limit))
 

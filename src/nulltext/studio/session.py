@@ -30,8 +30,7 @@ from nulltext.image.photos import Photo
 from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion, InversionHeader
 from nulltext.studio.forms import EditForm, InvertForm, PageRequest, chips_of
-from nulltext.studio.resources import Resources
-from nulltext.studio.worker import Job, Meter, Progress, ReplacedError
+from nulltext.studio.resources import Job, Meter, Progress, ReplacedError, Resources
 from nulltext.words.prompts import TokenizedPrompt
 
 POLL_SECONDS = 0.25
@@ -47,16 +46,12 @@ class OpenPhoto:
     """The photo that is edited."""
 
     path: Path
-    """The file as it was uploaded."""
     name: str
-    """The name that it was uploaded under."""
     size: tuple[int, int]
     """(width, height) of the upright photo."""
     sha256: str
     preview: Path
-    """JPEG for the page."""
     crop: CropBox
-    """Initial crop."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,6 @@ class OpenInversion:
     """The inversion that edits start from."""
 
     key: str
-    """Of the caches."""
     file: Path
     form: InvertForm
     header: InversionHeader
@@ -85,7 +79,6 @@ class EditRecord:
     picture: Path
     """PNG at the photo's own size, with its settings."""
     preview: Path
-    """JPEG for the page."""
     mask: Path | None
     """PNG of the painted mask."""
     label: str
@@ -102,7 +95,6 @@ class ShownAttention:
     """The picture of where a word of the source prompt attends."""
 
     word: int
-    """Index of the word."""
     picture: Path
 
 
@@ -144,7 +136,6 @@ class Session:
         self._numbers = itertools.count(1)
 
     def next_number(self) -> int:
-        """Return a number higher than all before."""
         return next(self._numbers)
 
     def new_path(self, name: str) -> Path:
@@ -154,7 +145,6 @@ class Session:
         return folder / name
 
     def save_preview(self, image: Image.Image, icc_profile: bytes | None) -> Path:
-        """Write a picture as JPEG for the page."""
         path, small = self.new_path("preview.jpg"), image.copy()
         small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
         save_image(small, path, icc_profile=icc_profile)
@@ -175,7 +165,6 @@ class Session:
             self.fields = {**self.fields, **new}
 
     def start_edits(self, request: PageRequest, inverted: OpenInversion) -> None:
-        """Start from an inversion, with nothing changed."""
         self.inverted, self.look, self.result, self.strip = inverted, None, None, []
         form = inverted.form
         self.set_fields(
@@ -188,7 +177,6 @@ class Session:
         )
 
     def show_edit(self, record: EditRecord) -> None:
-        """Show an edit and put it on top of the history."""
         self.result, self.look = record, None
         history = [record, *(old for old in self.history if old.number != record.number)]
         self.history = history[: self.resources.limits.history]
@@ -219,7 +207,6 @@ class Session:
         return self.photo
 
     def load_photo(self) -> Photo:
-        """Return the open photo's pixels."""
         return self.resources.photo(self.current_photo().path)
 
     def current_inversion(self) -> OpenInversion:
@@ -233,7 +220,6 @@ class Session:
         return self.inverted
 
     def load_inversion(self, inverted: OpenInversion) -> Inversion:
-        """Return an inversion's tensors."""
         inversions = self.resources.inversions
         return inversions.get_or_make(inverted.key, lambda: Inversion.load(inverted.file))
 
@@ -276,7 +262,6 @@ class Session:
                     self._job = self.progress = None
 
     def cancel(self) -> None:
-        """Cancel the running job."""
         with self._lock:
             job = self._job
         if job is not None:
@@ -308,7 +293,6 @@ class Session:
                     shutil.rmtree(folder)
 
     def clear(self) -> None:
-        """Cancel the job and discard what was made of the photo."""
         self.cancel()
         if self.photo is not None:
             self.resources.photos.remove(str(self.photo.path))
@@ -316,7 +300,6 @@ class Session:
         self.history, self.strip = [], []
 
     def close(self) -> None:
-        """Cancel the job and remove the files."""
         self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -358,14 +341,12 @@ class Studio:
         return [self._sessions.pop(key) for key in idle]
 
     def leave(self, key: str) -> None:
-        """Close the session of a page that was closed."""
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:
             session.close()
 
     def close(self) -> None:
-        """Stop the worker and remove all files."""
         self.resources.worker.close()
         with self._lock:
             sessions, self._sessions = [*self._sessions.values()], OrderedDict()
@@ -375,5 +356,4 @@ class Studio:
 
 
 def url(path: Path) -> str:
-    """Return the address at which the page finds a file."""
     return f"gradio_api/file={quote(str(path))}"

@@ -1,8 +1,8 @@
 // The panel of forms, the progress of the job, and the tiles of edits.
 
+$("method").append(make("option", { value: "" }, "by budget"));
 for (const name of Object.keys(rules.methods)) $("method").append(make("option", { value: name }, name));
 for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
-$("method").value = "null-text";
 $("budget").value = rules.budget;
 $("guidance").placeholder = rules.usual_guidance;
 showUsualSteps();
@@ -11,9 +11,9 @@ setText("about", `Model: ${rules.model}.`);
 setPicture("example-picture", rules.example);
 
 function showUsualSteps() {
-  const fitted = $("method").value === "null-text";
-  $("budget").disabled = !fitted;
-  $("steps").placeholder = fitted ? rules.budgets[$("budget").value] : rules.methods[$("method").value];
+  const method = $("method").value;
+  $("budget").disabled = method !== "";
+  $("steps").placeholder = method ? rules.methods[method] : rules.budgets[$("budget").value];
 }
 
 function invertForm() {
@@ -21,7 +21,7 @@ function invertForm() {
     source: $("source").value,
     crop: state.crop,
     method: $("method").value,
-    budget: $("method").value === "null-text" ? $("budget").value : "",
+    budget: $("method").value ? "" : $("budget").value,
     steps: numberIn("steps"),
     guidance: numberIn("guidance"),
     seed: numberIn("seed"),
