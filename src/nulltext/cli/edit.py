@@ -52,6 +52,8 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     axes = axes_of(options)
     inputs = open_inputs(options)
     base_edit(options)  # refuses values that the library does not take
+    if inputs.saved is None:
+        plan_of(options)  # refuses what does not go together
     from nulltext.cli.work import open_model, with_caption
     from nulltext.inversion.replay import check_model
     from nulltext.jobs.pictures import PictureFiles, pictures_of, prompt_notes

@@ -14,7 +14,7 @@ from nulltext.cli.report import Reporter
 from nulltext.constants import AUTO
 from nulltext.errors import OptionError
 from nulltext.jobs.figures import decibels
-from nulltext.jobs.options import InversionOptions
+from nulltext.jobs.options import InversionOptions, check_ranges
 from nulltext.jobs.request import (
     check_captioner_use,
     check_inversion_target,
@@ -76,6 +76,7 @@ def invert(
 
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
+    check_ranges(options)
     check_captioner_use("--prompt", AUTO if AUTO in prompt else None, options.captioner)
     prompts = _one_each(prompt, len(images))
     targets = [check_inversion_target(path) for path in _targets(images, output)]

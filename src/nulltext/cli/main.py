@@ -20,6 +20,7 @@ from nulltext.cli.console import LogLevel, open_streams, show_logs, unwritten
 from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
 from nulltext.cli.invert import invert
+from nulltext.cli.options import KnowsRemoved
 from nulltext.cli.report import visible
 from nulltext.cli.saved import attention, inspect, replay
 from nulltext.cli.studio import studio
@@ -36,8 +37,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(edit)
-app.command()(invert)
+app.command(cls=KnowsRemoved)(edit)
+app.command(cls=KnowsRemoved)(invert)
 app.command()(replay)
 app.command()(inspect)
 app.command()(attention)

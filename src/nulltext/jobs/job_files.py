@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nulltext.errors import DataError, closest_name, reason_of
-from nulltext.jobs.options import OPTIONS, EditOptions, Kind, Option, flag_of
+from nulltext.jobs.options import OPTIONS, REMOVED, EditOptions, Kind, Option, flag_of
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.untrusted import (
     MEGABYTE,
@@ -42,9 +42,13 @@ KEYS = {option.name: option for option in OPTIONS.values() if option.about.no_jo
 """The options that a job can have."""
 
 _WHOLE_BATCH = ("as_json", "quiet", *(one.name for one in fields(ModelChoice)))
-NO_KEYS = {name: option.about.no_job for name, option in OPTIONS.items() if name not in KEYS} | {
-    name: f"it is the whole batch's: nulltext batch {flag_of(name.removeprefix('as_'))}"
-    for name in _WHOLE_BATCH
+NO_KEYS = {
+    **{name: option.about.no_job for name, option in OPTIONS.items() if name not in KEYS},
+    **{
+        name: f"it is the whole batch's: nulltext batch {flag_of(name.removeprefix('as_'))}"
+        for name in _WHOLE_BATCH
+    },
+    **REMOVED,
 }
 """Options of `edit` that a job cannot have, and why."""
 

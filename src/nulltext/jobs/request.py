@@ -20,8 +20,7 @@ from nulltext.jobs.options import (
     OPTIONS,
     EditOptions,
     InversionOptions,
-    Kind,
-    check_range,
+    check_ranges,
     flag_of,
 )
 from nulltext.storage.inversion_file import read_header
@@ -49,10 +48,7 @@ def check_options(options: EditOptions) -> None:
     """
     _check_inputs(options)
     _check_edits(options)
-    for option in OPTIONS.values():
-        value = getattr(options, option.name)
-        if option.kind is Kind.NUMBER and value is not None:
-            check_range(option, value)
+    check_ranges(options)
     own = [str(options.source)] if options.inversion is None else []
     negative = [] if options.negative is None else [options.negative]
     if not all(prompt.strip() for prompt in [*own, *options.prompts, *negative]):
