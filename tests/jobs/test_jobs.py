@@ -135,6 +135,7 @@ MEANT = {
     "prompt": "source",
     "guidance_scale": "guidance",
     "num_inference_steps": "steps",
+    "negative_prompt": "negative",
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nulltext.constants import BLEND_THRESHOLD
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.errors import OptionError
 from nulltext.jobs.options import KNOBS, OPTIONS, EditOptions, check_range, flag_of
 
@@ -214,6 +215,12 @@ def _check_axis(axis: Axis, options: EditOptions) -> None:
         raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
     for value in axis.values:
         check_range(KNOBS[axis.knob], value)
+    guidance = KNOBS[axis.knob] is OPTIONS["target_guidance"]
+    if options.negative is not None and guidance and CONDITIONAL_ONLY in axis.values:
+        raise OptionError(
+            f"--negative steers nothing at guidance 1, which --over {axis.knob} has; leave one of "
+            "them out."
+        )
     _check_beside_options(axis.knob, options)
 
 

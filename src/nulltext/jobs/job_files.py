@@ -70,6 +70,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("cfg", "cfgscale", "guidancescale"), ("guidance",)),
     **dict.fromkeys(("numsteps", "numinferencesteps", "inferencesteps"), ("steps",)),
     **dict.fromkeys(("maskimage", "maskpath"), ("mask",)),
+    **dict.fromkeys(("negativeprompt", "negprompt"), ("negative",)),
     "weights": ("weight",),
 }
 """What other tools call options of a job; see `errors.meant`."""

@@ -50,9 +50,13 @@ def check_options(options: EditOptions) -> None:
     _check_edits(options)
     check_ranges(options)
     own = [str(options.source)] if options.inversion is None else []
-    negative = [] if options.negative is None else [options.negative]
-    if not all(prompt.strip() for prompt in [*own, *options.prompts, *negative]):
+    if not all(prompt.strip() for prompt in [*own, *options.prompts]):
         raise OptionError("A prompt is empty; say in a few words what the photo shall show.")
+    if options.negative is not None and not options.negative.strip():
+        raise OptionError(
+            "--negative is empty; say in a few words what the picture shall not show, or leave it "
+            "out."
+        )
     check_targets(options, *own)
 
 
