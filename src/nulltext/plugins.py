@@ -104,7 +104,7 @@ class Registry(Mapping[str, type[Kind]], Generic[Kind]):
             raise OptionError(
                 f"The name '{kind.name}' is that of {_path(known)}; give {kind.__name__} another."
             )
-        self._classes[kind.name] = kind  # type: ignore[assignment]
+        self._classes[kind.name] = kind
         return kind
 
     def __getitem__(self, name: str) -> type[Kind]:
