@@ -148,6 +148,19 @@ def test_names_of_others_and_classes_that_lack_something_are_refused(forget):
     class Empty:
         name = "empty"
 
+    class Plain:
+        name = "plain"
+        differentiates = draws = check = steps = False
+
+    @dataclasses.dataclass(frozen=True)
+    class Nameless(DDIM):
+        name: ClassVar[str] = ""
+
+    for kind in (Plain, Nameless):
+        with pytest.raises(OptionError, match="must be a dataclass whose name is a text"):
+            METHODS.register(kind)
+    with pytest.raises(OptionError, match="it is no class"):
+        METHODS.register(DDIM())
     with pytest.raises(OptionError, match=r"'ddim' is that of nulltext\.inversion\.ddim\.DDIM"):
         METHODS.register(Taken)
     with pytest.raises(OptionError, match="registered as editor: it has no plan, at_strength"):

@@ -13,6 +13,7 @@ Names are read from the packages' metadata; a class is imported when it is used.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
@@ -82,18 +83,28 @@ class Registry(Mapping[str, type[Kind]], Generic[Kind]):
         Raises:
             OptionError: the class lacks an attribute, or the name is another class's.
         """
+        if not isinstance(kind, type):
+            raise OptionError(
+                f"{kind!r:.80} cannot be registered as {self._what}: it is no class; see "
+                "docs/extending.md."
+            )
         missing = [name for name in self._required if not hasattr(kind, name)]
         if missing:
             raise OptionError(
                 f"{kind.__name__} cannot be registered as {self._what}: it has no "
                 f"{', '.join(missing)}; see docs/extending.md."
             )
+        if not isinstance(kind.name, str) or not kind.name.strip() or not is_dataclass(kind):
+            raise OptionError(
+                f"{kind.__name__} cannot be registered as {self._what}: it must be a dataclass "
+                "whose name is a text; see docs/extending.md."
+            )
         known = self._classes.get(kind.name)
         if known is not None and _path(known) != _path(kind):  # the same: a cell that runs again
             raise OptionError(
                 f"The name '{kind.name}' is that of {_path(known)}; give {kind.__name__} another."
             )
-        self._classes[kind.name] = kind  # type: ignore[assignment]
+        self._classes[kind.name] = kind
         return kind
 
     def __getitem__(self, name: str) -> type[Kind]:

@@ -169,7 +169,7 @@ def test_a_thousand_steps_stay_on_the_training_grid():
     assert grid == tuple(range(999, -1, -1))
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
+@pytest.mark.parametrize("steps", [0, -1, 1001, 2.5])
 def test_steps_outside_the_training_grid_are_refused(steps):
     with pytest.raises(OptionError, match="from 1 to 1000"):
         Schedule.from_config(SD1).grid(steps)

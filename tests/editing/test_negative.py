@@ -57,10 +57,21 @@ def test_it_is_refused_where_there_is_no_null_branch(tiny_sd1, inversion, here, 
     with pytest.raises(OptionError, match=r"steers nothing at guidance 1"):
         nulltext.edit(tiny_sd1, inversion, spec)
     edit = ("edit", "--inversion", saved, "--target", "a dog", "--negative")
-    for options, said in ((("a cow", "--target-guidance", 1), "guidance 1"), ((" ",), "empty")):
+    sweep = ("--sweep", "g.png", "--over", "target-guidance=1,3")
+    for options, said in (
+        (("a cow", "--target-guidance", 1), "guidance 1"),
+        (("a cow", *sweep), "which --over target-guidance has"),
+        ((" ",), "--negative is empty"),
+    ):
         code, _, err = run(*edit, *options)
         assert code == 2
         assert said in err
+
+
+@pytest.mark.parametrize("texts", [{"negative": ["a", "b"]}, {"negative": 3}, {"target": ["a"]}])
+def test_what_is_no_text_is_refused(texts):
+    with pytest.raises(OptionError, match=r"is one text, not a (list|int)"):
+        nulltext.EditSpec(**{"target": "a dog"} | texts)
 
 
 def test_the_command_line_records_it(here, model, run, saved):

@@ -192,3 +192,15 @@ def test_tensors_of_another_size_than_the_photo_are_refused(tiny_sd1, photo):
 
     with pytest.raises(InversionFileError, match="does not fit"):
         nulltext.replay(tiny_sd1, replace(inversion, photo=inversion.photo[:, :24]))
+
+
+def test_a_size_may_be_written_as_on_the_command_line(tiny_sd1, photo):
+    made = nulltext.invert(tiny_sd1, photo, "a cat", method="ddim", num_steps=1, size="48x36")
+    assert tuple(made.photo.shape[1:]) == (36, 48)
+    with pytest.raises(OptionError, match="WIDTHxHEIGHT"):
+        nulltext.invert(tiny_sd1, photo, "a cat", method="ddim", num_steps=1, size="large")
+
+
+def test_a_method_that_is_a_class_is_refused_by_name(tiny_sd1, photo):
+    with pytest.raises(OptionError, match=r"is the class DDIM; pass an instance, DDIM\(\)"):
+        nulltext.invert(tiny_sd1, photo, "a cat", method=nulltext.inversion.DDIM)

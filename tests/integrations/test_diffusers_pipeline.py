@@ -99,6 +99,26 @@ def test_prompts_take_strength_and_guidance_and_specs_their_own(photo):
     torch.testing.assert_close(output.edit.images, edit.images, atol=0, rtol=0)
 
 
+def test_prompts_take_a_negative_prompt(photo):
+    pipe = quiet(NullTextPipeline.from_pipe(tiny_pipeline("sd1")))
+    made = pipe.invert(photo, "a cat", num_inference_steps=2, method="ddim")
+    output = pipe("a dog", negative_prompt="a red cat")
+    edit = nulltext.edit(pipe.model, made, nulltext.EditSpec("a dog", negative="a red cat"))
+    torch.testing.assert_close(output.edit.images, edit.images, atol=0, rtol=0)
+    plain = pipe("a dog", negative_prompt="")
+    assert not torch.equal(plain.edit.images, output.edit.images)
+
+
+@pytest.mark.parametrize(
+    "options", [{"negative_prompt": "a cat"}, {"guidance_scale": 3.0}, {"strength": 0.3}]
+)
+def test_options_of_prompts_are_refused_where_there_is_none(photo, options):
+    pipe = quiet(NullTextPipeline.from_pipe(tiny_pipeline("sd1")))
+    pipe.invert(photo, "a cat", num_inference_steps=1, method="ddim")
+    with pytest.raises(OptionError, match=f"{next(iter(options))} is for plain prompts"):
+        pipe([nulltext.EditSpec("a dog")], **options)
+
+
 def test_a_generator_seeds_methods_that_draw_noise(photo):
     pipe = quiet(NullTextPipeline.from_pipe(tiny_pipeline("sd1")))
     options = {"num_inference_steps": 1, "method": nulltext.inversion.RandomPivot(inner_steps=1)}

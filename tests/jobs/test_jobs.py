@@ -27,6 +27,7 @@ from nulltext.jobs.job_files import (
     parse_job,
     read_jobs,
 )
+from nulltext.jobs.options import REMOVED
 from nulltext.jobs.request import check_options
 from nulltext.jobs.worker import grouped, unit_of
 from nulltext.storage.untrusted import decode_text
@@ -41,7 +42,7 @@ def parsed(base, **more):
 def test_a_job_has_every_option_of_edit():
     """But those that are the batch's own, which it is told by name."""
     own = set(inspect.signature(edit).parameters)
-    assert KEYS.keys() | NO_KEYS.keys() == own
+    assert (KEYS.keys() | NO_KEYS.keys()) - REMOVED.keys() == own
     assert not KEYS.keys() & NO_KEYS.keys()
 
 
@@ -134,6 +135,7 @@ MEANT = {
     "prompt": "source",
     "guidance_scale": "guidance",
     "num_inference_steps": "steps",
+    "negative_prompt": "negative",
 }
 
 
@@ -148,6 +150,12 @@ def test_a_key_of_another_spelling_or_tool_is_told_by_its_right_name(tmp_path, k
     assert isinstance(both, Refused)
     assert '"output" is none of a job either: a batch names its pictures itself' in both.reason
     assert '; perhaps "target" is meant.' in parse_job(b'{"prompt": "x"}', 1, tmp_path).reason
+
+
+def test_a_removed_key_says_what_to_write_instead(tmp_path):
+    found = parse_job(json.dumps(GOOD | {"solver": "adam"}).encode(), 3, tmp_path)
+    assert isinstance(found, Refused)
+    assert "--method null-text is Adam" in found.reason
 
 
 SEVERAL = [

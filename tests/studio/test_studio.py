@@ -24,8 +24,8 @@ import nulltext
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError
+from nulltext.inversion.budgets import budget_of
 from nulltext.jobs.options import arguments_of
-from nulltext.jobs.request import plan_of
 from nulltext.models.side_files import KnownWords
 from nulltext.studio import verbs
 from nulltext.studio.forms import Chip, InvertForm, chips_of, weights_of
@@ -159,7 +159,7 @@ def test_a_form_names_a_method_or_leaves_it_to_the_budget(fields, method, steps,
     plan = form.plan()
     assert (plan.method.name, plan.num_steps) == (method, steps)
     assert set(said.split()) == set(arguments_of(form.options())) - {*BARE}
-    assert plan_of(form.options()) == plan
+    assert budget_of(form.options()) == plan
 
 
 def test_one_of_the_strip_is_what_its_command_makes(visitor, file, run, tmp_path, monkeypatch):

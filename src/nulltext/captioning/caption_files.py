@@ -28,7 +28,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("description", "prompt", "text"), ("caption", "target")),
     "editingprompt": ("target",),
 }
-"""Names of other tools for these fields; see `errors.meant`."""
+"""Names of other tools for these fields; see `errors.closest_name`."""
 TABLES = ("labels.jsonl", "captions.jsonl", "edits.jsonl")
 TEXTS = (".txt", ".caption")
 """Suffixes of texts beside pictures, in the order in which they are looked for."""

@@ -27,7 +27,7 @@ from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
-    from nulltext.jobs.batch import Batch, BatchInfo, Executor, Outcome
+    from nulltext.jobs.batch import Batch, BatchProgress, Executor, Outcome
     from nulltext.jobs.worker import Setup
 
 MOST_REASONS = 10
@@ -68,7 +68,9 @@ class BatchOptions:
     )
     limit: int | None = option_field(None, "The first N jobs only.", "N")
     within: Path | None = option_field(
-        None, "Refuse jobs whose files are not in there: for job files by somebody else.", "FOLDER"
+        None,
+        "Refuse jobs whose files are not in there: for job files from another source.",
+        "FOLDER",
     )
     dry_run: bool = option_field(False, "Look at all jobs, load no model, write nothing.")
     retry_failed: bool = option_field(False, "Try jobs that failed once more.")
@@ -177,7 +179,7 @@ class _Bars:
         self.progress = progress
         self.bar = progress.add_task("", total=total, failed="", doing="", start=False)
 
-    def show(self, info: BatchInfo) -> None:
+    def show(self, info: BatchProgress) -> None:
         if info.row is None:
             self.progress.start_task(self.bar)
         failed = f"{info.failed} failed  " if info.failed else ""

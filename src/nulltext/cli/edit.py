@@ -18,7 +18,6 @@ from nulltext.jobs.request import (
     check_options,
     check_readable,
     open_inputs,
-    plan_of,
 )
 from nulltext.models.choice import ModelChoice
 from nulltext.reprs import decibels
@@ -51,6 +50,10 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     axes = axes_of(options)
     inputs = open_inputs(options)
     base_edit(options)  # refuses values that the library does not take
+    if inputs.saved is None:
+        from nulltext.inversion.budgets import budget_of
+
+        budget_of(options)  # refuses what does not go together
     from nulltext.cli.work import open_model, with_caption
     from nulltext.inversion.replay import check_model
     from nulltext.jobs.pictures import PictureFiles, pictures_of, prompt_notes
@@ -114,13 +117,14 @@ def _obtain_inversion(
 ) -> Inversion:
     from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
     from nulltext.editing.loop import check_specs
+    from nulltext.inversion.budgets import budget_of
 
     check_specs(model, inputs.prompt, specs)
     if inputs.saved is not None:
         return inputs.saved
     options, photo = inputs.options, inputs.photo
     assert photo is not None
-    plan, kept = plan_of(options), options.save_inversion
+    plan, kept = budget_of(options), options.save_inversion
     partial = None if kept is None else partial_beside(kept, fresh=options.fresh)
     made = invert_with_bars(
         reporter, model, photo, inputs.prompt, inputs.box, options, plan, partial

@@ -14,14 +14,13 @@ from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.constants import AUTO
 from nulltext.errors import OptionError
-from nulltext.jobs.options import InversionOptions, option_field
+from nulltext.jobs.options import InversionOptions, check_ranges, option_field
 from nulltext.jobs.request import (
     check_captioner_use,
     check_inversion_target,
     check_readable,
     open_inversion,
     open_photos,
-    plan_of,
     size_of,
 )
 from nulltext.models.choice import ModelChoice
@@ -74,13 +73,16 @@ def invert(options: InvertOptions, chosen: ModelChoice, reporter: Reporter) -> N
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
     images = options.images
+    check_ranges(options)
     asks = AUTO if AUTO in options.prompt else None
     check_captioner_use("--prompt", asks, options.captioner)
     prompts = _one_each(options.prompt, len(images))
     targets = [check_inversion_target(path) for path in _targets(images, options.output)]
     photos = open_photos(images, options.crop, size_of(options))
-    plan = plan_of(options)
     from nulltext.cli import work
+    from nulltext.inversion.budgets import budget_of
+
+    plan = budget_of(options)
 
     captioned = [index for index, text in enumerate(prompts) if text == AUTO]
     for index in captioned:

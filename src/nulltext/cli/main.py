@@ -19,6 +19,7 @@ from nulltext.cli.caption import caption, convert_captioner
 from nulltext.cli.doctor import doctor
 from nulltext.cli.edit import edit
 from nulltext.cli.inversions import attention, inspect, invert, replay
+from nulltext.cli.options import KnowsRemoved
 from nulltext.cli.report import LogLevel, open_streams, show_logs, unwritten, visible
 from nulltext.cli.studio import studio
 from nulltext.cli.study import study
@@ -34,8 +35,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(edit)
-app.command()(invert)
+app.command(cls=KnowsRemoved)(edit)
+app.command(cls=KnowsRemoved)(invert)
 app.command()(replay)
 app.command()(inspect)
 app.command()(attention)

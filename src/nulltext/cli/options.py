@@ -14,12 +14,38 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from nulltext import constants
 from nulltext.errors import OptionError
-from nulltext.jobs.options import OPTIONS, Kind, Option, option_field, options_of
+from nulltext.jobs.options import (
+    OPTIONS,
+    REMOVED,
+    Kind,
+    Option,
+    flag_of,
+    option_field,
+    options_of,
+)
 
 Value = TypeVar("Value")
+
+
+class KnowsRemoved(TyperCommand):
+    """A command that tells what to write instead of an option of an earlier version."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse removed options before the parser calls them unknown.
+
+        Raises:
+            OptionError: there is one.
+        """
+        removed = {flag_of(name): instead for name, instead in REMOVED.items()}
+        for word in args:
+            flag = word.partition("=")[0]
+            if flag in removed:
+                raise OptionError(f"There is no {flag} any more; {removed[flag]}.")
+        return super().parse_args(ctx, args)
 
 
 def takes_options(verb: Callable[..., None]) -> Callable[..., None]:

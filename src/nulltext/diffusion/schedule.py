@@ -19,6 +19,7 @@ all training steps. Replays pass through it unchanged, and nothing can be fitted
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,10 +123,11 @@ class Schedule:
         Raises:
             OptionError: num_steps is outside 1 … train_steps.
         """
-        if not 1 <= num_steps <= self.train_steps:
+        whole = isinstance(num_steps, numbers.Integral)  # numpy's, too
+        if not whole or not 1 <= num_steps <= self.train_steps:
             raise OptionError(
-                f"The number of steps is {num_steps}; choose one from 1 to {self.train_steps} "
-                "(50 is usual)."
+                f"The number of steps is {num_steps}; choose a whole number from 1 to "
+                f"{self.train_steps} (50 is usual)."
             )
         n = self.train_steps
         if self.spacing == "linspace":

@@ -89,6 +89,12 @@ class EditSpec:
             raise OptionError(
                 f"{', '.join(short)} cannot stand beside an editor; set it in the editor."
             )
+        for name, text in {"target": target, "negative": negative or ""}.items():
+            if not isinstance(text, str):
+                raise OptionError(
+                    f"The {name} of an edit is one text, not a {type(text).__name__}; make an "
+                    "EditSpec of each."
+                )
         if not pull >= 0.0:
             raise OptionError(f"The pull is {pull:g}; choose a number from 0 up.")
         if guidance_scale is not None and not 0.0 <= guidance_scale < float("inf"):

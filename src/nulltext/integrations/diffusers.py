@@ -180,7 +180,7 @@ class NullTextPipeline(DiffusionPipeline):
             image: a PIL image, a file, an array or a tensor.
             prompt: what it shows.
             num_inference_steps: by default the budget's, else 50.
-            guidance_scale: of the reconstruction; by default what the model suggests, else 7.5.
+            guidance_scale: of the reconstruction; by default 7.5.
             method: an inversion method or its name; by default that of the default budget.
             crop, size: which part of the photo the model sees, and at which size.
             generator: seeds the methods that draw noise; without one, the seed is 0.
@@ -209,6 +209,7 @@ class NullTextPipeline(DiffusionPipeline):
         prompt: str | EditSpec | Sequence[str | EditSpec],
         inversion: Inversion | None = None,
         *,
+        negative_prompt: str | None = None,
         guidance_scale: float | None = None,
         strength: float | None = None,
         output_type: OutputType = "pil",
@@ -220,6 +221,7 @@ class NullTextPipeline(DiffusionPipeline):
             prompt: what the photo shall show; an `EditSpec` where a target has a mask, a blend,
                 weights or an editor of its own.
             inversion: by default that of the last photo.
+            negative_prompt: of prompts, what the pictures shall not show.
             guidance_scale: of prompts; by default the inversion's.
             strength: of prompts, how far the edit may go: 0 the reconstruction, 0.5 the default, 1
                 the words alone.
@@ -238,10 +240,20 @@ class NullTextPipeline(DiffusionPipeline):
         def spec_of(target: str | EditSpec) -> EditSpec:
             if isinstance(target, EditSpec):
                 return target
-            spec = EditSpec(target, guidance_scale=guidance_scale)
+            spec = EditSpec(target, guidance_scale=guidance_scale, negative=negative_prompt)
             return spec if strength is None else spec.at_strength(strength)
 
         prompts = [prompt] if isinstance(prompt, str | EditSpec) else prompt
+        of_prompts = {
+            "negative_prompt": negative_prompt,
+            "guidance_scale": guidance_scale,
+            "strength": strength,
+        }
+        given = [name for name, value in of_prompts.items() if value is not None]
+        if given and prompts and all(isinstance(target, EditSpec) for target in prompts):
+            raise OptionError(
+                f"{given[0]} is for plain prompts, and every target is an EditSpec; set it there."
+            )
         specs = [spec_of(target) for target in prompts]
         with self._progress() as on_step:
             made = edit(self.model, inversion, specs, on_step=on_step)

@@ -8,7 +8,7 @@ the others are its accelerated form, which reaches the same in fewer timesteps a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nulltext.constants import BUDGET, NUM_STEPS
 from nulltext.errors import OptionError
@@ -55,6 +55,32 @@ def budget_named(name: str) -> Budget:
     if name not in BUDGETS:
         raise OptionError(f"There is no budget '{name}'; choose {', '.join(BUDGETS)}.")
     return BUDGETS[name]
+
+
+class Choices(Protocol):
+    """What a user chooses of an inversion; None: not given."""
+
+    @property
+    def method(self) -> str | None: ...
+    @property
+    def budget(self) -> str | None: ...
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def inner_steps(self) -> int | None: ...
+    @property
+    def null_start(self) -> NullStart | None: ...
+
+
+def budget_of(choices: Choices) -> Budget:
+    """Return the method and the number of steps that options stand for; see `planned`."""
+    return planned(
+        choices.method,
+        budget=choices.budget,
+        num_steps=choices.steps,
+        inner_steps=choices.inner_steps,
+        null_start=choices.null_start,
+    )
 
 
 def planned(

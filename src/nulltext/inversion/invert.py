@@ -21,6 +21,7 @@ from nulltext.image.images import (
     SizeChoice,
     default_crop,
     from_uint8,
+    parse_size,
     psnr,
     to_tensor,
     to_uint8,
@@ -219,6 +220,13 @@ class InversionRequest:
         Raises:
             UserError: one of `ImageError`, `PromptError`, `OptionError`.
         """
+        if isinstance(method, type):
+            raise OptionError(
+                f"The method is the class {method.__name__}; pass an instance, "
+                f"{method.__name__}(), or its name."
+            )
+        if isinstance(size, str):
+            size = parse_size(size)
         plan = (
             planned(method, num_steps=num_steps)
             if method is None or isinstance(method, str)

@@ -23,7 +23,7 @@ from nulltext.jobs import ledger
 from nulltext.jobs.edits import axes_of, base_edit
 from nulltext.jobs.job_files import EXAMPLE, read_jobs
 from nulltext.jobs.ledger import Book, Row
-from nulltext.jobs.request import check_options, check_targets, open_inputs, plan_of
+from nulltext.jobs.request import check_options, check_targets, open_inputs
 from nulltext.jobs.worker import (
     INVERSIONS,
     PICTURES,
@@ -103,7 +103,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class BatchInfo:
+class BatchProgress:
     """Progress of a batch."""
 
     done: int
@@ -155,7 +155,7 @@ def read_batch(path: Path, *, limit: int | None = None, within: Path | None = No
     return Batch(list(units.values()), count - len(units))
 
 
-def check_steps(batch: Batch) -> Iterator[BatchInfo]:
+def check_steps(batch: Batch) -> Iterator[BatchProgress]:
     """Check every job without a model: options, photos, masks, inversions."""
     bad = 0
     for index, unit in enumerate(batch.units, start=1):
@@ -164,7 +164,7 @@ def check_steps(batch: Batch) -> Iterator[BatchInfo]:
         row = {**unit.names, "status": "ok", "remarks": remarks}
         if reason is not None:
             row = failed(unit, reason, user_error=True)
-        yield BatchInfo(index - bad, bad, len(batch.units), row)
+        yield BatchProgress(index - bad, bad, len(batch.units), row)
 
 
 def _checked(unit: Unit) -> tuple[str | None, list[str]]:
@@ -177,7 +177,9 @@ def _checked(unit: Unit) -> tuple[str | None, list[str]]:
         axes_of(options)
         base_edit(options)
         if options.inversion is None:
-            plan_of(options)
+            from nulltext.inversion.budgets import budget_of
+
+            budget_of(options)
         inputs = open_inputs(options)
         check_targets(options, inputs.prompt)
     except NulltextError as error:
@@ -201,7 +203,7 @@ def open_batch(
 
 def batch_steps(
     executor: Executor, batch: Batch, book: Book, *, retry_failed: bool = False
-) -> Generator[BatchInfo, None, Outcome]:
+) -> Generator[BatchProgress, None, Outcome]:
     """Do every job that has no row yet, yielding first and after each row.
 
     Args:
@@ -222,11 +224,11 @@ def batch_steps(
     known = book.keys
     still = [unit for unit in batch.units if unit.id not in known]
     total = len(batch.units)
-    yield BatchInfo(outcome.done, len(outcome.failures), total, None)
+    yield BatchProgress(outcome.done, len(outcome.failures), total, None)
     for row in executor.rows(grouped(still)):
         book.add(row)
         outcome.count(row)
-        yield BatchInfo(outcome.done, len(outcome.failures), total, row)
+        yield BatchProgress(outcome.done, len(outcome.failures), total, row)
     _clear(book.folder)
     return outcome
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nulltext.constants import BLEND_THRESHOLD
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.errors import OptionError
 from nulltext.jobs.options import KNOBS, OPTIONS, EditOptions, check_range, flag_of
 
@@ -192,11 +193,7 @@ def axes_of(options: EditOptions) -> list[Axis]:
         if KNOBS[other].about.by_strength:
             raise OptionError(f"strength turns {other}, too; sweep one of them.")
     for axis in axes:
-        if KNOBS[axis.knob].about.editor not in (None, options.editor):
-            raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
-        for value in axis.values:
-            check_range(KNOBS[axis.knob], value)
-        _check_beside_options(axis.knob, options)
+        _check_axis(axis, options)
     cells = math.prod(len(axis.values) for axis in axes)
     if cells > MOST_CELLS:
         raise OptionError(
@@ -204,6 +201,21 @@ def axes_of(options: EditOptions) -> list[Axis]:
             "at most."
         )
     return axes
+
+
+def _check_axis(axis: Axis, options: EditOptions) -> None:
+    """Refuse a knob of another editor, a value out of range, or one that another option sets."""
+    if KNOBS[axis.knob].about.editor not in (None, options.editor):
+        raise OptionError(f"--over {axis.knob} is a knob of another --editor; leave it out.")
+    for value in axis.values:
+        check_range(KNOBS[axis.knob], value)
+    guidance = KNOBS[axis.knob] is OPTIONS["target_guidance"]
+    if options.negative is not None and guidance and CONDITIONAL_ONLY in axis.values:
+        raise OptionError(
+            f"--negative steers nothing at guidance 1, which --over {axis.knob} has; leave one of "
+            "them out."
+        )
+    _check_beside_options(axis.knob, options)
 
 
 def parse_axis(text: str) -> Axis:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nulltext.errors import DataError, closest_name, reason_of
-from nulltext.jobs.options import OPTIONS, EditOptions, Kind, Option, flag_of
+from nulltext.jobs.options import OPTIONS, REMOVED, EditOptions, Kind, Option, flag_of
 from nulltext.models.choice import ModelChoice
 from nulltext.storage.untrusted import (
     MEGABYTE,
@@ -41,9 +41,13 @@ from nulltext.storage.untrusted import (
 KEYS = {option.name: option for option in OPTIONS.values() if option.about.no_job is None}
 
 _WHOLE_BATCH = ("as_json", "quiet", *(one.name for one in fields(ModelChoice)))
-NO_KEYS = {name: option.about.no_job for name, option in OPTIONS.items() if name not in KEYS} | {
-    name: f"it is the whole batch's: nulltext batch {flag_of(name.removeprefix('as_'))}"
-    for name in _WHOLE_BATCH
+NO_KEYS = {
+    **{name: option.about.no_job for name, option in OPTIONS.items() if name not in KEYS},
+    **{
+        name: f"it is the whole batch's: nulltext batch {flag_of(name.removeprefix('as_'))}"
+        for name in _WHOLE_BATCH
+    },
+    **REMOVED,
 }
 """Options of `edit` that a job cannot have, and why."""
 
@@ -64,9 +68,10 @@ OTHER_NAMES = {
     **dict.fromkeys(("cfg", "cfgscale", "guidancescale"), ("guidance",)),
     **dict.fromkeys(("numsteps", "numinferencesteps", "inferencesteps"), ("steps",)),
     **dict.fromkeys(("maskimage", "maskpath"), ("mask",)),
+    **dict.fromkeys(("negativeprompt", "negprompt"), ("negative",)),
     "weights": ("weight",),
 }
-"""What other tools call options of a job; see `errors.meant`."""
+"""What other tools call options of a job; see `errors.closest_name`."""
 
 
 LONGEST_LINE = 1 << 16
@@ -208,7 +213,7 @@ def _of_table(path: Path) -> Iterator[Job | Refused]:
             for number, cells in enumerate(rows, start=2):
                 if any(cell.strip() for cell in cells):
                     whole = delimiter.join(cells).encode()[:LONGEST_LINE]
-                    read = partial(_of_row, names, cells)
+                    read = partial(_job_from_cells, names, cells)
                     yield _job(read, number, f"Row {number}", whole, path.parent)
         except csv.Error as error:
             if str(error) == "unexpected end of data":
@@ -249,7 +254,7 @@ def _known(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _of_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+def _job_from_cells(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
     places = [*names, *[""] * (len(cells) - len(names))]
     if any(cell.strip() for name, cell in zip(places, cells, strict=False) if not name):
         raise ValueError(

@@ -3,7 +3,7 @@
 An option is a field of `InversionOptions` (of `invert` and `edit`) or of `EditOptions` (of `edit`
 alone), and what is known about it stands beside the field. Everything that shows or reads options
 is made from these fields: the parameters of the command line (`cli.options`), the keys of a job
-file (`job_files`), what a sweep varies (`sweep`), the fields and the copied command of the studio,
+file (`job_files`), what a sweep varies (`edits`), the fields and the copied command of the studio,
 and the tables of README and docs/options.md (docs/options_tables.py).
 
 To add an option, add a field here and the code that uses it.
@@ -403,9 +403,24 @@ def check_range(option: Option, value: float) -> None:
         OptionError: it is.
     """
     low, high = option.about.low, option.about.high
-    if low is not None and not low <= value <= (math.inf if high is None else high):
-        to = "up" if high is None else f"to {high:g}"
-        raise OptionError(f"{option.flag} is {value:g}; choose a number from {low:g} {to}.")
+    if low is None or (low <= value < math.inf and (high is None or value <= high)):
+        return
+    whole = option.kind is Kind.INTEGER
+    said, kind = (str(value), "whole number") if whole else (f"{value:g}", "number")
+    to = "up" if high is None else f"to {high:g}"
+    raise OptionError(f"{option.flag} is {said}; choose a {kind} from {low:g} {to}.")
+
+
+def check_ranges(options: InversionOptions) -> None:
+    """Refuse numbers that are out of their options' ranges.
+
+    Raises:
+        OptionError: one is.
+    """
+    for one in fields(options):
+        option, value = OPTIONS[one.name], getattr(options, one.name)
+        if option.kind in (Kind.NUMBER, Kind.INTEGER) and value is not None:
+            check_range(option, value)
 
 
 def options_of(group: type) -> dict[str, Option]:
@@ -446,6 +461,10 @@ OPTIONS = options_of(EditOptions)
 
 KNOBS = {one.about.knob: one for one in OPTIONS.values() if one.about.knob is not None}
 """The options that a sweep can vary, by their names in `--over`."""
+
+
+REMOVED = {"solver": "--method null-text is Adam, --method null-text-secant the secant solver"}
+"""Options of earlier versions, and what to write instead."""
 
 
 def combined(*parts: EditOptions) -> EditOptions:

@@ -20,8 +20,7 @@ from nulltext.jobs.options import (
     OPTIONS,
     EditOptions,
     InversionOptions,
-    Kind,
-    check_range,
+    check_ranges,
     flag_of,
 )
 from nulltext.storage.inversion_file import read_header
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from nulltext.captioning.captioner import Captioner
     from nulltext.image.images import CropBox, SizeChoice
     from nulltext.image.photos import Photo
-    from nulltext.inversion.budgets import Budget
     from nulltext.inversion.record import Inversion
     from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -48,14 +46,15 @@ def check_options(options: EditOptions) -> None:
     """
     _check_inputs(options)
     _check_edits(options)
-    for option in OPTIONS.values():
-        value = getattr(options, option.name)
-        if option.kind is Kind.NUMBER and value is not None:
-            check_range(option, value)
+    check_ranges(options)
     own = [str(options.source)] if options.inversion is None else []
-    negative = [] if options.negative is None else [options.negative]
-    if not all(prompt.strip() for prompt in [*own, *options.prompts, *negative]):
+    if not all(prompt.strip() for prompt in [*own, *options.prompts]):
         raise OptionError("A prompt is empty; say in a few words what the photo shall show.")
+    if options.negative is not None and not options.negative.strip():
+        raise OptionError(
+            "--negative is empty; say in a few words what the picture shall not show, or leave it "
+            "out."
+        )
     check_targets(options, *own)
 
 
@@ -165,23 +164,6 @@ def size_of(options: InversionOptions) -> SizeChoice:
 
 def seed_of(options: InversionOptions) -> int:
     return constants.SEED if options.seed is None else options.seed
-
-
-def plan_of(options: InversionOptions) -> Budget:
-    """Find the method, its settings and the number of steps.
-
-    Raises:
-        OptionError: an option is given to a method that has none of the kind.
-    """
-    from nulltext.inversion.budgets import planned
-
-    return planned(
-        options.method,
-        budget=options.budget,
-        num_steps=options.steps,
-        inner_steps=options.inner_steps,
-        null_start=options.null_start,
-    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from nulltext.jobs.request import (
     check_options,
     check_readable,
     open_inputs,
-    plan_of,
     seed_of,
     size_of,
 )
@@ -237,6 +236,7 @@ class Worker:
     ) -> tuple[Inversion, str | None]:
         """(inversion, its name in the folder): the job's saved one, or a stored or new one."""
         from nulltext.editing.loop import check_specs
+        from nulltext.inversion.budgets import budget_of
         from nulltext.inversion.invert import InversionRequest
         from nulltext.inversion.replay import check_model
 
@@ -246,7 +246,7 @@ class Worker:
         if inputs.saved is not None:
             return inputs.saved, None
         assert inputs.photo is not None
-        plan = plan_of(inputs.options)
+        plan = budget_of(inputs.options)
         request = InversionRequest.checked(
             self.model,
             inputs.photo,

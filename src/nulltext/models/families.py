@@ -1,6 +1,6 @@
 """What a family of models is made of, and how its network is conditioned: Stable Diffusion and XL.
 
-A prompt becomes one tensor of rows [R, D], whatever the family; inversion methods, solvers and
+A prompt becomes one tensor of rows [R, D], whatever the family; inversion methods and
 editors store, batch and differentiate it without knowing what the rows are. Only the family's
 `TextConditioner` packs them, and unpacks them for the network, a UNet that attends to them.
 

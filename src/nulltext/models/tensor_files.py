@@ -52,7 +52,7 @@ MOST_EMBEDDINGS, FLAT = 16, 2
 Option = Literal["--model", "--lora", "--embedding", "--vae", "--inversion"]
 
 
-class Expected(NamedTuple):
+class OptionFile(NamedTuple):
     """What an option takes."""
 
     what: str
@@ -65,26 +65,28 @@ class Expected(NamedTuple):
     """Names of its files in a folder."""
 
 
-EXPECTED: Mapping[Option, Expected] = {
-    "--model": Expected("a whole checkpoint", WORKS, ("checkpoint", "no-vae")),
-    "--lora": Expected(
+EXPECTED: Mapping[Option, OptionFile] = {
+    "--model": OptionFile("a whole checkpoint", WORKS, ("checkpoint", "no-vae")),
+    "--lora": OptionFile(
         "a LoRA",
         "pass the .safetensors file of a LoRA",
         ("lora",),
         "LoRA",
         ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"),
     ),
-    "--embedding": Expected(
+    "--embedding": OptionFile(
         "a learnt embedding",
         "pass the .safetensors file of a learnt embedding",
         ("embedding",),
         "embedding",
         ("learned_embeds.safetensors",),
     ),
-    "--vae": Expected(
+    "--vae": OptionFile(
         "an autoencoder", "pass the .safetensors file of an autoencoder", ("vae",), "autoencoder"
     ),
-    "--inversion": Expected("a saved inversion", "make one with `nulltext invert`", ("inversion",)),
+    "--inversion": OptionFile(
+        "a saved inversion", "make one with `nulltext invert`", ("inversion",)
+    ),
 }
 
 
