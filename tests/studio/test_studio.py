@@ -362,7 +362,7 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         (
             "invert",
             {"source": "a cat", "method": "null-text", "budget": "fast"},
-            "the method null-text-secant, and the method given is null-text",
+            "A budget chooses the method",
         ),
         ("invert", {"source": ["a cat"]}, "The source is no text"),
         ("edit", {"target": ""}, "The prompt is empty"),

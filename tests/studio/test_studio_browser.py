@@ -149,7 +149,7 @@ def test_words_crop_mask_and_strip(visit, file):
     command = part(page, "command").inner_text()
     assert "--crop 30,0,60" in command
     assert "--target 'a red black cat'" in command
-    assert "--weight cat=2.5 --mask 'my cat-mask.png'" in command
+    assert "--weight cat=2.5 --strength 0.5 --mask 'my cat-mask.png'" in command
     first = part(page, "over").get_attribute("src")
     part(page, "try").click()
     tiles = part(page, "strip").get_by_role("button")

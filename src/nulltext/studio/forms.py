@@ -67,11 +67,14 @@ class InvertForm:
         source = read_text(request, "source")
         if not source:
             raise PromptError("Say what the photo shows first, in a few words.")
+        method, budget = read_text(request, "method"), read_text(request, "budget")
+        if method and budget:
+            raise OptionError("A budget chooses the method; choose one of them, not both.")
         return cls(
             source=source,
             crop=CropBox.from_list(request.get("crop") or []),
-            method=read_text(request, "method") or None,
-            budget=read_text(request, "budget") or None,
+            method=method or None,
+            budget=budget or None,
             steps=read_integer(request, "steps", *STEPS),
             guidance=read_number(request, "guidance", *GUIDANCE),
             seed=read_integer(request, "seed", 0, 2**31 - 1) or 0,
@@ -81,7 +84,7 @@ class InvertForm:
         """Return the method and the number of steps.
 
         Raises:
-            OptionError: a name is unknown, or the budget is of another method than the one named.
+            OptionError: a name is unknown.
         """
         return planned(self.method, budget=self.budget, num_steps=self.steps)
 
