@@ -94,6 +94,12 @@ def test_an_inversion_at_guidance_one_is_edited_by_the_prompt_branch_alone(tiny,
     assert (edit.images - edit.reconstruction).abs().max() > 1e-3
 
 
+def test_what_is_no_inversion_is_refused(tiny_sd1):
+    for use in (nulltext.replay, lambda m, i: nulltext.edit(m, i, "a dog")):
+        with pytest.raises(InversionFileError, match=r"A str is no inversion; .*Inversion\.load"):
+            use(tiny_sd1, "cat.safetensors")
+
+
 def test_another_model_is_refused(tiny_sd1, tiny_sd2, photo):
     inversion = nulltext.invert(tiny_sd1, photo, "a cat", method="ddim", num_steps=2)
     for use in (nulltext.replay, lambda m, i: nulltext.edit(m, i, "a dog")):

@@ -201,6 +201,11 @@ def test_a_size_may_be_written_as_on_the_command_line(tiny_sd1, photo):
         nulltext.invert(tiny_sd1, photo, "a cat", method="ddim", num_steps=1, size="large")
 
 
+def test_a_crop_that_is_no_box_is_refused(tiny_sd1, photo):
+    with pytest.raises(OptionError, match=r"is no nulltext\.CropBox"):
+        nulltext.invert(tiny_sd1, photo, "a cat", crop=(0, 0, 8, 8))
+
+
 def test_a_method_that_is_a_class_is_refused_by_name(tiny_sd1, photo):
     with pytest.raises(OptionError, match=r"is the class DDIM; pass an instance, DDIM\(\)"):
         nulltext.invert(tiny_sd1, photo, "a cat", method=nulltext.inversion.DDIM)

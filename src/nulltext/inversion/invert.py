@@ -124,7 +124,7 @@ def invert_many(
         raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
     if isinstance(prompts, str) or isinstance(photos, str) or len(photos) != len(prompts):
         raise OptionError(
-            f"There are {_count(photos)} photos and {_count(prompts)} prompts; give each its own."
+            f"There are {_count(photos)} photos and {_count(prompts)} prompts; give each its own, in lists."
         )
     requests = [
         InversionRequest.checked(
@@ -224,6 +224,10 @@ class InversionRequest:
             raise OptionError(
                 f"The method is the class {method.__name__}; pass an instance, "
                 f"{method.__name__}(), or its name."
+            )
+        if crop is not None and not isinstance(crop, CropBox):
+            raise OptionError(
+                f"The crop {crop!r:.80} is no nulltext.CropBox; pass CropBox(x, y, width, height)."
             )
         if isinstance(size, str):
             size = parse_size(size)

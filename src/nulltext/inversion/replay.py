@@ -39,6 +39,11 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
     Raises:
         InversionFileError: the weights, the shapes or the schedule differ.
     """
+    if not isinstance(inversion, Inversion):
+        raise InversionFileError(
+            f"A {type(inversion).__name__} is no inversion; pass what invert returned, or "
+            "nulltext.Inversion.load(FILE)."
+        )
     if inversion.header.fingerprint not in model.fingerprints:
         raise InversionFileError(
             f"The inversion was made with the model '{inversion.header.model}' "
@@ -218,6 +223,7 @@ def replay(
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Replay:
     """Reconstruct the photo from its inversion; see `replay_steps` for the errors."""
+    check_model(model, inversion)
     with timed(logger, "replay: %d steps", inversion.num_steps):
         latents = run(replay_steps(model, inversion), on_step)
     with timed(logger, "decode: 1 picture"):
