@@ -124,7 +124,8 @@ def invert_many(
         raise OptionError(f"batch_size is {batch_size}; choose 1 or more (8 is usual).")
     if isinstance(prompts, str) or isinstance(photos, str) or len(photos) != len(prompts):
         raise OptionError(
-            f"There are {_count(photos)} photos and {_count(prompts)} prompts; give each its own, in lists."
+            f"There are {_count(photos)} photos and {_count(prompts)} prompts; give each its own, "
+            "in lists."
         )
     requests = [
         InversionRequest.checked(
