@@ -93,7 +93,7 @@ def test_null_text_in_float16_finds_the_embedding_that_float32_finds(tiny, monke
     assert off(found(cast(model, torch.float16)), exact) > 0.4, "the test underflows nothing"
 
 
-@pytest.mark.parametrize("method", [NullText, SecantNullText])
+@pytest.mark.parametrize("method", [NullText(), SecantNullText(start="empty")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_fits_gain_in_half_precision(tiny_sdxl, method, dtype):
     model, losses = cast(tiny_sdxl, dtype), {}
@@ -101,7 +101,7 @@ def test_fits_gain_in_half_precision(tiny_sdxl, method, dtype):
         kept = []
         latents, grid = 0.3 * noise(3, 1, 4, 8, 8), model.schedule.grid(1)
         problem = Problem(latents, model.embed([PROMPT]), grid, 7.5, None)
-        config = method(inner_steps=inner)
+        config = replace(method, inner_steps=inner)
         solution = nulltext.diffusion.run(
             config.steps(model, problem), lambda info, kept=kept: kept.append(info.loss)
         )

@@ -417,8 +417,8 @@ def check_ranges(options: InversionOptions) -> None:
     Raises:
         OptionError: one is.
     """
-    for one in fields(options):
-        option, value = OPTIONS[one.name], getattr(options, one.name)
+    for name, option in OPTIONS.items():
+        value = getattr(options, name, None)
         if option.kind in (Kind.NUMBER, Kind.INTEGER) and value is not None:
             check_range(option, value)
 
