@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from diffusers import UNet2DConditionModel
-from torch.autograd.forward_ad import unpack_dual
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 
@@ -17,11 +16,10 @@ class Seen:
 
     forward: list[int] = field(default_factory=list)
     backward: list[int] = field(default_factory=list)
-    tangents: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> int:
-        return sum(self.forward) + sum(self.backward) + sum(self.tangents)
+        return sum(self.forward) + sum(self.backward)
 
 
 @contextmanager
@@ -35,10 +33,7 @@ def unet_passes() -> Iterator[Seen]:
             handles[module] = [module.register_forward_hook(forward), last]
 
     def forward(module, args, output):
-        rows = len(args[0])
-        seen.forward.append(rows)
-        if unpack_dual(output.sample).tangent is not None:
-            seen.tangents.append(rows)
+        seen.forward.append(len(args[0]))
 
     def backward(module, gradients):
         seen.backward.append(len(gradients[0]))

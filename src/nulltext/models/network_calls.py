@@ -3,9 +3,8 @@
 UNet evaluations: every stated cost is read from `Passes`. A UNet evaluation is one image once
 through the UNet, under one embedding, in either direction:
 
-    forward         1
-    backward        1    with frozen weights it takes about as long as a forward (docs/speed.md)
-    forward mode    2    the values, and their derivatives along one direction
+    forward     1
+    backward    1    with frozen weights it takes about as long as a forward (docs/speed.md)
 
 They are counted where the UNet is called, whatever calls it; a guided step is therefore 2. A pass
 that is repeated, since it left float16's range, counts again. What is inside a pass does not count:
@@ -22,8 +21,7 @@ Source: Hu et al. 2022 (LoRA), sec. 4.1. Written out here, as peft would rename 
 
 float16: it ends at 6e-8 and 65504. The gradient of a loss that is a mean over thousands of latents
 lies below its smallest number when it enters the UNet's backward pass, and comes out as zero.
-Backward and forward-mode passes are linear, so each photo's row x is first scaled by a power of
-two:
+A backward pass is linear, so each photo's row x is first scaled by a power of two:
 
     J x = 2^-k J (2^k x),    k so that max |2^k x| lies in [2^(e-1), 2^e)
 
@@ -44,7 +42,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional
 
 DOWN, UP = ".down", ".up"
@@ -72,8 +69,6 @@ class Passes:
         """
         own = [row % self.photos for row in range(len(output))] if rows is None else list(rows)
         self.counts.update(own)
-        if forward_ad.unpack_dual(output).tangent is not None:
-            self.counts.update(own)
         if output.requires_grad:
             output.register_hook(lambda _: self.counts.update(own))
 
