@@ -52,6 +52,8 @@ class Solution:
     """Low-rank factors by layer; see `models.network_calls`."""
     iterations: int = 0
     """Gradients of a loss that it took."""
+    unconverged: int = 0
+    """Timesteps at which a fixed-point iteration ended above its tolerance."""
     replayed: Tensor | None = None
     """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
 

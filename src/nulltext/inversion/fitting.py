@@ -1,6 +1,6 @@
 """What a fit of one embedding per timestep keeps: the batch, the best embeddings, how far it came.
 
-Records only; the algorithms are in `null_text` and `secant`.
+Records only; the algorithm is in `null_text`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nulltext.constants import PivotName
 from nulltext.diffusion.finite import ADVICE, at
 from nulltext.diffusion.levels import Grid, Step
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NumericalError, OptionError
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.pivots import check_pivot
 from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.network_calls import Passes
 
 FITTED, REMEMBERED = "fitted.", "solver."
 """Prefixes of tensor names in a partial file: one per timestep, and what the method remembers."""
@@ -72,9 +73,12 @@ class BatchMethod:
     """A method that works on several photos side by side, and on one as a batch of one."""
 
     inner_steps: int
+    learning_rate: float
+    pivot: PivotName
 
     def __post_init__(self) -> None:
-        check_effort(self.inner_steps, getattr(self, "learning_rate", 1.0))
+        check_effort(self.inner_steps, self.learning_rate)
+        check_pivot(self.pivot)
 
     def batch_steps(
         self, model: LatentDiffusion, problems: Sequence[Problem]
@@ -178,15 +182,15 @@ class State:
     """zbar after the last timestep that is done, [B, C, h, w]."""
     fitted: tuple[Tensor, ...]
     """E_T …, one [B, R, D] per timestep that is done."""
-    counts: Tensor
-    """[2, B], int64: UNet evaluations of the run, gradients."""
+    gradients: Tensor
+    """[B], int64, taken so far."""
     remembered: Mapping[str, Tensor]
     """What the method remembers between timesteps."""
 
     @classmethod
     def start(cls, pivot: Tensor) -> State:
         """Begin at z*_T of a pivot [T + 1, B, C, h, w]."""
-        nothing = torch.zeros(2, pivot.shape[1], dtype=torch.int64)
+        nothing = torch.zeros(pivot.shape[1], dtype=torch.int64)
         return cls(pivot, pivot[-1], (), nothing, {})
 
     @property
@@ -203,14 +207,9 @@ class State:
         """z*_{t-1} of the step with this index (0 is the noisiest): [B, C, h, w]."""
         return self.pivot[len(self.pivot) - index - 2]
 
-    def resume(self, passes: Passes) -> None:
-        """Add what the run took until now to a count that starts at zero."""
-        passes.counts.update(dict(enumerate(self.counts[0].tolist())))
-
     def after(
         self,
         best: Best,
-        passes: Passes,
         gradients: Tensor,
         remembered: Mapping[str, Tensor] | None = None,
     ) -> State:
@@ -218,12 +217,11 @@ class State:
 
         Args: gradients: [B], int64, taken at this timestep.
         """
-        spent = torch.tensor([passes.counts[row] for row in range(len(gradients))])
         return replace(
             self,
             latents=best.cleaner,
             fitted=(*self.fitted, best.embeds),
-            counts=torch.stack([spent, self.counts[1] + gradients.cpu()]),
+            gradients=self.gradients + gradients.cpu(),
             remembered=remembered or {},
         )
 
@@ -247,7 +245,7 @@ class State:
         return [
             Solution(
                 trajectory=self.pivot[:, row],
-                iterations=int(self.counts[1, row]),
+                iterations=int(self.gradients[row]),
                 replayed=self.latents[row : row + 1],
                 **fitted,
             )
@@ -256,7 +254,7 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as `of` reads them; nothing is copied."""
-        own = {"pivots": self.pivot, "latents": self.latents, "counts": self.counts}
+        own = {"pivots": self.pivot, "latents": self.latents, "gradients": self.gradients}
         fitted = {f"{FITTED}{index}": embeds for index, embeds in enumerate(self.fitted)}
         return own | fitted | {REMEMBERED + name: self.remembered[name] for name in self.remembered}
 
@@ -267,5 +265,5 @@ class State:
         own = [name for name in tensors if name.startswith(REMEMBERED)]
         remembered = {name.removeprefix(REMEMBERED): tensors[name] for name in own}
         fitted = tuple(tensors[f"{FITTED}{index}"] for index in range(count))
-        counts = tensors["counts"].cpu()
-        return cls(tensors["pivots"], tensors["latents"], fitted, counts, remembered)
+        gradients = tensors["gradients"].cpu()
+        return cls(tensors["pivots"], tensors["latents"], fitted, gradients, remembered)

@@ -74,6 +74,8 @@ class InversionHeader:
     """Wall time of the inversion."""
     iterations: int = 0
     """Gradients of a loss that the inversion took; files of format 1 do not say."""
+    unconverged: int = 0
+    """Timesteps at which the fixed-point iteration ended above its tolerance."""
     adapters: list[dict[str, Any]] = field(default_factory=list)
     """LoRAs, learnt tokens and autoencoder that the model had beside its own weights: kind, name,
     sha256, and weight or token; older files do not say."""

@@ -59,7 +59,7 @@ def invert(
             size.
         prompt: what the photo shows, in the words that will be edited. It may be empty, for
             comparison: then there are no words to change, only some to add.
-        method: a name ("null-text", "null-text-secant", "ddim", … see `inversion.registry`) or a
+        method: a name ("fixed-point", "null-text", "ddim", … see `inversion.registry`) or a
             method with options; by default that of the default budget (see `inversion.budgets`).
         num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
         guidance_scale: w of the replay, by default what the model suggests; null-text needs more
@@ -331,8 +331,9 @@ def request_steps(
     model = model.counted()
     clock = Partial(partial, digests_of([request.identity(model)], model.fingerprints))
     start = _Start.of(model, request, clock.read(model.device))
-    solution = yield from keeping(request.method.steps(model, start.problem), clock)
-    inversion = yield from _finish_steps(model, start, solution, model.passes.total)
+    solution = yield from keeping(request.method.steps(model, start.problem), clock, model.passes)
+    spent = clock.evaluations_before + model.passes.total
+    inversion = yield from _finish_steps(model, start, solution, spent)
     return _timed(inversion, clock.seconds)
 
 
@@ -441,6 +442,7 @@ def _inversion(
         unet_evaluations=0,
         seconds=0.0,
         iterations=solution.iterations,
+        unconverged=solution.unconverged,
         adapters=[dict(one) for one in model.adapters],
     )
     delta = solution.weight_delta

@@ -17,19 +17,19 @@ from nulltext.inversion.ablations import (
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.direct import Direct
+from nulltext.inversion.fixed_point import FixedPoint
 from nulltext.inversion.model_tuning import ModelTuning
 from nulltext.inversion.negative_prompt import NegativePrompt
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.secant import SecantNullText
 from nulltext.plugins import METHODS_GROUP, Registry
 
 METHODS: Registry[InversionMethod] = Registry(
     "inversion method",
     METHODS_GROUP,
     [
-        DDIM,
+        FixedPoint,
         NullText,
-        SecantNullText,
+        DDIM,
         Direct,
         NegativePrompt,
         RandomPivot,

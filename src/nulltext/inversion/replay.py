@@ -11,9 +11,12 @@ import logging
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.diffusion.levels import Grid, Step
 from nulltext.diffusion.loops import Conditions, Sampled, StepInfo, run, sample_step
 from nulltext.errors import InversionFileError
@@ -133,6 +136,17 @@ class Replaying:
         )
         return cls(model, inversion, model.schedule.grid(inversion.num_steps), conditions)
 
+    @cached_property
+    def source_guidance(self) -> float:
+        """w of the source's own steps: 1 where null and prompt embeddings are the same.
+
+        There o_∅ + w (o_C - o_∅) = o_C at any w, at half the evaluations.
+        """
+        null_embeds, prompt_embeds = self.conditions.null_embeds, self.conditions.prompt_embeds
+        if torch.equal(null_embeds, prompt_embeds):
+            return CONDITIONAL_ONLY
+        return self.inversion.header.guidance_scale
+
     @property
     def start(self) -> Tensor:
         """z*_T on the model's device: [1, C, h, w]."""
@@ -151,7 +165,7 @@ def source_step(replaying: Replaying, latents: Tensor, index: int) -> Sampled:
         replaying.grid[index],
         latents,
         replaying.conditions.at(index),
-        replaying.inversion.header.guidance_scale,
+        replaying.source_guidance,
         correction=None if corrections is None else corrections[index][None].to(latents.device),
     )
 

@@ -1,0 +1,51 @@
+"""The trajectory that a method steers its replay along: two ways to walk it.
+
+    ddim           z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))              as published
+    fixed-point    z*_t such that denoise(z*_t, o(z*_t, t, C)) = z*_{t-1}   diffusion.fixed_point
+
+A replay at w = 1 leaves the first by its discretisation error, and the second hardly at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import get_args
+
+from torch import Tensor
+
+from nulltext.constants import PivotName
+from nulltext.diffusion.fixed_point import fixed_point_steps
+from nulltext.diffusion.levels import Grid
+from nulltext.diffusion.loops import StepInfo, pivot_steps
+from nulltext.errors import OptionError
+from nulltext.models.latent_diffusion import LatentDiffusion
+
+
+def check_pivot(name: str) -> None:
+    """Refuse a name that is none.
+
+    Raises:
+        OptionError: there is no such pivot.
+    """
+    if name not in get_args(PivotName):
+        choices = " or ".join(map(repr, get_args(PivotName)))
+        raise OptionError(f"pivot is {name!r}; choose {choices}.")
+
+
+def walk_steps(
+    name: PivotName, model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor, grid: Grid
+) -> Generator[StepInfo, None, Tensor]:
+    """Walk the pivots of B photos side by side.
+
+    Args:
+        latents: z_0, [B, C, h, w]. prompt_embeds: [B, R, D].
+
+    Returns:
+        z*_0 … z*_T, [T + 1, B, C, h, w].
+
+    Raises:
+        NumericalError: the latents became infinite or NaN.
+    """
+    if name == "ddim":
+        return (yield from pivot_steps(model, latents, prompt_embeds, grid))
+    return (yield from fixed_point_steps(model, latents, prompt_embeds, grid)).trajectory
