@@ -248,6 +248,7 @@ LABELS = {
     "psnr_reconstruction": "PSNR reconstruction",
     "unet_evaluations": "UNet evaluations",
     "iterations": "Gradients",
+    "unconverged": "Timesteps off tolerance",
     "seconds": "Seconds",
     "adapters": "Adapters",
     "tensors": "Tensors",

@@ -22,6 +22,7 @@ from nulltext.image.images import (
 from nulltext.image.photos import Photo
 from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Budget
+from nulltext.inversion.fixed_point import note_on_convergence
 from nulltext.inversion.invert import invert_many, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion.record import Inversion
@@ -228,7 +229,9 @@ def note_what_is_odd(
     made: Sequence[Inversion],
 ) -> None:
     note_unused_seed(reporter, plan, seed)
-    for note in dict.fromkeys(note_on_configuration(model, inversion) for inversion in made):
+    notes = [note_on_configuration(model, inversion) for inversion in made]
+    notes += map(note_on_convergence, made)
+    for note in dict.fromkeys(notes):
         if note is not None:
             reporter.note(note)
 

@@ -24,7 +24,22 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.fitting import Batch
+from nulltext.inversion.record import Inversion
 from nulltext.models.latent_diffusion import LatentDiffusion
+
+TOO_MANY = 0.25
+"""Share of the timesteps above the tolerance from which on it is worth a note."""
+
+
+def note_on_convergence(inversion: Inversion) -> str | None:
+    """Say where the iteration did not converge; None where it did, or in a few timesteps alone."""
+    missed, num_steps = inversion.header.unconverged, inversion.num_steps
+    if missed < TOO_MANY * num_steps:
+        return None
+    return (
+        f"Note: the inversion did not converge at {missed} of {num_steps} timesteps. The "
+        "reconstruction is exact all the same, but edits may drift: more --steps help."
+    )
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class FixedPoint:
     name: ClassVar[str] = "fixed-point"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 2
     pivot: ClassVar[str] = "fixed-point"
 
     tolerance: float = TOLERANCE

@@ -27,6 +27,7 @@ class NegativePrompt:
     name: ClassVar[str] = "negative-prompt"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 2
 
     pivot: PivotName = "ddim"
     """The trajectory: as published, or exact; see `pivots`."""
