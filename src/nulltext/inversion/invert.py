@@ -424,9 +424,13 @@ def _inversion(
     pixels: Tensor,
     bound: float,
 ) -> Inversion:
-    """The record of a solved problem; the figures of its replay, and its cost, are still open."""
+    """The record of a solved problem; the figures of its replay, and its cost, are still open.
+
+    Its tensors share no memory, with each other or with other photos' of a batch: a file refuses
+    the one, and the other would keep the whole batch.
+    """
     tensors: dict[str, Any] = {
-        name: None if tensor is None else tensor.detach().to("cpu", model.precision)
+        name: None if tensor is None else tensor.detach().to("cpu", model.precision, copy=True)
         for name, tensor in (
             ("trajectory", solution.trajectory),
             ("null_embeds", solution.null_embeds),
