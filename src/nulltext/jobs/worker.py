@@ -68,6 +68,9 @@ LONGEST_STEM = 40
 ID_LENGTH = 24
 """Hexadecimal digits of an id: 96 bits."""
 
+MOST_CAPTIONS = 1000
+"""That a worker remembers, for jobs on the same photo."""
+
 INVERTING = ("image", "source", "inversion", *(one.name for one in fields(InversionOptions)))
 """Options that an inversion follows from; under --full, the mask may place the crop as well."""
 
@@ -222,7 +225,6 @@ class Worker:
         Raises:
             OutputError: the folder cannot be written any more.
         """
-        self._captions.clear()
         requests: dict[str, InversionRequest] = {}
         for job in (unit.job for unit in units if not unit.reason):
             if job is None or "inversion" in job.options:
@@ -315,9 +317,11 @@ class Worker:
         return inputs, edits_of(options, self.model, inputs.mask, axes)
 
     def _caption(self, captioner: str | None, photo: Photo, box: CropBox) -> str:
-        """Ask a captioner once for all units that come next."""
+        """Ask a captioner once for units that come soon after each other."""
         asked = (photo.sha256, *box.as_list(), captioner)
         if asked not in self._captions:
+            if len(self._captions) >= MOST_CAPTIONS:
+                self._captions.clear()
             self._captions[asked] = caption_of("source", photo, box, captioner, None)
         return self._captions[asked]
 
