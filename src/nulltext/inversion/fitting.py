@@ -110,8 +110,8 @@ class Batch:
     guidance_scale: float
     generators: Sequence[torch.Generator]
     """B of them, for the methods that draw noise."""
-    kept: State | None = None
-    """How far an earlier run came, if there was one."""
+    kept: Mapping[str, Tensor] | None = None
+    """What an earlier run kept, if there was one; each method reads its own."""
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> Batch:
@@ -125,7 +125,7 @@ class Batch:
             grid=first.grid,
             guidance_scale=first.guidance_scale,
             generators=[problem.generator for problem in problems],
-            kept=None if first.kept is None else State.of(first.kept),
+            kept=first.kept,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def invert_many(
         )
         for photo, prompt in zip(photos, prompts, strict=True)
     ]
-    return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
+    return run(many_steps(model, requests, batch_size or model.memory.photos), on_step)
 
 
 def _count(given: str | Sequence[object]) -> int:
@@ -258,6 +258,12 @@ class InversionRequest:
             seed=seed,
         )
 
+    @property
+    def together(self) -> Hashable:
+        """What photos that are inverted side by side have in common."""
+        method = (self.method.name, repr(self.method))
+        return method, self.num_steps, float(self.guidance_scale), self.size
+
     def identity(self, model: LatentDiffusion) -> dict[str, Any]:
         """All that the result depends on, as JSON: equal identities, equal inversions.
 
@@ -337,17 +343,16 @@ def request_steps(
     return _timed(inversion, clock.seconds)
 
 
-def _many_steps(
+def many_steps(
     model: LatentDiffusion, requests: Sequence[InversionRequest], batch_size: int
 ) -> Generator[StepInfo, None, list[Inversion]]:
-    """Batches where the method can, else one by one; `seconds` are each photo's share."""
+    """Invert photos as `side_by_side` puts them; `seconds` are each photo's share."""
     made: dict[int, Inversion] = {}
-    for indices in _batches(requests, batch_size):
+    for indices in side_by_side(requests, batch_size):
         rows = [requests[index] for index in indices]
         method = rows[0].method
         if not isinstance(method, BatchInversionMethod):
-            for index, request in zip(indices, rows, strict=True):
-                made[index] = yield from request_steps(model, request)
+            made[indices[0]] = yield from request_steps(model, rows[0])
             continue
         started = time.perf_counter()
         starts = [_Start.of(model, request) for request in rows]
@@ -361,16 +366,23 @@ def _many_steps(
     return [made[index] for index in range(len(requests))]
 
 
-def _batches(requests: Sequence[InversionRequest], batch_size: int) -> list[list[int]]:
-    """Indices of photos that the model sees at one size, at most `batch_size` at a time."""
-    by_size: dict[tuple[int, int], list[int]] = {}
+def side_by_side(requests: Sequence[InversionRequest], batch_size: int) -> list[list[int]]:
+    """Find which photos can be inverted together.
+
+    That is those with one method, grid, guidance and size. Where the method works on one photo at a
+    time, each stands alone.
+
+    Returns: indices of requests, at most `batch_size` together; each index once.
+    """
+    alike: dict[Hashable, list[int]] = {}
     for index, request in enumerate(requests):
-        by_size.setdefault(request.size, []).append(index)
-    return [
-        indices[first : first + batch_size]
-        for indices in by_size.values()
-        for first in range(0, len(indices), batch_size)
-    ]
+        alike.setdefault(request.together, []).append(index)
+    batches = []
+    for indices in alike.values():
+        able = isinstance(requests[indices[0]].method, BatchInversionMethod)
+        most = batch_size if able else 1
+        batches += [indices[first : first + most] for first in range(0, len(indices), most)]
+    return batches
 
 
 def _finish_steps(
@@ -412,9 +424,13 @@ def _inversion(
     pixels: Tensor,
     bound: float,
 ) -> Inversion:
-    """The record of a solved problem; the figures of its replay, and its cost, are still open."""
+    """The record of a solved problem; the figures of its replay, and its cost, are still open.
+
+    Its tensors share no memory, with each other or with other photos' of a batch: a file refuses
+    the one, and the other would keep the whole batch.
+    """
     tensors: dict[str, Any] = {
-        name: None if tensor is None else tensor.detach().to("cpu", model.precision)
+        name: None if tensor is None else tensor.detach().to("cpu", model.precision, copy=True)
         for name, tensor in (
             ("trajectory", solution.trajectory),
             ("null_embeds", solution.null_embeds),

@@ -66,9 +66,10 @@ class NullText(BatchMethod):
         Costs 3 T + 2 N T UNet evaluations per photo at most.
         """
         photos = Batch.of(problems)
-        state = photos.kept
-        if state is None:
+        if photos.kept is None:
             state = State.start((yield from self.trajectory_steps(model, photos)))
+        else:
+            state = State.of(photos.kept)
         start, fixed = self.embeds(model, photos)  # ∅ is fitted, C stays
         share = self.share(photos.guidance_scale)
         for i in range(state.done, len(photos.grid)):

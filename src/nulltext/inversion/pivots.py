@@ -9,12 +9,13 @@ A replay at w = 1 leaves the first by its discretisation error, and the second h
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import get_args
 
 from torch import Tensor
 
 from nulltext.constants import PivotName
-from nulltext.diffusion.fixed_point import fixed_point_steps
+from nulltext.diffusion.fixed_point import FixedPoints, fixed_point_steps
 from nulltext.diffusion.levels import Grid
 from nulltext.diffusion.loops import StepInfo, pivot_steps
 from nulltext.errors import OptionError
@@ -48,4 +49,11 @@ def walk_steps(
     """
     if name == "ddim":
         return (yield from pivot_steps(model, latents, prompt_embeds, grid))
-    return (yield from fixed_point_steps(model, latents, prompt_embeds, grid)).trajectory
+    steps = fixed_point_steps(model, latents, prompt_embeds, grid)
+    while True:
+        try:
+            info = next(steps)
+        except StopIteration as stop:
+            found: FixedPoints = stop.value
+            return found.trajectory
+        yield replace(info, kept=None)  # the method goes on from what it keeps itself
