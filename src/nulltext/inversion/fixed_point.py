@@ -92,14 +92,19 @@ class FixedPoint:
             most_evaluations=self.most_evaluations,
             kept=problems[0].kept,
         )
-        return [
-            Solution(
-                trajectory=found.trajectory[:, row],
-                null_embeds=problem.prompt_embeds,
-                prompt_embeds=problem.prompt_embeds,
-                corrections=found.remainders[:, row],
-                unconverged=int((~found.converged[:, row]).sum()),
-                replayed=problem.latents,
+        solutions = []
+        for row, problem in enumerate(problems):
+            unconverged = int((~found.converged[:, row]).sum())
+            # a map that expands makes more of the rounding between a batch and a photo alone
+            exact = unconverged == 0 or len(problems) == 1
+            solutions.append(
+                Solution(
+                    trajectory=found.trajectory[:, row],
+                    null_embeds=problem.prompt_embeds,
+                    prompt_embeds=problem.prompt_embeds,
+                    corrections=found.remainders[:, row],
+                    unconverged=unconverged,
+                    replayed=problem.latents if exact else None,
+                )
             )
-            for row, problem in enumerate(problems)
-        ]
+        return solutions
