@@ -2,8 +2,8 @@
 
 A variant is an inversion method of the registry at N gradient steps per timestep, or one of two
 that invert nothing: `bound`, the autoencoder's round trip, and `sdedit`, an editor that starts from
-random noise. Early stopping is off, so that N means the same everywhere: T N gradients. Methods with
-an option `pivot` work around the one that the plan names.
+random noise. Early stopping is off, so that N means the same everywhere: T N gradients. Methods
+that have the option `pivot` work around the one that the plan names.
 """
 
 from __future__ import annotations
