@@ -60,6 +60,7 @@ def main() -> None:
     model = nulltext.load()
     print_chains(model, square)
     print_negatives(model, square)
+    print_prompts(model, square)
 
 
 def run(folder: Path, *arguments: str) -> None:
@@ -143,11 +144,29 @@ def print_negatives(model: nulltext.LatentDiffusion, inversion: nulltext.Inversi
     for negative in (None, "orange", "a photo of a purple flower", "a photo of a green leaf"):
         kept = []
         for one in (inversion, plain):
-            made = nulltext.edit(model, one, nulltext.EditSpec(RED, negative=negative))
-            picture, source = made.images[0], made.reconstruction[0]
-            kept.append(decibels(picture, source, outside_disc(*picture.shape[-2:])))
+            kept.append(around(model, one, nulltext.EditSpec(RED, negative=negative)))
         added, alone = kept
         print(f"negative {negative}: fixed-point {added:.1f} dB, direct {alone:.1f} dB")
+
+
+def print_prompts(model: nulltext.LatentDiffusion, inversion: nulltext.Inversion) -> None:
+    """What a red dahlia keeps around the flower, by how the prompt asks for it."""
+    for word in ("red", "((red))", "(red:1.5)"):
+        kept = around(model, inversion, nulltext.EditSpec(RED.replace("red", word)))
+        print(f"{word}: {kept:.1f} dB")
+    for weight in (1.21, 1.5):
+        kept = around(model, inversion, nulltext.EditSpec(RED, weights={"red": weight}))
+        print(f"--weight red={weight}: {kept:.1f} dB")
+    print(f"make it red: {around(model, inversion, nulltext.EditSpec('make it red')):.1f} dB")
+
+
+def around(
+    model: nulltext.LatentDiffusion, inversion: nulltext.Inversion, spec: nulltext.EditSpec
+) -> float:
+    """PSNR of an edit against the reconstruction beside it, outside the disc."""
+    made = nulltext.edit(model, inversion, spec)
+    picture = made.images[0]
+    return decibels(picture, made.reconstruction[0], outside_disc(*picture.shape[-2:]))
 
 
 def decibels(one: Tensor, other: Tensor, where: Tensor | None = None) -> float:

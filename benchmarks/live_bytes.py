@@ -23,6 +23,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,10 +189,12 @@ def rows_of(model: LatentDiffusion) -> list[tuple[str, float]]:
         ("edit: cross-attention maps of a row", shared.maps),
         ("edit: self-attention's states of a row", shared.states),
         ("autoencoder, one picture", decoding_need(model, size)),
-        ("inversion in all", in_all(model, differentiates=True)),
-        ("inversion in all, --low-memory", in_all(low, differentiates=True)),
-        ("inversion in all, --offload", in_all(away, differentiates=True)),
-        ("inversion in all, --offload --low-memory", in_all(thrifty, differentiates=True)),
+        ("inversion in all", in_all(model, differentiates=False)),
+        ("inversion in all, --offload", in_all(away, differentiates=False)),
+        ("null-text in all", in_all(model, differentiates=True)),
+        ("null-text in all, --low-memory", in_all(low, differentiates=True)),
+        ("null-text in all, --offload", in_all(away, differentiates=True)),
+        ("null-text in all, --offload --low-memory", in_all(thrifty, differentiates=True)),
     ]
     return [(what, number / GIGABYTE) for what, number in figures]
 
@@ -206,10 +209,10 @@ def measured_rows() -> list[tuple[str, float]]:
         with torch.no_grad():
             model.predict(latents, level, embeds)
 
-    def gradient() -> None:
-        null_embeds = model.embed([""]).requires_grad_(True)
-        with model.frozen():
-            output = model.predict(latents, level, null_embeds)
+    def gradient(of: LatentDiffusion) -> None:
+        null_embeds = of.embed([""]).requires_grad_(True)
+        with of.frozen():
+            output = of.predict(latents, level, null_embeds)
             torch.autograd.grad(output.square().sum(), null_embeds)
 
     def inversion(name: str) -> Callable[[], object]:
@@ -226,7 +229,10 @@ def measured_rows() -> list[tuple[str, float]]:
 
     computations: dict[str, Callable[[], object]] = {
         "one pass of the UNet": one_pass,
-        "one null-text gradient": gradient,
+        "one null-text gradient": partial(gradient, model),
+        "one null-text gradient, --low-memory": partial(
+            gradient, replace(model, memory=PLANS["low"])
+        ),
         **{f"inversion, {name}": inversion(name) for name in ("fast", "balanced")},
     }
     found = []
