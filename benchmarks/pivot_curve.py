@@ -125,14 +125,16 @@ def print_table(table: dict[Point, list[dict[str, Any]]], guidance: float) -> No
     print("| T | pivot | per timestep | evaluations | mean | worst | with, worst | unconverged |")
     print("|--:|---|---|--:|--:|--:|--:|--:|")
     for point, rows in table.items():
-        evaluations, gap, above = (
+        evaluations, gap, unconverged = (
             statistics.mean(row[key] for row in rows)
             for key in ("evaluations", "gap", "unconverged")
         )
+        aims = isinstance(point.method, FixedPoint) and point.method.tolerance > 0
+        above = f"{unconverged:.1f}" if aims else ""
         worst, corrected = (min(row[key] for row in rows) for key in ("gap", "gap_corrected"))
         print(
             f"| {point.num_steps} | {point.pivot} | {point.evaluations} | {evaluations:.0f} "
-            f"| {signed(gap)} | {signed(worst)} | {signed(corrected)} | {above:.1f} |"
+            f"| {signed(gap)} | {signed(worst)} | {signed(corrected)} | {above} |"
         )
 
 
