@@ -188,7 +188,8 @@ def test_a_table_asks_for_the_jobs_of_its_lines_and_repeats_none(here, run):
 
 
 def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
-    unlisted = write(here, {"image": "a.png", "target": ["a qzj", "((red)) cat", "make it red"]})
+    targets = ["a qzj", "((red)) cat", "make it red"]
+    unlisted = write(here, {"image": "a.png", "target": targets, "method": "ddim"})
     code, _, err = run(unlisted, "-o", "unlisted")
     assert code == 0
     ((syntax, instruction, said),) = (row["remarks"] for row in rows_in(here / "unlisted"))
@@ -200,7 +201,8 @@ def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
     known = KnownWords(("dog", "red"), ("a",))
     path = write_words(known, nulltext.load(model).fingerprint, Path(model))
     try:
-        jobs = write(here, *({"image": "a.png", "target": f"a {word}"} for word in ("dog", "fox")))
+        job = {"image": "a.png", "method": "ddim"}
+        jobs = write(here, *(job | {"target": f"a {word}"} for word in ("dog", "fox")))
         assert run(jobs, "-o", "out")[0] == 0
     finally:
         path.unlink()

@@ -38,14 +38,6 @@ STEP_COST, GRADIENT_COST = 3, 2
 """UNet evaluations per timestep of an inversion and its guided replay, and per gradient step, of a
 method without attributes `step_cost` and `gradient_cost`."""
 
-PROMPT_AS_NULL = ("fixed-point", "negative-prompt")
-"""Methods that store the prompt's embedding as the null one: their source, replayed or beside its
-targets, takes one evaluation per step."""
-
-PROMPT_AS_NULL_COST = 2
-"""Evaluations per timestep of their inversions: pivot and replay of negative-prompt; the iterations
-of fixed-point are estimated, which take more per timestep where T is small."""
-
 DDIM_PIVOT: PivotName = "ddim"
 FIXED_POINT_PIVOT_COST = 1
 """Estimate of what the fixed-point pivot takes per timestep beyond DDIM's one evaluation."""
@@ -83,8 +75,7 @@ class Variant:
         Of fixed points it is an estimate.
         """
         method = METHODS[self.name]
-        usual = PROMPT_AS_NULL_COST if self.name in PROMPT_AS_NULL else STEP_COST
-        cost = getattr(method, "step_cost", usual)
+        cost = getattr(method, "step_cost", STEP_COST)
         if self.takes_pivot and pivot != DDIM_PIVOT:
             cost += FIXED_POINT_PIVOT_COST
         if self.optimises:
@@ -93,7 +84,8 @@ class Variant:
 
     def source_guidance(self, guidance_scale: float) -> float:
         """Return w of the source's steps, of which 1 takes one evaluation and others two."""
-        return CONDITIONAL_ONLY if self.name in PROMPT_AS_NULL else guidance_scale
+        as_null = getattr(METHODS[self.name], "prompt_as_null", False)
+        return CONDITIONAL_ONLY if as_null else guidance_scale
 
 
 VARIANTS = {

@@ -50,6 +50,10 @@ class RandomPivot(NullText):
     name: ClassVar[str] = "random-pivot"
     draws: ClassVar[bool] = True
     step_cost: ClassVar[int] = 2
+    pivot: ClassVar[str] = "random"  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        check_effort(self.inner_steps, self.learning_rate)
 
     def trajectory_steps(
         self,

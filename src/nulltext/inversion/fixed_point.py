@@ -50,6 +50,9 @@ class FixedPoint:
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     step_cost: ClassVar[int] = 2
+    """On photos; a map that does not contract takes more."""
+    prompt_as_null: ClassVar[bool] = True
+    """Whether ∅ is the prompt's embedding, so that the source takes one evaluation a step."""
     pivot: ClassVar[str] = "fixed-point"
 
     tolerance: float = TOLERANCE
@@ -95,8 +98,8 @@ class FixedPoint:
         solutions = []
         for row, problem in enumerate(problems):
             unconverged = int((~found.converged[:, row]).sum())
-            # a map that expands makes more of the rounding between a batch and a photo alone
-            exact = unconverged == 0 or len(problems) == 1
+            # a map that expands makes more of any rounding, so its replay is measured
+            exact = unconverged < TOO_MANY * len(photos.grid)
             solutions.append(
                 Solution(
                     trajectory=found.trajectory[:, row],

@@ -28,6 +28,8 @@ class NegativePrompt:
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     step_cost: ClassVar[int] = 2
+    prompt_as_null: ClassVar[bool] = True
+    """Whether ∅ is the prompt's embedding, so that the source takes one evaluation a step."""
 
     pivot: PivotName = "ddim"
     """The trajectory: as published, or exact; see `pivots`."""
