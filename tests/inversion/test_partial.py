@@ -76,8 +76,8 @@ def test_going_on_ends_where_an_undisturbed_run_does(tiny_sd1, photo, tmp_path, 
     seen = []
     resumed = run(steps_of(tiny_sd1, photo, method, partial=path), seen.append)
     assert_same(resumed, whole)
-    assert [info.index for info in seen] == [*range(after + 1, STEPS + 1)]
-    assert all(info.kept is not None for info in seen)
+    done = [info.index for info in seen if info.stage != "replay"]
+    assert done == [*range(after + 1, STEPS + 1)]
 
 
 def test_a_partial_file_holds_no_more_than_it_must(tiny_sd1, photo, tmp_path):

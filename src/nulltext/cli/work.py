@@ -129,7 +129,7 @@ def _noting_where(
     steps = itertools.count()
 
     def show(info: StepInfo) -> None:
-        if next(steps) == 0 and info.stage == "optimise" and info.index > 1:
+        if next(steps) == 0 and info.kept is not None and info.index > 1:
             reporter.note(f"Going on at timestep {info.index} of {info.total}.")
         on_step(info)
 

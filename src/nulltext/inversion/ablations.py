@@ -25,9 +25,8 @@ from nulltext.constants import PivotName
 from nulltext.diffusion.guidance import guide
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo, pivot_steps
-from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.base import Batch, Problem, Solution
 from nulltext.inversion.fitting import (
-    Batch,
     Branch,
     check_effort,
     check_null_branch,
@@ -121,9 +120,7 @@ class SharedEmbedding:
 
         (A step that is the identity takes no gradient, and 2 instead of 4.)
         """
-        walked = yield from walk_steps(
-            self.pivot, model, problem.latents, problem.prompt_embeds, problem.grid
-        )
+        walked = yield from walk_steps(self.pivot, model, problem)
         empty, w = model.embed([""]), problem.guidance_scale
         if self.branch == "null_embeds":
             fitted = FittedEmbedding(model, _leaf(empty), problem.prompt_embeds, 1.0 - w)

@@ -1,7 +1,7 @@
 """Budgets: presets of a method and the number T of timesteps.
 
-`paper` is null-text inversion as published; the others are fixed-point inversion, which is exact at
-any T, so that fewer timesteps cost an edit its quality alone (docs/speed.md has the figures).
+`paper` is null-text inversion as published; the others are fixed-point inversion, whose source
+replays exactly at any T, so that fewer timesteps change edits alone (docs/speed.md has figures).
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ def budget_named(name: str) -> Budget:
     if name not in BUDGETS:
         raise OptionError(f"There is no budget '{name}'; choose {', '.join(BUDGETS)}.")
     return BUDGETS[name]
+
+
+def usual_steps(method: str) -> int:
+    """Return the T that a method has by default: the default budget's, or else another budget's
+    that uses it, or else the paper's."""
+    ordered = [BUDGETS[BUDGET], *BUDGETS.values()]
+    return next((own.num_steps for own in ordered if own.method.name == method), NUM_STEPS)
 
 
 class Choices(Protocol):
@@ -94,8 +101,7 @@ def planned(
                 f"{method}; leave one of them out."
             )
     else:
-        used = [own for own in BUDGETS.values() if own.method.name == method]
-        chosen = Budget(method_named(method), used[-1].num_steps if used else NUM_STEPS)
+        chosen = Budget(method_named(method), usual_steps(method))
     given: dict[str, Any] = {"inner_steps": inner_steps, "pivot": pivot}
     options = {
         name: value

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.constants import NUM_STEPS, __version__
+from nulltext.constants import __version__
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
 from nulltext.image.images import (
@@ -28,7 +28,7 @@ from nulltext.image.images import (
 )
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
-from nulltext.inversion.budgets import Budget, planned
+from nulltext.inversion.budgets import Budget, planned, usual_steps
 from nulltext.inversion.partial import Partial, digests_of, keeping
 from nulltext.inversion.record import Inversion, InversionHeader, SavedLevel
 from nulltext.inversion.replay import replay_steps
@@ -61,7 +61,8 @@ def invert(
             comparison: then there are no words to change, only some to add.
         method: a name ("fixed-point", "null-text", "ddim", … see `inversion.registry`) or a
             method with options; by default that of the default budget (see `inversion.budgets`).
-        num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
+        num_steps: T, 1 to the model's training steps; by default that of the budget with this
+            method (20 for fixed-point), else 50.
         guidance_scale: w of the replay, by default what the model suggests; null-text needs more
             than 1.
         crop: the region to invert; by default the largest centred one of the size's proportions.
@@ -235,7 +236,7 @@ class InversionRequest:
         plan = (
             planned(method, num_steps=num_steps)
             if method is None or isinstance(method, str)
-            else Budget(method, NUM_STEPS if num_steps is None else num_steps)
+            else Budget(method, usual_steps(method.name) if num_steps is None else num_steps)
         )
         scale = model.guidance_scale if guidance_scale is None else guidance_scale
         _check_guidance(scale)

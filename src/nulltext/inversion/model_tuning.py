@@ -73,9 +73,7 @@ class ModelTuning:
             )
         if not layers_of(model.unet, self.rank):
             raise OptionError(f"No layer of '{model.name}' takes a rank of {self.rank}; lower it.")
-        walked = yield from walk_steps(
-            self.pivot, model, problem.latents, problem.prompt_embeds, problem.grid
-        )
+        walked = yield from walk_steps(self.pivot, model, problem)
         pivot = walked[:, 0]
         delta = new_delta(model.unet, self.rank, problem.generator)
         for factor in delta.values():

@@ -1,4 +1,4 @@
-"""Negative-prompt inversion: the source prompt itself stands where the empty one stood.
+"""Negative-prompt inversion: the source prompt as null embedding, around a pivot.
 
     ∅ = C,  so that  o_∅ + w (o_C - o_∅) = o_C  for the source, whatever w
 
@@ -43,7 +43,7 @@ class NegativePrompt:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """The pivot trajectory; costs T UNet evaluations around DDIM's pivot."""
+        """Walk the pivot; costs T UNet evaluations around DDIM's, more around the other."""
         embeds = problem.prompt_embeds
-        walked = yield from walk_steps(self.pivot, model, problem.latents, embeds, problem.grid)
+        walked = yield from walk_steps(self.pivot, model, problem)
         return Solution(trajectory=walked[:, 0], null_embeds=embeds, prompt_embeds=embeds)

@@ -28,14 +28,14 @@ from torch import Tensor
 from nulltext.constants import PivotName
 from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.loops import StepInfo
-from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.fitting import Batch, BatchMethod, Best, Branch, State, check_null_branch
+from nulltext.inversion.base import Batch, Problem, Solution
+from nulltext.inversion.fitting import Best, Branch, FittingMethod, State, check_null_branch
 from nulltext.inversion.pivots import walk_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)
-class NullText(BatchMethod):
+class NullText(FittingMethod):
     """Options of null-text inversion; the defaults are the paper's."""
 
     name: ClassVar[str] = "null-text"
@@ -66,10 +66,9 @@ class NullText(BatchMethod):
         Costs 3 T + 2 N T UNet evaluations per photo at most.
         """
         photos = Batch.of(problems)
-        if photos.kept is None:
+        state = None if photos.kept is None else State.of(photos.kept)
+        if state is None:
             state = State.start((yield from self.trajectory_steps(model, photos)))
-        else:
-            state = State.of(photos.kept)
         start, fixed = self.embeds(model, photos)  # ∅ is fitted, C stays
         share = self.share(photos.guidance_scale)
         for i in range(state.done, len(photos.grid)):
@@ -110,8 +109,7 @@ class NullText(BatchMethod):
         self, model: LatentDiffusion, photos: Batch
     ) -> Generator[StepInfo, None, Tensor]:
         """Walk the pivot, [T + 1, B, C, h, w]."""
-        z0, embeds = photos.latents, photos.prompt_embeds
-        return (yield from walk_steps(self.pivot, model, z0, embeds, photos.grid))
+        return (yield from walk_steps(self.pivot, model, photos))
 
     def embeds(self, model: LatentDiffusion, photos: Batch) -> tuple[Tensor, Tensor]:
         """Return where the fitted branch starts, and the branch that stays, [B, R, D] each."""

@@ -12,18 +12,19 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from nulltext.constants import PivotName
 from nulltext.diffusion.fixed_point import FixedPoints, fixed_point_steps
-from nulltext.diffusion.levels import Grid
 from nulltext.diffusion.loops import StepInfo, pivot_steps
 from nulltext.errors import OptionError
+from nulltext.inversion.base import Batch, Problem
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 def check_pivot(name: str) -> None:
-    """Refuse a name that is none.
+    """Refuse an unknown pivot.
 
     Raises:
         OptionError: there is no such pivot.
@@ -34,12 +35,9 @@ def check_pivot(name: str) -> None:
 
 
 def walk_steps(
-    name: PivotName, model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor, grid: Grid
+    name: PivotName, model: LatentDiffusion, photos: Problem | Batch
 ) -> Generator[StepInfo, None, Tensor]:
     """Walk the pivots of B photos side by side.
-
-    Args:
-        latents: z_0, [B, C, h, w]. prompt_embeds: [B, R, D].
 
     Returns:
         z*_0 … z*_T, [T + 1, B, C, h, w].
@@ -48,8 +46,11 @@ def walk_steps(
         NumericalError: the latents became infinite or NaN.
     """
     if name == "ddim":
-        return (yield from pivot_steps(model, latents, prompt_embeds, grid))
-    steps = fixed_point_steps(model, latents, prompt_embeds, grid)
+        return (yield from pivot_steps(model, photos.latents, photos.prompt_embeds, photos.grid))
+    rounding = torch.finfo(model.unet.dtype).eps
+    steps = fixed_point_steps(
+        model, photos.latents, photos.prompt_embeds, photos.grid, rounding=rounding
+    )
     while True:
         try:
             info = next(steps)

@@ -152,22 +152,30 @@ class Replaying:
         """z*_T on the model's device: [1, C, h, w]."""
         return self.inversion.trajectory[-1:].to(self.model.device)
 
+    def cleaner(self, index: int) -> Tensor:
+        """z*_{t-1} of the step with this index (0 is the noisiest): [1, C, h, w]."""
+        row = self.inversion.num_steps - index - 1
+        return self.inversion.trajectory[row][None].to(self.model.device)
+
 
 def source_step(replaying: Replaying, latents: Tensor, index: int) -> Sampled:
     """Take the step with this index of a replay; latents are [1, C, h, w].
 
     The one place where an inversion is sampled, so that what is computed beside the source
-    (targets, attention maps) sees the very numbers of a replay.
+    (targets, attention maps) sees the very numbers of a replay. An inversion with corrections
+    lands on its trajectory: d_t is what the step misses it by here and now, which is the stored one
+    but for rounding, and no rounding adds up over the steps.
     """
-    corrections = replaying.inversion.corrections
-    return sample_step(
+    sampled = sample_step(
         replaying.model,
         replaying.grid[index],
         latents,
         replaying.conditions.at(index),
         replaying.source_guidance,
-        correction=None if corrections is None else corrections[index][None].to(latents.device),
     )
+    if replaying.inversion.corrections is None:
+        return sampled
+    return replace(sampled, latents=replaying.cleaner(index))
 
 
 SourceBranch = Callable[[Replaying, Tensor, int], Sampled]
@@ -182,9 +190,7 @@ def exact_source_step(replaying: Replaying, latents: Tensor, index: int) -> Samp
     all the same: targets need its attention maps.
     Source: Ju et al. 2024 (Direct Inversion), alg. 1.
     """
-    sampled = source_step(replaying, latents, index)
-    row = replaying.inversion.num_steps - index - 1
-    return replace(sampled, latents=replaying.inversion.trajectory[row][None].to(latents.device))
+    return replace(source_step(replaying, latents, index), latents=replaying.cleaner(index))
 
 
 def replay_steps(model: LatentDiffusion, inversion: Inversion) -> Generator[StepInfo, None, Tensor]:

@@ -1,4 +1,4 @@
-"""Many edits, from a job file to a folder of pictures; a kill at any moment loses nothing.
+"""Many edits, from a job file to a folder of pictures; a kill loses no finished row.
 
     settings.json     model and precision, the same for all rows
     results.jsonl     one row per job, done or failed; see `ledger`

@@ -144,16 +144,17 @@ class InversionOptions:
     )
     budget: Budget | None = option_field(
         None,
-        "Sets --method and --steps: balanced (default) and fast are exact and take no gradient, "
-        "paper is null-text inversion as published.",
+        "Sets --method and --steps: balanced (default) and fast are fixed-point inversion, paper "
+        "is null-text inversion as published.",
     )
     inner_steps: int | None = option_field(
         None, "N where something is optimised: T N steps.", "N", low=0, high=9999
     )
     pivot: PivotName | None = option_field(
         None,
-        "The trajectory that the replay follows: ddim, as published (default of all methods but "
-        "fixed-point), or fixed-point, from which a replay without guidance is exact.",
+        "The trajectory that null-text, direct, negative-prompt, global-null, textual-pivot, "
+        "textual-pivot-shared and model-tuning steer along: ddim, as published (default), or "
+        "fixed-point, from which a replay without guidance is exact to a tolerance.",
     )
     guidance: float | None = option_field(
         None,
