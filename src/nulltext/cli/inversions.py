@@ -68,7 +68,8 @@ def invert(options: InvertOptions, chosen: ModelChoice, reporter: Reporter) -> N
     Example: [bold]nulltext invert dahlia.jpg --prompt "a photo of an orange flower"
     -o dahlia.safetensors[/bold]
 
-    A run that was broken off, however it ended, goes on at the timestep where it was.
+    A run with one photo that was broken off, however it ended, goes on at the timestep where it
+    was.
 
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """

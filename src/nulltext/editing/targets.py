@@ -300,7 +300,7 @@ def _null_shifts(
         if prompt and scale <= CONDITIONAL_ONLY:
             raise OptionError(
                 f"The negative prompt {quoted(prompt)} steers nothing at guidance 1, where there "
-                "is no null branch, and towards it below; leave it out, or choose a guidance of the "
-                "target above 1."
+                "is no null branch, and towards it below; leave it out, or choose a guidance of "
+                "the target above 1."
             )
     return model.embed([prompt or "" for prompt in prompts]) - model.embed([""])

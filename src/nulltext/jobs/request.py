@@ -108,8 +108,8 @@ def _check_edits(options: EditOptions) -> None:
     scale = options.guidance if options.target_guidance is None else options.target_guidance
     if options.negative is not None and scale is not None and scale <= CONDITIONAL_ONLY:
         raise OptionError(
-            "--negative steers nothing at guidance 1, and towards it below; leave it out, or choose "
-            "a --target-guidance above 1."
+            "--negative steers nothing at guidance 1, and towards it below; leave it out, or "
+            "choose a --target-guidance above 1."
         )
     if options.blend_except and not options.blend:
         raise OptionError("--blend-except takes away from a --blend; name a word to blend.")
