@@ -7,7 +7,7 @@ import torch
 
 import nulltext
 from nulltext.errors import InversionFileError, OptionError, PromptError
-from support.examples import DAHLIA_PROMPT
+from support.examples import DAHLIA_PROMPT, EXAMPLE
 
 RED = DAHLIA_PROMPT.replace("orange", "red")
 DAISY = "a photo of a white daisy with a dark background"
