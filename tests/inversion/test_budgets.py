@@ -68,3 +68,5 @@ def test_unknown_names_are_refused():
         budget_named("huge")
     with pytest.raises(OptionError, match="no inversion method 'newton'"):
         planned("newton")
+    with pytest.raises(OptionError, match="any more; fixed-point is in its place"):
+        planned("null-text-secant")
