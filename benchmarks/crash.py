@@ -66,7 +66,8 @@ def inverts(options: argparse.Namespace) -> None:
     """Inversions that are killed once each, and ended by the same command."""
     folder = options.folder.absolute()
     line = ["invert", str(PHOTO), "--prompt", SOURCE, "--steps", str(options.steps)]
-    line += ["--inner-steps", "3", "--model", options.model, "--quiet", "-o"]
+    line += ["--budget", "paper", "--inner-steps", "3"]
+    line += ["--model", options.model, "--quiet", "-o"]
     whole, took = timed([*line, str(folder / "whole.safetensors")])
     assert whole == 0
     names = ("killed", "of these with a partial file", "ended before the kill", "wrong")
@@ -95,7 +96,7 @@ def batches(options: argparse.Namespace) -> None:
     """One batch is killed again and again; then another one, until there were enough kills."""
     folder = options.folder.absolute()
     jobs = write_jobs(folder, options.jobs, options.photos or 4, options.steps)
-    line = ["batch", str(jobs), "--model", options.model, "--quiet", "-o"]
+    line = batch_line(jobs, options)
     code, took = timed([*line, str(folder / "whole")])
     assert code == 0
     expected = contents(folder / "whole")
@@ -117,7 +118,7 @@ def workers(options: argparse.Namespace) -> None:
     folder = options.folder.absolute()
     photos = options.photos or max(1, options.jobs // 5)
     jobs = write_jobs(folder, options.jobs, photos, options.steps)
-    line = ["batch", str(jobs), "--model", options.model, "--quiet", "-o"]
+    line = batch_line(jobs, options)
     code, alone = timed([*line, str(folder / "local")])
     assert code == 0
     killer = Killer(options.every)
@@ -140,6 +141,11 @@ def workers(options: argparse.Namespace) -> None:
     report("ray", options, counts, seconds)
 
 
+def batch_line(jobs: Path, options: argparse.Namespace) -> list[str]:
+    """A batch one photo at a time, whose bytes do not depend on what was killed; -o is last."""
+    return ["batch", str(jobs), "--batch-size", "1", "--model", options.model, "--quiet", "-o"]
+
+
 def speed(options: argparse.Namespace) -> None:
     """One worker, then two, undisturbed, in one run: jobs per minute, start of Ray included."""
     folder = options.folder.absolute()
@@ -147,7 +153,7 @@ def speed(options: argparse.Namespace) -> None:
     counts: dict[str, Any] = {}
     for number in (1, options.workers):
         own = folder / f"workers-{number}"
-        line = ["batch", str(jobs), "--model", options.model, "--quiet", "-o", str(own)]
+        line = [*batch_line(jobs, options), str(own)]
         code, took = timed([*line, "--ray", "local", "--workers", str(number)])
         assert code == 0
         stamps = sorted(path.stat().st_mtime for path in (own / "pictures").rglob("*.png"))
@@ -209,7 +215,8 @@ def write_jobs(folder: Path, count: int, photos: int, steps: int) -> Path:
     lines = []
     for index in range(count):
         job = {"image": f"{index % photos}.png", "source": SOURCE, "steps": steps}
-        job |= {"target": TARGETS[index // photos % len(TARGETS)], "inner_steps": 2}
+        job |= {"target": TARGETS[index // photos % len(TARGETS)]}
+        job |= {"budget": "paper", "inner_steps": 2}
         job |= {"strength": round(random.uniform(0.3, 0.9), 6)}
         lines.append(json.dumps(job) + "\n")
     path = folder / "jobs.jsonl"

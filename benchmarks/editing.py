@@ -3,10 +3,10 @@
     python benchmarks/editing.py --data DIR --limit 60
 
 Four kinds of edit in turn (another colour, another kind, another background, a stressed colour) on
-photos spread over the validation split: every inversion method with Prompt-to-Prompt, at their
-defaults, and null-text's cheaper budgets (`fast`, `balanced`) at their own number of steps;
-null-text also with MasaCtrl, which cannot stress a word and sits these out, and with
-Prompt-to-Prompt beside the exact source branch.
+photos spread over the validation split: fixed-point inversion within its budgets (`balanced`, the
+default, and `fast`) at their own number of steps, and the published methods at T = 50, null-text
+as in the paper, all with Prompt-to-Prompt; `balanced` also with MasaCtrl, which cannot stress a
+word and sits these out, and with Prompt-to-Prompt beside the exact source branch.
 
 success     the judge (see `judge.py`), trained on real training photos, calls the edited picture by
             the new word; for a stressed colour, still by that colour, and the foreground's mean has
@@ -16,7 +16,9 @@ PSNR, SSIM  of the edited picture against the photo's own autoencoder round trip
             as `nulltext.training.views` finds it, or a centred disc of half the area where none
             is believed. SSIM is scikit-image's, in Gaussian windows as published, averaged over
             that region
-replay      PSNR of the method's own reconstruction against the photo; bound: the autoencoder's
+replay      PSNR of the method's own reconstruction against the photo, which for fixed-point is the
+            bound by construction; beside: of the one sampled beside the edit; bound: the
+            autoencoder's
 
 Rows are appended to --rows as they are made; a rerun continues there.
 """
@@ -49,12 +51,12 @@ from nulltext.inversion.budgets import BUDGETS, Budget, planned
 from nulltext.training.views import outline
 
 METHODS = ("ddim", "null-text", "balanced", "fast", "negative-prompt", "direct")
-"""Methods and, between them, budgets of null-text; "null-text" itself has the paper's."""
+"""Methods and, between them, budgets of fixed-point; "null-text" is as in the paper."""
 EDITORS: dict[str, nulltext.editing.Editor] = {
     "prompt-to-prompt": nulltext.PromptToPrompt(),
     "masactrl": nulltext.MasaCtrl(),
 }
-FAVOURITE = "null-text"
+FAVOURITE = "balanced"
 """The method whose inversions are also edited by the other editor, and beside the exact branch
 (`ddim` beside that is `direct`, whose replay it is anyway)."""
 BRANCHES = {"replay": nulltext.inversion.source_step, "exact": nulltext.inversion.exact_source_step}
@@ -211,7 +213,7 @@ def measure(
 
 
 def plan_of(method: str, steps: int) -> Budget:
-    """How one of `METHODS` inverts; `steps`: of all but the budgets."""
+    """How one of `METHODS` inverts; `steps`: of all but the two budgets."""
     if method in BUDGETS:
         return planned(budget=method)
     return planned(method, num_steps=steps)

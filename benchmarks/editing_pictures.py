@@ -1,4 +1,4 @@
-"""The pictures of README's gallery and docs/editing.md, and the figures of its chains, made anew.
+"""The pictures of README's gallery and docs/editing.md, and its figures of the dahlia, made anew.
 
     python benchmarks/editing_pictures.py -o docs
 
@@ -56,7 +56,11 @@ def main() -> None:
         run(scratch, *invert, "--size", "photo", "-o", "whole.safetensors")
         gallery(scratch, docs / "gallery")
         illustrations(scratch, docs)
-        print_chains(nulltext.Inversion.load(scratch / "square.safetensors"))
+        square = nulltext.Inversion.load(scratch / "square.safetensors")
+    model = nulltext.load()
+    print_chains(model, square)
+    print_negatives(model, square)
+    print_prompts(model, square)
 
 
 def run(folder: Path, *arguments: str) -> None:
@@ -92,8 +96,8 @@ def illustrations(scratch: Path, docs: Path) -> None:
     ImageDraw.Draw(mask).ellipse(ELLIPSE, fill=255)
     mask.save(scratch / "mask.png")
     saved, out = ("--inversion", "square.safetensors"), ("-o", "out.png")
-    exact = ("--full", "--source-branch", "exact", "--source", SOURCE, "--target", RED)
-    run(scratch, "edit", str(PHOTO), *exact, "-o", "dahlia-red-full.png")
+    full = ("--full", "--source", SOURCE, "--target", RED)
+    run(scratch, "edit", str(PHOTO), *full, "-o", "dahlia-red-full.png")
     masa = ("--editor", "masactrl", "--target", DAISY, "--sweep", "masactrl.png")
     knobs = ("--over", "masa-layer=0,0.4,0.625", "--over", "masa-start=0,0.2")
     run(scratch, "edit", *saved, *masa, *knobs, *out)
@@ -108,9 +112,8 @@ def illustrations(scratch: Path, docs: Path) -> None:
         shutil.copyfile(scratch / f"{name}.png", docs / f"{name}.png")
 
 
-def print_chains(inversion: nulltext.Inversion) -> None:
+def print_chains(model: nulltext.LatentDiffusion, inversion: nulltext.Inversion) -> None:
     """How near the links of some chains are to each other, over a centred disc of half the area."""
-    model = nulltext.load()
     back = nulltext.chain(RED, RED.replace("dark", "green"), RED)
     pictures = nulltext.edit(model, inversion, back).images
     print(f"red, green background, dark again: {decibels(pictures[2], pictures[0]):.1f} dB")
@@ -125,10 +128,52 @@ def print_chains(inversion: nulltext.Inversion) -> None:
     print(f"straight from the photo: {decibels(pictures[1], pictures[0]):.1f} dB")
 
 
-def decibels(one: Tensor, other: Tensor) -> float:
-    """PSNR between two pictures [3, H, W] in about [-1, 1], over the disc."""
-    inside = ~outside_disc(*one.shape[-2:])
-    error = ((one - other).clamp(-2, 2) / 2).square()[:, inside].mean()
+def print_negatives(model: nulltext.LatentDiffusion, inversion: nulltext.Inversion) -> None:
+    """What a red dahlia keeps around the flower under negative prompts, by where they act.
+
+    After fixed-point inversion they move the source prompt's embedding; after direct inversion
+    around the same pivot the empty prompt's, so that they stand alone.
+    """
+    plain = nulltext.invert(
+        model,
+        PHOTO,
+        SOURCE,
+        method=nulltext.inversion.Direct(pivot="fixed-point"),
+        num_steps=inversion.num_steps,
+    )
+    for negative in (None, "orange", "a photo of a purple flower", "a photo of a green leaf"):
+        kept = []
+        for one in (inversion, plain):
+            kept.append(around(model, one, nulltext.EditSpec(RED, negative=negative)))
+        added, alone = kept
+        print(f"negative {negative}: fixed-point {added:.1f} dB, direct {alone:.1f} dB")
+
+
+def print_prompts(model: nulltext.LatentDiffusion, inversion: nulltext.Inversion) -> None:
+    """What a red dahlia keeps around the flower, by how the prompt asks for it."""
+    for word in ("red", "((red))", "(red:1.5)"):
+        kept = around(model, inversion, nulltext.EditSpec(RED.replace("red", word)))
+        print(f"{word}: {kept:.1f} dB")
+    for weight in (1.21, 1.5):
+        kept = around(model, inversion, nulltext.EditSpec(RED, weights={"red": weight}))
+        print(f"--weight red={weight}: {kept:.1f} dB")
+    print(f"make it red: {around(model, inversion, nulltext.EditSpec('make it red')):.1f} dB")
+
+
+def around(
+    model: nulltext.LatentDiffusion, inversion: nulltext.Inversion, spec: nulltext.EditSpec
+) -> float:
+    """PSNR of an edit against the reconstruction beside it, outside the disc."""
+    made = nulltext.edit(model, inversion, spec)
+    picture = made.images[0]
+    return decibels(picture, made.reconstruction[0], outside_disc(*picture.shape[-2:]))
+
+
+def decibels(one: Tensor, other: Tensor, where: Tensor | None = None) -> float:
+    """PSNR between two pictures [3, H, W] in about [-1, 1] over a region, by default the disc."""
+    if where is None:
+        where = ~outside_disc(*one.shape[-2:])
+    error = ((one - other).clamp(-2, 2) / 2).square()[:, where].mean()
     return -10 * math.log10(max(float(error), 1e-14))
 
 

@@ -1,4 +1,4 @@
-"""Rows of a benchmark by key, in a file of JSON lines: a rerun makes only missing ones."""
+"""Rows of a benchmark: kept in a file of JSON lines, so that a rerun makes only missing ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+
+def signed(decibels: float) -> str:
+    """Format a distance in decibels for a table: +0.12, -0.12 or, where it rounds to that, 0.00."""
+    text = f"{decibels:+.2f}"
+    return text[1:] if float(text) == 0 else text
 
 
 class KeptRows:

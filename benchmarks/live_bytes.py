@@ -4,6 +4,11 @@ Every storage that an operation returns is counted until it is freed, backward p
 Unlike a process's resident memory the count is the same in every run; what kernels borrow inside
 one operation is not in it.
 
+    python benchmarks/live_bytes.py --measure
+
+measures what the default inversion of the example photo holds at its fullest, beside one pass of
+the UNet and one null-text gradient, weights left out (bundled model, float32).
+
     python benchmarks/live_bytes.py --config FOLDER [--dtype float16]
 
 prints by arithmetic alone (`nulltext.models.memory`, modules without weights) what a checkpoint of
@@ -16,7 +21,9 @@ import argparse
 import json
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +32,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import nulltext
 from nulltext.attention.prompt_to_prompt import largest_self_site
+from nulltext.diffusion.loops import run
 from nulltext.diffusion.schedule import Schedule
+from nulltext.health.checkup import SOURCE
+from nulltext.inversion.base import Problem
+from nulltext.inversion.budgets import BUDGETS
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.memory import (
     STATE_BYTES,
@@ -40,7 +52,8 @@ from nulltext.models.memory import (
 from nulltext.models.pipelines import family_of
 from nulltext.models.placement import PLANS
 
-GIGABYTE = 1e9
+PHOTO = Path(__file__).parents[1] / "examples" / "dahlia.jpg"
+GIGABYTE, MEGABYTE = 1e9, 1e6
 STEPS = 50
 LONGEST_PROMPT = 77
 
@@ -176,26 +189,79 @@ def rows_of(model: LatentDiffusion) -> list[tuple[str, float]]:
         ("edit: cross-attention maps of a row", shared.maps),
         ("edit: self-attention's states of a row", shared.states),
         ("autoencoder, one picture", decoding_need(model, size)),
-        ("inversion in all", in_all(model, differentiates=True)),
-        ("inversion in all, --low-memory", in_all(low, differentiates=True)),
-        ("inversion in all, --offload", in_all(away, differentiates=True)),
-        ("inversion in all, --offload --low-memory", in_all(thrifty, differentiates=True)),
+        ("inversion in all", in_all(model, differentiates=False)),
+        ("inversion in all, --offload", in_all(away, differentiates=False)),
+        ("null-text in all", in_all(model, differentiates=True)),
+        ("null-text in all, --low-memory", in_all(low, differentiates=True)),
+        ("null-text in all, --offload", in_all(away, differentiates=True)),
+        ("null-text in all, --offload --low-memory", in_all(thrifty, differentiates=True)),
     ]
     return [(what, number / GIGABYTE) for what, number in figures]
 
 
+def measured_rows() -> list[tuple[str, float]]:
+    """What lives at the fullest moment of some computations by the bundled model: (what, MB)."""
+    model = nulltext.load(device="cpu")
+    embeds, latents = model.embed([SOURCE]), torch.zeros(1, *model.latents_shape)
+    level = model.schedule.grid(2)[0].noisier
+
+    def one_pass() -> None:
+        with torch.no_grad():
+            model.predict(latents, level, embeds)
+
+    def gradient(of: LatentDiffusion) -> None:
+        null_embeds = of.embed([""]).requires_grad_(True)
+        with of.frozen():
+            output = of.predict(latents, level, null_embeds)
+            torch.autograd.grad(output.square().sum(), null_embeds)
+
+    def inversion(name: str) -> Callable[[], object]:
+        budget = BUDGETS[name]
+        photo = nulltext.invert(model, PHOTO, SOURCE, method="ddim", num_steps=1)
+        problem = Problem(
+            latents=photo.trajectory[:1],
+            prompt_embeds=embeds,
+            grid=model.schedule.grid(budget.num_steps),
+            guidance_scale=model.guidance_scale,
+            generator=torch.Generator(),
+        )
+        return lambda: run(budget.method.steps(model, problem))
+
+    computations: dict[str, Callable[[], object]] = {
+        "one pass of the UNet": one_pass,
+        "one null-text gradient": partial(gradient, model),
+        "one null-text gradient, --low-memory": partial(
+            gradient, replace(model, memory=PLANS["low"])
+        ),
+        **{f"inversion, {name}": inversion(name) for name in ("fast", "balanced")},
+    }
+    found = []
+    for what, compute in computations.items():
+        with LiveBytes() as live:
+            compute()
+        found.append((what, live.peak / MEGABYTE))
+    return found
+
+
 def main() -> None:
-    """Print the table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True, help="a folder of published configs")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--measure", action="store_true", help="live bytes of the bundled model")
+    what.add_argument("--config", type=Path, help="a folder of published configs")
     parser.add_argument("--dtype", default="float16", choices=["float32", "float16", "bfloat16"])
     options = parser.parse_args()
+    if options.measure:
+        print("| computation | most live MB |\n|---|--:|")
+        for said, number in measured_rows():
+            print(f"| {said} | {number:.2f} |")
+        return
     model = without_weights(options.config, getattr(torch, options.dtype))
     height, width = model.resolution
     print(f"{model.name}, {width} x {height} px, {options.dtype}, autoencoder in float32")
     print("| what | GB |\n|---|--:|")
-    for what, number in rows_of(model):
-        print(f"| {what} | {number:.2f} |")
+    for said, number in rows_of(model):
+        print(f"| {said} | {number:.2f} |")
 
 
 if __name__ == "__main__":

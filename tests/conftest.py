@@ -152,5 +152,5 @@ def inversion(
 
 @pytest.fixture(scope="session")
 def dahlia_inversion(flowers: nulltext.LatentDiffusion) -> nulltext.Inversion:
-    """The example photo, null-text inverted with the bundled model in ten steps."""
+    """The example photo, inverted by the default method with the bundled model in ten steps."""
     return nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, num_steps=10)

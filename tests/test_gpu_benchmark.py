@@ -77,6 +77,8 @@ def test_parts_are_measured_once_and_a_fault_stops_no_other(bench, tmp_path):
     said = {part: json.loads((tmp_path / "out" / f"{part}.json").read_text()) for part in parts}
     ours, theirs = said["sd15-default-1"]["result"], said["sd15-published-1"]["result"]
     assert (ours["dtype"], theirs["dtype"]) == ("float16", "float32")
+    assert ours["evaluations_per_photo"] == 1 + 2 * 2  # the first guess takes one
+    assert ours["timesteps_whole"] == 20
     assert theirs["timesteps"] == 2
     assert theirs["evaluations_per_photo"] == 2 + 2 * (1 + 2 * 10 + 2)
     assert theirs["evaluations_whole_per_photo"] == 50 * 24

@@ -12,8 +12,8 @@ from nulltext.plugins import EDITORS_GROUP, METHODS_GROUP, members_of
 
 __version__ = "0.1.0"
 
-NullStart = Literal["empty", "prompt"]
-"""The embedding at which null-text optimisation starts."""
+PivotName = Literal["ddim", "fixed-point"]
+"""How the trajectory is walked that a replay follows."""
 Precision = Literal["float32", "float16", "bfloat16"]
 Alignment = Literal["auto", "replace", "refine"]
 Detail = Literal["auto", "photo", "luminance", "model"]
@@ -25,12 +25,12 @@ CAPTIONER = "flowers"
 """Name of the bundled captioner."""
 AUTO = "auto"
 """Stands for a source prompt that the captioner is to write."""
-METHOD = "null-text-secant"
+METHOD = "fixed-point"
 """Method of the default budget."""
 NUM_STEPS = 50
 """T in both papers."""
 BUDGET = "balanced"
-"""Null-text budget; docs/speed.md and docs/editing.md have the measurements behind the choice."""
+"""Budget; docs/speed.md and docs/editing.md have the measurements behind the choice."""
 GUIDANCE_SCALE = 7.5
 """w in both papers."""
 SEED = 0
@@ -51,8 +51,8 @@ MASA_LAYER = 0.625
 class Method(StrEnum):
     """Names of the inversion methods: built in, then those of installed packages."""
 
+    FIXED_POINT = "fixed-point"
     NULL_TEXT = "null-text"
-    NULL_TEXT_SECANT = "null-text-secant"
     DDIM = "ddim"
     DIRECT = "direct"
     NEGATIVE_PROMPT = "negative-prompt"
@@ -67,7 +67,7 @@ class Method(StrEnum):
 
 
 class Budget(StrEnum):
-    """Names of the null-text budgets."""
+    """Names of the budgets."""
 
     FAST = "fast"
     BALANCED = "balanced"

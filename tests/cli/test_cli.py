@@ -60,10 +60,11 @@ def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
         assert picture.size == (32, 32)
         settings = json.loads(picture.text["nulltext"])
     assert settings["target"] == "a dog"
-    assert settings["method"] == "null-text-secant"
+    assert settings["method"] == "fixed-point"
     with Image.open("strip.png") as strip:
         assert strip.width > 4 * 256
-    assert "so far" in err
+    assert "Inversion" in err
+    assert "Editing" in err
     assert sorted(p.name for p in here.iterdir()) == ["cat.png", "dog.png", "strip.png"]
 
 
@@ -85,7 +86,7 @@ def test_invert_replay_inspect_and_edit_again(here, model, run):
     assert code == 0, err
     inverted = json.loads(out)
     assert inverted["file"] == "kept.safetensors"
-    assert inverted["method"] == "null-text-secant"
+    assert inverted["method"] == "fixed-point"
     code, out, _ = run("replay", "kept.safetensors", "--model", model, "-o", "r.png", "--json")
     assert code == 0
     assert json.loads(out)["psnr_reconstruction"] == pytest.approx(
@@ -232,10 +233,14 @@ REFUSED = {
     "too many steps": ((*EDIT, "--steps", "1001"), "from 1 to 1000"),
     "too many inner steps": ((*EDIT, "--inner-steps", "10000"), "from 0 to 9999"),
     "steps of invert": (("invert", "cat.png", "--prompt", "a", "--steps", "0"), "from 1 to 1000"),
-    "removed option": ((*EDIT, "--solver", "adam"), "--method null-text is Adam"),
-    "removed option, with =": ((*EDIT, "--solver=secant"), "--method null-text-secant"),
+    "removed option": ((*EDIT, "--solver", "adam"), "published solver, Adam"),
+    "removed option, with =": ((*EDIT, "--null-start=empty"), "--method null-text begins"),
+    "pivot of the default": ((*EDIT, "--pivot", "ddim"), "not an option of the method fixed"),
     "method of another budget": ((*EDIT, "--method", "ddim", "--budget", "fast"), "leave one"),
-    "guidance of one": ((*EDIT, "--guidance", "1"), "cannot do anything"),
+    "guidance of one": (
+        (*EDIT, "--method", "null-text", "--guidance", "1"),
+        "cannot do anything",
+    ),
     "guidance not finite": ((*EDIT, "--guidance", "nan"), "guidance"),
     "guidance infinite": ((*EDIT, "--guidance", "inf"), "--guidance is inf"),
     "fraction": ((*EDIT, "--cross-steps", "1.2"), "from 0 to 1"),
@@ -322,7 +327,7 @@ def make_bad_files(folder):
         "--method=ddim",
         "--crop=0,0,9",
         "--budget=fast",
-        "--null-start=empty",
+        "--pivot=ddim",
         "--seed=1",
     ],
 )

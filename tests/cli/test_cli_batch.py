@@ -26,24 +26,19 @@ PHOTOS = ("cat.png", "cow.png", "dog.png")
 SHORT = ("--budget", "paper", "--steps", 3, "--inner-steps", 2, "--size", "photo")
 
 
-def test_where_the_null_embeddings_begin_is_said_or_the_default(here, model, run):
-    asked = {"default": (), "empty": ("--null-start", "empty"), "paper": ("--budget", "paper")}
+def test_the_pivot_of_a_method_is_said_or_its_default(here, model, run):
+    asked = {
+        "default": (),
+        "paper": ("--budget", "paper", "--inner-steps", 1),
+        "moved": ("--budget", "paper", "--inner-steps", 1, "--pivot", "fixed-point"),
+    }
     line = ("invert", "cat.png", "--prompt", "a cat", "--steps", 2, "--model", model)
     for name, more in asked.items():
         code, _, err = run(*line, *more, "-o", f"{name}.safetensors")
         assert code == 0, err
     made = [nulltext.Inversion.load(f"{name}.safetensors").header for name in asked]
-    assert [header.method_config.get("start") for header in made] == ["prompt", "empty", None]
-    named = ["null-text-secant", "null-text-secant", "null-text"]
-    assert [header.method for header in made] == named
-    edit = ("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--steps", 2)
-    code, _, err = run(
-        *(*edit, "--null-start", "empty", "--model", model),
-        *("-o", "dog.png", "--save-inversion", "kept.safetensors"),
-    )
-    assert code == 0, err
-    kept = nulltext.Inversion.load("kept.safetensors")
-    assert kept.header.method_config["start"] == "empty"
+    assert [header.method for header in made] == ["fixed-point", "null-text", "null-text"]
+    assert [header.method_config.get("pivot") for header in made] == [None, "ddim", "fixed-point"]
 
 
 def test_several_photos_are_inverted_as_one_by_one(here, model, run):
@@ -116,3 +111,14 @@ def test_what_is_wrong_with_one_is_said_before_any_work(case, here, model, run):
     assert err.startswith("Error: ")
     assert len(err.strip().splitlines()) == 1, err
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+
+
+def test_photos_side_by_side_in_a_batch_are_one_or_more(here, model, run):
+    job = '{"image": "cat.png", "source": "a cat", "target": "a dog", "steps": 2}'
+    (here / "jobs.jsonl").write_text(job)
+    line = ("batch", "jobs.jsonl", "-o", "edited", "--model", model, "--batch-size")
+    code, out, err = run(*line, 0)
+    assert (code, out) == (2, "")
+    assert "--batch-size" in err
+    assert not (here / "edited").exists()
+    assert run(*line, 2)[0] == 0

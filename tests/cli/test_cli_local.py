@@ -130,10 +130,10 @@ def test_strength_0_is_the_replay_and_a_sweep_is_a_grid(here, model, run, saved)
         assert grid.height > 2 * 256
 
 
-def test_the_exact_source_reaches_the_bound(here, model, run, saved):
+def test_the_exact_source_reaches_the_bound(here, model, run):
     code, out, err = run(
-        *("edit", "--inversion", saved, "--model", model, "--target", "a dog", "-o", "o.png"),
-        *("--source-branch", "exact", "--json"),
+        *("edit", "cat.png", "--source", "a cat", "--target", "a dog", "-o", "o.png"),
+        *("--model", model, "--method", "ddim", "--steps", 3, "--source-branch", "exact", "--json"),
     )
     assert code == 0, err
     result = json.loads(out)

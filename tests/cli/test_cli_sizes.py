@@ -101,7 +101,7 @@ def test_every_verb_works_with_an_sdxl_folder(here, run):
         *("--size", "48x32", "-o", "i.safetensors", "--json"),
     )
     assert code == 0, err
-    assert json.loads(out)["method"] == "null-text-secant"
+    assert json.loads(out)["method"] == "fixed-point"
     edit = ("edit", "--inversion", "i.safetensors", "--target", "a dog")
     for arguments in (
         (*edit, "--blend", "dog", "-o", "edit.png"),

@@ -603,12 +603,14 @@ def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, options, said)
 def test_an_estimate_counts_and_does_nothing(run, tmp_path):
     folder = write_pie(tmp_path / "data", pictures=False)
     code, out, _ = run(
-        *(folder, "--estimate", "--json", "--methods", "ddim,null-text", "--inner-steps", 10)
+        *(folder, "--estimate", "--json", "--inner-steps", 10),
+        *("--methods", "ddim,null-text,negative-prompt"),
     )
     assert code == 0
-    # 3 T + 4 T (w = 7.5: source and target, two passes each), and 3 T + 2 T N + 4 T
-    each = 150 + 200, 150 + 1000 + 200
-    found = {"edits": 4, "rows": 8, "unet_evaluations": 4 * sum(each)}
+    # 3 T + 4 T (w = 7.5: source and target, two passes each), 3 T + 2 T N + 4 T, and 2 T + 3 T,
+    # as the prompt's embedding as null embedding needs one pass of the source
+    each = 150 + 200, 150 + 1000 + 200, 100 + 150
+    found = {"edits": 4, "rows": 12, "unet_evaluations": 4 * sum(each)}
     assert json.loads(out) == found
     assert not (tmp_path / "pie").exists()
 

@@ -164,13 +164,54 @@ def test_the_estimate_equals_what_the_unet_is_asked_for(tiny_sd1, photos, tmp_pa
         iterations=(1,),
         strengths=(0.5, 1.0),
         inversion_guidances=(1.0, 3.0),
-        variants=("bound", "ddim", "null-text", "textual-pivot", "sdedit"),
+        variants=("bound", "ddim", "negative-prompt", "null-text", "textual-pivot", "sdedit"),
     )
     judge = DiffusionJudge(tiny_sd1)
     schedule = plan_study([item], [item], plan, (), judge.unet_evaluations)
     with unet_passes() as seen, open_results(tmp_path / "out", {}, fresh=False) as book:
         *_, last = study_steps(tiny_sd1, schedule, plan, book, judge)
     assert seen.total == last.evaluations == last.all_evaluations == schedule.evaluations
+
+
+def test_the_estimate_of_fixed_points_is_near_what_they_take(tiny_sd1, photos, tmp_path):
+    """T + 1 to 6 T to invert; every step of the source costs one evaluation."""
+    item = CaptionedPhoto("a.png", photos / "a.png", ("a cat",), "a dog")
+    plan = StudyPlan(
+        num_steps=5, strengths=(0.5, 1.0), variants=("fixed-point", "direct"), pivot="fixed-point"
+    )
+    judge = DiffusionJudge(tiny_sd1)
+    schedule = plan_study([item], [item], plan, (), judge.unet_evaluations)
+    replays, edits, judged = 5 * (1 + 2), 5 * (1 + 4 + 2 + 4), 2 * 2 * judge.unet_evaluations
+    assert schedule.evaluations == 5 * (2 + 4) + replays + edits + judged
+    with unet_passes() as seen, open_results(tmp_path / "out", {}, fresh=False) as book:
+        *_, last = study_steps(tiny_sd1, schedule, plan, book, judge)
+        assert {row["status"] for row in book.rows} == {"ok"}
+    assert 0.5 * schedule.evaluations < seen.total < 2 * schedule.evaluations
+    assert last.evaluations == schedule.evaluations
+
+
+def test_the_pivot_is_a_setting_of_all_rows(study, photos, tmp_path):
+    chosen = (photos, "--limit", 1, "--experiments", "reconstruction")
+    chosen += ("--methods", "bound,ddim,negative-prompt,fixed-point")
+    psnr = {}
+    for pivot in ("ddim", "fixed-point"):
+        code, _, err = study(*chosen, "-o", pivot, "--pivot", pivot)
+        assert code == 0, err
+        settings, rows = read_results(tmp_path / pivot)
+        assert settings["pivot"] == pivot
+        psnr[pivot] = {row["variant"]: row["figures"]["psnr"] for row in rows}
+    walked, exact = psnr["ddim"], psnr["fixed-point"]
+    assert all(walked[name] == exact[name] for name in ("bound", "ddim", "fixed-point"))
+    assert walked["negative-prompt"] != exact["negative-prompt"]
+    code, _, err = study(*chosen, "-o", "ddim", "--pivot", "fixed-point")
+    assert code == 2
+    assert "pivot ddim (now fixed-point)" in err
+
+    path = tmp_path / "ddim" / "settings.json"  # as written before there was a choice
+    before = json.loads(path.read_text())
+    before.pop("pivot")
+    path.write_text(json.dumps(before))
+    assert study(*chosen, "-o", "ddim")[0] == 0
 
 
 ONE = ("--experiments", "reconstruction", "--methods", "bound,ddim,negative-prompt")
@@ -432,7 +473,7 @@ def test_a_failed_inversion_is_not_tried_twice(tiny_sd1, photos, monkeypatch):
         DiffusionJudge(tiny_sd1),
         None,
     )
-    key = studied.InversionKey.of("ddim", 5, "a cat", 7.5)
+    key = studied.InversionKey.of("ddim", 5, "a cat", StudyPlan())
     assert key.inner_steps == 0
     for _ in range(2):
         with pytest.raises(NumericalError):

@@ -274,7 +274,7 @@ class TestModelTuning:
 
 def test_files_of_format_1_still_load(tiny_sd1, photo, tmp_path):
     path = tmp_path / "old.safetensors"
-    made = nulltext.invert(tiny_sd1, photo, PROMPT, num_steps=2)
+    made = nulltext.invert(tiny_sd1, photo, PROMPT, method="null-text", num_steps=2)
     made.save(path)
     with safe_open(path, framework="pt") as stream:
         header = json.loads(stream.metadata()["nulltext"])

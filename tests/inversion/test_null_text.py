@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import nulltext
 from nulltext.errors import NumericalError, OptionError
 from nulltext.image.images import largest_centred, to_tensor
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.secant import SecantNullText
 from support.examples import DAHLIA_PROMPT, EXAMPLE
 
 PROMPT = "a photo of a white daisy"
@@ -118,34 +116,6 @@ def test_equals_the_transcription_on_tiny_models(tiny):
     assert_equals_transcription(tiny, latents, PROMPT, steps=5, inner=3)
 
 
-def test_begun_at_the_prompt_without_steps_it_is_negative_prompt_inversion(tiny):
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    idle = SecantNullText(inner_steps=0)
-    counted = tiny.counted()
-    ours = solve(counted, latents, PROMPT, steps=4, config=idle)
-    theirs = solve(tiny, latents, PROMPT, steps=4, config=nulltext.inversion.NegativePrompt())
-    assert torch.equal(ours.trajectory, theirs.trajectory)
-    assert torch.equal(ours.null_embeds, theirs.null_embeds.expand_as(ours.null_embeds))
-    # eps_∅ = eps_C: the last step is the unguided one, from wherever the others led
-    assert counted.passes.total == 4 + 4 * 2
-
-
-def test_a_start_at_the_prompt_is_nearer_after_as_much_work(flowers):
-    from_empty, from_prompt = (
-        nulltext.invert(
-            flowers,
-            EXAMPLE,
-            DAHLIA_PROMPT,
-            method=SecantNullText(inner_steps=1, start=start),
-            num_steps=8,
-        ).header
-        for start in ("empty", "prompt")
-    )
-    assert from_prompt.unet_evaluations <= from_empty.unet_evaluations
-    assert from_prompt.psnr_reconstruction > from_empty.psnr_reconstruction + 1.0
-    assert from_prompt.method_config["start"] == "prompt"
-
-
 def test_equals_the_transcription_on_the_bundled_model(flowers):
     photo = nulltext.load_photo(EXAMPLE)
     box = largest_centred(*photo.size)
@@ -154,23 +124,18 @@ def test_equals_the_transcription_on_the_bundled_model(flowers):
 
 
 def test_reconstructs_far_better_than_ddim_and_near_the_bound(flowers):
-    ddim = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, method="ddim", num_steps=30)
-    header = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT).header
-    assert header.psnr_reconstruction > header.psnr_bound - 1.0
+    ddim = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, method="ddim", num_steps=20)
+    method = NullText(inner_steps=3)
+    header = nulltext.invert(flowers, EXAMPLE, DAHLIA_PROMPT, method=method, num_steps=20).header
+    assert header.psnr_reconstruction > header.psnr_bound - 3.5
     assert header.psnr_reconstruction > ddim.header.psnr_reconstruction + 3.0
-
-
-def test_replay_lands_where_the_optimisation_ended(flowers, dahlia_inversion):
-    replayed = nulltext.replay(flowers, dahlia_inversion)
-    # batch of two in the replay, of one in the optimisation: rounding only
-    assert replayed.psnr == pytest.approx(dahlia_inversion.header.psnr_reconstruction, abs=1e-3)
 
 
 def test_leaves_weights_and_prompt_embedding_bit_equal(tiny_sd1, photo):
     before = copy.deepcopy(tiny_sd1.unet.state_dict())
     flags = [p.requires_grad for p in tiny_sd1.unet.parameters()]
     embedding = tiny_sd1.embed([PROMPT])
-    nulltext.invert(tiny_sd1, photo, PROMPT, num_steps=2)
+    nulltext.invert(tiny_sd1, photo, PROMPT, method="null-text", num_steps=2)
     after = tiny_sd1.unet.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [p.requires_grad for p in tiny_sd1.unet.parameters()] == flags
@@ -229,7 +194,7 @@ def test_a_non_finite_loss_stops_with_the_timestep(tiny_sd1):
 @pytest.mark.parametrize("guidance", [1.0, 0.5, 0.0])
 def test_guidance_without_a_null_branch_is_explained(tiny_sd1, photo, guidance):
     with pytest.raises(OptionError, match="cannot do anything"):
-        nulltext.invert(tiny_sd1, photo, PROMPT, guidance_scale=guidance)
+        nulltext.invert(tiny_sd1, photo, PROMPT, method="null-text", guidance_scale=guidance)
 
 
 def test_learning_rate_stays_positive_on_long_grids(tiny_sd1, monkeypatch):
@@ -253,16 +218,3 @@ def test_ddim_replay_at_w_1_is_exact_under_shared_outputs(tiny_sd1):
     for step, output in zip(grid, reversed(outputs), strict=True):
         back = step.denoise(back, output)
     torch.testing.assert_close(back, latents, atol=1e-10, rtol=0)  # float64
-
-
-def test_header_tells_how_it_was_made(dahlia_inversion, flowers):
-    header = dahlia_inversion.header
-    assert header.model == "flowers"
-    assert header.fingerprint == flowers.fingerprint
-    assert header.method == "null-text-secant"
-    assert header.method_config["start"] == "prompt"
-    assert header.method_config["inner_steps"] == 2
-    assert header.image_size == [640, 427]
-    assert header.crop == [106, 0, 427, 427]
-    assert dahlia_inversion.null_embeds.shape == (10, 32, 192)
-    assert replace(dahlia_inversion).trajectory.shape == (11, 16, 16, 16)

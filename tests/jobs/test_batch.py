@@ -26,7 +26,9 @@ from nulltext.models.side_files import KnownWords, write_words
 from support.examples import small_disk
 from support.processes import killed_when
 
-SHORT = {"source": "a cat", "steps": 2, "inner_steps": 1}
+SHORT = {"source": "a cat", "steps": 2}
+ADAM = {"budget": "paper", "inner_steps": 1}
+"""Null-text inversion, which also works on several photos."""
 
 
 @pytest.fixture
@@ -84,19 +86,46 @@ def everything_in(folder):
     return found, names, rows
 
 
+def pixels_of(path):
+    return np.asarray(Image.open(path), dtype=np.int16)
+
+
+def assert_same_pictures(ours, theirs, levels):
+    """Equal rows and names, and pictures that differ by so many of 255 levels at most.
+
+    Figures of pictures are the same within 0.05: decibels, and shares of the picture. For few
+    steps: random weights magnify rounding from step to step.
+    """
+    first, second = everything_in(ours), everything_in(theirs)
+    assert first[1] == second[1]  # names
+    assert first[2].keys() == second[2].keys()
+    for job, row in first[2].items():
+        other = second[2][job]
+        assert row.keys() == other.keys()
+        for name in row.keys() - {"sha256"}:
+            assert row[name] == pytest.approx(other[name], abs=0.05), name
+        for output in row.get("outputs", ()):
+            between = np.abs(pixels_of(ours / output) - pixels_of(theirs / output))
+            assert between.max() <= levels, output
+
+
 def counted(monkeypatch):
-    """Prompts that are inverted from now on."""
+    """Prompts that are inverted from now on, those of each batch together."""
     from nulltext.inversion import invert
 
     seen = []
-    plain = invert.request_steps
-    monkeypatch.setattr(
-        invert,
-        "request_steps",
-        lambda model, request, partial: (
-            seen.append(request.prompt) or plain(model, request, partial)
-        ),
-    )
+    alone, several = invert.request_steps, invert.many_steps
+
+    def request_steps(model, request, partial):
+        seen.append([request.prompt])
+        return alone(model, request, partial)
+
+    def many_steps(model, requests, batch_size):
+        seen.append(sorted(request.prompt for request in requests))
+        return several(model, requests, batch_size)
+
+    monkeypatch.setattr(invert, "request_steps", request_steps)
+    monkeypatch.setattr(invert, "many_steps", many_steps)
     return seen
 
 
@@ -113,7 +142,7 @@ def test_a_job_is_what_edit_makes_of_the_same_options(here, run):
         *("--mask", "m.png", "--strength", 0.7, "--weight", "dog=2", "--crop", "8,0,48"),
         *("--strip", "s.png", "--sweep", "g.png", "--seed", 2, "--target-guidance", 4),
         *("--detail", "photo", "--source-branch", "exact", "--over", "self=0,1"),
-        *("--align", "refine", "--steps", 2, "--inner-steps", 1, "-o", "x.png"),
+        *("--align", "refine", "--steps", 2, "-o", "x.png"),
         verb="edit",
     )
     assert code == 0, err
@@ -136,10 +165,10 @@ def test_a_table_asks_for_the_jobs_of_its_lines_and_repeats_none(here, run):
     jobs = [{"image": "a.png", "target": "a dog"}, {"image": "b.png", "target": "a dog"}]
     assert run(write(here, jobs[0]), "-o", "out")[0] == 0
     rows = [
-        "image;source;target;steps;inner_steps;full",
-        "a.png;a cat;a dog;2;1;",
+        "image;source;target;steps;full",
+        "a.png;a cat;a dog;2;",
         "",
-        "b.png;;;2;;",
+        "b.png;;;2;",
     ]
     (here / "jobs.csv").write_text("\r\n".join(rows), encoding="utf-16")
     before = everything_in(here / "out")[2]
@@ -159,7 +188,8 @@ def test_a_table_asks_for_the_jobs_of_its_lines_and_repeats_none(here, run):
 
 
 def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
-    unlisted = write(here, {"image": "a.png", "target": ["a qzj", "((red)) cat", "make it red"]})
+    targets = ["a qzj", "((red)) cat", "make it red"]
+    unlisted = write(here, {"image": "a.png", "target": targets, "method": "ddim"})
     code, _, err = run(unlisted, "-o", "unlisted")
     assert code == 0
     ((syntax, instruction, said),) = (row["remarks"] for row in rows_in(here / "unlisted"))
@@ -171,7 +201,8 @@ def test_a_row_remarks_on_words_that_the_model_was_not_taught(here, run, model):
     known = KnownWords(("dog", "red"), ("a",))
     path = write_words(known, nulltext.load(model).fingerprint, Path(model))
     try:
-        jobs = write(here, *({"image": "a.png", "target": f"a {word}"} for word in ("dog", "fox")))
+        job = {"image": "a.png", "method": "ddim"}
+        jobs = write(here, *(job | {"target": f"a {word}"} for word in ("dog", "fox")))
         assert run(jobs, "-o", "out")[0] == 0
     finally:
         path.unlink()
@@ -202,7 +233,8 @@ def test_jobs_on_one_photo_share_its_inversion(here, run, monkeypatch):
     )
     code, said, err = run(jobs, "-o", "out")
     assert (code, said["done"]) == (0, 6), err
-    assert sorted(seen) == ["a cat", "a cat", "a cat", "a dog"]
+    # the one at another guidance stands alone
+    assert seen == [["a cat", "a cat", "a dog"], ["a cat"]]
     rows = rows_in(here / "out")
     kept = {row["inversion"] for row in rows}
     assert len(kept) == 4
@@ -210,6 +242,124 @@ def test_jobs_on_one_photo_share_its_inversion(here, run, monkeypatch):
     assert len({name for row in rows for name in row["outputs"]}) == 6
     inversion = nulltext.Inversion.load(here / "out" / rows[0]["inversion"])
     assert rows[0]["unet_evaluations_invert"] == inversion.header.unet_evaluations > 0
+
+
+def test_photos_side_by_side_give_the_pictures_of_one_by_one(here, run, monkeypatch):
+    Image.open("a.png").crop((0, 0, 40, 48)).save("c.png")
+    Image.open("a.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("d.png")
+    jobs = [{"image": f"{n}.png", "target": t} for n in "abcd" for t in ("a dog", "a cow")]
+    jobs += [{"image": f"{n}.png", "target": "a dog", "size": "photo"} for n in "abcd"]
+    jobs += [{"image": f"{n}.png", "target": "a dog", **ADAM} for n in "abc"]
+    jobs += [{"image": "a.png", "target": "a dog", "method": "negative-prompt"}]
+    path = write(here, *jobs)
+    assert run(path, "-o", "alone", "--batch-size", 1)[0] == 0
+    seen = counted(monkeypatch)
+    code, said, err = run(path, "-o", "together", "--batch-size", 3)
+    assert (code, said["done"]) == (0, len(jobs)), err
+    # four at the model's size; three of one size and one of another; by Adam; a method for one
+    assert [len(prompts) for prompts in seen] == [3, 1, 2, 1, 1, 3, 1]
+    # float32 rounding through 2 steps, which can turn the rounding of a level
+    assert_same_pictures(here / "together", here / "alone", levels=1)
+    costs = [row["unet_evaluations_invert"] for row in rows_in(here / "together")]
+    assert min(costs) > 0
+
+
+def test_a_photo_that_fails_leaves_its_neighbours_alone(here, run, monkeypatch):
+    from nulltext.inversion import fixed_point
+
+    (here / "half.png").write_bytes((here / "a.png").read_bytes()[:200])
+    Image.open("a.png").rotate(90).save("c.png")
+    good = [{"image": f"{n}.png", "target": "a dog"} for n in "abc"]
+    bad = [{"image": "half.png", "target": "a dog"}]
+    bad += [{"image": "a.png", "source": "cat " * 90, "target": "a dog"}]
+    bad += [{"image": "b.png", "source": "a bad cat", "target": "a dog"}]
+    plain, sizes = fixed_point.fixed_point_steps, []
+
+    def without_bad_ones(model, latents, prompt_embeds, *rest, **more):
+        sizes.append(len(latents))
+        bad = model.embed(["a bad cat"])
+        if any(torch.equal(row[None], bad) for row in prompt_embeds):
+            raise NumericalError("The fixed-point inversion produced NaN.")
+        return plain(model, latents, prompt_embeds, *rest, **more)
+
+    monkeypatch.setattr(fixed_point, "fixed_point_steps", without_bad_ones)
+    code, said, err = run(write(here, *bad, *good), "-o", "out")
+    assert (code, said["done"], said["failed"]) == (1, 3, 3), err
+    assert sizes == [4, 1, 1, 1, 1]  # one by one after all
+    reasons = {reason["line"]: reason["reason"] for reason in said["reasons"]}
+    assert "half.png" in reasons[1]
+    assert "tokens" in reasons[2]
+    assert "NaN" in reasons[3]
+
+
+def test_what_is_stopped_between_two_jobs_inverts_nothing_again(here, run, monkeypatch):
+    jobs = [{"image": f"{n}.png", "target": t} for n in "ab" for t in ("dog", "cow")]
+    path = write(here, *jobs)
+    assert run(path, "-o", "whole")[0] == 0
+    plain, made = pictures.pictures_of, []
+
+    def stopping(*arguments):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(plain(*arguments))
+        return made[-1]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pictures, "pictures_of", stopping)
+        run(path, "-o", "out")
+    assert len(rows_in(here / "out")) == 3
+    seen = counted(monkeypatch)
+    assert run(path, "-o", "out")[1]["done"] == 4
+    assert seen == []
+    assert everything_in(here / "out") == everything_in(here / "whole")
+
+
+def test_out_of_memory_makes_batches_smaller(here, run, monkeypatch):
+    from nulltext.inversion import fixed_point
+
+    for turn in range(1, 5):
+        Image.open("a.png").rotate(20 * turn).save(f"{turn}.png")
+    plain, sizes = fixed_point.fixed_point_steps, []
+
+    def small(model, latents, *rest, **more):
+        sizes.append(len(latents))
+        if len(latents) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return plain(model, latents, *rest, **more)
+
+    monkeypatch.setattr(fixed_point, "fixed_point_steps", small)
+    jobs = [{"image": f"{turn}.png", "target": "a dog"} for turn in range(1, 5)]
+    code, said, err = run(write(here, *jobs), "-o", "out")
+    assert (code, said["done"]) == (0, 4), err
+    assert sizes == [4, 2, 2]
+
+
+@pytest.mark.parametrize("method", ["fixed-point", "null-text"])
+def test_an_inversion_that_was_begun_goes_on_alone(here, run, monkeypatch, method):
+    from nulltext.inversion.partial import Partial
+
+    own = {"method": method} | ({} if method == "fixed-point" else {"pivot": "fixed-point"})
+    jobs = [{"image": f"{n}.png", "target": "a dog", **own} for n in "ab"]
+    one = write(here, jobs[0], name="one.jsonl")
+    written = Partial.write
+
+    def stopping(partial, *kept):
+        written(partial, *kept)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Partial, "write", stopping)
+        run(one, "-o", "out")
+    (begun,) = (here / "out").rglob("*.partial")
+    seen = counted(monkeypatch)
+    code, said, err = run(write(here, *jobs), "-o", "out")
+    assert (code, said["done"]) == (0, 2), err
+    assert [len(prompts) for prompts in seen] == [1, 1]
+    assert not begun.exists()
+    assert {row["inversion"] for row in rows_in(here / "out")} == {
+        path.relative_to(here / "out").as_posix() for path in (here / "out").rglob("*.safetensors")
+    }
+    assert begun.with_suffix("").exists()  # under the name that it was begun under
 
 
 def test_a_bad_job_is_told_and_the_others_are_done(here, run):
@@ -372,33 +522,53 @@ def test_kill_9_at_any_moment_loses_nothing(here, run, model):
     """Four kills, each when something else has just come into being."""
     jobs = [{"image": f"{n}.png", "target": t, "steps": 6} for n in "ab" for t in ("dog", "cow")]
     path = write(here, *jobs)
-    assert run(path, "-o", "whole")[0] == 0
+    one_by_one = ("--batch-size", 1)  # so that bytes are the same
+    assert run(path, "-o", "whole", *one_by_one)[0] == 0
     signs = ("inversions/*/*.partial", "inversions/*/*.safetensors", "pictures/*/*.png")
     for sign in (*signs, "pictures/*/b-*.png"):
         killed_when(
             lambda sign=sign: any((here / "out").glob(sign)),
-            *("batch", path, "-o", "out", "--model", model),
+            *("batch", path, "-o", "out", "--model", model, *one_by_one),
         )
         for inversion in (here / "out").rglob("*.safetensors"):
             nulltext.Inversion.load(inversion)  # whole, under its final name
         for picture in (here / "out").rglob("*.png"):
             with Image.open(picture) as opened:
                 opened.load()
-    code, said, err = run(path, "-o", "out")
+    code, said, err = run(path, "-o", "out", *one_by_one)
     assert (code, said["done"]) == (0, 4), err
     assert everything_in(here / "out") == everything_in(here / "whole")
 
 
-def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model):
+@pytest.mark.slow
+def test_kill_9_of_photos_side_by_side_loses_nothing(here, run, model):
+    Image.open("a.png").rotate(90).save("c.png")
+    targets = ("dog", "cow", "red cat", "blue cat")
+    path = write(here, *({"image": f"{n}.png", "target": t} for n in "abc" for t in targets))
+    assert run(path, "-o", "whole", "--batch-size", 1)[0] == 0
+    for sign in ("inversions/*/*.safetensors", "pictures/*/b-*.png"):
+        killed_when(
+            lambda sign=sign: any((here / "out").glob(sign)),
+            *("batch", path, "-o", "out", "--model", model),
+        )
+    code, said, err = run(path, "-o", "out")
+    assert (code, said["done"]) == (0, 12), err
+    assert_same_pictures(here / "out", here / "whole", levels=1)  # float32 rounding, 2 steps
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model, batch_size):
     ray = pytest.importorskip("ray")
     from nulltext.jobs.cluster import Cluster
     from nulltext.jobs.worker import Setup
 
-    jobs = [{"image": f"{n}.png", "target": t} for n in "ab" for t in ("dog", "cow", "red cat")]
+    for turn in (1, 2):
+        Image.open("a.png").rotate(20 * turn).save(f"{turn}.png")
+    jobs = [{"image": f"{n}.png", "target": t} for n in "ab12" for t in ("dog", "cow", "red cat")]
     path = write(here, *jobs, {"image": "none.png", "target": "a dog"})
-    assert run(path, "-o", "whole")[0] == 2
+    assert run(path, "-o", "whole", "--batch-size", 1)[0] == 2
     folder = here / "out"
-    setup = Setup(ModelChoice(str(model)), folder)
+    setup = Setup(ModelChoice(str(model)), folder, batch_size)
     cluster = Cluster(setup, workers=2, threads=torch.get_num_threads())
     try:
         with batches.open_batch(setup, cluster.identity) as book:
@@ -410,10 +580,40 @@ def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model
                     ray.kill(busy[0].actor)
                     killed = 1
         assert killed
-        assert (info.done, info.failed) == (6, 1)
+        assert (info.done, info.failed) == (12, 1)
     finally:
         cluster.close()
-    assert everything_in(folder) == everything_in(here / "whole")
+    if batch_size == 1:
+        assert everything_in(folder) == everything_in(here / "whole")
+    else:
+        assert_same_pictures(folder, here / "whole", levels=1)  # float32 rounding
+
+
+def test_a_worker_on_ray_that_dies_over_several_photos_leaves_them_to_be_done(here, run, model):
+    ray = pytest.importorskip("ray")
+    from nulltext.jobs.cluster import Cluster
+    from nulltext.jobs.worker import Setup
+
+    for turn in (1, 2):
+        Image.open("a.png").rotate(20 * turn).save(f"{turn}.png")
+    path = write(here, *({"image": f"{n}.png", "target": "dog", "steps": 40} for n in "ab12"))
+    setup = Setup(ModelChoice(str(model)), here / "out", 4)
+    cluster = Cluster(setup, workers=1, threads=torch.get_num_threads())
+    asked, killed = cluster._assign, []
+
+    def kill_once(slot):
+        asked(slot)
+        if slot.together and not killed:
+            killed.append(len(slot.together))
+            ray.kill(slot.actor)
+
+    cluster._assign = kill_once
+    try:
+        with batches.open_batch(setup, cluster.identity) as book:
+            *_, last = batches.batch_steps(cluster, batches.read_batch(path), book)
+    finally:
+        cluster.close()
+    assert (killed, last.done, last.failed) == ([4], 4, 0)
 
 
 def test_without_ray_one_sentence_says_how_to_get_it(here, run, monkeypatch):

@@ -58,7 +58,7 @@ def test_every_key_becomes_an_option(tmp_path):
         "seed": 5,
         "captioner": "flowers",
         "inner_steps": 2,
-        "null_start": "empty",
+        "pivot": "fixed-point",
         "budget": "fast",
         "inversion": "i.safetensors",
     }
@@ -92,7 +92,7 @@ REFUSED = {
     '{"target": "x", "save_inversion": "/x"}': "a batch keeps every inversion itself",
     '{"target": "x", "model": "owner/name"}': "nulltext batch --model",
     '{"target": "x", "trust_remote_code": true}': "no option of `nulltext edit`",
-    '{"target": "x", "method": "magic"}': "none of null-text, ",
+    '{"target": "x", "method": "magic"}': "none of fixed-point, null-text, ",
     '{"target": []}': "a list of 0; give 1 to 64",
     '{"target": [1]}': "no text",
     '{"target": "\\ud800"}': "no text that can be written",
@@ -155,7 +155,7 @@ def test_a_key_of_another_spelling_or_tool_is_told_by_its_right_name(tmp_path, k
 def test_a_removed_key_says_what_to_write_instead(tmp_path):
     found = parse_job(json.dumps(GOOD | {"solver": "adam"}).encode(), 3, tmp_path)
     assert isinstance(found, Refused)
-    assert "--method null-text is Adam" in found.reason
+    assert "--method null-text is the published solver" in found.reason
 
 
 SEVERAL = [

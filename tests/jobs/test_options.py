@@ -28,7 +28,7 @@ def test_kinds_follow_from_the_types_of_fields():
     assert OPTIONS["strip"].kind is Kind.OUTPUT
     assert OPTIONS["target"].kind is Kind.TEXTS
     assert OPTIONS["steps"].kind is Kind.INTEGER
-    assert OPTIONS["method"].choices[0] == "null-text"
+    assert OPTIONS["method"].choices[0] == "fixed-point"
     assert OPTIONS["detail"].choices == ("auto", "photo", "luminance", "model")
 
 

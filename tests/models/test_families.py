@@ -10,10 +10,9 @@ import torch
 
 import nulltext
 from nulltext.editing.heatmaps import heat_map_steps
-from nulltext.errors import ModelError, OptionError, PromptError
+from nulltext.errors import ModelError, PromptError
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.replay import replay_steps
-from nulltext.inversion.secant import SecantNullText
 from nulltext.models.load import load
 from nulltext.words.prompts import tokenize
 from support.tiny import tiny_pipeline
@@ -76,25 +75,6 @@ def test_an_sdxl_folder_from_photo_to_edit_through_a_file(tmp_path, photo):
     assert torch.equal(edit.reconstruction, replay.image)
     (maps,) = nulltext.diffusion.run(heat_map_steps(model, loaded))
     assert [word.word for word in maps.words] == PROMPT.split()
-
-
-def test_the_pooled_null_embedding_moves_only_when_asked(tiny_sdxl, photo):
-    tokens, start = tiny_sdxl.max_tokens, tiny_sdxl.embed([""])
-    pooled = {}
-    for choice in ("fixed", "optimised"):
-        method = SecantNullText(inner_steps=1, start="empty", pooled=choice)
-        made = nulltext.invert(tiny_sdxl, photo, PROMPT, method=method, num_steps=2)
-        moved = (made.null_embeds - start)[0]
-        assert bool(moved[:tokens, :32].any()), "the first encoder's half"
-        assert bool(moved[:tokens, 32:].any()), "the second encoder's half"
-        pooled[choice] = bool(moved[tokens:].any())
-        assert made.header.method_config["pooled"] == choice
-    assert pooled == {"fixed": False, "optimised": True}
-
-
-def test_pooled_is_checked():
-    with pytest.raises(OptionError, match="'fixed' or 'optimised'"):
-        SecantNullText(pooled="maybe")
 
 
 def test_the_size_that_sdxl_is_told_is_the_size_that_is_sampled(tiny_sdxl):

@@ -66,7 +66,7 @@ def test_every_kind_of_method_runs_there(scenarios, name):
     assert found(scenarios, f"method {name}")["finite"]
 
 
-@pytest.mark.parametrize("method", ["null-text", "null-text-secant"])
+@pytest.mark.parametrize("method", ["null-text", "fixed-point"])
 def test_float16_runs_there(scenarios, method):
     assert found(scenarios, f"half {method}")["finite"]
 

@@ -60,7 +60,13 @@ def test_inverting_twice_gives_the_same(tiny_sd1, photo, inversion):
 
 
 def test_the_file_is_plain_safetensors_with_a_json_header(inversion, path):
-    assert set(load_file(path)) == {"trajectory", "photo", "null_embeds"}
+    assert set(load_file(path)) == {
+        "trajectory",
+        "photo",
+        "null_embeds",
+        "prompt_embeds",
+        "corrections",
+    }
     with safe_open(path, framework="pt") as stream:
         header = json.loads(stream.metadata()["nulltext"])
     assert header == {"version": FORMAT_VERSION, **asdict(inversion.header)}

@@ -145,12 +145,12 @@ BARE = ("--source", "a cat", "--crop", "0,0,9")
 @pytest.mark.parametrize(
     ("fields", "method", "steps", "said"),
     [
-        ({}, "null-text-secant", 30, ""),
-        ({"budget": "balanced"}, "null-text-secant", 30, ""),
-        ({"budget": "fast"}, "null-text-secant", 20, "--budget fast"),
+        ({}, "fixed-point", 20, ""),
+        ({"budget": "balanced"}, "fixed-point", 20, ""),
+        ({"budget": "fast"}, "fixed-point", 12, "--budget fast"),
         ({"budget": "paper"}, "null-text", 50, "--budget paper"),
         ({"method": "null-text"}, "null-text", 50, "--method null-text"),
-        ({"method": "null-text-secant"}, "null-text-secant", 30, "--method null-text-secant"),
+        ({"method": "fixed-point"}, "fixed-point", 20, "--method fixed-point"),
         ({"method": "ddim", "budget": ""}, "ddim", 50, "--method ddim"),
     ],
 )

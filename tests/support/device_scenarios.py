@@ -80,7 +80,10 @@ def half(name: str) -> dict[str, Any]:
     pipe = tiny_pipeline("sd1")
     pipe.unet.half()
     model = nulltext.load(pipe.to(DEVICE))
-    result = sampled(model, with_options(method_named(name), inner_steps=1))
+    method = method_named(name)
+    if method.differentiates:
+        method = with_options(method, inner_steps=1)
+    result = sampled(model, method)
     return {"finite": all(bool(tensor.isfinite().all()) for tensor in result.values())}
 
 
@@ -150,7 +153,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     **{f"whole {family}": (lambda f=family: whole(f)) for family in ("sd1", "sd2", "sdxl")},
     **{f"offload {family}": (lambda f=family: offload(f)) for family in ("sd1", "sdxl")},
     "hooks sd1": lambda: hooks("sd1"),
-    **{f"half {s}": (lambda s=s: half(s)) for s in ("null-text", "null-text-secant")},
+    **{f"half {s}": (lambda s=s: half(s)) for s in ("null-text", "fixed-point")},
     **{
         f"method {name}": (lambda n=name: method(n))
         for name in ("direct", "negative-prompt", "textual-pivot", "model-tuning", "textual")

@@ -74,7 +74,7 @@ def golden_tensors(name: Golden) -> dict[str, Tensor]:
         "ddim": nulltext.inversion.DDIM(),
         "direct": nulltext.inversion.Direct(),
         "null-text": nulltext.inversion.NullText(inner_steps=INNER_STEPS, **NEVER),
-        "secant": nulltext.inversion.SecantNullText(inner_steps=INNER_STEPS, **NEVER),
+        "fixed-point": nulltext.inversion.FixedPoint(tolerance=0.0, most_evaluations=3),
     }
     found: dict[str, Tensor] = {}
     for key, method in methods.items():

@@ -66,6 +66,12 @@ class BatchOptions:
     workers: int | None = option_field(
         None, "With --ray: models side by side; default: all.", "N", least=1
     )
+    batch_size: int | None = option_field(
+        None,
+        "Photos inverted side by side, by each worker; default 8, 1 with --low-memory.",
+        "B",
+        least=1,
+    )
     limit: int | None = option_field(None, "The first N jobs only.", "N")
     within: Path | None = option_field(
         None,
@@ -103,7 +109,7 @@ def batch(options: BatchOptions, chosen: ModelChoice, reporter: Reporter) -> Non
         chosen.check()
         _dry_run(reporter, found)
         return
-    setup = Setup(chosen, options.output.absolute())
+    setup = Setup(chosen, options.output.absolute(), options.batch_size)
     with (
         _bars(reporter, len(found.units)) as bars,
         _executor(reporter, setup, options, bars.on_step) as executor,

@@ -44,7 +44,9 @@ class PieOptions(RowOptions):
     )
     output: Path = option_field(Path("pie"), "Folder of rows and report.", "OUT", short="-o")
     methods: str | None = option_field(
-        None, "Inversion methods; default: ddim,null-text,negative-prompt,direct.", "A,B"
+        None,
+        "Inversion methods; default: fixed-point,ddim,null-text,negative-prompt,direct.",
+        "A,B",
     )
     categories: str | None = option_field(None, "Types of edits, 0 to 9; default: all.", "0,9")
     limit: int | None = option_field(None, "The first N edits only.", "N")

@@ -68,7 +68,8 @@ def invert(options: InvertOptions, chosen: ModelChoice, reporter: Reporter) -> N
     Example: [bold]nulltext invert dahlia.jpg --prompt "a photo of an orange flower"
     -o dahlia.safetensors[/bold]
 
-    A run that was broken off, however it ended, goes on at the timestep where it was.
+    A run with one photo that was broken off, however it ended, goes on at the timestep where it
+    was.
 
     Many photos: [bold]nulltext invert *.jpg --prompt "a photo of a flower" -o inversions[/bold]
     """
@@ -95,22 +96,22 @@ def invert(options: InvertOptions, chosen: ModelChoice, reporter: Reporter) -> N
         check_readable(model, "--prompt", prompts[index])
     work.look_at_prompts(reporter, model, prompts)
     made: list[Inversion] = []
-    if len(photos) == 1:
-        photo, box = photos[0]
-        partial = work.partial_beside(targets[0], fresh=options.fresh)
-        made.append(
-            work.invert_with_bars(reporter, model, photo, prompts[0], box, options, plan, partial)
-        )
-        work.save_whole(made[0], targets[0])
-    else:
-        for batch in work.batches_of(model, plan, len(photos), options.batch_size):
-            names = [str(image) for image in images[batch]]
+    for batch in work.batches_of(model, plan, len(photos), options.batch_size):
+        names = [str(image) for image in images[batch]]
+        if len(photos) > 1:
             reporter.note(f"{_said_batch(batch, len(images))}: {', '.join(names)}")
-            made += work.invert_batch_with_bars(
-                reporter, model, photos[batch], prompts[batch], options, plan
-            )
-            for inversion, target in zip(made[batch], targets[batch], strict=True):
-                inversion.save(target)
+        if len(names) == 1:
+            ((photo, box),), (prompt,), (target,) = photos[batch], prompts[batch], targets[batch]
+            partial = work.partial_beside(target, fresh=options.fresh)
+            one = work.invert_with_bars(reporter, model, photo, prompt, box, options, plan, partial)
+            work.save_whole(one, target)
+            made.append(one)
+            continue
+        made += work.invert_batch_with_bars(
+            reporter, model, photos[batch], prompts[batch], options, plan
+        )
+        for inversion, target in zip(made[batch], targets[batch], strict=True):
+            inversion.save(target)
     work.note_what_is_odd(reporter, model, plan, options.seed, made)
     _report(reporter, targets, made, chosen)
 
@@ -162,6 +163,7 @@ def _report(
             "psnr_reconstruction": inversion.header.psnr_reconstruction,
             "seconds": inversion.header.seconds,
             "unet_evaluations": inversion.header.unet_evaluations,
+            "unconverged": inversion.header.unconverged,
         }
         for target, inversion in zip(targets, made, strict=True)
     ]
@@ -248,6 +250,7 @@ LABELS = {
     "psnr_reconstruction": "PSNR reconstruction",
     "unet_evaluations": "UNet evaluations",
     "iterations": "Gradients",
+    "unconverged": "Timesteps off tolerance",
     "seconds": "Seconds",
     "adapters": "Adapters",
     "tensors": "Tensors",
@@ -282,7 +285,8 @@ def described(outline: InversionOutline) -> tuple[dict[str, Any], list[str]]:
         from nulltext.models.adapters import said_of
 
         shown["adapters"] = said_of(outline.header.adapters)
-    return values, [f"{label:<28}{_readable(shown[key])}" for key, label in LABELS.items()]
+    told = [key for key in LABELS if shown[key] is not None]
+    return values, [f"{LABELS[key]:<28}{_readable(shown[key])}" for key in told]
 
 
 def _counted(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def show_logs(level: LogLevel) -> None:
 
 
 STAGES = {
-    "pivot": "DDIM inversion",
+    "pivot": "Inversion",
     "optimise": "Optimisation",
     "correct": "Corrections",
     "replay": "Replay",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nulltext.captioning.caption_files import note_on_left_out
 from nulltext.cli.options import RowOptions, listed, takes_options
 from nulltext.cli.report import Reporter, ahead, counted, end_of_rows, make_rows
-from nulltext.constants import __version__
+from nulltext.constants import PivotName, __version__
 from nulltext.errors import OptionError
 from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
@@ -56,6 +56,11 @@ class StudyOptions(RowOptions):
     )
     steps: int | None = option_field(None, "DDIM steps; default 50.", "T")
     guidance: float | None = option_field(None, "Of every replay; default 7.5, the paper's.", "W")
+    pivot: PivotName | None = option_field(
+        None,
+        "What the methods that have the choice invert around: ddim (default), as published, or "
+        "fixed-point.",
+    )
     workers: int = option_field(1, "Processes that share the photos.", "N")
 
     def open(self) -> tuple[StudyPlan, list[CaptionedPhoto], list[CaptionedPhoto]]:
@@ -96,6 +101,7 @@ class StudyOptions(RowOptions):
             "dtype": str(model.unet.dtype).removeprefix("torch."),
             "steps T": plan.num_steps,
             "guidance w": plan.guidance_scale,
+            "pivot": plan.pivot,
             "N beyond the curve": plan.inner_steps,
             "strengths": list(plan.strengths),
             "seed": plan.seed,
@@ -121,6 +127,8 @@ class StudyOptions(RowOptions):
             given["num_steps"] = self.steps
         if self.guidance is not None:
             given["guidance_scale"] = self.guidance
+        if self.pivot is not None:
+            given["pivot"] = self.pivot
         if self.iterations is not None:
             given["iterations"] = tuple(sorted(set(listed(self.iterations, "iterations", int))))
         if self.methods is not None:
@@ -144,6 +152,7 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
     plan, all_photos, items = options.open()
     from nulltext.cli.work import open_model
     from nulltext.evaluation.metrics import load_judge
+    from nulltext.evaluation.plan import DDIM_PIVOT
     from nulltext.evaluation.rows import failed_rows, finished_keys, open_results
     from nulltext.evaluation.study import (
         StudyWorker,
@@ -161,6 +170,8 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
     judge = load_judge(options.clip, loaded, plan.seed)
     settings = options.settings(plan, all_photos, loaded, judge)
     older, output = spellings(settings, loaded.fingerprints), options.output
+    if plan.pivot == DDIM_PIVOT:  # a folder made before there was a choice does not name it
+        older += [{name: one[name] for name in one if name != "pivot"} for one in older]
     fresh, retry_failed = options.fresh, options.retry_failed
     if options.estimate:
         done = finished_keys(output, settings, older, fresh=fresh, retry_failed=retry_failed)

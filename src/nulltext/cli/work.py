@@ -22,6 +22,7 @@ from nulltext.image.images import (
 from nulltext.image.photos import Photo
 from nulltext.inversion.base import BatchInversionMethod
 from nulltext.inversion.budgets import Budget
+from nulltext.inversion.fixed_point import note_on_convergence
 from nulltext.inversion.invert import invert_many, invert_steps
 from nulltext.inversion.partial import partial_of, remove_partial
 from nulltext.inversion.record import Inversion
@@ -128,7 +129,7 @@ def _noting_where(
     steps = itertools.count()
 
     def show(info: StepInfo) -> None:
-        if next(steps) == 0 and info.stage == "optimise" and info.index > 1:
+        if next(steps) == 0 and info.kept is not None and info.index > 1:
             reporter.note(f"Going on at timestep {info.index} of {info.total}.")
         on_step(info)
 
@@ -228,7 +229,9 @@ def note_what_is_odd(
     made: Sequence[Inversion],
 ) -> None:
     note_unused_seed(reporter, plan, seed)
-    for note in dict.fromkeys(note_on_configuration(model, inversion) for inversion in made):
+    notes = [note_on_configuration(model, inversion) for inversion in made]
+    notes += map(note_on_convergence, made)
+    for note in dict.fromkeys(notes):
         if note is not None:
             reporter.note(note)
 

@@ -26,9 +26,14 @@ CONDITIONAL_ONLY = 1.0
 class Denoiser(Protocol):
     """A denoising network under text conditions: a `LatentDiffusion`, or a formula in a test."""
 
-    def predict(self, latents: Tensor, level: Level, embeds: Tensor) -> Tensor:
+    def predict(
+        self, latents: Tensor, level: Level, embeds: Tensor, rows: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the network's own output [B, C, h, w] on latents [B, C, h, w] at a noise level,
-        under embeddings [B, R, D]."""
+        under embeddings [B, R, D].
+
+        Args: rows: [B], the photos that they belong to, where not all are there.
+        """
         ...
 
 

@@ -1,11 +1,11 @@
 """The loop towards noise (the pivot), and one step of the way back (the replay).
 
     pivot    z*_0 = z_0,  z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))                 w = 1
-    replay   z_T = z*_T,  z_{t-1} = denoise(z_t, guided o(z_t, t, ∅_t, C_t)) + d_t
+    replay   z_T = z*_T,  z_{t-1} = denoise(z_t, guided o(z_t, t, ∅_t, C_t))
 
 Loops are generators: they yield a `StepInfo` per step and return their tensors; `run` drives one.
 `inversion.replay.replay_steps` is the loop of the replay.
-Source: Mokady et al. 2023, sec. 3.2 (pivot), 3.3 (replay); Ju et al. 2024, alg. 1 (d_t).
+Source: Mokady et al. 2023, sec. 3.2 (pivot), 3.3 (replay).
 """
 
 from __future__ import annotations
@@ -130,14 +130,12 @@ def sample_step(
     conditions: Conditions,
     guidance_scale: float,
     *,
-    correction: Tensor | None = None,
     what: str = "The replay",
 ) -> Sampled:
     """Take one guided step towards the image.
 
     Args:
-        latents: [B, C, h, w]. conditions: of this step. correction: d_t, [B, C, h, w].
-        what: names the loop in an error.
+        latents: [B, C, h, w]. conditions: of this step. what: names the loop in an error.
 
     Raises:
         NumericalError: the latents became infinite or NaN.
@@ -151,8 +149,6 @@ def sample_step(
         guidance_scale=guidance_scale,
     )
     cleaner = step.denoise(latents, output)
-    if correction is not None:
-        cleaner = cleaner + correction
     check_finite(cleaner, what, step.noisier)
     return Sampled(cleaner, step.clean_estimate(latents, output))
 

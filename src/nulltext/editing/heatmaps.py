@@ -30,7 +30,7 @@ from nulltext.attention.maps import (
 )
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
-from nulltext.diffusion.guidance import CONDITIONAL_ONLY
+from nulltext.diffusion.guidance import needs_null_branch
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import EditSpec, edit_steps
 from nulltext.inversion.record import Inversion
@@ -105,7 +105,7 @@ def _probed_replay(
     replaying = Replaying.of(model, inversion)
     latents = replaying.start
     limit = largest_self_site(*latents.shape[-2:])
-    guided = inversion.header.guidance_scale != CONDITIONAL_ONLY
+    guided = needs_null_branch(replaying.source_guidance)
     for index, step in enumerate(replaying.grid):
         maps = StepMaps(limit)
         with attach(replaying.model.unet, ProbedController(NoOpController(guided=guided), maps)):

@@ -150,7 +150,7 @@ def edit_steps(
         with torch.no_grad():
             probe.begin_step()
             source_store = targets.store_of(None, index)
-            recorder = Recorder(source_store, needs_null_branch(header.guidance_scale))
+            recorder = Recorder(source_store, needs_null_branch(replaying.source_guidance))
             with attach(model.unet, probed(recorder, probe.source)):
                 source = source_branch(replaying, source, index).latents
             estimate = targets.step(index, source_store, probe)

@@ -33,7 +33,7 @@ from nulltext.attention.maps import ProbedController, RunningMean, StepMaps
 from nulltext.attention.processor import attach
 from nulltext.attention.store import AttentionStore, Plan, TargetControl
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.guidance import guided_output, needs_null_branch
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY, guided_output, needs_null_branch
 from nulltext.editing.editors import steps_until
 from nulltext.editing.regions import Region, Words, on_latents, rate
 from nulltext.editing.spec import EditSpec, check_kinds, with_parents
@@ -291,15 +291,16 @@ def _null_shifts(
     """Embed negative prompts as differences from the empty prompt, [K, R, D].
 
     Raises:
-        OptionError: a target with a negative prompt has the guidance 1, which has no null branch.
+        OptionError: a target with a negative prompt has a guidance of 1 or below.
     """
     prompts = [row.spec.negative for row in rows]
     if not any(prompts):
         return None
     for prompt, scale in zip(prompts, guidance_scales, strict=True):
-        if prompt and not needs_null_branch(scale):
+        if prompt and scale <= CONDITIONAL_ONLY:
             raise OptionError(
                 f"The negative prompt {quoted(prompt)} steers nothing at guidance 1, where there "
-                "is no null branch; leave it out, or choose another guidance of the target."
+                "is no null branch, and towards it below; leave it out, or choose a guidance of "
+                "the target above 1."
             )
     return model.embed([prompt or "" for prompt in prompts]) - model.embed([""])

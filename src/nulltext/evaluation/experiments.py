@@ -21,6 +21,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from nulltext.constants import PivotName
 from nulltext.diffusion.guidance import guided_evaluations
 from nulltext.diffusion.loops import Conditions, run, sample_step
 from nulltext.editing.editors import PUBLISHED, at_strength
@@ -38,7 +39,15 @@ from nulltext.evaluation.metrics import (
     region_psnr,
     region_ssim,
 )
-from nulltext.evaluation.plan import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS, StudyPlan
+from nulltext.evaluation.plan import (
+    BOUND,
+    DDIM,
+    DDIM_PIVOT,
+    NULL_TEXT,
+    SDEDIT,
+    VARIANTS,
+    StudyPlan,
+)
 from nulltext.evaluation.rows import Measurement, Task
 from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uint8
 from nulltext.image.masks import load_mask, mask_on_crop
@@ -61,17 +70,30 @@ class InversionKey:
     guidance_scale: float
     inversion_guidance: float = 1.0
     """w of the inversion itself; plain DDIM only."""
+    pivot: PivotName = DDIM_PIVOT
 
     @classmethod
-    def of(cls, variant: str, inner_steps: int, caption: str, guidance: float) -> InversionKey:
-        optimises = VARIANTS[variant].optimises
-        return cls(variant, inner_steps if optimises else 0, caption, guidance)
+    def of(cls, variant: str, inner_steps: int, caption: str, plan: StudyPlan) -> InversionKey:
+        """Make the key of a variant as the plan has it, at N = `inner_steps`."""
+        one = VARIANTS[variant]
+        return cls(
+            variant,
+            inner_steps if one.optimises else 0,
+            caption,
+            plan.guidance_scale,
+            pivot=plan.pivot if one.takes_pivot else DDIM_PIVOT,
+        )
+
+    @property
+    def source_guidance(self) -> float:
+        """w of the source's steps, replayed or beside its targets."""
+        return VARIANTS[self.variant].source_guidance(self.guidance_scale)
 
     def evaluations(self, num_steps: int) -> int:
         if self.variant == DDIM:
             scales = (self.inversion_guidance, self.guidance_scale)
             return num_steps * sum(guided_evaluations(1, scale) for scale in scales)
-        return VARIANTS[self.variant].evaluations(num_steps, self.inner_steps)
+        return VARIANTS[self.variant].evaluations(num_steps, self.inner_steps, self.pivot)
 
 
 @dataclass
@@ -129,7 +151,7 @@ class StudiedPhoto:
         return found
 
     def _invert(self, key: InversionKey) -> Inversion:
-        method = VARIANTS[key.variant].method(key.inner_steps)
+        method = VARIANTS[key.variant].method(key.inner_steps, key.pivot)
         if key.inversion_guidance != 1.0:
             method = ddim.DDIM(inversion_guidance=key.inversion_guidance)
         return invert(
@@ -178,14 +200,13 @@ WITH_WORD_MAPS = (NULL_TEXT, "textual-pivot", "textual-pivot-shared")
 """Variants whose word maps are compared: the null branch against the prompt's."""
 
 NOT_EDITED = (
-    "null-text-secant",
     "random-pivot",
     "global-null",
     "null-text-no-pivot",
     "textual",
     "textual-pivot-shared",
 )
-"""Ablations and null-text by another solver; all other variants are edited."""
+"""Ablations; all other variants are edited."""
 
 FUNCTION_WORDS = frozenset("a an the of on in with and at to is are photo".split())  # noqa: SIM905
 """Words that have no place in a picture."""
@@ -255,7 +276,7 @@ class PhotoTasks:
             key = self._key(name, self.plan.inner_steps)
             measure = partial(measure_attention, key=key, reference=unguided)
             needs = self._replay_costs(key) | {unguided: unguided.evaluations(num_steps)}
-            mapped = sum(guided_evaluations(1, each.guidance_scale) for each in (key, unguided))
+            mapped = sum(guided_evaluations(1, each.source_guidance) for each in (key, unguided))
             yield Task("attention", self.item.name, name, {}, measure, needs, mapped * num_steps)
 
     def editing(self) -> Iterator[Task]:
@@ -280,18 +301,18 @@ class PhotoTasks:
             yield Task("editing", photo, SDEDIT, setting, measure, {}, sampled + judged)
 
     def _key(self, variant: str, inner_steps: int) -> InversionKey:
-        return InversionKey.of(
-            variant, inner_steps, self.item.captions[0], self.plan.guidance_scale
-        )
+        return InversionKey.of(variant, inner_steps, self.item.captions[0], self.plan)
 
     def _replay_costs(self, key: InversionKey) -> dict[Hashable, int]:
         num_steps = self.plan.num_steps
-        replayed = num_steps * guided_evaluations(1, key.guidance_scale)
+        replayed = num_steps * guided_evaluations(1, key.source_guidance)
         return {key: key.evaluations(num_steps), ("replay", key): replayed}
 
     def _edit_costs(self, key: InversionKey, strengths: Sequence[float]) -> dict[Hashable, int]:
         num_steps = self.plan.num_steps
-        edited = num_steps * guided_evaluations(1 + len(strengths), key.guidance_scale)
+        source = guided_evaluations(1, key.source_guidance)
+        targets = guided_evaluations(len(strengths), key.guidance_scale)
+        edited = num_steps * (source + targets)
         return {key: key.evaluations(num_steps), ("edit", key, *strengths): edited}
 
 

@@ -193,11 +193,9 @@ def decode_mask(runs: Sequence[Any]) -> Tensor:
     return flat.view(SIDE, SIDE)
 
 
-METHODS = ("ddim", "null-text", "negative-prompt", "direct")
-"""The methods that are compared by default: those of the paper that nulltext has."""
-
-EDIT_BRANCHES = 2
-"""Source and target."""
+METHODS = ("fixed-point", "ddim", "null-text", "negative-prompt", "direct")
+"""The methods that are compared by default: nulltext's own default, and those of the paper that
+nulltext has."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +238,10 @@ class Protocol:
 
     def evaluations(self, name: str) -> int:
         n = getattr(self.method(name), "inner_steps", 0)
-        inverted = VARIANTS[name].evaluations(self.num_steps, n)
-        passes = guided_evaluations(EDIT_BRANCHES, self.guidance_scale)
-        return inverted + passes * self.num_steps
+        variant = VARIANTS[name]
+        scales = (variant.source_guidance(self.guidance_scale), self.guidance_scale)
+        edited = self.num_steps * sum(guided_evaluations(1, scale) for scale in scales)
+        return variant.evaluations(self.num_steps, n) + edited
 
 
 def spec_of(model: LatentDiffusion, item: PieItem, protocol: Protocol) -> tuple[EditSpec, str]:

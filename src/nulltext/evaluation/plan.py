@@ -2,17 +2,21 @@
 
 A variant is an inversion method of the registry at N gradient steps per timestep, or one of two
 that invert nothing: `bound`, the autoencoder's round trip, and `sdedit`, an editor that starts from
-random noise. Early stopping is off, so that N means the same everywhere: T N gradients.
+random noise. Early stopping is off, so that N means the same everywhere: T N gradients. Methods
+that have the option `pivot` work around the one that the plan names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
-from nulltext.constants import GUIDANCE_SCALE, NUM_STEPS
+from nulltext.constants import GUIDANCE_SCALE, NUM_STEPS, PivotName
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
+from nulltext.inversion.pivots import check_pivot
 from nulltext.inversion.registry import METHODS, method_named, with_options
 
 EXPERIMENTS = {
@@ -34,6 +38,10 @@ STEP_COST, GRADIENT_COST = 3, 2
 """UNet evaluations per timestep of an inversion and its guided replay, and per gradient step, of a
 method without attributes `step_cost` and `gradient_cost`."""
 
+DDIM_PIVOT: PivotName = "ddim"
+FIXED_POINT_PIVOT_COST = 1
+"""Estimate of what the fixed-point pivot takes per timestep beyond DDIM's one evaluation."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -46,23 +54,38 @@ class Variant:
         return "inner_steps" in self._options
 
     @property
+    def takes_pivot(self) -> bool:
+        return "pivot" in self._options
+
+    @property
     def _options(self) -> set[str]:
-        return set(getattr(METHODS[self.name], "__dataclass_fields__", ()))
+        method = METHODS[self.name]
+        return {one.name for one in fields(method)} if is_dataclass(method) else set()
 
-    def method(self, inner_steps: int) -> InversionMethod:
-        method = method_named(self.name)
-        if not self.optimises:
-            return method
-        stopping = {name: value for name, value in NO_EARLY_STOP.items() if name in self._options}
-        return with_options(method, inner_steps=inner_steps, **stopping)
+    def method(self, inner_steps: int, pivot: PivotName = DDIM_PIVOT) -> InversionMethod:
+        options: dict[str, Any] = {"pivot": pivot} if self.takes_pivot else {}
+        if self.optimises:
+            options |= {n: value for n, value in NO_EARLY_STOP.items() if n in self._options}
+            options["inner_steps"] = inner_steps
+        return with_options(method_named(self.name), **options)
 
-    def evaluations(self, num_steps: int, inner_steps: int) -> int:
-        """Count the UNet evaluations of an inversion at guidance above 1, early stopping off."""
+    def evaluations(self, num_steps: int, inner_steps: int, pivot: PivotName = DDIM_PIVOT) -> int:
+        """Count the UNet evaluations of an inversion at guidance above 1, early stopping off.
+
+        Of fixed points it is an estimate.
+        """
         method = METHODS[self.name]
         cost = getattr(method, "step_cost", STEP_COST)
+        if self.takes_pivot and pivot != DDIM_PIVOT:
+            cost += FIXED_POINT_PIVOT_COST
         if self.optimises:
             cost += getattr(method, "gradient_cost", GRADIENT_COST) * inner_steps
         return num_steps * int(cost)
+
+    def source_guidance(self, guidance_scale: float) -> float:
+        """Return w of the source's steps, of which 1 takes one evaluation and others two."""
+        as_null = getattr(METHODS[self.name], "prompt_as_null", False)
+        return CONDITIONAL_ONLY if as_null else guidance_scale
 
 
 VARIANTS = {
@@ -102,6 +125,8 @@ class StudyPlan:
     """w of every replay and edit."""
     iterations: tuple[int, ...] = (1, 3, 10)
     """N: gradient steps per timestep, one point of the curves each."""
+    pivot: PivotName = DDIM_PIVOT
+    """What the methods that have the choice invert around."""
     seed: int = 0
     """For noise, and for drawing captions."""
     inversion_guidances: tuple[float, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -119,6 +144,7 @@ class StudyPlan:
                 f"The guidance scale is {self.guidance_scale:g}; the study compares methods under "
                 "guidance, so choose more than 1 (7.5 is usual)."
             )
+        check_pivot(self.pivot)
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"The seed is {self.seed}; choose a whole number from 0, below 2^63.")
         unknown = set(self.experiments) - EXPERIMENTS.keys()

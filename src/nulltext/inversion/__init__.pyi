@@ -13,6 +13,7 @@ from .budgets import Budget as Budget
 from .budgets import budget_named as budget_named
 from .ddim import DDIM as DDIM
 from .direct import Direct as Direct
+from .fixed_point import FixedPoint as FixedPoint
 from .invert import invert_many as invert_many
 from .invert import invert_steps as invert_steps
 from .model_tuning import ModelTuning as ModelTuning
@@ -30,4 +31,3 @@ from .replay import SourceBranch as SourceBranch
 from .replay import exact_source_step as exact_source_step
 from .replay import replay_steps as replay_steps
 from .replay import source_step as source_step
-from .secant import SecantNullText as SecantNullText

@@ -21,18 +21,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nulltext.constants import PivotName
 from nulltext.diffusion.guidance import guide
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo, pivot_steps
-from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.base import Batch, Problem, Solution
 from nulltext.inversion.fitting import (
-    Batch,
     Branch,
     check_effort,
     check_null_branch,
     check_prompt_branch,
 )
 from nulltext.inversion.null_text import NullText
+from nulltext.inversion.pivots import check_pivot, walk_steps
 from nulltext.inversion.rollout import descend, rollout_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
@@ -48,6 +49,10 @@ class RandomPivot(NullText):
     name: ClassVar[str] = "random-pivot"
     draws: ClassVar[bool] = True
     step_cost: ClassVar[int] = 2
+    pivot: ClassVar[str] = "random"  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        check_effort(self.inner_steps, self.learning_rate)
 
     def trajectory_steps(
         self,
@@ -101,9 +106,12 @@ class SharedEmbedding:
     """N: rounds over all timesteps; T N gradient steps in all."""
     learning_rate: float = 3e-3
     """Adam's: higher moves the embedding faster and less steadily (docs/study.md: the sweep)."""
+    pivot: PivotName = "ddim"
+    """The trajectory: as published, or exact; see `pivots`."""
 
     def __post_init__(self) -> None:
         check_effort(self.inner_steps, self.learning_rate)
+        check_pivot(self.pivot)
 
     def steps(
         self, model: LatentDiffusion, problem: Problem
@@ -112,7 +120,7 @@ class SharedEmbedding:
 
         (A step that is the identity takes no gradient, and 2 instead of 4.)
         """
-        walked = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, problem.grid)
+        walked = yield from walk_steps(self.pivot, model, problem)
         empty, w = model.embed([""]), problem.guidance_scale
         if self.branch == "null_embeds":
             fitted = FittedEmbedding(model, _leaf(empty), problem.prompt_embeds, 1.0 - w)

@@ -52,6 +52,8 @@ class Solution:
     """Low-rank factors by layer; see `models.network_calls`."""
     iterations: int = 0
     """Gradients of a loss that it took."""
+    unconverged: int | None = None
+    """Timesteps at which fixed-point inversion ended above its tolerance; None of other methods."""
     replayed: Tensor | None = None
     """Latents that a replay arrives at, [1, C, h, w], where the method comes by them anyway."""
 
@@ -87,3 +89,51 @@ class BatchInversionMethod(InversionMethod, Protocol):
     ) -> Generator[StepInfo, None, list[Solution]]:
         """`steps` for problems with one grid and scale; each photo's solution as if alone."""
         ...
+
+
+class SideBySide:
+    """Base of methods that work on several photos at once, and on one as a batch of one."""
+
+    def batch_steps(
+        self, model: LatentDiffusion, problems: Sequence[Problem]
+    ) -> Generator[StepInfo, None, list[Solution]]:
+        """Invert photos side by side."""
+        raise NotImplementedError
+
+    def steps(
+        self, model: LatentDiffusion, problem: Problem
+    ) -> Generator[StepInfo, None, Solution]:
+        """Invert one photo."""
+        (solution,) = yield from self.batch_steps(model, [problem])
+        return solution
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Problems that differ in photo and prompt alone, side by side."""
+
+    latents: Tensor
+    """[B, C, h, w]."""
+    prompt_embeds: Tensor
+    """[B, R, D]."""
+    grid: Grid
+    guidance_scale: float
+    generators: Sequence[torch.Generator]
+    """B of them, for the methods that draw noise."""
+    kept: Mapping[str, Tensor] | None = None
+    """What an earlier run kept, if there was one; each method reads its own."""
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Batch:
+        """Stack problems of one grid and one guidance scale."""
+        first = problems[0]
+        shared = {(tuple(problem.grid), problem.guidance_scale) for problem in problems}
+        assert len(shared) == 1, "one grid and one scale per batch"
+        return cls(
+            latents=torch.cat([problem.latents for problem in problems]),
+            prompt_embeds=torch.cat([problem.prompt_embeds for problem in problems]),
+            grid=first.grid,
+            guidance_scale=first.guidance_scale,
+            generators=[problem.generator for problem in problems],
+            kept=first.kept,
+        )

@@ -1,8 +1,7 @@
-"""Budgets: presets that trade exactness for speed.
+"""Budgets: presets of a method and the number T of timesteps.
 
-A budget is a method and the number T of timesteps. `paper` is null-text inversion as published;
-the others are its accelerated form, which reaches the same in fewer timesteps and evaluations
-(docs/speed.md has the figures).
+`paper` is null-text inversion as published; the others are fixed-point inversion, whose source
+replays exactly at any T, so that fewer timesteps change edits alone (docs/speed.md has figures).
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nulltext.constants import BUDGET, NUM_STEPS
+from nulltext.constants import BUDGET, NUM_STEPS, PivotName
 from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
+from nulltext.inversion.fixed_point import FixedPoint
 from nulltext.inversion.null_text import NullText
 from nulltext.inversion.registry import method_named, with_options
-from nulltext.inversion.secant import NullStart, SecantNullText
 
 
 @dataclass(frozen=True)
@@ -27,21 +26,9 @@ class Budget:
     """T."""
 
 
-def _fast() -> Budget:
-    """Scale the tolerances by 50 / T, so that their sum over the run is the paper's."""
-    num_steps = 20
-    share = NUM_STEPS / num_steps
-    method = SecantNullText(
-        inner_steps=1,
-        loss_tolerance=share * SecantNullText.loss_tolerance,
-        loss_tolerance_slope=share * SecantNullText.loss_tolerance_slope,
-    )
-    return Budget(method, num_steps)
-
-
 BUDGETS: dict[str, Budget] = {
-    "fast": _fast(),
-    "balanced": Budget(SecantNullText(), 30),
+    "fast": Budget(FixedPoint(), 12),
+    "balanced": Budget(FixedPoint(), 20),
     "paper": Budget(NullText(), NUM_STEPS),
 }
 
@@ -57,6 +44,13 @@ def budget_named(name: str) -> Budget:
     return BUDGETS[name]
 
 
+def usual_steps(method: str) -> int:
+    """Return the T that a method has by default: the default budget's, or else another budget's
+    that uses it, or else the paper's."""
+    ordered = [BUDGETS[BUDGET], *BUDGETS.values()]
+    return next((own.num_steps for own in ordered if own.method.name == method), NUM_STEPS)
+
+
 class Choices(Protocol):
     """What a user chooses of an inversion; None: not given."""
 
@@ -69,7 +63,7 @@ class Choices(Protocol):
     @property
     def inner_steps(self) -> int | None: ...
     @property
-    def null_start(self) -> NullStart | None: ...
+    def pivot(self) -> PivotName | None: ...
 
 
 def budget_of(choices: Choices) -> Budget:
@@ -79,7 +73,7 @@ def budget_of(choices: Choices) -> Budget:
         budget=choices.budget,
         num_steps=choices.steps,
         inner_steps=choices.inner_steps,
-        null_start=choices.null_start,
+        pivot=choices.pivot,
     )
 
 
@@ -89,7 +83,7 @@ def planned(
     budget: str | None = None,
     num_steps: int | None = None,
     inner_steps: int | None = None,
-    null_start: NullStart | None = None,
+    pivot: PivotName | None = None,
 ) -> Budget:
     """Choose method and timesteps: a budget fills the gaps, and options given beside it win.
 
@@ -107,17 +101,13 @@ def planned(
                 f"{method}; leave one of them out."
             )
     else:
-        used = [own for own in BUDGETS.values() if own.method.name == method]
-        chosen = Budget(method_named(method), used[-1].num_steps if used else NUM_STEPS)
-    if null_start is not None and not isinstance(chosen.method, SecantNullText):
-        raise OptionError(
-            f"--null-start is for --method {SecantNullText.name}, and the method is "
-            f"{chosen.method.name}; leave --null-start out, or choose that method."
-        )
-    given: dict[str, Any] = {"inner_steps": inner_steps, "start": null_start}
-    options = {name: value for name, value in given.items() if value is not None}
-    if null_start == "empty" and inner_steps is None:
-        options["inner_steps"] = NullText.inner_steps  # from there it has as far to go
+        chosen = Budget(method_named(method), usual_steps(method))
+    given: dict[str, Any] = {"inner_steps": inner_steps, "pivot": pivot}
+    options = {
+        name: value
+        for name, value in given.items()
+        if value is not None and value != getattr(chosen.method, name, None)
+    }
     return Budget(
         with_options(chosen.method, **options),
         chosen.num_steps if num_steps is None else num_steps,

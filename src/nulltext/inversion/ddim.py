@@ -26,6 +26,7 @@ class DDIM:
     name: ClassVar[str] = "ddim"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    pivot: ClassVar[str] = "ddim"
 
     inversion_guidance: float = CONDITIONAL_ONLY
     """w of the inversion itself: above 1 the noise it ends in is less and less Gaussian."""

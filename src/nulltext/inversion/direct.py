@@ -15,18 +15,26 @@ from typing import ClassVar
 
 import torch
 
-from nulltext.diffusion.loops import Conditions, StepInfo, pivot_steps, sample_step
+from nulltext.constants import PivotName
+from nulltext.diffusion.loops import Conditions, StepInfo, sample_step
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.pivots import check_pivot, walk_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)
 class Direct:
-    """Direct inversion; it has no options."""
+    """Options of direct inversion."""
 
     name: ClassVar[str] = "direct"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+
+    pivot: PivotName = "ddim"
+    """The trajectory: as published, or exact; see `pivots`."""
+
+    def __post_init__(self) -> None:
+        check_pivot(self.pivot)
 
     def check(self, guidance_scale: float) -> None:
         """Accept any scale."""
@@ -34,8 +42,8 @@ class Direct:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """Pivot, then measure; costs T + 2 T UNet evaluations (T + T at w = 1)."""
-        walked = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, problem.grid)
+        """Walk the pivot and measure; costs 3 T UNet evaluations around DDIM's (2 T at w = 1)."""
+        walked = yield from walk_steps(self.pivot, model, problem)
         pivot, corrections = walked[:, 0], []
         conditions, latents = Conditions(model.embed([""]), problem.prompt_embeds), pivot[-1:]
         for index, step in enumerate(problem.grid):

@@ -1,28 +1,28 @@
-"""What a fit of one embedding per timestep keeps: the batch, the best embeddings, how far it came.
+"""What a fit of one embedding per timestep keeps: the best embeddings, and how far it came.
 
-Records only; the algorithms are in `null_text` and `secant`.
+Records only; the algorithm is in `null_text`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from nulltext.constants import PivotName
 from nulltext.diffusion.finite import ADVICE, at
-from nulltext.diffusion.levels import Grid, Step
+from nulltext.diffusion.levels import Step
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NumericalError, OptionError
-from nulltext.inversion.base import Problem, Solution
-from nulltext.models.latent_diffusion import LatentDiffusion
-from nulltext.models.network_calls import Passes
+from nulltext.inversion.base import SideBySide, Solution
+from nulltext.inversion.pivots import check_pivot
 
-FITTED, REMEMBERED = "fitted.", "solver."
-"""Prefixes of tensor names in a partial file: one per timestep, and what the method remembers."""
+FITTED = "fitted."
+"""Prefix of tensor names in a partial file, one per timestep."""
 
 Branch = Literal["null_embeds", "prompt_embeds"]
 """The branch of guidance that is fitted, by the field of a `Solution` that it becomes."""
@@ -38,7 +38,7 @@ def check_null_branch(what: str, guidance_scale: float) -> None:
         raise OptionError(
             f"{what} cannot do anything at guidance {guidance_scale:g}: at 1 and "
             "below, the null embedding that it optimises does not guide the image; "
-            "pass a higher --guidance or none, or --method ddim."
+            "pass a higher --guidance or none, or leave --method out."
         )
 
 
@@ -68,61 +68,16 @@ def check_effort(inner_steps: int, learning_rate: float) -> None:
         )
 
 
-class BatchMethod:
-    """A method that works on several photos side by side, and on one as a batch of one."""
+class FittingMethod(SideBySide):
+    """A method that fits embeddings to a pivot: its options are checked."""
 
     inner_steps: int
+    learning_rate: float
+    pivot: PivotName
 
     def __post_init__(self) -> None:
-        check_effort(self.inner_steps, getattr(self, "learning_rate", 1.0))
-
-    def batch_steps(
-        self, model: LatentDiffusion, problems: Sequence[Problem]
-    ) -> Generator[StepInfo, None, list[Solution]]:
-        """Invert photos side by side.
-
-        Raises:
-            NumericalError: a loss or gradient is not finite; names the timestep.
-        """
-        raise NotImplementedError
-
-    def steps(
-        self, model: LatentDiffusion, problem: Problem
-    ) -> Generator[StepInfo, None, Solution]:
-        """Invert one photo."""
-        (solution,) = yield from self.batch_steps(model, [problem])
-        return solution
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Problems that differ in photo and prompt alone, side by side."""
-
-    latents: Tensor
-    """[B, C, h, w]."""
-    prompt_embeds: Tensor
-    """[B, R, D]."""
-    grid: Grid
-    guidance_scale: float
-    generators: Sequence[torch.Generator]
-    """B of them, for the methods that draw noise."""
-    kept: State | None = None
-    """How far an earlier run came, if there was one."""
-
-    @classmethod
-    def of(cls, problems: Sequence[Problem]) -> Batch:
-        """Stack problems of one grid and one guidance scale."""
-        first = problems[0]
-        shared = {(tuple(problem.grid), problem.guidance_scale) for problem in problems}
-        assert len(shared) == 1, "one grid and one scale per batch"
-        return cls(
-            latents=torch.cat([problem.latents for problem in problems]),
-            prompt_embeds=torch.cat([problem.prompt_embeds for problem in problems]),
-            grid=first.grid,
-            guidance_scale=first.guidance_scale,
-            generators=[problem.generator for problem in problems],
-            kept=None if first.kept is None else State.of(first.kept),
-        )
+        check_effort(self.inner_steps, self.learning_rate)
+        check_pivot(self.pivot)
 
 
 class Best:
@@ -178,16 +133,14 @@ class State:
     """zbar after the last timestep that is done, [B, C, h, w]."""
     fitted: tuple[Tensor, ...]
     """E_T …, one [B, R, D] per timestep that is done."""
-    counts: Tensor
-    """[2, B], int64: UNet evaluations of the run, gradients."""
-    remembered: Mapping[str, Tensor]
-    """What the method remembers between timesteps."""
+    gradients: Tensor
+    """[B], int64, taken so far."""
 
     @classmethod
     def start(cls, pivot: Tensor) -> State:
         """Begin at z*_T of a pivot [T + 1, B, C, h, w]."""
-        nothing = torch.zeros(2, pivot.shape[1], dtype=torch.int64)
-        return cls(pivot, pivot[-1], (), nothing, {})
+        nothing = torch.zeros(pivot.shape[1], dtype=torch.int64)
+        return cls(pivot, pivot[-1], (), nothing)
 
     @property
     def done(self) -> int:
@@ -203,28 +156,20 @@ class State:
         """z*_{t-1} of the step with this index (0 is the noisiest): [B, C, h, w]."""
         return self.pivot[len(self.pivot) - index - 2]
 
-    def resume(self, passes: Passes) -> None:
-        """Add what the run took until now to a count that starts at zero."""
-        passes.counts.update(dict(enumerate(self.counts[0].tolist())))
-
     def after(
         self,
         best: Best,
-        passes: Passes,
         gradients: Tensor,
-        remembered: Mapping[str, Tensor] | None = None,
     ) -> State:
         """Return the state one timestep later.
 
         Args: gradients: [B], int64, taken at this timestep.
         """
-        spent = torch.tensor([passes.counts[row] for row in range(len(gradients))])
         return replace(
             self,
             latents=best.cleaner,
             fitted=(*self.fitted, best.embeds),
-            counts=torch.stack([spent, self.counts[1] + gradients.cpu()]),
-            remembered=remembered or {},
+            gradients=self.gradients + gradients.cpu(),
         )
 
     def info(self, best: Best, inner_steps: int) -> StepInfo:
@@ -247,7 +192,7 @@ class State:
         return [
             Solution(
                 trajectory=self.pivot[:, row],
-                iterations=int(self.counts[1, row]),
+                iterations=int(self.gradients[row]),
                 replayed=self.latents[row : row + 1],
                 **fitted,
             )
@@ -256,16 +201,14 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as `of` reads them; nothing is copied."""
-        own = {"pivots": self.pivot, "latents": self.latents, "counts": self.counts}
+        own = {"pivots": self.pivot, "latents": self.latents, "gradients": self.gradients}
         fitted = {f"{FITTED}{index}": embeds for index, embeds in enumerate(self.fitted)}
-        return own | fitted | {REMEMBERED + name: self.remembered[name] for name in self.remembered}
+        return own | fitted
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> State:
         """Undo `tensors`."""
         count = sum(name.startswith(FITTED) for name in tensors)
-        own = [name for name in tensors if name.startswith(REMEMBERED)]
-        remembered = {name.removeprefix(REMEMBERED): tensors[name] for name in own}
         fitted = tuple(tensors[f"{FITTED}{index}"] for index in range(count))
-        counts = tensors["counts"].cpu()
-        return cls(tensors["pivots"], tensors["latents"], fitted, counts, remembered)
+        gradients = tensors["gradients"].cpu()
+        return cls(tensors["pivots"], tensors["latents"], fitted, gradients)

@@ -66,7 +66,7 @@ class InversionHeader:
     psnr_bound: float
     """Decibels of the autoencoder's own round trip."""
     psnr_reconstruction: float
-    """Decibels of the replay."""
+    """Decibels of the replay; with corrections the bound, as they lead to z_0."""
     unet_evaluations: int
     """UNet evaluations of the inversion, the replay behind `psnr_reconstruction` included; see
     `models.network_calls`. Older files have 2 for a backward pass, and most lack that replay."""
@@ -74,6 +74,8 @@ class InversionHeader:
     """Wall time of the inversion."""
     iterations: int = 0
     """Gradients of a loss that the inversion took; files of format 1 do not say."""
+    unconverged: int | None = None
+    """Timesteps at which fixed-point inversion ended above its tolerance; None of other methods."""
     adapters: list[dict[str, Any]] = field(default_factory=list)
     """LoRAs, learnt tokens and autoencoder that the model had beside its own weights: kind, name,
     sha256, and weight or token; older files do not say."""
@@ -154,6 +156,7 @@ def _is_finite(value: object) -> bool:
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "int": _is_int,
+    "int | None": lambda value: value is None or _is_int(value),
     "float": lambda value: _is_int(value) or isinstance(value, float),
     "list[int]": _is_integers,
     "list[SavedLevel]": lambda value: isinstance(value, list) and all(map(_is_level, value)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nulltext.constants import NUM_STEPS, __version__
+from nulltext.constants import __version__
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.errors import OptionError
 from nulltext.image.images import (
@@ -28,7 +28,7 @@ from nulltext.image.images import (
 )
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.inversion.base import BatchInversionMethod, InversionMethod, Problem, Solution
-from nulltext.inversion.budgets import Budget, planned
+from nulltext.inversion.budgets import Budget, planned, usual_steps
 from nulltext.inversion.partial import Partial, digests_of, keeping
 from nulltext.inversion.record import Inversion, InversionHeader, SavedLevel
 from nulltext.inversion.replay import replay_steps
@@ -59,9 +59,10 @@ def invert(
             size.
         prompt: what the photo shows, in the words that will be edited. It may be empty, for
             comparison: then there are no words to change, only some to add.
-        method: a name ("null-text", "null-text-secant", "ddim", … see `inversion.registry`) or a
+        method: a name ("fixed-point", "null-text", "ddim", … see `inversion.registry`) or a
             method with options; by default that of the default budget (see `inversion.budgets`).
-        num_steps: T, 1 to the model's training steps; by default the budget's, else 50.
+        num_steps: T, 1 to the model's training steps; by default that of the budget with this
+            method (20 for fixed-point), else 50.
         guidance_scale: w of the replay, by default what the model suggests; null-text needs more
             than 1.
         crop: the region to invert; by default the largest centred one of the size's proportions.
@@ -141,7 +142,7 @@ def invert_many(
         )
         for photo, prompt in zip(photos, prompts, strict=True)
     ]
-    return run(_many_steps(model, requests, batch_size or model.memory.photos), on_step)
+    return run(many_steps(model, requests, batch_size or model.memory.photos), on_step)
 
 
 def _count(given: str | Sequence[object]) -> int:
@@ -235,7 +236,7 @@ class InversionRequest:
         plan = (
             planned(method, num_steps=num_steps)
             if method is None or isinstance(method, str)
-            else Budget(method, NUM_STEPS if num_steps is None else num_steps)
+            else Budget(method, usual_steps(method.name) if num_steps is None else num_steps)
         )
         scale = model.guidance_scale if guidance_scale is None else guidance_scale
         _check_guidance(scale)
@@ -257,6 +258,12 @@ class InversionRequest:
             guidance_scale=scale,
             seed=seed,
         )
+
+    @property
+    def together(self) -> Hashable:
+        """What photos that are inverted side by side have in common."""
+        method = (self.method.name, repr(self.method))
+        return method, self.num_steps, float(self.guidance_scale), self.size
 
     def identity(self, model: LatentDiffusion) -> dict[str, Any]:
         """All that the result depends on, as JSON: equal identities, equal inversions.
@@ -331,22 +338,22 @@ def request_steps(
     model = model.counted()
     clock = Partial(partial, digests_of([request.identity(model)], model.fingerprints))
     start = _Start.of(model, request, clock.read(model.device))
-    solution = yield from keeping(request.method.steps(model, start.problem), clock)
-    inversion = yield from _finish_steps(model, start, solution, model.passes.total)
+    solution = yield from keeping(request.method.steps(model, start.problem), clock, model.passes)
+    spent = clock.evaluations_before + model.passes.total
+    inversion = yield from _finish_steps(model, start, solution, spent)
     return _timed(inversion, clock.seconds)
 
 
-def _many_steps(
+def many_steps(
     model: LatentDiffusion, requests: Sequence[InversionRequest], batch_size: int
 ) -> Generator[StepInfo, None, list[Inversion]]:
-    """Batches where the method can, else one by one; `seconds` are each photo's share."""
+    """Invert photos as `side_by_side` puts them; `seconds` are each photo's share."""
     made: dict[int, Inversion] = {}
-    for indices in _batches(requests, batch_size):
+    for indices in side_by_side(requests, batch_size):
         rows = [requests[index] for index in indices]
         method = rows[0].method
         if not isinstance(method, BatchInversionMethod):
-            for index, request in zip(indices, rows, strict=True):
-                made[index] = yield from request_steps(model, request)
+            made[indices[0]] = yield from request_steps(model, rows[0])
             continue
         started = time.perf_counter()
         starts = [_Start.of(model, request) for request in rows]
@@ -360,16 +367,23 @@ def _many_steps(
     return [made[index] for index in range(len(requests))]
 
 
-def _batches(requests: Sequence[InversionRequest], batch_size: int) -> list[list[int]]:
-    """Indices of photos that the model sees at one size, at most `batch_size` at a time."""
-    by_size: dict[tuple[int, int], list[int]] = {}
+def side_by_side(requests: Sequence[InversionRequest], batch_size: int) -> list[list[int]]:
+    """Find which photos can be inverted together.
+
+    That is those with one method, grid, guidance and size. Where the method works on one photo at a
+    time, each stands alone.
+
+    Returns: indices of requests, at most `batch_size` together; each index once.
+    """
+    alike: dict[Hashable, list[int]] = {}
     for index, request in enumerate(requests):
-        by_size.setdefault(request.size, []).append(index)
-    return [
-        indices[first : first + batch_size]
-        for indices in by_size.values()
-        for first in range(0, len(indices), batch_size)
-    ]
+        alike.setdefault(request.together, []).append(index)
+    batches = []
+    for indices in alike.values():
+        able = isinstance(requests[indices[0]].method, BatchInversionMethod)
+        most = batch_size if able else 1
+        batches += [indices[first : first + most] for first in range(0, len(indices), most)]
+    return batches
 
 
 def _finish_steps(
@@ -411,9 +425,13 @@ def _inversion(
     pixels: Tensor,
     bound: float,
 ) -> Inversion:
-    """The record of a solved problem; the figures of its replay, and its cost, are still open."""
+    """The record of a solved problem; the figures of its replay, and its cost, are still open.
+
+    Its tensors share no memory, with each other or with other photos' of a batch: a file refuses
+    the one, and the other would keep the whole batch.
+    """
     tensors: dict[str, Any] = {
-        name: None if tensor is None else tensor.detach().to("cpu", model.precision)
+        name: None if tensor is None else tensor.detach().to("cpu", model.precision, copy=True)
         for name, tensor in (
             ("trajectory", solution.trajectory),
             ("null_embeds", solution.null_embeds),
@@ -441,6 +459,7 @@ def _inversion(
         unet_evaluations=0,
         seconds=0.0,
         iterations=solution.iterations,
+        unconverged=solution.unconverged,
         adapters=[dict(one) for one in model.adapters],
     )
     delta = solution.weight_delta

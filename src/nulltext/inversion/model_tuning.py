@@ -17,12 +17,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nulltext.constants import PivotName
 from nulltext.diffusion.guidance import guided_output
 from nulltext.diffusion.levels import Level
-from nulltext.diffusion.loops import StepInfo, pivot_steps
+from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import OptionError
 from nulltext.inversion.base import Problem, Solution
 from nulltext.inversion.fitting import check_effort
+from nulltext.inversion.pivots import check_pivot, walk_steps
 from nulltext.inversion.rollout import rollout_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.network_calls import layers_of, new_delta
@@ -44,9 +46,12 @@ class ModelTuning:
     """Adam's: higher moves the weights faster and less steadily (docs/study.md: the sweep)."""
     rank: int = 4
     """Of the difference in each layer: higher fits the photo closer, in a larger file."""
+    pivot: PivotName = "ddim"
+    """The trajectory: as published, or exact; see `pivots`."""
 
     def __post_init__(self) -> None:
         check_effort(self.inner_steps, self.learning_rate)
+        check_pivot(self.pivot)
         if self.rank < 1:
             raise OptionError(f"The rank is {self.rank}; choose 1 or more (4 is usual).")
 
@@ -68,7 +73,7 @@ class ModelTuning:
             )
         if not layers_of(model.unet, self.rank):
             raise OptionError(f"No layer of '{model.name}' takes a rank of {self.rank}; lower it.")
-        walked = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, problem.grid)
+        walked = yield from walk_steps(self.pivot, model, problem)
         pivot = walked[:, 0]
         delta = new_delta(model.unet, self.rank, problem.generator)
         for factor in delta.values():

@@ -1,4 +1,4 @@
-"""Negative-prompt inversion: the source prompt itself stands where the empty one stood.
+"""Negative-prompt inversion: the source prompt as null embedding, around a pivot.
 
     ∅ = C,  so that  o_∅ + w (o_C - o_∅) = o_C  for the source, whatever w
 
@@ -13,18 +13,29 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nulltext.diffusion.loops import StepInfo, pivot_steps
+from nulltext.constants import PivotName
+from nulltext.diffusion.loops import StepInfo
 from nulltext.inversion.base import Problem, Solution
+from nulltext.inversion.pivots import check_pivot, walk_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)
 class NegativePrompt:
-    """Negative-prompt inversion; it has no options."""
+    """Options of negative-prompt inversion."""
 
     name: ClassVar[str] = "negative-prompt"
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    step_cost: ClassVar[int] = 2
+    prompt_as_null: ClassVar[bool] = True
+    """Whether ∅ is the prompt's embedding, so that the source takes one evaluation a step."""
+
+    pivot: PivotName = "ddim"
+    """The trajectory: as published, or exact; see `pivots`."""
+
+    def __post_init__(self) -> None:
+        check_pivot(self.pivot)
 
     def check(self, guidance_scale: float) -> None:
         """Accept any scale."""
@@ -32,6 +43,7 @@ class NegativePrompt:
     def steps(
         self, model: LatentDiffusion, problem: Problem
     ) -> Generator[StepInfo, None, Solution]:
-        """The pivot trajectory; costs T UNet evaluations."""
-        pivot = yield from pivot_steps(model, problem.latents, problem.prompt_embeds, problem.grid)
-        return Solution(trajectory=pivot[:, 0], null_embeds=problem.prompt_embeds)
+        """Walk the pivot; costs T UNet evaluations around DDIM's, more around the other."""
+        embeds = problem.prompt_embeds
+        walked = yield from walk_steps(self.pivot, model, problem)
+        return Solution(trajectory=walked[:, 0], null_embeds=embeds, prompt_embeds=embeds)

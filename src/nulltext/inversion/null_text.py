@@ -25,15 +25,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nulltext.constants import PivotName
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.loops import StepInfo, pivot_steps
-from nulltext.inversion.base import Problem, Solution
-from nulltext.inversion.fitting import Batch, BatchMethod, Best, Branch, State, check_null_branch
+from nulltext.diffusion.loops import StepInfo
+from nulltext.inversion.base import Batch, Problem, Solution
+from nulltext.inversion.fitting import Best, Branch, FittingMethod, State, check_null_branch
+from nulltext.inversion.pivots import walk_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)
-class NullText(BatchMethod):
+class NullText(FittingMethod):
     """Options of null-text inversion; the defaults are the paper's."""
 
     name: ClassVar[str] = "null-text"
@@ -49,6 +51,8 @@ class NullText(BatchMethod):
     """Loss below which the noisiest timestep is good enough."""
     loss_tolerance_slope: float = 2e-5
     """What each further timestep adds to that tolerance."""
+    pivot: PivotName = "ddim"
+    """The trajectory: as published, or exact; see `pivots`."""
 
     def check(self, guidance_scale: float) -> None:
         """Refuse scales at which the null embedding does not act."""
@@ -62,10 +66,9 @@ class NullText(BatchMethod):
         Costs 3 T + 2 N T UNet evaluations per photo at most.
         """
         photos = Batch.of(problems)
-        state = photos.kept
+        state = None if photos.kept is None else State.of(photos.kept)
         if state is None:
             state = State.start((yield from self.trajectory_steps(model, photos)))
-        state.resume(model.passes)
         start, fixed = self.embeds(model, photos)  # ∅ is fitted, C stays
         share = self.share(photos.guidance_scale)
         for i in range(state.done, len(photos.grid)):
@@ -98,7 +101,7 @@ class NullText(BatchMethod):
                     adam.step()
                     gradients[rows] += 1
                     rows = rows[going]
-            state = state.after(best, model.passes, gradients)
+            state = state.after(best, gradients)
             yield state.info(best, inner_steps=j)
         return state.solutions(self.branch)
 
@@ -106,7 +109,7 @@ class NullText(BatchMethod):
         self, model: LatentDiffusion, photos: Batch
     ) -> Generator[StepInfo, None, Tensor]:
         """Walk the pivot, [T + 1, B, C, h, w]."""
-        return (yield from pivot_steps(model, photos.latents, photos.prompt_embeds, photos.grid))
+        return (yield from walk_steps(self.pivot, model, photos))
 
     def embeds(self, model: LatentDiffusion, photos: Batch) -> tuple[Tensor, Tensor]:
         """Return where the fitted branch starts, and the branch that stays, [B, R, D] each."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nulltext.diffusion.loops import StepInfo
 from nulltext.models.fingerprint import spellings
+from nulltext.models.network_calls import Passes
 from nulltext.storage.files import output_error, replace_file
 
 SUFFIX = ".partial"
@@ -71,6 +72,8 @@ class Partial:
     """Of what is being inverted, as `digests_of` has them; the first is written."""
     seconds_before: float = 0.0
     """That earlier runs took."""
+    evaluations_before: int = 0
+    """UNet evaluations that earlier runs took."""
     started: float = field(default_factory=time.perf_counter)
     last: float = -float("inf")
     """When the file was last written."""
@@ -92,11 +95,12 @@ class Partial:
                 if said["digest"] not in self.digests:
                     return None
                 found = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-                self.seconds_before = float(said["seconds"])
+                seconds, evaluations = float(said["seconds"]), int(said["unet_evaluations"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
         if said.get("content") != _checksum(found):
             return None
+        self.seconds_before, self.evaluations_before = seconds, evaluations
         return {name: tensor.to(device, copy=True) for name, tensor in found.items()}
 
     @property
@@ -104,8 +108,10 @@ class Partial:
         """Spent until now, by all runs."""
         return self.seconds_before + time.perf_counter() - self.started
 
-    def write(self, kept: Mapping[str, Tensor]) -> None:
+    def write(self, kept: Mapping[str, Tensor], evaluations: int) -> None:
         """Replace the file, unless that would take more than its share of the time.
+
+        Args: evaluations: UNet evaluations of this run.
 
         Raises:
             OutputError: it cannot be written.
@@ -120,6 +126,7 @@ class Partial:
             "digest": self.digests[0],
             "content": _checksum(content),
             "seconds": self.seconds,
+            "unet_evaluations": self.evaluations_before + evaluations,
         }
         replace_file(self.path, save(content, metadata={METADATA_KEY: json.dumps(said)}))
         self.last = time.perf_counter()
@@ -127,9 +134,9 @@ class Partial:
 
 
 def keeping(
-    steps: Generator[StepInfo, None, Result], partial: Partial
+    steps: Generator[StepInfo, None, Result], partial: Partial, passes: Passes
 ) -> Generator[StepInfo, None, Result]:
-    """The same steps, each kept before it is reported."""
+    """The same steps, each kept before it is reported; `passes` counts those of the run."""
     while True:
         try:
             info = next(steps)
@@ -137,7 +144,7 @@ def keeping(
             result: Result = stop.value
             return result
         if info.kept is not None:
-            partial.write(info.kept)
+            partial.write(info.kept, passes.total)
         yield info
 
 

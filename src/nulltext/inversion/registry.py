@@ -17,19 +17,19 @@ from nulltext.inversion.ablations import (
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.direct import Direct
+from nulltext.inversion.fixed_point import FixedPoint
 from nulltext.inversion.model_tuning import ModelTuning
 from nulltext.inversion.negative_prompt import NegativePrompt
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.secant import SecantNullText
 from nulltext.plugins import METHODS_GROUP, Registry
 
 METHODS: Registry[InversionMethod] = Registry(
     "inversion method",
     METHODS_GROUP,
     [
-        DDIM,
+        FixedPoint,
         NullText,
-        SecantNullText,
+        DDIM,
         Direct,
         NegativePrompt,
         RandomPivot,
@@ -46,6 +46,9 @@ METHODS: Registry[InversionMethod] = Registry(
 
 register_method = METHODS.register
 
+REPLACED = {"null-text-secant": FixedPoint.name}
+"""Methods of earlier versions, and those that do their work now."""
+
 
 def method_named(name: str) -> InversionMethod:
     """A method with its default options.
@@ -53,6 +56,10 @@ def method_named(name: str) -> InversionMethod:
     Raises:
         OptionError: there is none of that name.
     """
+    if name in REPLACED:
+        raise OptionError(
+            f"There is no inversion method '{name}' any more; {REPLACED[name]} is in its place."
+        )
     if name not in METHODS:
         raise OptionError(f"There is no inversion method '{name}'; choose {', '.join(METHODS)}.")
     return METHODS[name]()

@@ -11,9 +11,12 @@ import logging
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.diffusion.levels import Grid, Step
 from nulltext.diffusion.loops import Conditions, Sampled, StepInfo, run, sample_step
 from nulltext.errors import InversionFileError
@@ -133,27 +136,46 @@ class Replaying:
         )
         return cls(model, inversion, model.schedule.grid(inversion.num_steps), conditions)
 
+    @cached_property
+    def source_guidance(self) -> float:
+        """w of the source's own steps: 1 where null and prompt embeddings are the same.
+
+        There o_∅ + w (o_C - o_∅) = o_C at any w, at half the evaluations.
+        """
+        null_embeds, prompt_embeds = self.conditions.null_embeds, self.conditions.prompt_embeds
+        if torch.equal(null_embeds, prompt_embeds):
+            return CONDITIONAL_ONLY
+        return self.inversion.header.guidance_scale
+
     @property
     def start(self) -> Tensor:
         """z*_T on the model's device: [1, C, h, w]."""
         return self.inversion.trajectory[-1:].to(self.model.device)
+
+    def cleaner(self, index: int) -> Tensor:
+        """z*_{t-1} of the step with this index (0 is the noisiest): [1, C, h, w]."""
+        row = self.inversion.num_steps - index - 1
+        return self.inversion.trajectory[row][None].to(self.model.device)
 
 
 def source_step(replaying: Replaying, latents: Tensor, index: int) -> Sampled:
     """Take the step with this index of a replay; latents are [1, C, h, w].
 
     The one place where an inversion is sampled, so that what is computed beside the source
-    (targets, attention maps) sees the very numbers of a replay.
+    (targets, attention maps) sees the very numbers of a replay. An inversion with corrections
+    lands on its trajectory: d_t is what the step misses it by here and now, which is the stored one
+    but for rounding, and no rounding adds up over the steps.
     """
-    corrections = replaying.inversion.corrections
-    return sample_step(
+    sampled = sample_step(
         replaying.model,
         replaying.grid[index],
         latents,
         replaying.conditions.at(index),
-        replaying.inversion.header.guidance_scale,
-        correction=None if corrections is None else corrections[index][None].to(latents.device),
+        replaying.source_guidance,
     )
+    if replaying.inversion.corrections is None:
+        return sampled
+    return replace(sampled, latents=replaying.cleaner(index))
 
 
 SourceBranch = Callable[[Replaying, Tensor, int], Sampled]
@@ -168,9 +190,7 @@ def exact_source_step(replaying: Replaying, latents: Tensor, index: int) -> Samp
     all the same: targets need its attention maps.
     Source: Ju et al. 2024 (Direct Inversion), alg. 1.
     """
-    sampled = source_step(replaying, latents, index)
-    row = replaying.inversion.num_steps - index - 1
-    return replace(sampled, latents=replaying.inversion.trajectory[row][None].to(latents.device))
+    return replace(source_step(replaying, latents, index), latents=replaying.cleaner(index))
 
 
 def replay_steps(model: LatentDiffusion, inversion: Inversion) -> Generator[StepInfo, None, Tensor]:

@@ -1,4 +1,4 @@
-"""Many edits, from a job file to a folder of pictures; a kill at any moment loses nothing.
+"""Many edits, from a job file to a folder of pictures; a kill loses no finished row.
 
     settings.json     model and precision, the same for all rows
     results.jsonl     one row per job, done or failed; see `ledger`
@@ -6,7 +6,8 @@
     inversions/       shared between jobs on the same photo and settings, and the partial ones
 
 A row is written when its pictures are on disk, so a job without a row is simply done again, to the
-same names and bytes. Jobs that share an inversion are handed out together.
+same names, and to the same bytes if its photo is inverted alone or beside the same others (else to
+rounding). Jobs that share an inversion are handed out together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +33,7 @@ from nulltext.jobs.worker import (
     Setup,
     Unit,
     Worker,
+    cut,
     failed,
     grouped,
     unit_of,
@@ -66,7 +69,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Do units one after the other, in this process; see `Executor`.
+    """Invert photos side by side and do units one after the other, in this process; see `Executor`.
 
     Raises:
         UserError: the model cannot be loaded.
@@ -87,8 +90,10 @@ class LocalExecutor:
         return self.worker.identity
 
     def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
-        for group in groups:
-            for unit in group:
+        for together in cut(groups, self.worker.batch_size):
+            if len(together) > 1:
+                self.worker.invert([group[0] for group in together], self.on_step)
+            for unit in chain(*together):
                 yield self.worker.do(unit, self.on_step)
 
 

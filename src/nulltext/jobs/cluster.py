@@ -1,14 +1,16 @@
 """Run units on Ray, with one model per actor.
 
 The driver keeps what must not be lost: the units that are open, which actor has which, and the rows
-that have come. An actor has one unit at a time; a unit goes to it and a row comes back, both plain
-data.
+that have come. An actor inverts the photos of some groups side by side, and then has one unit at a
+time; units go to it and a row comes back, all plain data.
 
-- Units that share an inversion go to one actor, one after the other. Where no group is left, an
-  idle actor takes half of the longest one whose inversion is made.
-- An actor that dies, or whose machine does, is replaced; its unit is done again, from the partial
-  inversion, and the rest of its group goes to the next idle actor. A unit during which
-  `MOST_DEATHS` actors have died is recorded as failed.
+- Units that share an inversion go to one actor, one after the other, with as many other groups as
+  it inverts side by side, but no more than leave work for the other actors. Where no group is left,
+  an idle actor takes half of the longest rest whose inversions are made.
+- An actor that dies, or whose machine does, is replaced. Its unit is done again, from the partial
+  inversion, and the rest of its units go to the next idle actor. A unit during which `MOST_DEATHS`
+  actors have died is recorded as failed. Where it died inverting side by side, the groups are done
+  one by one from then on.
 
 All machines must see the photos and the folder of results under the same paths.
 """
@@ -17,11 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from nulltext.errors import (
@@ -33,7 +37,7 @@ from nulltext.errors import (
     reason_of,
 )
 from nulltext.jobs.ledger import Row
-from nulltext.jobs.worker import Identity, Setup, Unit, Worker, failed
+from nulltext.jobs.worker import Identity, Setup, Unit, Worker, cut, failed
 
 LOCAL = "local"
 """The address of a new cluster of this machine alone, which ends with the command."""
@@ -60,7 +64,15 @@ class Actor:
             self.worker = Worker(setup)
         except UserError as error:
             return {"error": str(error)}
-        return {"identity": self.worker.identity}
+        return {"identity": self.worker.identity, "batch_size": self.worker.batch_size}
+
+    def invert(self, units: Sequence[Unit]) -> dict[str, Any]:
+        """Make inversions of units that come next; returns {}, or {"stop"} as `do`."""
+        try:
+            self.worker.invert(units)
+        except OutputError as error:
+            return {"stop": str(error)}
+        return {}
 
     def do(self, unit: Unit) -> dict[str, Any]:
         """Make the row of a unit; returns {"row"}, or {"stop"} if the folder is not writable."""
@@ -78,10 +90,16 @@ class _Slot:
     ready: bool = False
     """Whether its model is loaded."""
     unit: Unit | None = None
+    together: Sequence[Sequence[Unit]] = ()
+    """Groups whose photos it is inverting side by side."""
     rest: deque[Unit] = field(default_factory=deque)
-    """Units of the group that come after."""
+    """Units that come after."""
     shareable: bool = False
-    """Whether the group's inversion is made."""
+    """Whether their inversions are made."""
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.unit is None and not self.together
 
 
 class Cluster:
@@ -104,7 +122,8 @@ class Cluster:
         self._identity: Identity | None = None
         self.ray = _connected(address, workers)
         self._asked: dict[Any, _Slot] = {}
-        self._open: deque[deque[Unit]] = deque()
+        self._open: deque[Sequence[Sequence[Unit]]] = deque()
+        self._batch_size = 1
         self._deaths: Counter[str] = Counter()
         self._false_starts = 0
         try:
@@ -133,7 +152,8 @@ class Cluster:
         self.ray.shutdown()
 
     def rows(self, groups: Sequence[Sequence[Unit]]) -> Generator[Row, None, None]:
-        self._open.extend(deque(group) for group in groups)
+        most = min(self._batch_size, math.ceil(len(groups) / self.workers) or 1)
+        self._open.extend(cut(groups, most))
         left = sum(map(len, groups))
         while left:
             for slot in self._slots:
@@ -163,29 +183,34 @@ class Cluster:
 
     def _start_actor(self, slot: _Slot) -> None:
         slot.actor = self.ray.remote(Actor).options(max_restarts=0, **self._resources).remote()
-        slot.ready, slot.unit = False, None
+        slot.ready, slot.unit, slot.together = False, None, ()
         self._asked[slot.actor.start.remote(self.setup, self.threads)] = slot
 
     def _assign(self, slot: _Slot) -> None:
-        """Give an idle actor its next unit, if there is one."""
-        if not slot.ready or slot.unit is not None:
+        """Give an idle actor its next work, if there is some."""
+        if not slot.idle:
             return
+        if not slot.rest and self._open:
+            together, slot.shareable = self._open.popleft(), False
+            slot.rest = deque(chain(*together))
+            if len(together) > 1:
+                slot.together = together
+                self._asked[slot.actor.invert.remote([group[0] for group in together])] = slot
+                return
         if not slot.rest:
-            slot.rest, slot.shareable = self._next()
+            slot.rest, slot.shareable = self._half_of_the_longest(), True
         if slot.rest:
             slot.unit = slot.rest.popleft()
             self._asked[slot.actor.do.remote(slot.unit)] = slot
 
-    def _next(self) -> tuple[deque[Unit], bool]:
-        """Return (units for an idle actor, whether their inversion is made)."""
-        if self._open:
-            return self._open.popleft(), False
+    def _half_of_the_longest(self) -> deque[Unit]:
+        """Take units from another actor, whose inversions are made."""
         longest = max(self._slots, key=lambda slot: len(slot.rest) if slot.shareable else 0)
         taken: deque[Unit] = deque()
         if longest.shareable:
             for _ in range((len(longest.rest) + 1) // 2):
                 taken.appendleft(longest.rest.pop())
-        return taken, True
+        return taken
 
     def _answers(self) -> list[tuple[_Slot, dict[str, Any] | None]]:
         """Wait for answers; None is that of an actor that has died."""
@@ -218,16 +243,16 @@ class Cluster:
                     "--dtype."
                 )
             self._identity, slot.ready = answer["identity"], True
+            self._batch_size = answer["batch_size"]
             return None
-        slot.unit, slot.shareable = None, True
-        row: Row = answer["row"]
-        return row
+        slot.unit, slot.together, slot.shareable = None, (), True
+        return answer.get("row")
 
     def _replace(self, slot: _Slot) -> Row | None:
         """Replace an actor that died; its units come next, or a row says that its unit failed."""
         unit, rest, row = slot.unit, slot.rest, None
         slot.rest = deque()
-        self._false_starts += unit is None
+        self._false_starts += not slot.ready
         if self._false_starts >= MOST_DEATHS:
             raise ModelError(
                 f"{MOST_DEATHS} workers in a row died while loading '{self.setup.chosen.model}'; "
@@ -240,8 +265,10 @@ class Cluster:
             else:
                 said = f"{unit.place}: {MOST_DEATHS} workers died over it, perhaps of memory."
                 row = failed(unit, said, user_error=False)
-        if rest:
-            self._open.appendleft(rest)
+        if slot.together:  # which of the photos it died over is not known
+            self._open.extendleft([group] for group in reversed(slot.together))
+        elif rest:
+            self._open.appendleft([rest])
         self._start_actor(slot)
         return row
 

@@ -210,10 +210,10 @@ def _check_axis(axis: Axis, options: EditOptions) -> None:
     for value in axis.values:
         check_range(KNOBS[axis.knob], value)
     guidance = KNOBS[axis.knob] is OPTIONS["target_guidance"]
-    if options.negative is not None and guidance and CONDITIONAL_ONLY in axis.values:
+    if options.negative is not None and guidance and min(axis.values) <= CONDITIONAL_ONLY:
         raise OptionError(
-            f"--negative steers nothing at guidance 1, which --over {axis.knob} has; leave one of "
-            "them out."
+            f"--negative steers nothing at guidance 1, and towards it below, which --over "
+            f"{axis.knob} has; choose values above 1."
         )
     _check_beside_options(axis.knob, options)
 

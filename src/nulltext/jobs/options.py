@@ -26,7 +26,7 @@ from nulltext.constants import (
     Detail,
     EditorName,
     Method,
-    NullStart,
+    PivotName,
     SourceBranch,
 )
 from nulltext.errors import OptionError
@@ -136,7 +136,7 @@ class InversionOptions:
     method: Method | None = option_field(None, "How to invert; default: as the budget does.")
     steps: int | None = option_field(
         None,
-        "DDIM steps, 1 to 1000; more is slower. Default 30 (20 by --budget fast, 50 by paper "
+        "DDIM steps, 1 to 1000; more is slower. Default 20 (12 by --budget fast, 50 by paper "
         "and other methods).",
         "T",
         low=1,
@@ -144,16 +144,17 @@ class InversionOptions:
     )
     budget: Budget | None = option_field(
         None,
-        "How much work null-text may do: sets --method, --steps and --inner-steps; "
-        "default balanced, paper is as published.",
+        "Sets --method and --steps: balanced (default) and fast are fixed-point inversion, paper "
+        "is null-text inversion as published.",
     )
     inner_steps: int | None = option_field(
         None, "N where something is optimised: T N steps.", "N", low=0, high=9999
     )
-    null_start: NullStart | None = option_field(
+    pivot: PivotName | None = option_field(
         None,
-        "Where the null embeddings begin: at the prompt's (default), which saves most of the "
-        "work, or at the empty prompt's, as published.",
+        "The trajectory that null-text, direct, negative-prompt, global-null, textual-pivot, "
+        "textual-pivot-shared and model-tuning steer along: ddim, as published (default), or "
+        "fixed-point, from which a replay without guidance is exact to a tolerance.",
     )
     guidance: float | None = option_field(
         None,
@@ -463,7 +464,11 @@ KNOBS = {one.about.knob: one for one in OPTIONS.values() if one.about.knob is no
 """The options that a sweep can vary, by their names in `--over`."""
 
 
-REMOVED = {"solver": "--method null-text is Adam, --method null-text-secant the secant solver"}
+REMOVED = {
+    "solver": "--method null-text is the published solver, Adam",
+    "null_start": "--method fixed-point, the default, takes the prompt's embedding as it is, and "
+    "--method null-text begins at the empty prompt's, as published",
+}
 """Options of earlier versions, and what to write instead."""
 
 

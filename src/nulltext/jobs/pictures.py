@@ -18,6 +18,7 @@ from nulltext.image.images import to_pil
 from nulltext.image.photos import exif_of_result, has_position
 from nulltext.image.saving import Picture, encode, read_back, save_image
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
+from nulltext.inversion.fixed_point import note_on_convergence
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.jobs.edits import Edits, Sweep
@@ -71,7 +72,7 @@ class Pictures:
 
     @property
     def remarks(self) -> list[str]:
-        said = [self.note]
+        said = [self.note, note_on_convergence(self.inversion)]
         said += [text for one in self.wanted for text in (remark(one), *one.lost)]
         return list(dict.fromkeys(text for text in said if text))
 

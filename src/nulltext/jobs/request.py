@@ -106,10 +106,10 @@ def _check_edits(options: EditOptions) -> None:
         raise OptionError("--over says what --sweep varies; add --sweep GRID.png.")
     parse_weights(options.weight)
     scale = options.guidance if options.target_guidance is None else options.target_guidance
-    if options.negative is not None and scale == CONDITIONAL_ONLY:
+    if options.negative is not None and scale is not None and scale <= CONDITIONAL_ONLY:
         raise OptionError(
-            "--negative steers nothing at guidance 1, where the target's words alone are followed; "
-            "leave it out, or choose another --target-guidance."
+            "--negative steers nothing at guidance 1, and towards it below; leave it out, or "
+            "choose a --target-guidance above 1."
         )
     if options.blend_except and not options.blend:
         raise OptionError("--blend-except takes away from a --blend; name a word to blend.")

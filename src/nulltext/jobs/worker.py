@@ -5,24 +5,34 @@
     pictures/ab/NAME-ID.png                     by the job's id
 
 An inversion is always read back from its file, also where it has just been made, so that pictures
-are the same whichever worker made it.
+are the same whichever worker made it. A worker may be told first which units come next: it makes
+their inversions side by side and stores them, and each unit finds its own, or makes it alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nulltext.constants import Precision
-from nulltext.errors import ImageError, InversionFileError, OutputError, UserError, reason_of
-from nulltext.jobs.edits import axes_of, base_edit, edits_of
+from nulltext.errors import (
+    ImageError,
+    InversionFileError,
+    OutOfMemoryError,
+    OutputError,
+    UserError,
+    reason_of,
+)
+from nulltext.jobs.edits import Edits, axes_of, base_edit, edits_of
 from nulltext.jobs.job_files import PATHS, Job, Refused
 from nulltext.jobs.ledger import Row, failure, finite
 from nulltext.jobs.options import EditOptions, InversionOptions
@@ -42,9 +52,13 @@ from nulltext.storage.untrusted import refuse_address
 if TYPE_CHECKING:
     from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
+    from nulltext.image.images import CropBox
+    from nulltext.image.photos import Photo
     from nulltext.inversion.invert import InversionRequest
     from nulltext.inversion.record import Inversion
     from nulltext.jobs.pictures import Pictures
+
+logger = logging.getLogger(__name__)
 
 PICTURES, INVERSIONS = "pictures", "inversions"
 
@@ -53,6 +67,9 @@ LONGEST_STEM = 40
 
 ID_LENGTH = 24
 """Hexadecimal digits of an id: 96 bits."""
+
+MOST_CAPTIONS = 1000
+"""That a worker remembers, for jobs on the same photo."""
 
 INVERTING = ("image", "source", "inversion", *(one.name for one in fields(InversionOptions)))
 """Options that an inversion follows from; under --full, the mask may place the crop as well."""
@@ -124,6 +141,22 @@ def grouped(units: Iterable[Unit]) -> list[list[Unit]]:
     return list(groups.values())
 
 
+SIDE_BY_SIDE = ("method", "steps", "budget", "inner_steps", "pivot", "guidance", "size")
+"""Options that photos which are inverted side by side have in common."""
+
+
+def cut(groups: Sequence[Sequence[Unit]], most: int) -> list[list[Sequence[Unit]]]:
+    """Put groups together whose photos may be inverted side by side, at most so many."""
+    alike: dict[str, list[Sequence[Unit]]] = {}
+    for group in groups:
+        job = group[0].job
+        options = {} if job is None else {name: job.options.get(name) for name in SIDE_BY_SIDE}
+        alike.setdefault(_digest(options), []).append(group)
+    return [
+        like[first : first + most] for like in alike.values() for first in range(0, len(like), most)
+    ]
+
+
 def _digest(value: object) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
@@ -153,6 +186,8 @@ class Setup:
     chosen: ModelChoice
     folder: Path
     """Absolute; for workers on several machines, at the same place on all of them."""
+    batch_size: int | None = None
+    """Photos that are inverted side by side; None: as the model's memory plan has it."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +209,55 @@ class Worker:
     def __init__(self, setup: Setup, on_bytes: Callable[[int, int], None] | None = None) -> None:
         self.setup = setup
         self.model = setup.chosen.load(on_bytes)
+        self.batch_size = setup.batch_size or self.model.memory.photos
+        self._captions: dict[Hashable, str] = {}
         dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")
         self.identity = Identity(self.model.fingerprints, dtype)
+
+    def invert(
+        self, units: Sequence[Unit], on_step: Callable[[StepInfo], None] | None = None
+    ) -> None:
+        """Make the inversions of units that come next, those side by side that can be.
+
+        An inversion that is stored, or begun, or cannot be made with another is left to `do`, and
+        so is one that fails: it says why in the row of its own unit.
+
+        Raises:
+            OutputError: the folder cannot be written any more.
+        """
+        requests: dict[str, InversionRequest] = {}
+        for job in (unit.job for unit in units if not unit.reason):
+            if job is None or "inversion" in job.options:
+                continue
+            with _failures_left_to_rows():
+                inputs, edits = self._opened(job)
+                request = self._request(inputs, edits.everything)
+                name, is_begun = self._name_of(request)
+                if not is_begun:
+                    requests[name] = request
+        self._invert_together(requests, on_step)
+
+    def _invert_together(
+        self,
+        requests: Mapping[str, InversionRequest],
+        on_step: Callable[[StepInfo], None] | None,
+    ) -> None:
+        """Make and store inversions, by their names; out of memory, with fewer at a time."""
+        from nulltext.diffusion.loops import run
+        from nulltext.inversion.invert import many_steps, side_by_side
+
+        names = list(requests)
+        for indices in side_by_side([*requests.values()], self.batch_size):
+            own = {names[index]: requests[names[index]] for index in indices}
+            if len(own) == 1:
+                continue  # alone it keeps a partial file
+            with _failures_left_to_rows() as failures:
+                made = run(many_steps(self.model, [*own.values()], len(own)), on_step)
+                for name, inversion in zip(own, made, strict=True):
+                    inversion.save(target_in(self.setup.folder, name))
+            if OutOfMemoryError in failures:
+                self.batch_size = len(own) // 2
+                self._invert_together(own, on_step)
 
     def do(self, unit: Unit, on_step: Callable[[StepInfo], None] | None = None) -> Row:
         """Make a unit's pictures and its row, which says why where there are none.
@@ -186,32 +268,23 @@ class Worker:
         if unit.job is None or unit.reason:
             return failed(unit, unit.reason, user_error=True)
         try:
-            return self._done(unit, unit.job.edit_options(), on_step)
+            return self._done(unit, unit.job, on_step)
         except OutputError:
             raise
         except Exception as error:  # one bad job is no reason to lose the others
             found = failure(error)
             return failed(unit, f"{unit.place}: {found['reason']}", user_error=found["input"])
 
-    def _done(
-        self, unit: Unit, options: EditOptions, on_step: Callable[[StepInfo], None] | None
-    ) -> Row:
+    def _done(self, unit: Unit, job: Job, on_step: Callable[[StepInfo], None] | None) -> Row:
         from nulltext.jobs.pictures import pictures_of, prompt_notes
 
-        check_options(options)
-        axes = axes_of(options)
-        base_edit(options)
-        write = partial(caption_of, "source", captioner=options.captioner, device=None)
-        inputs = open_inputs(options).with_caption(write)
-        if inputs.captioned:
-            check_readable(self.model, "source", inputs.prompt)
-        edits = edits_of(options, self.model, inputs.mask, axes)
+        inputs, edits = self._opened(job)
         inversion, stored_as = self._inversion(inputs, edits.everything, on_step)
         notes = prompt_notes(self.model, inputs)
         started = time.perf_counter()
         pictures = pictures_of(self.model, inputs, inversion, edits, on_step)
         seconds = time.perf_counter() - started
-        pictures, files = self._saved(unit, options, pictures)
+        pictures, files = self._saved(unit, inputs.options, pictures)
         return finite(
             {
                 **unit.names,
@@ -228,6 +301,30 @@ class Worker:
             }
         )
 
+    def _opened(self, job: Job) -> tuple[Inputs, Edits]:
+        """Check a job, and open its files.
+
+        Raises:
+            UserError: it cannot be done.
+        """
+        options = job.edit_options()
+        check_options(options)
+        axes = axes_of(options)
+        base_edit(options)
+        inputs = open_inputs(options).with_caption(partial(self._caption, options.captioner))
+        if inputs.captioned:
+            check_readable(self.model, "source", inputs.prompt)
+        return inputs, edits_of(options, self.model, inputs.mask, axes)
+
+    def _caption(self, captioner: str | None, photo: Photo, box: CropBox) -> str:
+        """Ask a captioner once for units that come soon after each other."""
+        asked = (photo.sha256, *box.as_list(), captioner)
+        if asked not in self._captions:
+            if len(self._captions) >= MOST_CAPTIONS:
+                self._captions.clear()
+            self._captions[asked] = caption_of("source", photo, box, captioner, None)
+        return self._captions[asked]
+
     def _inversion(
         self,
         inputs: Inputs,
@@ -236,18 +333,24 @@ class Worker:
     ) -> tuple[Inversion, str | None]:
         """(inversion, its name in the folder): the job's saved one, or a stored or new one."""
         from nulltext.editing.loop import check_specs
-        from nulltext.inversion.budgets import budget_of
-        from nulltext.inversion.invert import InversionRequest
         from nulltext.inversion.replay import check_model
 
-        if inputs.saved is not None:
-            check_model(self.model, inputs.saved)
+        if inputs.saved is None:
+            return self._stored(self._request(inputs, specs), on_step)
+        check_model(self.model, inputs.saved)
         check_specs(self.model, inputs.prompt, specs)
-        if inputs.saved is not None:
-            return inputs.saved, None
+        return inputs.saved, None
+
+    def _request(self, inputs: Inputs, specs: Sequence[EditSpec]) -> InversionRequest:
+        """The inversion that edits need, checked with them."""
+        from nulltext.editing.loop import check_specs
+        from nulltext.inversion.budgets import budget_of
+        from nulltext.inversion.invert import InversionRequest
+
+        check_specs(self.model, inputs.prompt, specs)
         assert inputs.photo is not None
         plan = budget_of(inputs.options)
-        request = InversionRequest.checked(
+        return InversionRequest.checked(
             self.model,
             inputs.photo,
             inputs.prompt,
@@ -258,25 +361,28 @@ class Worker:
             size=size_of(inputs.options),
             seed=seed_of(inputs.options),
         )
-        return self._stored(request, on_step)
+
+    def _name_of(self, request: InversionRequest) -> tuple[str, bool]:
+        """(name of an inversion in the folder, whether a file of it or a part of it is there)"""
+        from nulltext.inversion.partial import digests_of, partial_of
+
+        digests = digests_of(request.identity(self.model), self.model.fingerprints)
+        names = [f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}" for digest in digests]
+        for name in names:
+            path = self.setup.folder / name
+            if path.exists() or partial_of(path).exists():
+                return name, True
+        return names[0], False
 
     def _stored(
         self, request: InversionRequest, on_step: Callable[[StepInfo], None] | None
     ) -> tuple[Inversion, str]:
         from nulltext.diffusion.loops import run
         from nulltext.inversion.invert import request_steps
-        from nulltext.inversion.partial import digests_of, partial_of, remove_partial
+        from nulltext.inversion.partial import partial_of, remove_partial
         from nulltext.inversion.record import Inversion
 
-        digests = digests_of(request.identity(self.model), self.model.fingerprints)
-        names = [f"{INVERSIONS}/{digest[:2]}/{digest}{SUFFIX}" for digest in digests]
-        paths = [self.setup.folder / name for name in names]
-        begun = (
-            name
-            for name, path in zip(names, paths, strict=True)
-            if path.exists() or partial_of(path).exists()
-        )
-        name = next(begun, names[0])
+        name, _ = self._name_of(request)
         path = target_in(self.setup.folder, name)
         try:
             found = Inversion.load(path)
@@ -310,6 +416,19 @@ class Worker:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files.outputs]
         named = {"outputs": outputs, "sha256": digests, "strip": strip, "sweep": sweep}
         return pictures, named
+
+
+@contextmanager
+def _failures_left_to_rows() -> Iterator[list[type[Exception]]]:
+    """Leave the block at a failure, which the unit's own row will tell; yields its class."""
+    failures: list[type[Exception]] = []
+    try:
+        yield failures
+    except OutputError:
+        raise
+    except Exception as error:  # one bad photo is no reason to lose its neighbours
+        logger.info("invert: left to its own row: %s", error)
+        failures.append(type(error))  # the error itself would hold the tensors of its frames
 
 
 def target_in(folder: Path, name: str) -> Path:

@@ -150,7 +150,7 @@ def pass_need(
 ) -> int:
     """Estimate bytes of a guided pass of the UNet, or of a gradient where that is more."""
     maps = FeatureMaps.of(model.unet)
-    kept = FORWARD_ONLY * maps.stages * GUIDED_ROWS
+    kept = FORWARD_ONLY * maps.stages * max(GUIDED_ROWS, photos)
     if differentiates:
         kept = max(kept, photos * backward_numbers(model))
     pixels = size[0] * size[1] // model.vae_stride**2

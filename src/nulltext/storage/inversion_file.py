@@ -36,9 +36,13 @@ DTYPES = {"F32": "float32", "F64": "float64", "U8": "uint8"}
 
 
 def write_inversion(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    import torch
     from safetensors.torch import save
 
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = {  # each its own memory, as safetensors asks for
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     metadata = {METADATA_KEY: json.dumps({"version": FORMAT_VERSION, **header})}
     replace_file(path, save(content, metadata=metadata))
 
