@@ -199,7 +199,6 @@ class Solved:
     """r at them, [B, C, h, w]."""
     errors: Tensor
     """||r|| / (alpha_{t-1} ||z_0||), [B]; infinite where it is not finite."""
-
     allowed: Tensor
     """Largest error that counts as converged, [B]."""
 

@@ -47,11 +47,12 @@ class Direct:
         pivot, corrections = walked[:, 0], []
         conditions, latents = Conditions(model.embed([""]), problem.prompt_embeds), pivot[-1:]
         for index, step in enumerate(problem.grid):
+            target = pivot[-index - 2][None]
             sampled = sample_step(
                 model, step, latents, conditions, problem.guidance_scale, what="Direct inversion"
             )
-            corrections.append(pivot[-index - 2][None] - sampled.latents)
-            latents = sampled.latents + corrections[-1]  # what a replay has, rounding included
+            corrections.append(target - sampled.latents)
+            latents = target  # where a replay lands, too
             yield StepInfo(
                 "correct",
                 index + 1,

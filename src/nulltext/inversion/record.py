@@ -6,7 +6,7 @@ fields, so nothing downstream asks which method it was:
     trajectory      z*_0 … z*_T                          all methods
     null_embeds     per-step (or one) unconditional      null-text; the prompt's own: fixed-point
     prompt_embeds   per-step (or one) conditional        when the prompt's embedding was moved
-    corrections     d_t, added after each source step    when replay is steered onto the pivot
+    corrections     d_t, what lands a source step on it  when replay is steered onto the pivot
     weight_delta     a low-rank difference of weights     when the UNet was tuned to the photo
 """
 
