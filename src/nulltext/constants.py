@@ -18,6 +18,8 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Alignment = Literal["auto", "replace", "refine"]
 Detail = Literal["auto", "photo", "luminance", "model"]
 SourceBranch = Literal["replay", "exact"]
+Region = Literal["auto", "words", "everywhere"]
+"""How it is found where an edit shows, unless a mask or a blend says so."""
 
 MODEL = "flowers"
 """Name of the bundled model."""
@@ -36,6 +38,7 @@ GUIDANCE_SCALE = 7.5
 SEED = 0
 DETAIL: Detail = "auto"
 """How much of the photo's fine detail an edit keeps."""
+REGION: Region = "auto"
 CROSS_STEPS = 0.8
 """Fraction of the steps in which Prompt-to-Prompt injects cross-attention."""
 SELF_STEPS = 0.4

@@ -15,7 +15,7 @@ from nulltext.editing.placing import Canvas, place
 from nulltext.editing.spec import EditSpec
 from nulltext.image.compositing import (
     _box,
-    _otsu,
+    otsu,
     compare_pictures,
     composite,
     detail_share,
@@ -172,10 +172,10 @@ def test_running_sums_are_the_box_mean():
     torch.testing.assert_close(_box(x, 5), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_otsu_parts_two_heaps():
+def testotsu_parts_two_heaps():
     generator = torch.Generator().manual_seed(0)
     low, high = torch.randn(300, generator=generator), 9 + torch.randn(500, generator=generator)
-    assert 2.5 < _otsu(torch.cat([low, high])) < 7
+    assert 2.5 < otsu(torch.cat([low, high])) < 7
 
 
 def test_detail_stays_where_the_structure_did():

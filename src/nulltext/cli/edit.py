@@ -75,7 +75,12 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     with reporter.progress(model) as on_step:
         pictures = pictures_of(model, inputs, inversion, edits, on_step)
     seconds = time.perf_counter() - started
-    files = PictureFiles(outputs, _path_or_none(options.strip), _path_or_none(options.sweep))
+    files = PictureFiles(
+        outputs,
+        _path_or_none(options.strip),
+        _path_or_none(options.sweep),
+        _region_paths(options, len(outputs)),
+    )
     pictures = pictures.save(model, files, gps=options.keep_gps)
     for remark in pictures.remarks:
         reporter.note(remark)
@@ -93,10 +98,10 @@ def _output_paths(options: EditOptions) -> list[Path]:
 
     origin = options.image or options.inversion
     assert origin is not None
-    path, count = options.output or Path(f"{origin.stem}-edited.png"), len(options.prompts)
-    names = [f"{path.stem}-{i + 1}{path.suffix}" for i in range(count)]
-    paths = [path] if count == 1 else [path.with_name(name) for name in names]
+    count = len(options.prompts)
+    paths = _numbered(options.output or Path(f"{origin.stem}-edited.png"), count)
     written = [*paths, *filter(None, map(_path_or_none, (options.strip, options.sweep)))]
+    written += _region_paths(options, count)
     for path in written:
         check_writable(path)
     if options.save_inversion:
@@ -110,6 +115,17 @@ def _output_paths(options: EditOptions) -> list[Path]:
             )
         taken[path.resolve()] = "is also written"
     return paths
+
+
+def _region_paths(options: EditOptions, count: int) -> list[Path]:
+    path = _path_or_none(options.region_out)
+    return [] if path is None else _numbered(path, count)
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    """A file's name for one picture, or for each of several."""
+    names = [f"{path.stem}-{i + 1}{path.suffix}" for i in range(count)]
+    return [path] if count == 1 else [path.with_name(name) for name in names]
 
 
 def _obtain_inversion(
@@ -152,6 +168,7 @@ def _report(
         "source": pictures.inversion.header.prompt,
         "strip": None if files.strip is None else str(files.strip),
         "sweep": None if files.sweep is None else str(files.sweep),
+        "regions": [str(path) for path in files.regions],
         **figures,
         "remarks": remarks,
         "seconds_invert": spent.seconds if spent else 0.0,
@@ -165,7 +182,7 @@ def _report(
         f"the autoencoder alone reaches {decibels(figures['psnr_bound'])}.",
         _changed(figures),
     ]
-    written = [*files.outputs, *filter(None, [files.strip, files.sweep])]
+    written = [*files.outputs, *filter(None, [files.strip, files.sweep]), *files.regions]
     reporter.result(values, [*lines, *[f"Saved {path}" for path in written]])
 
 

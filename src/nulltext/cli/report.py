@@ -180,6 +180,7 @@ STAGES = {
     "optimise": "Optimisation",
     "correct": "Corrections",
     "replay": "Replay",
+    "region": "Finding where",
     "edit": "Editing",
 }
 

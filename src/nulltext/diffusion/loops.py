@@ -34,7 +34,7 @@ class StepInfo:
     """One step of a long loop: for progress bars, previews, and going on after a break."""
 
     stage: str
-    """"pivot", "optimise", "correct", "replay" or "edit"."""
+    """"pivot", "optimise", "correct", "replay", "region" or "edit"."""
     index: int
     """Steps of this stage that are done."""
     total: int

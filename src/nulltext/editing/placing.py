@@ -1,12 +1,13 @@
 """The pictures of an edit, put where they belong: into the photo, and measured there.
 
-Which pixels an edit may show at comes from its mask and its words, else from what it changed
-itself; the formula is that of `compositing`.
+Which pixels an edit may show at comes from its mask and its blend, else from where it was found to
+belong (`finding`), else from what it changed itself; the formula is that of `compositing`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from nulltext.constants import Detail
-from nulltext.editing.loop import Edit
+from nulltext.constants import Detail, Region
+from nulltext.diffusion.loops import StepInfo
+from nulltext.editing.finding import NEARLY_ALL, NEARLY_NOTHING, Finding, find_steps
+from nulltext.editing.loop import Edit, edit_steps
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError
 from nulltext.image.compositing import (
@@ -28,9 +31,12 @@ from nulltext.image.compositing import (
     region_of_change,
 )
 from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
+from nulltext.image.outlines import CUT_SIDE
 from nulltext.image.photos import Photo
 from nulltext.image.saving import Picture
 from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import SourceBranch, source_step
+from nulltext.models.latent_diffusion import LatentDiffusion
 
 SAME_PHOTO = 2.0
 """Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
@@ -61,6 +67,12 @@ class Canvas:
         own = Photo(crop, icc_profile=told.icc_profile, exif=told.exif)
         return cls(own, CropBox(0, 0, *crop.size), full=False, shown=photo)
 
+    def seen(self) -> Tensor:
+        """The crop's pixels as outlines are looked for in: [3, h, w], at most `CUT_SIDE` wide."""
+        scale = min(1.0, CUT_SIDE / max(self.box.width, self.box.height))
+        size = (max(1, round(scale * self.box.height)), max(1, round(scale * self.box.width)))
+        return to_tensor(self.photo, self.box, size)[0]
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -76,8 +88,12 @@ class Placed:
     """Share of the latents that were free to change."""
     unchanged: str | None
     """Why nothing was edited, in one sentence; None where something was."""
-    kept: Tensor
-    """[box.height, box.width], bool: where nothing was to change."""
+    region: Tensor
+    """[box.height, box.width], uint8: where it may show, from 0 (nothing was to change) to 255."""
+    is_found: bool
+    """Whether that was found from the words, not given or measured."""
+    is_local: bool
+    """Whether pixels of its canvas were left as they are."""
     is_reconstruction: bool
     """Whether, unedited, it differs from the photo all the same, as the reconstruction does."""
     lost: tuple[str, ...] = ()
@@ -89,6 +105,23 @@ class Placed:
         return self.picture.image
 
     @property
+    def kept(self) -> Tensor:
+        """[box.height, box.width], bool: where nothing was to change."""
+        return self.region == 0
+
+    @property
+    def oddity(self) -> str | None:
+        """What is odd about a region that was found, in one sentence; None of any other."""
+        if not self.is_found:
+            return None
+        share = float((self.region > 0).float().mean())
+        if share > NEARLY_ALL:
+            return f"covers nearly all of the crop ({100 * share:.0f} %)"
+        if share < NEARLY_NOTHING:
+            return f"covers nearly nothing of the crop ({100 * share:.1f} %)"
+        return None
+
+    @property
     def nothing(self) -> str | None:
         """What an edit that edited nothing did instead, and why; None of any other."""
         if not self.unchanged:
@@ -97,30 +130,66 @@ class Placed:
         return f"{what}: {self.unchanged}."
 
 
-def place(canvas: Canvas, edit: Edit, row: int, spec: EditSpec, detail: Detail) -> Placed:
+def placed_steps(
+    model: LatentDiffusion,
+    inversion: Inversion,
+    specs: Sequence[EditSpec],
+    canvas: Canvas,
+    *,
+    region: Region,
+    detail: Detail,
+    source_branch: SourceBranch = source_step,
+) -> Generator[StepInfo, None, tuple[Edit, list[Placed]]]:
+    """Find where edits belong, make them, and put them there, as a generator of steps.
+
+    Raises: as `editing.edit`.
+    """
+    counted = model.counted()
+    findings = yield from find_steps(counted, inversion, specs, region)
+    edit = yield from edit_steps(model, inversion, specs, source_branch=source_branch)
+    edit = replace(edit, unet_evaluations=edit.unet_evaluations + counted.passes.total)
+    placed = [
+        place(canvas, edit, row, spec, detail, finding)
+        for row, (spec, finding) in enumerate(zip(specs, findings, strict=True))
+    ]
+    return edit, placed
+
+
+def place(
+    canvas: Canvas,
+    edit: Edit,
+    row: int,
+    spec: EditSpec,
+    detail: Detail,
+    finding: Finding | None = None,
+) -> Placed:
     """Put one edit into its canvas, and measure what else moved.
 
-    On a crop, without mask and blend, the model's own picture is the result.
+    On a crop, without mask, blend and finding, the model's own picture is the result.
     """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
-    weight = _weight(canvas, edit, row, spec)
-    if keeps_pixels(canvas, spec):
+    found = finding if spec.mask is None and spec.blend is None else None
+    weight = _weight(canvas, edit, row, spec, found)
+    local = canvas.full or spec.mask is not None or spec.blend is not None or found is not None
+    if local:
         where = (canvas.photo, canvas.box)
         result = composite_picture(*where, picture, reconstruction, weight, detail)
     else:
         result = Picture(to_pil(picture))
-    kept = weight == 0
-    found = compare_pictures(original_picture(canvas.photo), result, kept, canvas.box)
-    unseen = None if found.changed_fraction else _why_unseen(weight, spec)
+    shown = (255 * weight).ceil_().byte()
+    difference = compare_pictures(original_picture(canvas.photo), result, shown == 0, canvas.box)
+    unseen = None if difference.changed_fraction else _why_unseen(weight, spec)
     return Placed(
         result,
         spec,
-        found.changed_fraction,
-        found.psnr_outside,
+        difference.changed_fraction,
+        difference.psnr_outside,
         mask_fraction=float(edit.masks[row].mean()),
         unchanged=edit.unchanged[row] or unseen,
-        kept=kept,
-        is_reconstruction=found.changed_fraction > 0,
+        region=shown,
+        is_found=found is not None,
+        is_local=local,
+        is_reconstruction=difference.changed_fraction > 0,
     )
 
 
@@ -137,15 +206,16 @@ def _why_unseen(weight: Tensor, spec: EditSpec) -> str:
     )
 
 
-def keeps_pixels(canvas: Canvas, spec: EditSpec) -> bool:
-    """Whether an edit leaves pixels of its canvas as they are."""
-    return canvas.full or spec.mask is not None or spec.blend is not None
-
-
-def _weight(canvas: Canvas, edit: Edit, row: int, spec: EditSpec) -> Tensor:
-    """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and words, else by itself."""
+def _weight(
+    canvas: Canvas, edit: Edit, row: int, spec: EditSpec, finding: Finding | None
+) -> Tensor:
+    """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and blend, else as it was
+    found, else by itself."""
     size = (canvas.box.height, canvas.box.width)
     picture = edit.images[row]
+    if finding is not None:
+        region = finding.region(canvas.seen(), picture)
+        return fit_to_crop(region, canvas.box, canvas.photo.size)
     if spec.mask is None and spec.blend is None:
         region = region_of_change(picture, edit.reconstruction[0])
         return fit_to_crop(region, canvas.box, canvas.photo.size)

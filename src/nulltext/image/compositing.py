@@ -71,7 +71,7 @@ def region_of_change(edit: Tensor, reconstruction: Tensor) -> Tensor:
     smooth = _blurred(difference, SMOOTHING * min(difference.shape))
     if float(smooth.max() - smooth.min()) == 0.0:
         return torch.zeros_like(smooth)
-    return dilate((smooth > _otsu(smooth)).float())
+    return dilate((smooth > otsu(smooth)).float())
 
 
 def dilate(mask: Tensor) -> Tensor:
@@ -357,7 +357,7 @@ def _box(x: Tensor, radius: int) -> Tensor:
     return result
 
 
-def _otsu(values: Tensor) -> float:
+def otsu(values: Tensor) -> float:
     """Find the threshold with the least variance within the classes it makes (Otsu 1979)."""
     low, high = float(values.min()), float(values.max())
     counts = torch.histc(values.flatten(), BINS, low, high).double()

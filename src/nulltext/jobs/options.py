@@ -27,6 +27,7 @@ from nulltext.constants import (
     EditorName,
     Method,
     PivotName,
+    Region,
     SourceBranch,
 )
 from nulltext.errors import OptionError
@@ -326,6 +327,17 @@ class EditOptions(InversionOptions):
         editor=EditorName.MASACTRL,
         setting="foreground",
     )
+    region: Region = option_field(
+        constants.REGION,
+        "Where the edit shows: where the words look and the two prompts differ, within the photo's "
+        "own outlines (auto); where the words look (words); wherever it changed something "
+        "(everywhere). A --mask or a --blend says it instead.",
+    )
+    region_out: Path | bool = option_field(
+        False,
+        "Also where the edit shows, as a picture that --mask takes; of several, -1, -2, …",
+        "REGION.png",
+    )
     mask: Path | None = option_field(
         None, "White where the photo may change; of its proportions; an image or .npy.", "FILE"
     )
@@ -344,7 +356,7 @@ class EditOptions(InversionOptions):
     )
     detail: Detail | None = option_field(
         None,
-        "Fine detail of the photo, put back over the edit with --full, --mask or --blend: "
+        "Fine detail of the photo, put back over the edit: "
         "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
         "the shapes stayed (auto, the default).",
     )

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from nulltext import constants
 from nulltext.diffusion.loops import StepInfo, run
-from nulltext.editing.loop import Edit, edit_steps
-from nulltext.editing.placing import Canvas, Placed, keeps_pixels, place, settings_of
+from nulltext.editing.loop import Edit
+from nulltext.editing.placing import Canvas, Placed, placed_steps, settings_of
 from nulltext.health.noise import note_on_configuration
 from nulltext.image.compositing import Difference, compare_pictures, original_picture
 from nulltext.image.images import to_pil
@@ -39,6 +41,8 @@ class PictureFiles:
     outputs: Sequence[Path]
     strip: Path | None = None
     sweep: Path | None = None
+    regions: Sequence[Path] = ()
+    """One for each output, or none."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Pictures:
         written = replace(self, wanted=wanted)
         if files.strip:
             save_strip(files.strip, model, written)
+        for path, one in zip(files.regions, self.wanted, strict=bool(files.regions)):
+            save_region(path, one, self.canvas)
         if files.sweep and self.sweep:
             save_sweep(files.sweep, self.sweep, self.swept, self.canvas)
         return written
@@ -111,10 +117,17 @@ def pictures_of(
     options = inputs.options
     branch = BRANCHES[options.source_branch]
     everything = edits.everything
-    result = run(edit_steps(model, inversion, everything, source_branch=branch), on_step)
     canvas = Canvas.of(inversion, inputs.photo, full=options.full)
-    detail = options.detail or constants.DETAIL
-    placed = [place(canvas, result, row, spec, detail) for row, spec in enumerate(everything)]
+    steps = placed_steps(
+        model,
+        inversion,
+        everything,
+        canvas,
+        region=options.region,
+        detail=options.detail or constants.DETAIL,
+        source_branch=branch,
+    )
+    result, placed = run(steps, on_step)
     return Pictures(
         inversion=inversion,
         edit=result,
@@ -145,6 +158,11 @@ def prompt_notes(model: LatentDiffusion, inputs: Inputs) -> list[str]:
 def remark(placed: Placed) -> str | None:
     if placed.nothing:
         return f'Note: "{placed.spec.target}" {placed.nothing}'
+    if placed.oddity:
+        return (
+            f'Note: where "{placed.spec.target}" belongs {placed.oddity}: pass --mask, or choose '
+            "another --region."
+        )
     if placed.spec.blend is None:
         return None
     words = ", ".join(placed.spec.blend.words)
@@ -224,7 +242,7 @@ def _lost(
         elif not canvas.full:
             means = "the model sees 8: add --full to keep them"
         yield f"Note: the photo has {photo.bits} bits a channel, and {means}."
-    if found is not None and keeps_pixels(canvas, one.spec) and there.image is not one.image:
+    if found is not None and one.is_local and there.image is not one.image:
         yield (
             f"Note: {kind} compresses every pixel anew: those that the edit left alone differ by "
             f"up to {found.largest_outside:.0f} of 255 levels ({decibels(found.psnr_outside)}); "
@@ -250,6 +268,14 @@ def save_strip(path: Path, model: LatentDiffusion, pictures: Pictures) -> None:
         then = "then " if one.spec.parent else ""
         tiles.append(Tile(one.image, then + one.spec.target + weights))
     save_image(comparison_strip(tiles), path, icc_profile=pictures.canvas.photo.icc_profile)
+
+
+def save_region(path: Path, one: Placed, canvas: Canvas) -> None:
+    """Write where an edit may show: grey, of the canvas's size, white where it is free."""
+    box, size = canvas.box, canvas.photo.size
+    whole = Image.new("L", size)
+    whole.paste(Image.fromarray(one.region.numpy()), (box.x, box.y))
+    save_image(whole, path)
 
 
 def save_sweep(path: Path, sweep: Sweep, placed: Sequence[Placed], canvas: Canvas) -> None:

@@ -407,14 +407,20 @@ class Worker:
         outputs = [f"{base}.png"] if count == 1 else [f"{base}-{i + 1}.png" for i in range(count)]
         strip = f"{base}-strip.png" if options.strip else None
         sweep = f"{base}-sweep.png" if pictures.sweep else None
+        regions = [
+            f"{name.removesuffix('.png')}-region.png" for name in outputs if options.region_out
+        ]
         files = PictureFiles(
             outputs=[target_in(folder, name) for name in outputs],
             strip=None if strip is None else target_in(folder, strip),
             sweep=None if sweep is None else target_in(folder, sweep),
+            regions=[target_in(folder, name) for name in regions],
         )
         pictures = pictures.save(self.model, files, gps=options.keep_gps)
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files.outputs]
         named = {"outputs": outputs, "sha256": digests, "strip": strip, "sweep": sweep}
+        if regions:
+            named["regions"] = regions
         return pictures, named
 
 

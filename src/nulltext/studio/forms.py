@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from nulltext import constants
-from nulltext.constants import Detail
+from nulltext.constants import Detail, Region
 from nulltext.editing.spec import EditSpec
 from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.image.images import CropBox
@@ -130,6 +130,7 @@ class EditForm:
     threshold: float = constants.BLEND_THRESHOLD
     target_guidance: float | None = None
     detail: Detail = "auto"
+    region: Region = constants.REGION
     negative: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
 
@@ -144,10 +145,7 @@ class EditForm:
             PromptError, OptionError: a field is empty, malformed or out of range.
         """
         by_hand = bool(request.get("by_hand"))
-        detail = read_text(request, "detail") or constants.DETAIL
-        if detail not in OPTIONS["detail"].choices:
-            known = ", ".join(OPTIONS["detail"].choices)
-            raise OptionError(f"There is no detail '{detail:.20}'; choose {known}.")
+        detail, region = (_read_choice(request, name) for name in ("detail", "region"))
         chips = read_chips(request.get("chips") or [], num_words)
         words = [word.strip() for word in read_text(request, "blend").split(",")]
         threshold = read_number(request, "threshold", 0, 1)
@@ -162,6 +160,7 @@ class EditForm:
             threshold=constants.BLEND_THRESHOLD if threshold is None else threshold,
             target_guidance=read_number(request, "target_guidance", *GUIDANCE),
             detail=detail,  # type: ignore[arg-type]
+            region=region,  # type: ignore[arg-type]
             negative=read_text(request, "negative") or None,
             weights=weights_of(chips),
         )
@@ -200,7 +199,22 @@ class EditForm:
             blend=self.blend,
             blend_threshold=None if usual else self.threshold,
             detail=None if self.detail == constants.DETAIL else self.detail,
+            region=constants.REGION if self.blend else self.region,
         )
+
+
+def _read_choice(request: PageRequest, name: str) -> str:
+    """Read one of an option's names; its default where the page sends none.
+
+    Raises:
+        OptionError: there is no such name.
+    """
+    option = OPTIONS[name]
+    value = read_text(request, name) or option.default or getattr(constants, name.upper())
+    if value not in option.choices:
+        known = ", ".join(option.choices)
+        raise OptionError(f"There is no {name} '{value:.20}'; choose {known}.")
+    return str(value)
 
 
 def edit_command(

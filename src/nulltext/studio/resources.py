@@ -46,11 +46,12 @@ STAGES = {
     "optimise": "Learning the way back",
     "correct": "Noting what the way back misses",
     "replay": "Trying the way back",
+    "region": "Finding where the edit belongs",
     "edit": "Painting the edit",
 }
 """Stage to its name on the page."""
 
-OPENING_STAGES = ("pivot",)
+OPENING_STAGES = ("pivot", "region")
 """Stages before the main work, whose time left would mislead."""
 
 PREVIEW_SIDE = 320

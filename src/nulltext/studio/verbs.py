@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.heatmaps import heat_map_steps, heat_over
-from nulltext.editing.loop import check_specs, edit_steps
-from nulltext.editing.placing import Canvas, Placed, check_same_photo, place
+from nulltext.editing.loop import check_specs
+from nulltext.editing.placing import Canvas, Placed, check_same_photo, placed_steps
 from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.image.images import (
     CropBox,
@@ -315,8 +315,9 @@ def _make_edits(
     canvas = Canvas.of(inversion, photo, full=True)
 
     def steps() -> Generator[StepInfo, None, list[Placed]]:
-        made = yield from edit_steps(model, inversion, specs)
-        return [place(canvas, made, row, spec, form.detail) for row, spec in enumerate(specs)]
+        made = placed_steps(model, inversion, specs, canvas, region=form.region, detail=form.detail)
+        _, placed = yield from made
+        return placed
 
     placed = yield from session.run_job(Meter("Starting"), steps)
     return _save(session, inverted, inversion, canvas, forms, placed, painting)
@@ -416,6 +417,10 @@ def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     remarks = notes_on_prompts(model, [source, spec.target], [(source, spec.target)])
     if placed.nothing:
         remarks.append(f"The edit {placed.nothing}")
+    elif placed.oddity:
+        remarks.append(
+            f"Where this edit belongs {placed.oddity}: paint a mask, or choose another region."
+        )
     elif spec.blend is not None and placed.mask_fraction == 1:
         words = ", ".join(spec.blend.words)
         remarks.append(

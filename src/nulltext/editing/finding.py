@@ -1,0 +1,230 @@
+"""Find where an edit belongs: from the words that differ, and from what the model makes of them.
+
+Along the stored pivot, at three noise levels t in the middle of the run, the network is asked for
+both prompts; its cross-attention A is read meanwhile, and nothing is sampled:
+
+    D = G mean over t and channels of |o(z*_t, t, C_target) - o(z*_t, t, C_source)|
+    A = max over the things that change of their nouns' maps      (`words.changes`)
+    s = [ [A] + [D] ]          [x]: x between its 5 % and 98 % quantiles, cut off to [0, 1]
+    s = rank of A              by attention alone: asked for, or where embeddings do not differ
+
+G is a mean over squares. The source's attention shows what is there, the target's what comes. For a
+change of the background A is that of the things which stay, and the region is all but these. From s
+to the region of pixels it is `image.outlines`, on the photo at hand; where a thing's kind changes,
+the union with its outline in the edited picture.
+
+Source: Couairon et al. 2023 (DiffEdit), sec. 3.2, eq. 5, which noises afresh where we have a pivot;
+Brack et al. 2024 (LEdits++), sec. 4.3 (both kinds of evidence). Combination and outlines are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from nulltext.attention.maps import NoOpController, ProbedController, StepMaps, word_map
+from nulltext.attention.processor import attach
+from nulltext.attention.prompt_to_prompt import largest_self_site
+from nulltext.constants import Region
+from nulltext.diffusion.loops import StepInfo
+from nulltext.editing.spec import EditSpec
+from nulltext.image.outlines import outline, soften
+from nulltext.inversion.record import Inversion
+from nulltext.inversion.replay import Replaying
+from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.words.changes import Change, read_change
+from nulltext.words.prompts import TokenizedPrompt
+
+PROBED: Final = (0.35, 0.5, 0.65)
+"""Fractions of the run at which the network is asked: earlier it lays out, later it draws detail."""
+SMOOTHING: Final = 1 / 16
+"""Radius of G in parts of the latents' side."""
+LOW, HIGH = 0.05, 0.98
+"""Quantiles between which evidence counts."""
+GROWTH, FADE = 2.0, 1.5
+"""Radius by which an outline is dilated, and deviation by which it is blurred, in the model's
+pixels: its own edges are no sharper."""
+TIGHT: Final = 1.0
+"""The same radius for a background, which must not reach into the things."""
+NEARLY_NOTHING, NEARLY_ALL = 0.005, 0.95
+"""Shares of the picture below and above which a region is worth a word."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where an edit belongs, as far as the model knows."""
+
+    change: Change
+    score: Tensor
+    """s, [H, W] in [0, 1], over the crop at the model's resolution."""
+
+    def region(self, picture: Tensor, edited: Tensor) -> Tensor:
+        """Return the region's weight in [0, 1], with the outlines of the pictures at hand.
+
+        Args:
+            picture: the photo's crop, [3, H, W] in about [-1, 1], at any resolution.
+            edited: the edit, [3, H', W'], at the model's resolution.
+
+        Returns: [h, w], at most `outlines.CUT_SIDE` on the longer side.
+        """
+        found = outline(picture, self.score)
+        if self.change.reshaped:
+            drawn = outline(edited, self.score)
+            if drawn.shape != found.shape:
+                drawn = interpolate(drawn[None, None], size=found.shape, mode="nearest")[0, 0]
+            found = torch.maximum(found, drawn)
+        pixel = max(found.shape) / max(self.score.shape)
+        if self.change.about == "background":
+            return soften(1 - found, TIGHT * pixel, FADE * pixel)
+        return soften(found, GROWTH * pixel, FADE * pixel)
+
+
+def find_steps(
+    model: LatentDiffusion, inversion: Inversion, specs: Sequence[EditSpec], region: Region
+) -> Generator[StepInfo, None, list[Finding | None]]:
+    """Find where edits belong, as a generator of steps.
+
+    Costs one evaluation of the network for the photo and one for each different target, at each of
+    `PROBED`; none where everything may change or masks and blends say what.
+
+    Args:
+        region: "auto" (attention and predictions), "words" (attention alone) or "everywhere".
+
+    Returns: for each edit, where it belongs; None where its own mask or blend says so, or it may
+    change everything.
+
+    Raises:
+        InversionFileError: the inversion belongs to another model.
+        PromptError: the model cannot read a target.
+    """
+    source = model.tokenize(inversion.header.prompt, allow_empty=True)
+    wanted: list[_Wanted | None] = []
+    for spec in specs:
+        target = model.tokenize(spec.target)
+        change = read_change(source, target, _weighted(spec))
+        local = spec.mask is None and spec.blend is None and change.about != "picture"
+        wanted.append(_Wanted(spec.target, target, change) if local else None)
+    asked = list(dict.fromkeys(each.text for each in wanted if each is not None))
+    if region == "everywhere" or not asked:
+        return [None] * len(specs)
+    probes = yield from _probe(model, inversion, asked)
+    alone = region == "words"
+    found: dict[_Wanted, Finding] = {}
+    for each in wanted:
+        if each is not None and each not in found:
+            row = asked.index(each.text)
+            found[each] = Finding(each.change, _score(probes, row, source, each, alone=alone))
+    return [None if each is None else found[each] for each in wanted]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A target whose region is looked for."""
+
+    text: str
+    prompt: TokenizedPrompt
+    change: Change
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """What the network said along the pivot."""
+
+    size: tuple[int, int]
+    """(H, W) of the model's pictures."""
+    differences: Tensor
+    """[K, h, w]: D of each target."""
+    source_maps: Tensor
+    """[L, h', w'], token maps."""
+    target_maps: Tensor
+    """[K, L, h', w']."""
+
+
+def _weighted(spec: EditSpec) -> list[str]:
+    """Return the words whose attention an edit changes."""
+    factors = asdict(spec.editor).get("weights", {})
+    return [word for word, factor in factors.items() if factor != 1]
+
+
+def _probe(
+    model: LatentDiffusion, inversion: Inversion, targets: Sequence[str]
+) -> Generator[StepInfo, None, _Probes]:
+    replaying = Replaying.of(model, inversion)
+    model, steps = replaying.model, inversion.num_steps
+    embeds = model.embed([inversion.header.prompt, *targets])
+    indices = sorted({min(int(part * steps + 0.5), steps - 1) for part in PROBED})
+    differences, maps = [], []
+    for done, index in enumerate(indices, start=1):
+        level = replaying.grid[index].noisier
+        latents = inversion.trajectory[steps - index][None].to(model.device)
+        seen = StepMaps(largest_self_site(*latents.shape[-2:]))
+        probe = ProbedController(NoOpController(guided=False), seen)
+        with torch.no_grad(), attach(model.unet, probe):
+            outputs = torch.cat(
+                [
+                    model.predict(latents.expand(len(part), -1, -1, -1), level, part)
+                    for part in embeds.split(model.memory.targets)
+                ]
+            )
+        differences.append((outputs[1:] - outputs[:1]).float().abs().mean(dim=1).cpu())
+        maps.append(seen.token_maps().cpu())
+        yield StepInfo("region", done, len(indices), level)
+    attention = torch.stack(maps).mean(dim=0)
+    height, width = inversion.photo.shape[-2:]
+    return _Probes(
+        (height, width),
+        _smoothed(torch.stack(differences).mean(dim=0)),
+        attention[0],
+        attention[1:],
+    )
+
+
+def _score(
+    probes: _Probes, row: int, source: TokenizedPrompt, wanted: _Wanted, *, alone: bool
+) -> Tensor:
+    """s of the module's formula."""
+    change = wanted.change
+    looks = [word_map(probes.source_maps, source.words[i].tokens) for i in change.source]
+    target_maps = probes.target_maps[row]
+    looks += [word_map(target_maps, wanted.prompt.words[j].tokens) for j in change.added]
+    spread = [_spread(_enlarged(look, probes.size)) for look in looks]
+    attention = torch.stack(spread).amax(dim=0) if spread else None
+    difference = _enlarged(probes.differences[row], probes.size)
+    differs = bool(difference.max() > difference.min())
+    if attention is None:
+        return _spread(difference)
+    if alone or change.about == "background" or not differs:
+        return _ranks(attention)
+    return _spread(attention + _spread(difference))
+
+
+def _smoothed(maps: Tensor) -> Tensor:
+    radius = max(1, round(SMOOTHING * min(maps.shape[-2:])))
+    padded = pad(maps[:, None], [radius] * 4, mode="replicate")
+    return avg_pool2d(padded, 2 * radius + 1, stride=1)[:, 0]
+
+
+def _enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return interpolate(x[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _spread(x: Tensor) -> Tensor:
+    low, high = _quantile(x, LOW), _quantile(x, HIGH)
+    return ((x - low) / max(high - low, torch.finfo().tiny)).clamp(0, 1)
+
+
+def _quantile(x: Tensor, part: float) -> float:
+    values = x.flatten().sort().values  # torch.quantile takes 16 million numbers at most
+    return float(values[round(part * (len(values) - 1))])
+
+
+def _ranks(x: Tensor) -> Tensor:
+    flat = x.flatten()
+    ranks = torch.empty_like(flat)
+    ranks[flat.argsort(stable=True)] = torch.linspace(0, 1, len(flat))
+    return ranks.view(x.shape)

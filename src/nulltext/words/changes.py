@@ -1,0 +1,141 @@
+"""What an edit is about: the words that differ between two prompts, and the nouns they belong to.
+
+English phrases end in their noun: of "a large orange flower with a dark background" the nouns are
+"flower" and "background". A word that differs speaks of its phrase's noun, so "orange" -> "red" is
+about the flower. Three kinds of change are told apart:
+
+    things       a thing gets another colour, kind or attribute, comes or goes
+    background   what lies behind the things: they are what stays
+    picture      all of it: its kind ("a painting of"), style, light, season or weather; things and
+                 background at once; or nothing that can be told
+
+Source: our own rule, beside those of `alignment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nulltext.words.alignment import ARTICLES, OPENERS, align_words
+from nulltext.words.prompts import TokenizedPrompt, is_punctuation, word_key
+
+About = Literal["things", "background", "picture"]
+
+# fmt: off
+BACKDROPS = frozenset(("backdrop", "backdrops", "background", "backgrounds", "scenery"))
+"""Nouns for all that lies behind the things."""
+PICTURES = frozenset((
+    "animation", "anime", "art", "artwork", "cartoon", "comic", "drawing", "engraving", "etching",
+    "illustration", "image", "mosaic", "painting", "photo", "photograph", "picture", "portrait",
+    "poster", "print", "render", "rendering", "sculpture", "selfie", "shot", "sketch", "snapshot",
+    "stencil", "watercolor", "watercolour",
+))
+"""Nouns for the picture itself."""
+LOOKS = frozenset((
+    "autumn", "bright", "brightness", "cinematic", "cloudy", "contrast", "dawn", "daylight",
+    "dusk", "evening", "exposure", "fog", "foggy", "light", "lighting", "mist", "misty",
+    "monochrome", "moonlight", "morning", "night", "nighttime", "noir", "noon", "rain", "rainy",
+    "sepia", "snowy", "spring", "storm", "stormy", "style", "summer", "sunlight", "sunny",
+    "sunrise", "sunset", "toned", "vintage", "winter",
+))
+"""Words for style, light, season and weather, which change the whole picture."""
+NOUNS_IN_ING = PICTURES | LOOKS | frozenset((
+    "building", "ceiling", "clothing", "earring", "pudding", "railing", "spring", "string",
+    "wedding",
+))
+"""Nouns that end as "sitting" does."""
+# fmt: on
+SHORT = 5
+"""Letters up to which a word in "ing" is a noun: "ring", "king", "swing"."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an edit is about."""
+
+    about: About
+    source: tuple[int, ...] = ()
+    """Words of the source prompt, by index: the nouns of the things that change; for a background,
+    of the things that stay."""
+    added: tuple[int, ...] = ()
+    """Words of the target prompt, by index: nouns of things that the source does not name."""
+    reshaped: bool = False
+    """Whether a noun comes, goes or changes, so that an outline may be another one."""
+
+
+def read_change(
+    source: TokenizedPrompt, target: TokenizedPrompt, weighted: Collection[str] = ()
+) -> Change:
+    """Read off two prompts what an edit is about.
+
+    Args:
+        weighted: words of the target whose attention is changed, as typed; they count as changed.
+    """
+    old, new = ([word_key(word.name) for word in prompt.words] for prompt in (source, target))
+    pairs = align_words(old, new)
+    changed_old = {i for i, j in pairs if i is not None and (j is None or old[i] != new[j])}
+    changed_new = {j for i, j in pairs if j is not None and (i is None or old[i] != new[j])}
+    factors = {word_key(part) for word in weighted for part in word.split()}
+    changed_new |= {j for j, word in enumerate(new) if word in factors}
+    being_old, being_new = _without_doing(old, changed_old), _without_doing(new, changed_new)
+    if _nouns(old, being_old) or _nouns(new, being_new):
+        changed_old, changed_new = being_old, being_new  # "wearing a hat" is about the hat
+    heads_old, heads_new = _nouns(old, changed_old), _nouns(new, changed_new)
+    said = {old[i] for i in changed_old} | {new[j] for j in changed_new}
+    nouns = {old[i] for i in heads_old} | {new[j] for j in heads_new}
+    if said & LOOKS or nouns & (PICTURES | LOOKS) or not nouns:
+        return Change("picture")
+    if nouns & BACKDROPS:
+        if not nouns <= BACKDROPS:
+            return Change("picture")
+        return Change("background", source=tuple(sorted(_things(old))))
+    before = {j: i for i, j in pairs if i is not None and j is not None}
+    kept = {before[j] for j in heads_new if j in before}
+    return Change(
+        "things",
+        source=tuple(sorted(heads_old | kept)),
+        added=tuple(sorted(j for j in heads_new if j not in before)),
+        reshaped=bool(heads_old & changed_old or heads_new & changed_new),
+    )
+
+
+def _nouns(keys: Sequence[str], of: Iterable[int]) -> set[int]:
+    """Return the nouns of the phrases that hold some words."""
+    of = set(of)
+    return {_noun(phrase, keys) for phrase in _phrases(keys) if of.intersection(phrase)}
+
+
+def _without_doing(keys: Sequence[str], changed: set[int]) -> set[int]:
+    return {i for i in changed if not _is_doing(keys[i])}
+
+
+def _things(keys: Sequence[str]) -> set[int]:
+    """Return the nouns of all phrases but those of the picture and its background."""
+    nouns = {_noun(phrase, keys) for phrase in _phrases(keys)}
+    return {i for i in nouns if keys[i] not in BACKDROPS | PICTURES | LOOKS}
+
+
+def _phrases(keys: Sequence[str]) -> list[list[int]]:
+    """Cut a prompt at articles, prepositions and marks, and behind what a thing does ("a cat
+    wearing | hats"): indices of the words of each phrase."""
+    phrases: list[list[int]] = [[]]
+    for index, key in enumerate(keys):
+        if key in ARTICLES or key in OPENERS or is_punctuation(key):
+            phrases.append([])
+            continue
+        does = bool(phrases[-1]) and _is_doing(key)
+        phrases[-1].append(index)
+        if does:
+            phrases.append([])
+    return [phrase for phrase in phrases if phrase]
+
+
+def _noun(phrase: Sequence[int], keys: Sequence[str]) -> int:
+    """Return a phrase's last word that does not say what a thing does, else its last one."""
+    return next((i for i in reversed(phrase) if not _is_doing(keys[i])), phrase[-1])
+
+
+def _is_doing(key: str) -> bool:
+    return len(key) > SHORT and key.endswith("ing") and key not in NOUNS_IN_ING
