@@ -15,7 +15,6 @@ from nulltext.editing.placing import Canvas, place
 from nulltext.editing.spec import EditSpec
 from nulltext.image.compositing import (
     _box,
-    otsu,
     compare_pictures,
     composite,
     detail_share,
@@ -23,6 +22,7 @@ from nulltext.image.compositing import (
     fade_inside,
     fit_to_crop,
     original_picture,
+    otsu,
     region_of_change,
 )
 from nulltext.image.images import CropBox

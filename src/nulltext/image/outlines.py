@@ -34,6 +34,8 @@ BAND: Final = 2
 """Pixels of the small size by which the outline may move at the larger one."""
 SMOOTH: Final = 3
 """Side in pixels of the disc by which a cut is opened and closed."""
+UNSEEN: Final = 1 / 512
+"""Weight below which no byte changes."""
 LEAST: Final = 0.002
 """Share of the picture below which a cut has found nothing."""
 
@@ -124,4 +126,5 @@ def soften(mask: Tensor, grow: float, fade: float) -> Tensor:
     radius = round(grow)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     grown = cv2.dilate(mask.numpy(), disc)
-    return torch.from_numpy(cv2.GaussianBlur(grown, (0, 0), fade))
+    faded = torch.from_numpy(cv2.GaussianBlur(grown, (0, 0), fade))
+    return torch.where(faded < UNSEEN, 0.0, faded)  # a blur by Fourier transforms leaves specks

@@ -238,7 +238,10 @@ def edit_command(
         full=True,
         output=Path(f"{PurePath(photo).stem}-edited.png"),
     )
-    words = arguments_of(combined(files, inverting, edit.options()))
+    editing = edit.options()
+    if mask is not None:
+        editing = replace(editing, region=constants.REGION)  # the mask says it
+    words = arguments_of(combined(files, inverting, editing))
     return shlex.join(["nulltext", "edit", *words, *chosen.as_arguments()])
 
 

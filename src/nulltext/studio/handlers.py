@@ -141,6 +141,7 @@ def _edit(record: EditRecord) -> View:
         "url": url(record.preview),
         "download": url(record.picture),
         "mask": url(record.mask) if record.mask else None,
+        "region": url(record.region) if record.region else None,
         "command": record.command,
         "changed": round(100 * record.changed_fraction, 1),
         "outside": _decibels(record.psnr_outside),

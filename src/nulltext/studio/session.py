@@ -81,6 +81,8 @@ class EditRecord:
     preview: Path
     mask: Path | None
     """PNG of the painted mask."""
+    region: Path | None
+    """PNG of the region that was found; None where a mask or words said it."""
     label: str
     """What it changes, in short."""
     command: str
@@ -282,7 +284,7 @@ class Session:
 
     def _remove_files(self) -> None:
         records = [*self.history, *self.strip, *([self.result] if self.result else [])]
-        kept = {path for r in records for path in (r.picture, r.preview, r.mask, r.inverted.file)}
+        kept = {path for r in records for path in _files_of(r)}
         kept |= {self.photo.path, self.photo.preview} if self.photo else set()
         kept |= {self.inverted.file} if self.inverted else set()
         kept |= {self.look.picture} if self.look else set()
@@ -302,6 +304,11 @@ class Session:
     def close(self) -> None:
         self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _files_of(record: EditRecord) -> tuple[Path | None, ...]:
+    shown = (record.picture, record.preview, record.mask, record.region)
+    return (*shown, record.inverted.file)
 
 
 class Studio:

@@ -34,7 +34,7 @@ from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import check_model
-from nulltext.jobs.pictures import save_placed
+from nulltext.jobs.pictures import save_placed, save_region
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.storage.inversion_file import SUFFIX
@@ -324,10 +324,11 @@ def _make_edits(
 
 
 def _read_mask(session: Session, value: object) -> Image.Image | None:
-    """Read the page's mask: a new painting, or the address of an earlier edit's."""
+    """Read the page's mask: a new painting, or the address of an earlier edit's mask or region."""
     for record in session.history:
-        if record.mask is not None and value == url(record.mask):
-            return load_mask(record.mask)
+        for file in (record.mask, record.region):
+            if file is not None and value == url(file):
+                return load_mask(file)
     return read_painting(value, session.resources.limits.mask_pixels)
 
 
@@ -364,6 +365,7 @@ def _save(
         save_image(painting, mask)
     paths = [session.new_path(f"{stem}-edited.png") for _ in forms]
     saved = save_placed(paths, placed, inversion, canvas, gps=False)
+    regions = [_save_region(session, one, canvas, f"{stem}-region.png") for one in placed]
     return [
         EditRecord(
             number=session.next_number(),
@@ -372,6 +374,7 @@ def _save(
             picture=path,
             preview=session.save_preview(one.image, canvas.photo.icc_profile),
             mask=mask,
+            region=region,
             label=_label(session, inverted, form),
             command=edit_command(
                 name,
@@ -384,8 +387,16 @@ def _save(
             psnr_outside=one.psnr_outside,
             remark=_remark(session.resources.model, inverted.prompt.text, one),
         )
-        for form, path, one in zip(forms, paths, saved, strict=True)
+        for form, path, one, region in zip(forms, paths, saved, regions, strict=True)
     ]
+
+
+def _save_region(session: Session, placed: Placed, canvas: Canvas, name: str) -> Path | None:
+    if not placed.is_found:
+        return None
+    path = session.new_path(name)
+    save_region(path, placed, canvas)
+    return path
 
 
 def _label(session: Session, inverted: OpenInversion, form: EditForm) -> str:

@@ -105,6 +105,14 @@ on("paint-it", "click", () => {
   $("picture").scrollIntoView({ block: "nearest", behavior: "smooth" });
 });
 
+// Take the region that was found for the picture on show as a mask, to be painted on.
+on("repaint", "click", () => {
+  touch("mask");
+  loadMask(state.view.result.region);
+  show("paint");
+  canvas.focus({ preventScroll: true });
+});
+
 // The mask, white on black, as a data URL; null where nothing is painted.
 function maskUrl() {
   if (loading) return loading;

@@ -40,12 +40,13 @@ function editForm() {
     threshold: numberIn("threshold"),
     target_guidance: numberIn("target-guidance"),
     detail: $("detail").value,
+    region: $("region").value,
     negative: $("negative").value,
     mask: maskUrl(),
   };
 }
 
-const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail", negative: "negative" };
+const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail", region: "region", negative: "negative" };
 const NUMBERS = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
 const IDS = { ...TEXTS, ...NUMBERS, chips: "target" };
 const HINT = $("source-hint").textContent;
@@ -180,4 +181,5 @@ function drawTiles() {
   setHidden("mask-file", !result.mask);
   $("mask-file").href = result.mask || "";
   $("mask-file").download = `${stem}-mask.png`;
+  setHidden("repaint", !result.region);
 }
