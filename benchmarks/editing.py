@@ -1,18 +1,21 @@
 """Do edits succeed, and what do they leave alone? Edits of validation photos.
 
-    python benchmarks/editing.py --data DIR --limit 60
+    python benchmarks/editing.py --data DIR --limit 60 --page build/editing
 
 Four kinds of edit in turn (another colour, another kind, another background, a stressed colour) on
 photos spread over the validation split: fixed-point inversion within its budgets (`balanced`, the
 default, and `fast`) at their own number of steps, and the published methods at T = 50, null-text
 as in the paper, all with Prompt-to-Prompt; `balanced` also with MasaCtrl, which cannot stress a
-word and sits these out, and with Prompt-to-Prompt beside the exact source branch.
+word and sits these out, with Prompt-to-Prompt beside the exact source branch, and within a local
+blend of the flower's word. Each edit is shown as the model drew it (`everywhere`) and put into the
+photo where it was found to belong (`--region auto` and `words`).
 
 success     the judge (see `judge.py`), trained on real training photos, calls the edited picture by
             the new word; for a stressed colour, still by that colour, and the foreground's mean has
             come closer to it
-PSNR, SSIM  of the edited picture against the photo's own autoencoder round trip, outside the
-            foreground (for a background edit: inside it); the foreground is the flower's outline
+PSNR, SSIM  of the edited picture against the photo, or for `everywhere` against the photo's own
+            autoencoder round trip, which is what it starts from, outside the foreground (for a
+            background edit: inside it); the foreground is the flower's outline
             as `nulltext.training.views` finds it, or a centred disc of half the area where none
             is believed. SSIM is scikit-image's, in Gaussian windows as published, averaged over
             that region
@@ -20,7 +23,9 @@ replay      PSNR of the method's own reconstruction against the photo, which for
             bound by construction; beside: of the one sampled beside the edit; bound: the
             autoencoder's
 
-Rows are appended to --rows as they are made; a rerun continues there.
+Rows are appended to --rows as they are made, and pictures kept beside; a rerun continues there.
+--page FOLDER writes all pictures, a sheet for each kind of edit, and `pareto.png`: what is kept
+against how many edits succeed.
 """
 
 from __future__ import annotations
@@ -30,12 +35,15 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -45,8 +53,14 @@ import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
 from kept_rows import KeptRows, Row
+from nulltext.constants import Region
+from nulltext.diffusion.loops import run
+from nulltext.editing.finding import find_steps
+from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.evaluation.metrics import Undefined, outside_disc, region_psnr, region_ssim
 from nulltext.image.images import from_uint8
+from nulltext.image.saving import save_image
+from nulltext.image.strip import Block, labelled_grid
 from nulltext.inversion.budgets import BUDGETS, Budget, planned
 from nulltext.training.views import outline
 
@@ -59,6 +73,9 @@ EDITORS: dict[str, nulltext.editing.Editor] = {
 FAVOURITE = "balanced"
 """The method whose inversions are also edited by the other editor, and beside the exact branch
 (`ddim` beside that is `direct`, whose replay it is anyway)."""
+REGIONS: tuple[Region, ...] = ("everywhere", "auto", "words")
+BLEND: Final = "blend"
+"""Stands beside `REGIONS`: held in the latents where the flower's word looks."""
 BRANCHES = {"replay": nulltext.inversion.source_step, "exact": nulltext.inversion.exact_source_step}
 SWAPS = {
     "colour": {
@@ -179,37 +196,82 @@ def kept(edited: Tensor, reference: Tensor, region: Tensor) -> Figures:
     }
 
 
+@dataclass(frozen=True)
+class Case:
+    """An inverted photo, and what its edits are measured against."""
+
+    task: Task
+    inversion: nulltext.Inversion
+    photo: Tensor
+    """[1, 3, H, W] in [0, 1]."""
+    reference: Tensor
+    """Its autoencoder round trip."""
+
+    @classmethod
+    def of(cls, model: nulltext.LatentDiffusion, task: Task, plan: Budget) -> Case:
+        how: dict[str, Any] = {"method": plan.method, "num_steps": plan.num_steps}
+        inversion = nulltext.invert(model, task.path, caption(task.label), **how)
+        reference = model.decode(inversion.trajectory[:1].to(model.device)).cpu()
+        return cls(task, inversion, as_unit(from_uint8(inversion.photo)), as_unit(reference))
+
+    def figures(self, judge: Judge, placed: Placed) -> Figures:
+        """Success and what was kept, of one edit in its crop."""
+        shown = torch.from_numpy(np.array(placed.image)).permute(2, 0, 1)[None] / 255
+        flower = foreground(self.photo)
+        region = flower if self.task.kind == "background" else ~flower
+        before = self.photo if placed.is_local else self.reference
+        return {
+            "success": float(succeeded(judge, self.task, shown, self.photo)),
+            **kept(shown, before, region),
+            "region": float((placed.region > 0).float().mean()) if placed.is_local else 1.0,
+        }
+
+
 def measure(
-    model: nulltext.LatentDiffusion, judge: Judge, task: Task, method: str, steps: int
+    model: nulltext.LatentDiffusion,
+    judge: Judge,
+    task: Task,
+    method: str,
+    steps: int,
+    pictures: Path,
 ) -> Row:
-    """Figures of one edit by one method, by "editor, branch"."""
-    words, plan = caption(task.label), plan_of(method, steps)
-    how: dict[str, Any] = {"method": plan.method, "num_steps": plan.num_steps}
-    inversion = nulltext.invert(model, task.path, words, **how)
-    reference = model.decode(inversion.trajectory[:1].to(model.device)).cpu()
-    photo, reference = (as_unit(x) for x in (from_uint8(inversion.photo), reference))
-    flower = foreground(photo)
-    region = flower if task.kind == "background" else ~flower
+    """Figures of one edit by one method, by "editor, branch, region"."""
+    case = Case.of(model, task, plan_of(method, steps))
+    header, canvas = case.inversion.header, Canvas.of(case.inversion, None, full=False)
     rows = {}
-    for editor_name, editor in EDITORS.items():
+    for (editor_name, editor), (branch_name, branch) in product(EDITORS.items(), BRANCHES.items()):
         spec = task.spec(editor)
-        for branch_name, branch in BRANCHES.items():
-            if spec is None or not measured(method, editor_name, branch_name):
-                continue
-            started = time.perf_counter()
-            edit = nulltext.edit(model, inversion, spec, source_branch=branch)
-            seconds = time.perf_counter() - started
-            edited = as_unit(edit.images)
-            rows[f"{editor_name}, {branch_name}"] = {
-                "success": float(succeeded(judge, task, edited, photo)),
-                **kept(edited, reference, region),
-                "psnr_replay": inversion.header.psnr_reconstruction,
+        regions = regions_of(method, editor_name, branch_name)
+        if spec is None or not regions:
+            continue
+        started = time.perf_counter()
+        edit = nulltext.edit(model, case.inversion, spec, source_branch=branch)
+        seconds = header.seconds + time.perf_counter() - started
+        for region in regions:
+            if region == BLEND:
+                words = nulltext.LocalBlend((str(task.label["kind"]),))
+                spec = replace(spec, blend=words)
+                edit = nulltext.edit(model, case.inversion, spec, source_branch=branch)
+                placed = place(canvas, edit, 0, spec, "auto")
+            else:
+                [finding] = run(find_steps(model, case.inversion, [spec], region))
+                placed = place(canvas, edit, 0, spec, "auto", finding)
+            name = f"{method}, {editor_name}, {branch_name}, {region}"
+            placed.image.save(pictures / picture_name(name, task))
+            rows[name.partition(", ")[2]] = {
+                **case.figures(judge, placed),
+                "psnr_replay": header.psnr_reconstruction,
                 "psnr_reconstruction": edit.psnr_reconstruction,
-                "psnr_bound": inversion.header.psnr_bound,
-                "unet_evaluations": inversion.header.unet_evaluations,
-                "seconds": inversion.header.seconds + seconds,
+                "psnr_bound": header.psnr_bound,
+                "unet_evaluations": header.unet_evaluations,
+                "seconds": seconds,
             }
     return {"rows": rows}
+
+
+def picture_name(name: str, task: Task) -> str:
+    """The file of an edit's picture; `name`: as in the tables."""
+    return f"{name}, {task.kind}, {task.path.stem}.png"
 
 
 def plan_of(method: str, steps: int) -> Budget:
@@ -219,10 +281,14 @@ def plan_of(method: str, steps: int) -> Budget:
     return planned(method, num_steps=steps)
 
 
-def measured(method: str, editor: str, branch: str) -> bool:
-    """Whether a combination is in the tables: see the module's text."""
+def regions_of(method: str, editor: str, branch: str) -> tuple[Region | Literal["blend"], ...]:
+    """In which regions a combination is shown, the local blend last: see the module's text."""
     plain = editor == "prompt-to-prompt" and branch == "replay"
-    return plain or (method == FAVOURITE and f"{editor}, {branch}" != "masactrl, exact")
+    if method == FAVOURITE:
+        if plain:
+            return (*REGIONS, BLEND)
+        return () if f"{editor}, {branch}" == "masactrl, exact" else REGIONS
+    return REGIONS if plain else ()
 
 
 def as_unit(images: Tensor) -> Tensor:
@@ -234,6 +300,7 @@ COLUMNS = {
     "success": ("success %", 100.0, 0),
     "psnr_outside": ("PSNR outside dB", 1.0, 2),
     "ssim_outside": ("SSIM outside", 1.0, 3),
+    "region": ("region %", 100.0, 0),
     "psnr_replay": ("PSNR replay dB", 1.0, 2),
     "psnr_reconstruction": ("PSNR beside dB", 1.0, 2),
     "psnr_bound": ("bound dB", 1.0, 2),
@@ -245,8 +312,9 @@ COLUMNS = {
 def print_table(console: Console, title: str, rows: dict[str, list[Figures]]) -> None:
     """One line per method, editor and source branch."""
     table, headings = Table(title=title), [heading for heading, _, _ in COLUMNS.values()]
-    for name in ("method, editor, source", "edits", *headings):
-        table.add_column(name, justify="left" if name.startswith("method") else "right")
+    for name in ("method, editor, source, region", "edits", *headings):
+        first = name.startswith("method")
+        table.add_column(name, justify="left" if first else "right", no_wrap=first)
     for name, figures in rows.items():
         values = (
             f"{scale * statistics.mean(f[key] for f in figures):.{digits}f}"
@@ -259,7 +327,7 @@ def print_table(console: Console, title: str, rows: dict[str, list[Figures]]) ->
 def grouped(
     tasks: Sequence[Task], methods: Sequence[str], known: dict[str, dict[str, Figures]], prefix: str
 ) -> dict[str, list[Figures]]:
-    """Figures by "method, editor, branch", over the tasks that all methods have done."""
+    """Figures by "method, editor, branch, region", over the tasks that all methods have done."""
     result: dict[str, list[Figures]] = {}
     for task in tasks:
         rows = {method: known.get(key_of(prefix, method, task)) for method in methods}
@@ -267,10 +335,46 @@ def grouped(
             continue
         for method, by_name in rows.items():
             for name, figures in (by_name or {}).items():
-                if not measured(method, *name.split(", ")):
-                    continue  # of an earlier version of this script
                 result.setdefault(f"{method}, {name}", []).append(figures)
     return dict(sorted(result.items(), key=lambda item: item[0].split(", ")[1], reverse=True))
+
+
+def draw_pareto(rows: dict[str, list[Figures]], path: Path) -> None:
+    """Plot what edits keep against how many of them succeed."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for region, mark in zip((*REGIONS, BLEND), "os^x", strict=True):
+        shown = {name: figures for name, figures in rows.items() if name.endswith(f", {region}")}
+        kept_there = [statistics.mean(f["psnr_outside"] for f in some) for some in shown.values()]
+        succeed = [sum(f["success"] for f in some) for some in shown.values()]
+        axes.scatter(kept_there, succeed, marker=mark, s=60, label=region)
+        for name, point in zip(shown, zip(kept_there, succeed, strict=True), strict=True):
+            parts = name.removesuffix(f", {region}").split(", ")
+            said = "\n".join(part for part in parts if part not in ("prompt-to-prompt", "replay"))
+            axes.annotate(said, point, xytext=(6, -3), textcoords="offset points", fontsize=8)
+    axes.legend(title="region")
+    axes.set_xlabel("kept outside the foreground, mean dB")
+    axes.set_ylabel(f"edits that succeed, of {max(map(len, rows.values()))}")
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+
+
+def draw_sheets(
+    tasks: Sequence[Task], rows: dict[str, list[Figures]], pictures: Path, page: Path
+) -> None:
+    """Write all pictures, a sheet for each kind of edit."""
+    for kind in TASKS:
+        labels, images = [], []
+        for task in tasks:
+            files = [pictures / picture_name(name, task) for name in rows]
+            if task.kind == kind and any(file.is_file() for file in files):
+                blank = Image.new("RGB", (1, 1))
+                edits = [Image.open(file) if file.is_file() else blank for file in files]
+                labels.append(f"{task.old} -> {task.new}")
+                images.append([Image.open(task.path).convert("RGB"), *edits])
+        if images:
+            sheet = labelled_grid([Block(kind, ["photo", *rows], labels, images)])
+            save_image(sheet, page / f"{kind}.jpg")
 
 
 def key_of(prefix: str, method: str, task: Task) -> str:
@@ -290,24 +394,31 @@ def main() -> None:
     parser.add_argument("--model", default="flowers")
     parser.add_argument("--device", default=None)
     parser.add_argument("--rows", type=Path, default=Path("build/editing.jsonl"))
+    parser.add_argument("--page", type=Path, help="folder for a plot and all pictures")
     options = parser.parse_args()
+    pictures = options.rows.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
     stored = KeptRows(options.rows)
     tasks = fixed_tasks(options.data, options.limit)
     judge = load_judge(options.data, options.rows.parent / "judge.safetensors")
-    console = Console(width=150)
+    console = Console(width=190)
     console.print("Judge, validation:", {k: round(v, 3) for k, v in judge.accuracy.items()})
     model = nulltext.load(options.model, device=options.device)
-    prefix = f"{model.fingerprint} w {model.guidance_scale:g} {options.steps} outlines, evaluations"
+    prefix = f"{model.fingerprint} w {model.guidance_scale:g} {options.steps} regions"
     for task in track(tasks, "Edits", console=Console(stderr=True)):
         for method in options.methods:
             key = key_of(prefix, method, task)
-            stored.get(key, partial(measure, model, judge, task, method, options.steps))
+            stored.get(key, partial(measure, model, judge, task, method, options.steps, pictures))
     known = {key: row["rows"] for key, row in stored.by_key.items()}
     for kind in (None, *TASKS):
         some = [task for task in tasks if kind in (None, task.kind)]
         rows = grouped(some, options.methods, known, prefix)
         if rows:
             print_table(console, f"{kind or 'all'}: {len(some)} edits", rows)
+        if rows and kind is None and options.page:
+            options.page.mkdir(parents=True, exist_ok=True)
+            draw_pareto(rows, options.page / "pareto.png")
+            draw_sheets(tasks, rows, pictures, options.page)
 
 
 if __name__ == "__main__":

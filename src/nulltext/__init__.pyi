@@ -16,6 +16,7 @@ from .editing.editors import MasaCtrl as MasaCtrl
 from .editing.editors import PromptToPrompt as PromptToPrompt
 from .editing.loop import Edit as Edit
 from .editing.loop import edit as edit
+from .editing.placing import edit_photo as edit_photo
 from .editing.regions import mask_for as mask_for
 from .editing.spec import EditSpec as EditSpec
 from .editing.spec import chain as chain

@@ -43,6 +43,8 @@ CROSS_STEPS = 0.8
 """Fraction of the steps in which Prompt-to-Prompt injects cross-attention."""
 SELF_STEPS = 0.4
 """Fraction of the steps in which Prompt-to-Prompt injects self-attention."""
+BLEND_START = 0.8
+"""Fraction of the steps before local blend begins; docs/editing.md has the measurement."""
 BLEND_THRESHOLD = 0.3
 """Fraction of a word map's maximum above which local blend lets the picture change."""
 MASA_START = 0.08

@@ -10,8 +10,8 @@ to leave out, k the threshold:
     m    = max(m_s, m_t) (1 - max(x_s, x_t))
     z^tgt <- z^src + m (z^tgt - z^src)              from step `start` T on
 
-Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2 "local editing"; pooling, threshold 0.3,
-start 0.2 and the left-out words as in LocalBlend of its published code.
+Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2 "local editing"; pooling, threshold 0.3 and
+the left-out words as in LocalBlend of its published code; the start is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from nulltext.attention.maps import word_map
-from nulltext.constants import BLEND_THRESHOLD
+from nulltext.constants import BLEND_START, BLEND_THRESHOLD
 from nulltext.errors import OptionError, PromptError
 from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
 
@@ -43,8 +43,9 @@ class LocalBlend:
     """Words of source or target: it may not change where these attend."""
     threshold: float = BLEND_THRESHOLD
     """Part of a map's maximum above which a place belongs to it: higher changes less."""
-    start: float = 0.2
-    """Fraction of the steps before the blend begins: until then maps are gathered only."""
+    start: float = BLEND_START
+    """Fraction of the steps before the blend begins: until then maps are gathered only. Published
+    code begins at 0.2, where the source's surroundings hold the change itself back."""
 
     def __post_init__(self) -> None:
         if not self.words:

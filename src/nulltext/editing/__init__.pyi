@@ -11,6 +11,8 @@ from .heatmaps import heat_map_steps as heat_map_steps
 from .loop import Edit as Edit
 from .loop import edit as edit
 from .loop import edit_steps as edit_steps
+from .placing import Placed as Placed
+from .placing import edit_photo as edit_photo
 from .regions import mask_for as mask_for
 from .spec import EditSpec as EditSpec
 from .spec import chain as chain

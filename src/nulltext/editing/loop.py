@@ -30,6 +30,7 @@ from nulltext.diffusion.guidance import needs_null_branch
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.regions import check_lies_on
 from nulltext.editing.spec import EditSpec as EditSpec
+from nulltext.editing.spec import specs_of
 from nulltext.editing.targets import AttentionProbe, OnMaps, Row, Targets, probed, rows_of
 from nulltext.editing.targets import check_specs as check_specs
 from nulltext.errors import OptionError
@@ -110,9 +111,8 @@ def edit(
             lies over the photo where it should over the crop.
         NumericalError: the latents became infinite or NaN.
     """
-    listed = [specs] if isinstance(specs, str | EditSpec) else specs
-    normal = [EditSpec(spec) if isinstance(spec, str) else spec for spec in listed]
-    return run(edit_steps(model, inversion, normal, source_branch=source_branch), on_step)
+    steps = edit_steps(model, inversion, specs_of(specs), source_branch=source_branch)
+    return run(steps, on_step)
 
 
 def edit_steps(

@@ -6,7 +6,7 @@ belong (`finding`), else from what it changed itself; the formula is that of `co
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from nulltext.constants import Detail, Region
-from nulltext.diffusion.loops import StepInfo
+from nulltext.constants import DETAIL, REGION, Detail, Region
+from nulltext.diffusion.loops import StepInfo, run
 from nulltext.editing.finding import NEARLY_ALL, NEARLY_NOTHING, Finding, find_steps
 from nulltext.editing.loop import Edit, edit_steps
-from nulltext.editing.spec import EditSpec
+from nulltext.editing.spec import EditSpec, specs_of
 from nulltext.errors import ImageError
 from nulltext.image.compositing import (
     compare_pictures,
@@ -32,7 +32,7 @@ from nulltext.image.compositing import (
 )
 from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.image.outlines import CUT_SIDE
-from nulltext.image.photos import Photo
+from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.image.saving import Picture
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import SourceBranch, source_step
@@ -153,6 +153,40 @@ def placed_steps(
         for row, (spec, finding) in enumerate(zip(specs, findings, strict=True))
     ]
     return edit, placed
+
+
+def edit_photo(
+    model: LatentDiffusion,
+    inversion: Inversion,
+    specs: str | EditSpec | Sequence[str | EditSpec],
+    photo: PhotoLike | None = None,
+    *,
+    region: Region = REGION,
+    detail: Detail = DETAIL,
+    source_branch: SourceBranch = source_step,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> list[Placed]:
+    """Edit an inverted photo, and put each edit into it, where it belongs.
+
+    Args:
+        specs: target prompts, or `EditSpec`s where an option differs from its default.
+        photo: the photo, which is edited at its own size; None for the crop that was inverted, at
+            the model's resolution.
+        region: how it is found where an edit shows, unless its mask or blend says so: "auto" (where
+            the words look and the two prompts differ), "words", or "everywhere".
+        detail: how much of the photo's fine detail is kept; see `image.compositing`.
+        source_branch: how the source is sampled beside the targets; see `edit_steps`.
+        on_step: called with each step's `StepInfo`.
+
+    Raises:
+        as `edit`; ImageError: the photo cannot be read, or is another one than was inverted.
+    """
+    opened = None if photo is None else load_photo(photo)
+    if opened is not None:
+        check_same_photo(inversion, opened)
+    canvas = Canvas.of(inversion, opened, full=opened is not None)
+    how: dict[str, Any] = {"region": region, "detail": detail, "source_branch": source_branch}
+    return run(placed_steps(model, inversion, specs_of(specs), canvas, **how), on_step)[1]
 
 
 def place(

@@ -136,6 +136,12 @@ class EditSpec:
         return [*(self.parent.line if self.parent else []), self]
 
 
+def specs_of(given: str | EditSpec | Sequence[str | EditSpec]) -> list[EditSpec]:
+    """Make edits of target prompts, one or several."""
+    listed = [given] if isinstance(given, str | EditSpec) else given
+    return [EditSpec(each) if isinstance(each, str) else each for each in listed]
+
+
 def chain(first: str | EditSpec, *further: str) -> list[EditSpec]:
     """Edits that each start from the one before: `edit(model, inversion, chain("…", "…"))`.
 
