@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nulltext.errors import require
 from nulltext.storage.files import replace_file
 from nulltext.training.dataset import Example, as_floats, below, chance, shrink
 from nulltext.training.loop import TrainInfo, step_generator
@@ -188,7 +187,8 @@ def _majority(**pixels: Mask) -> str | None:
 
 
 def _opencv() -> Any:
-    cv2 = require("cv2", "train", "Finding flowers in photos by OpenCV")
+    import cv2
+
     cv2.setNumThreads(1)  # the same outline on every machine
     return cv2
 
