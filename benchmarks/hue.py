@@ -16,8 +16,8 @@ texture     correlation of the luminance less its blur (sigma 2 pixels) inside t
 success     the judge (see `judge.py`) calls the edit by the new colour
 kept        PSNR outside the outline, against that round trip, as in `editing.py`
 
-Inversions and pictures are kept in --work; a rerun makes only missing ones. Contact sheets (pairs of
-round trip and edit, a row for each colour) are written there, too.
+Inversions and pictures are kept in --work; a rerun makes only missing ones. Contact sheets (pairs
+of round trip and edit, a row for each colour) are written there, too.
 """
 
 from __future__ import annotations
