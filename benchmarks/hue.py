@@ -1,6 +1,8 @@
 """Do edits reach the colour that was asked for, and no more? Hue of flowers against real ones.
 
     python benchmarks/hue.py --data DIR --guidance 1 3
+    python benchmarks/hue.py --data DIR --guidance 4.5 --start 0.2
+    python benchmarks/hue.py --data DIR --guidance 1 3 --samples
 
 Eight validation photos for each colour word, of flowers of the other colours in turn, by the
 default inversion and Prompt-to-Prompt. A photo serves where its label and the colour of its outline
@@ -15,6 +17,9 @@ texture     correlation of the luminance less its blur (sigma 2 pixels) inside t
             of the photo's own autoencoder round trip
 success     the judge (see `judge.py`) calls the edit by the new colour
 kept        PSNR outside the outline, against that round trip, as in `editing.py`
+
+With --samples, the hues of pictures that the model draws by the same targets from noise alone,
+inside their own outlines or, without one, a centred disc of half the area.
 
 Inversions and pictures are kept in --work; a rerun makes only missing ones. Contact sheets (pairs
 of round trip and edit, a row for each colour) are written there, too.
@@ -46,7 +51,9 @@ import nulltext
 from captions import caption
 from editing import kept
 from judge import ATTRIBUTES, Judge, Label, load_judge, read_labels
+from nulltext.evaluation.metrics import outside_disc
 from nulltext.image.images import to_pil
+from nulltext.training.denoiser import sample_latents, starting_noise
 from nulltext.training.views import hsv, outline, segment
 
 COLOURS = ATTRIBUTES["colour"]
@@ -298,6 +305,34 @@ def measure(
     return figures
 
 
+def print_samples(
+    console: Console,
+    model: nulltext.LatentDiffusion,
+    tasks: Sequence[Swap],
+    real: dict[str, Look],
+    scale: float,
+) -> None:
+    """How far the model's own colours are from real ones; one line per colour."""
+    noise = starting_noise(model, len(tasks), seed=0)
+    latents = sample_latents(model, [s.target for s in tasks], noise, guidance_scale=scale)
+    off: dict[str, list[float]] = {colour: [] for colour in COLOURS}
+    for swap, row in zip(tasks, latents.split(1), strict=True):
+        picture = np.asarray(to_pil(model.decode(row).cpu()[0]))
+        found = outline(picture)
+        mask = ~outside_disc(*picture.shape[:2]).numpy() if found is None else found
+        now, wanted = look(picture, mask), real[swap.colour]
+        white = swap.colour == "white"
+        off[swap.colour].append(now.chroma - wanted.chroma if white else turn(now.hue, wanted.hue))
+    for colour, figures in off.items():
+        limit = WHITE_WITHIN if colour == "white" else WITHIN
+        within = statistics.mean(abs(figure) <= limit for figure in figures)
+        listed = ", ".join(f"{figure:+.0f}" for figure in sorted(figures))
+        console.print(
+            f"from noise, guidance {scale:g}, {colour}: off {statistics.median(figures):+.0f}, "
+            f"within {100 * within:.0f} %: {listed}"
+        )
+
+
 def prepared(data: Path, work: Path) -> tuple[list[Swap], dict[str, Look]]:
     """The edits, and what is real; kept in a file of their own."""
     work.mkdir(parents=True, exist_ok=True)
@@ -320,6 +355,8 @@ def main() -> None:
     parser.add_argument("--model", default="flowers")
     parser.add_argument("--device", default=None)
     parser.add_argument("--work", type=Path, default=Path("build/hue"))
+    parser.add_argument("--start", type=float, default=0.0, help="see --guidance-start of edits")
+    parser.add_argument("--samples", action="store_true", help="draw from noise alone instead")
     options = parser.parse_args()
     tasks, real = prepared(options.data, options.work)
     judge = load_judge(options.data, options.work.parent / "judge.safetensors")
@@ -328,7 +365,11 @@ def main() -> None:
         console.print(f"real {colour}: hue {seen.hue % 360:.0f}, chroma {seen.chroma:.0f}")
     studio = Studio(nulltext.load(options.model, device=options.device), options.work)
     for scale in options.guidance:
-        variant = Variant(f"guidance {scale:g}", {"guidance_scale": scale})
+        if options.samples:
+            print_samples(console, studio.model, tasks, real, scale)
+            continue
+        name = f"guidance {scale:g}" + (f" from {options.start:g}" if options.start else "")
+        variant = Variant(name, {"guidance_scale": scale, "guidance_start": options.start})
         print_table(console, variant.name, measure(studio, judge, tasks, real, variant), real)
 
 
