@@ -257,8 +257,8 @@ class EditOptions(InversionOptions):
     )
     guidance_start: float | None = option_field(
         None,
-        "Fraction of steps, the noisiest, before guidance steers a target; 0.2 keeps a colour from "
-        "running past its word and more of the photo.",
+        "Fraction of steps, the noisiest, before guidance steers a target; with 0.2 a colour runs "
+        "less far past its word, and more of the photo stays.",
         "S",
         unset=0,
         low=0,
