@@ -34,7 +34,7 @@ def test_kinds_follow_from_the_types_of_fields():
 
 def test_knobs_of_a_sweep_are_numbers():
     assert set(KNOBS) == {*("strength", "cross", "self"), *("masa-start", "masa-layer")} | {
-        "target-guidance"
+        *("target-guidance", "guidance-start")
     }
     assert {option.kind for option in KNOBS.values()} == {Kind.NUMBER}
 

@@ -277,6 +277,7 @@ def settings_of(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
         "steps": inversion.num_steps,
         "guidance": header.guidance_scale,
         "target_guidance": spec.guidance_scale,
+        "guidance_start": spec.guidance_start,
         "negative": spec.negative,
         "after": [earlier.target for earlier in spec.line[:-1]],
         "editor": spec.editor.name,

@@ -36,6 +36,8 @@ class EditSpec:
     """How the target takes over from the photo."""
     guidance_scale: float | None
     """w of the target alone: higher follows its words more strongly; None for the inversion's."""
+    guidance_start: float
+    """Fraction of steps, the noisiest ones, that the target takes at w = 1; see `targets`."""
     negative: str | None
     """What the picture shall not show, in words; see `targets`."""
     blend: LocalBlend | None
@@ -63,6 +65,7 @@ class EditSpec:
         *,
         editor: Editor | None = None,
         guidance_scale: float | None = None,
+        guidance_start: float = 0.0,
         negative: str | None = None,
         parent: EditSpec | None = None,
     ) -> None:
@@ -101,10 +104,20 @@ class EditSpec:
             raise OptionError(
                 f"The target's guidance is {guidance_scale:g}; choose a number from 0 up."
             )
+        if not 0.0 <= guidance_start <= 1.0:
+            raise OptionError(
+                f"The start of the guidance is {guidance_start:g}; choose a number from 0 to 1."
+            )
+        if negative and guidance_start == 1.0:
+            raise OptionError(
+                "A negative prompt steers nothing where guidance starts after the last step; leave "
+                "it out, or choose a start of the guidance below 1."
+            )
         values = {
             "target": clean(target),
             "editor": PromptToPrompt(**short) if editor is None else editor,
             "guidance_scale": guidance_scale,
+            "guidance_start": guidance_start,
             "negative": None if negative is None else clean(negative).strip() or None,
             "blend": blend,
             "mask": None if mask is None else mask_tensor(mask),

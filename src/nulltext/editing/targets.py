@@ -14,7 +14,11 @@ it says beyond the empty prompt:
     ∅_t + embed(N) - embed("")
 
 so what the inversion found stays in it, and the source, which runs under ∅_t, stays as it is.
-Source: Hertz et al. 2022, alg. 1; chains and the difference are ours.
+
+A target's guidance may start later than its steps: before, w = 1. The noisiest steps fix the mean
+colours, and there guidance adds the same at every step, wherever the target has come to.
+Sources: Hertz et al. 2022, alg. 1; Kynkäänniemi et al. 2024 (Applying Guidance in a Limited
+Interval), the upper end of the interval; chains and the difference are ours.
 """
 
 from __future__ import annotations
@@ -53,6 +57,8 @@ class Row:
     """The row that it starts from, above it; None for the source."""
     plan: Plan
     region: Region
+    guided_from: int
+    """Index of the first step with guidance."""
 
     @property
     def generation(self) -> int:
@@ -100,6 +106,7 @@ def rows_of(
                     words=_words(spec, line, num_steps),
                     rate=rate(spec.pull, num_steps),
                 ),
+                guided_from=steps_until(spec.guidance_start, num_steps),
             )
         )
     return rows
@@ -177,7 +184,7 @@ class Targets:
     rows: Sequence[Row]
     """K of them, parents first."""
     guidance_scales: Sequence[float]
-    """K of them."""
+    """K of them, from the steps on at which their guidance starts."""
     null_shifts: Tensor | None
     """[K, R, D], added to the null embeddings of each target; None where all are zero."""
     replaying: Replaying
@@ -210,6 +217,11 @@ class Targets:
         """Return the empty store of the source (None) or a row for a step."""
         return AttentionStore([child.plan for child in self.rows if child.parent == row], index)
 
+    def guidance_at(self, row: int, index: int) -> float:
+        """Return w of a row at a step."""
+        guided = index >= self.rows[row].guided_from
+        return self.guidance_scales[row] if guided else CONDITIONAL_ONLY
+
     def step(self, index: int, source_store: AttentionStore, probe: AttentionProbe) -> Tensor:
         """Take one step with all rows; returns their estimates of x0, [K, C, h, w].
 
@@ -221,7 +233,7 @@ class Targets:
         stores = [self.store_of(row, index) for row in range(len(self.rows))]
         for rows in self.passes:
             latents = self.latents[rows.start : rows.stop]
-            scales = [self.guidance_scales[row] for row in rows]
+            scales = [self.guidance_at(row, index) for row in rows]
             controls = [self._control(row, source_store, stores, probe) for row in rows]
             plan = type(controls[0].plan)
             controller = plan.controller(controls, index, guided=needs_null_branch(scales))

@@ -122,6 +122,7 @@ def base_edit(options: EditOptions) -> EditSpec:
         "",
         editor=EDITORS[options.editor](),
         guidance_scale=options.target_guidance,
+        guidance_start=options.guidance_start or 0.0,
         negative=options.negative,
         blend=LocalBlend(options.blend, options.blend_except, threshold) if options.blend else None,
     )
