@@ -2,9 +2,9 @@
 
     python benchmarks/added_words.py --data DIR
 
-Forty edits of validation photos in turn, after the default inversion: a colour, a background and
-the adjective "large" added to captions that lack them, a colour and a background removed; and eight
-that add one word and remove others at once. Each is edited by Prompt-to-Prompt with every rule of
+Forty edits of validation photos, after the default inversion: a colour, a background and the
+adjective "large" added to captions that lack them, a colour and a background removed; and sixteen
+that do both at once. Each is edited by Prompt-to-Prompt with every rule of
 `RULES`, all in one batch beside one source.
 
 success     added colour or background: the judge (see `judge.py`) calls the picture by the new
@@ -42,8 +42,6 @@ from nulltext.words.captions import caption
 from nulltext.words.prompts import TokenizedPrompt
 
 ADJECTIVE = "large"
-BACKGROUND = "dark"
-"""The background that is added to photos of another one."""
 
 Paddings = Callable[[int, int, int], tuple[Tensor, Tensor]]
 """(L, s, t), s and t the positions of the first paddings of source and target, to the columns of M
@@ -63,28 +61,16 @@ def by_position(length: int, s: int, t: int) -> tuple[Tensor, Tensor]:  # noqa: 
     return torch.eye(length)[:, t:], torch.ones(length - t)
 
 
-def by_own_position(length: int, s: int, t: int) -> tuple[Tensor, Tensor]:
-    """Position j takes position j, and keeps its own attention where the source has a word."""
-    gate = (torch.arange(t, length) >= s).float()
-    return torch.eye(length)[:, t:] * gate, gate
-
-
 def by_nearest(length: int, s: int, t: int) -> tuple[Tensor, Tensor]:
     """Position j takes position j, or the source's first padding where the source has a word."""
     nearest = torch.arange(t, length).clamp(min=s)
     return (torch.arange(length)[:, None] == nearest).float(), torch.ones(length - t)
 
 
-def by_position_or_share(length: int, s: int, t: int) -> tuple[Tensor, Tensor]:
-    """Position j takes position j, or its share of all paddings where the source has a word."""
-    (share, gate), (position, found) = by_share(length, s, t), by_own_position(length, s, t)
-    return torch.where(found > 0, position, share), gate
-
-
 def by_half(length: int, s: int, t: int) -> tuple[Tensor, Tensor]:
-    """The mean of `by_share` and `by_own_position`, where that takes any."""
-    (share, gate), (position, found) = by_share(length, s, t), by_own_position(length, s, t)
-    return torch.where(found > 0, (share + position) / 2, share), gate
+    """The mean of `by_share` and `by_position`; the share alone where the source has a word."""
+    (share, gate), (position, _) = by_share(length, s, t), by_position(length, s, t)
+    return torch.where(torch.arange(t, length) >= s, (share + position) / 2, share), gate
 
 
 def own(length: int, s: int, t: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
@@ -95,19 +81,18 @@ def own(length: int, s: int, t: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
 RULES: dict[str, Paddings] = {
     "share": by_share,
     "position": by_position,
-    "position, own": by_own_position,
-    "position, nearest": by_nearest,
-    "position, share": by_position_or_share,
-    "half share, half position": by_half,
+    "nearest": by_nearest,
+    "half": by_half,
     "own": own,
 }
+"""`share` is what the library did before, `nearest` what it does, `position` the published code's."""
 
 
 @dataclass(frozen=True)
 class Ruled(nulltext.PromptToPrompt):
     """Prompt-to-Prompt with a rule for the paddings."""
 
-    rule: str = "share"
+    rule: str = "nearest"
 
     def plan(
         self,
@@ -246,6 +231,7 @@ def print_table(
         **{kind: [t for t in tasks if t.kind == kind] for kind in KINDS},
         "added only": [t for t in tasks if t.words.removed is None],
         "removed only": [t for t in tasks if t.words.removed and not t.words.added],
+        "both": [t for t in tasks if t.words.removed and t.words.added],
         "all": list(tasks),
     }
     for name, members in groups.items():
