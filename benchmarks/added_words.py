@@ -85,7 +85,7 @@ RULES: dict[str, Paddings] = {
     "half": by_half,
     "own": own,
 }
-"""`share` is what the library did before, `nearest` what it does, `position` the published code's."""
+"""`share` was the library's rule, `nearest` is its present one, `position` the published code's."""
 
 
 @dataclass(frozen=True)
