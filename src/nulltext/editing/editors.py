@@ -151,7 +151,7 @@ class PromptToPrompt:
         """Whether a weight is not 1."""
         return any(weight != 1 for weight in self.weights.values())
 
-    def at_strength(self, strength: float) -> PromptToPrompt:
+    def at_strength(self, strength: float) -> Self:
         """The editor with the injection of a strength."""
         steering = at_strength(strength)
         return replace(self, cross_steps=steering.cross_steps, self_steps=steering.self_steps)
@@ -207,7 +207,7 @@ class MasaCtrl:
         """Never: the same words give the same picture."""
         return False
 
-    def at_strength(self, strength: float) -> MasaCtrl:
+    def at_strength(self, strength: float) -> Self:
         """The editor with the start of a strength."""
         return replace(self, start=between(strength, 0.0, MASA_START, 1.0))
 
