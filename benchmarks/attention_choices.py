@@ -37,7 +37,7 @@ from editing import STRESS, Task, as_unit, fixed_tasks, foreground, kept, succee
 from judge import Judge, load_judge
 from kept_rows import KeptRows, Row
 from nulltext.attention.blend import LocalBlend
-from nulltext.attention.controller import AttentionController, Heads, Site
+from nulltext.attention.controller import Heads, Site
 from nulltext.attention.maps import StepMaps
 from nulltext.attention.prompt_to_prompt import Injection, MapInjector
 from nulltext.attention.store import TargetControl
@@ -72,7 +72,7 @@ class EndingInjection(Injection):
     @classmethod
     def controller(
         cls, controls: Sequence[TargetControl[Injection]], step: int, *, guided: bool
-    ) -> AttentionController:
+    ) -> EndingInjector:
         """Return the controller of these rows."""
         return EndingInjector(controls, step, guided)
 
