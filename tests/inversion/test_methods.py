@@ -71,6 +71,8 @@ def test_strength_is_monotone_in_all_its_parts():
         assert stronger.self_steps <= weaker.self_steps
         assert stronger.pull <= weaker.pull
     assert steps[0].pull == math.inf
+    halves = [math.exp(-steps[2 * i].pull) / math.exp(-steps[i].pull) for i in range(1, 6)]
+    assert halves == pytest.approx(halves[:1] * 5)  # what is left is a power of the strength
     default = nulltext.EditSpec("a dog")
     assert steps[10] == nulltext.editing.Steering(
         default.editor.cross_steps, default.editor.self_steps, 0.0
@@ -83,7 +85,7 @@ def test_strength_is_monotone_in_all_its_parts():
 
 def test_a_stronger_edit_goes_further_on_the_bundled_model(flowers, dahlia_inversion):
     red = dahlia_inversion.header.prompt.replace("orange", "red")
-    strengths = (0.0, 0.25, 0.5, 1.0)
+    strengths = (0.0, 0.1, 0.25, 0.4, 0.5, 0.75, 1.0)
     specs = [nulltext.EditSpec(red, **vars(nulltext.editing.at_strength(s))) for s in strengths]
     edit = nulltext.edit(flowers, dahlia_inversion, specs)
     away = [float((row - edit.reconstruction[0]).abs().mean()) for row in edit.images]

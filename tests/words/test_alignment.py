@@ -17,11 +17,12 @@ sentences = st.lists(st.sampled_from(VOCABULARY), max_size=7).map(" ".join)
 # --- attention maps -----------------------------------------------------------------------------
 
 
-def padding_block(n: int, m: int) -> torch.Tensor:
-    """The overlaps counted on a grid of n m cells, of which each part holds a whole number."""
+def padding_block(length: int, n: int, m: int) -> torch.Tensor:
+    """The rows of n source paddings and the columns of m target paddings, at the prompts' end."""
     block = torch.zeros(n, m)
-    for cell in range(n * m):
-        block[cell // m, cell // n] += 1 / n
+    for j in range(length - m, length):
+        i = j if j >= length - n else length - n
+        block[i - (length - n), j - (length - m)] = 1
     return block
 
 
@@ -58,7 +59,7 @@ def test_shares_add_up(old: str, new: str, alignment, tight_old: bool, tight_new
         if j is not None and not carries:
             columns[list(target.words[j].tokens)] = 0
     sums, start = carried.mapping.sum(dim=1), source.end_of_text + 1
-    # Words give all they have; paddings are averaged. atol: float32, at most 100 summands
+    # Words give all they have; each padding takes one. atol: float32, at most 100 summands
     torch.testing.assert_close(sums[:start], rows[:start], atol=1e-5, rtol=0)
     into_padding = carried.mapping.sum(dim=0)[target.end_of_text + 1 :]
     expected = columns[target.end_of_text + 1 :]
@@ -90,7 +91,7 @@ def test_a_word_swap_of_unequal_spans_shares_the_mass(alignment, swapped: bool) 
     expected[2 : 2 + s, 2 : 2 + t] = 1 / t
     rest = torch.arange(4)  # on, a, sofa, the end of text
     expected[rest + 2 + s, rest + 2 + t] = 1
-    expected[6 + s :, 6 + t :] = padding_block(14 - s, 14 - t)
+    expected[6 + s :, 6 + t :] = padding_block(20, 14 - s, 14 - t)
     carried = attention_map(source, target, alignment)
     torch.testing.assert_close(carried.mapping, expected, atol=1e-6, rtol=0)  # float32
     assert torch.equal(carried.gate, torch.ones(20))
@@ -108,6 +109,56 @@ def test_inserted_words_keep_their_own_attention() -> None:
         assert (carried.gate == 0).nonzero().flatten().tolist() == [2, 6]
         took = {j: int(carried.mapping[:, j].argmax()) for j in (0, 1, 3, 4, 5, 7, 8)}
         assert took == {0: 0, 1: 1, 3: 2, 4: 3, 5: 4, 7: 5, 8: 6}
+
+
+ADDED_AND_REMOVED = {
+    "added": ("a [] cat on a sofa", "a [red] cat on a sofa"),
+    "a phrase added": ("a cat [] on a sofa", "a cat [with a xylophone] on a sofa"),
+    "a phrase added at the end": ("a cat []", "a cat [on a very dark sofa]"),
+    "removed": ("a [red] cat on a sofa", "a [] cat on a sofa"),
+    "a phrase removed": ("a cat [and a hippopotamus] on a sofa", "a cat [] on a sofa"),
+    "more added than removed": (
+        "a [red] cat on a [] sofa",
+        "a [] cat on a [very dark and bright] sofa",
+    ),
+    "more removed than added": (
+        "a [very bright red] cat on a [] sofa",
+        "a [] cat on a [dark] sofa",
+    ),
+    "as many": ("a [red] cat on a [] sofa", "a [] cat on a [red] sofa"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), ADDED_AND_REMOVED.values(), ids=ADDED_AND_REMOVED)
+@pytest.mark.parametrize("alignment", ["auto", "refine"])
+def test_what_words_have_in_common_takes_the_sources_attention(old, new, alignment) -> None:
+    """By index, as the published code gathers rows: which source token each target token takes.
+
+    Square brackets mark what only one of the prompts has. -1: the target's own attention.
+    """
+    length = 40
+    source, target = (prompt(text.replace("[", "").replace("]", ""), length) for text in (old, new))
+
+    def common(text: str, read) -> list[int]:
+        """Positions of the start, the words outside brackets and the end of text."""
+        found, words, inside = [0], iter(read.words), False
+        for part in text.replace("[", " [ ").replace("]", " ] ").split():
+            if part in "[]":
+                inside = part == "["
+                continue
+            word = next(words)
+            found += [] if inside else word.tokens
+        return [*found, read.end_of_text]
+
+    takes = torch.full((length,), -1)
+    takes[common(new, target)] = torch.tensor(common(old, source))
+    for j in range(target.end_of_text + 1, length):
+        takes[j] = max(j, source.end_of_text + 1)
+    carried = attention_map(source, target, alignment)
+    rows, own = torch.rand(2, 7, length, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    got = carried.gate * (rows @ carried.mapping) + (1 - carried.gate) * own
+    expected = torch.where(takes >= 0, rows[:, takes.clamp(min=0)], own)
+    torch.testing.assert_close(got, expected, atol=1e-7, rtol=0)  # float32, one summand
 
 
 def test_repeated_words_go_to_their_own_repetition() -> None:
@@ -130,7 +181,8 @@ def test_paddings_of_every_length(n: int, m: int) -> None:
     source, target = (prompt(" ".join(["cat"] * (18 - pads))) for pads in (n, m))
     carried = attention_map(source, target)
     block = carried.mapping[20 - n :, 20 - m :]
-    torch.testing.assert_close(block, padding_block(n, m), atol=1e-6, rtol=0)  # float32
+    if n:
+        assert torch.equal(block, padding_block(20, n, m))
     assert carried.gate[20 - m :].tolist() == [float(n > 0)] * m
     if not m:
         assert carried.mapping[20 - n :].sum() == 0

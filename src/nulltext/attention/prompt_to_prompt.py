@@ -6,9 +6,10 @@ weights), M* the target's own, A the token map (see `alignment`), g its gate and
     cross   N(g (M A) + (1 - g) M*) c    while the step is below cross_until, else M* c
     self    M                            while the step is below self_until, at small sites
 
-N scales each pixel's row to sum to 1, as attention does. It changes nothing where the prompts have
-equally many tokens; where words were added or removed, their attention would otherwise come on top
-of, or be missing from, the parent's, and shift the colours of the whole picture.
+N scales each pixel's row to sum to 1, as attention does. It changes nothing where every word of the
+target takes one of the parent's and none is left over; elsewhere (words added or removed, or other
+words of the same number under the alignment "refine") the attention of the words that differ would
+come on top of, or be missing from, the parent's, and shift the colours of the whole picture.
 Source: Hertz et al. 2022, sec. 3.2: word swap, refinement and re-weighting are the same formula
 with other data (N and chains are ours). As there, weights may be negative and their rows stay as
 they come.

@@ -15,8 +15,9 @@ The strength s is one knob for how far an edit may go, from the photo itself to 
     start     0             0.08            1        MasaCtrl: fraction of steps before it begins
     pull      infinite      0               0        how strongly the target follows the source
 
-Piecewise linear, but for the pull k (1 / (2 s) - 1), so everything is monotone: at 0 the edit is
-the replay, at 0.5 the editor as published, at 1 the target prompt from the same noise.
+Piecewise linear, but for the pull k ln(1 / (2 s)), which leaves (2 s)^k of a departure over a run;
+so everything is monotone: at 0 the edit is the replay, at 0.5 the editor as published, at 1 the
+target prompt from the same noise.
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2; Cao et al. 2023 (MasaCtrl); the strength is
 ours.
 """
@@ -41,8 +42,8 @@ from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
 
 PUBLISHED = 0.5
 """The strength at which the parts have the values of their papers, and no pull."""
-PULL = 1.5
-"""k: chosen so that the change grows about evenly from 0 to the published strength."""
+PULL = 1.1
+"""k: with it the change grows evenly from 0 to the published strength; see docs/editing.md."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def pull_at(strength: float) -> float:
         OptionError: the strength is outside 0 to 1.
     """
     part = between(strength, 0.0, 1.0, 1.0)
-    return math.inf if part == 0 else PULL * (1 / part - 1)
+    return math.inf if part == 0 else PULL * math.log(1 / part)
 
 
 class Editor(Protocol):
@@ -151,7 +152,7 @@ class PromptToPrompt:
         """Whether a weight is not 1."""
         return any(weight != 1 for weight in self.weights.values())
 
-    def at_strength(self, strength: float) -> PromptToPrompt:
+    def at_strength(self, strength: float) -> Self:
         """The editor with the injection of a strength."""
         steering = at_strength(strength)
         return replace(self, cross_steps=steering.cross_steps, self_steps=steering.self_steps)
@@ -207,7 +208,7 @@ class MasaCtrl:
         """Never: the same words give the same picture."""
         return False
 
-    def at_strength(self, strength: float) -> MasaCtrl:
+    def at_strength(self, strength: float) -> Self:
         """The editor with the start of a strength."""
         return replace(self, start=between(strength, 0.0, MASA_START, 1.0))
 

@@ -6,14 +6,15 @@ edit reuses the rows p of the source prompt under the target prompt:
     p_target = gate * (p_source @ M) + (1 - gate) * p_own,    M: [L, L], gate: [L] in {0, 1},
 
 M[i, j] being the share of source token i that target token j receives; the editor then scales the
-row to sum to 1 again, which changes nothing unless words were added or removed. A pair of words
-with token spans S and T has M = identity on S x T if |S| = |T|, otherwise M[i, j] = 1 / |T|, so
-that each row of S sums to 1 and no attention is lost. Inserted words have gate 0 (they keep p_own),
-deleted words have zero rows. The n paddings of the source and the m of the target cut the same
-interval [0, 1) into equal parts, and M[i, j] is m times the overlap of part i with part j: each
-target padding is a mean of source paddings, the identity if n = m.
+row to sum to 1 again. A pair of words with token spans S and T has M = identity on S x T if
+|S| = |T|, otherwise M[i, j] = 1 / |T|, so that each row of S sums to 1 and no attention is lost.
+Inserted words have gate 0 (they keep p_own), deleted words have zero rows. Paddings are carried by
+position, as the text encoder tells them apart: that of the target at position j takes the source's
+at position j, or the source's first where the source has a word at j (it is the longer prompt).
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2: word swap (replace), prompt refinement
-(refine), attention re-weighting (token weights); unequal spans as in its published code.
+(refine), attention re-weighting (token weights); unequal spans and paddings as in its published
+code, which hands a longer source's words to the target's paddings: docs/editing.md has what each
+rule keeps of a photo.
 
 Words are paired in two passes. First the words that both prompts have are anchored, by the heaviest
 common subsequence: content words weigh more than articles, prepositions and marks, and all articles
@@ -149,15 +150,12 @@ def _carried_words(
 
 
 def _carry_padding(mapping: Tensor, gate: Tensor, source_start: int, target_start: int) -> None:
-    """Fill, in place, the block of the paddings that begin at the two positions."""
+    """Fill, in place, the columns of the paddings that begin at the two positions."""
     import torch
 
-    n, m = len(gate) - source_start, len(gate) - target_start
-    if n and m:
-        # In units of 1 / (n m), so that the cuts are whole numbers.
-        rows, columns = torch.arange(n)[:, None] * m, torch.arange(m)[None, :] * n
-        overlap = torch.minimum(rows + m, columns + n) - torch.maximum(rows, columns)
-        mapping[source_start:, target_start:] = overlap.clamp(min=0) / n
+    if source_start < len(gate):
+        target = torch.arange(target_start, len(gate))
+        mapping[target.clamp(min=source_start), target] = 1
         gate[target_start:] = 1
 
 
