@@ -1,6 +1,7 @@
 """Do edits reach the colour that was asked for, and no more? Hue of flowers against real ones.
 
     python benchmarks/hue.py --data DIR --guidance 1 3
+    python benchmarks/hue.py --data DIR --placed
     python benchmarks/hue.py --data DIR --guidance 4.5 --start 0.2
     python benchmarks/hue.py --data DIR --guidance 1 3 --samples
 
@@ -20,6 +21,9 @@ kept        PSNR outside the outline, against that round trip, as in `editing.py
 
 With --samples, the hues of pictures that the model draws by the same targets from noise alone,
 inside their own outlines or, without one, a centred disc of half the area.
+
+With --placed the edits are measured as people get them: put into the photo where they belong, with
+the hue that the word names (`image.colours`); the photo is then in the place of its round trip.
 
 Inversions and pictures are kept in --work; a rerun makes only missing ones. Contact sheets (pairs
 of round trip and edit, a row for each colour) are written there, too.
@@ -52,7 +56,7 @@ from captions import caption
 from editing import kept
 from judge import ATTRIBUTES, Judge, Label, load_judge, read_labels
 from nulltext.evaluation.metrics import outside_disc
-from nulltext.image.images import to_pil
+from nulltext.image.images import from_uint8, to_pil
 from nulltext.training.denoiser import sample_latents, starting_noise
 from nulltext.training.views import hsv, outline, segment
 
@@ -92,6 +96,8 @@ class Variant:
 
     name: str
     options: dict[str, Any]
+    placed: bool = False
+    """Whether they are put into the photo."""
 
 
 def swaps(folder: Path) -> list[Swap]:
@@ -186,8 +192,10 @@ class Studio:
             nulltext.invert(self.model, swap.path, caption(swap.label)).save(path)
         return nulltext.Inversion.load(path)
 
-    def reference(self, swap: Swap) -> Pixels:
-        """The photo's round trip through the autoencoder."""
+    def reference(self, swap: Swap, variant: Variant) -> Pixels:
+        """The photo, or its round trip through the autoencoder: what an edit starts from."""
+        if variant.placed:
+            return np.asarray(to_pil(from_uint8(self.inversion(swap).photo)[0]))
         path = self.work / f"{self.model.fingerprint[:8]} {swap.path.stem}.png"
         if not path.is_file():
             latents = self.inversion(swap).trajectory[:1].to(self.model.device)
@@ -201,8 +209,12 @@ class Studio:
         if not path.is_file():
             folder.mkdir(exist_ok=True)
             spec = nulltext.EditSpec(swap.target, **variant.options)
-            edit = nulltext.edit(self.model, self.inversion(swap), spec)
-            to_pil(edit.images[0]).save(path)
+            if variant.placed:
+                [placed] = nulltext.edit_photo(self.model, self.inversion(swap), spec)
+                placed.image.save(path)
+            else:
+                edit = nulltext.edit(self.model, self.inversion(swap), spec)
+                to_pil(edit.images[0]).save(path)
         return np.asarray(Image.open(path))
 
 
@@ -298,7 +310,7 @@ def measure(
     figures: dict[str, list[Figures]] = {colour: [] for colour in COLOURS}
     tiles: dict[str, list[Pixels]] = {colour: [] for colour in COLOURS}
     for swap in track(tasks, variant.name, console=Console(stderr=True)):
-        edited, reference = studio.edit(swap, variant), studio.reference(swap)
+        edited, reference = studio.edit(swap, variant), studio.reference(swap, variant)
         tiles[swap.colour] += [reference, edited]
         figures[swap.colour].append(figures_of(edited, reference, swap, real[swap.colour], judge))
     contact_sheet(list(tiles.values())).save(studio.work / f"{variant.name}.png")
@@ -356,6 +368,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--work", type=Path, default=Path("build/hue"))
     parser.add_argument("--start", type=float, default=0.0, help="see --guidance-start of edits")
+    parser.add_argument("--placed", action="store_true", help="measure what people get")
     parser.add_argument("--samples", action="store_true", help="draw from noise alone instead")
     options = parser.parse_args()
     tasks, real = prepared(options.data, options.work)
@@ -369,7 +382,9 @@ def main() -> None:
             print_samples(console, studio.model, tasks, real, scale)
             continue
         name = f"guidance {scale:g}" + (f" from {options.start:g}" if options.start else "")
-        variant = Variant(name, {"guidance_scale": scale, "guidance_start": options.start})
+        name += " placed" if options.placed else ""
+        settings = {"guidance_scale": scale, "guidance_start": options.start}
+        variant = Variant(name, settings, options.placed)
         print_table(console, variant.name, measure(studio, judge, tasks, real, variant), real)
 
 

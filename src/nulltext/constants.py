@@ -21,6 +21,9 @@ SourceBranch = Literal["replay", "exact"]
 Region = Literal["auto", "words", "everywhere"]
 """How it is found where an edit shows, unless a mask or a blend says so."""
 
+Hue = Literal["named", "model"]
+"""Whose hue an edit to another colour has: the word's, or what the model drew."""
+
 MODEL = "flowers"
 """Name of the bundled model."""
 CAPTIONER = "flowers"
@@ -39,6 +42,7 @@ SEED = 0
 DETAIL: Detail = "auto"
 """How much of the photo's fine detail an edit keeps."""
 REGION: Region = "auto"
+HUE: Hue = "named"
 CROSS_STEPS = 0.8
 """Fraction of the steps in which Prompt-to-Prompt injects cross-attention."""
 SELF_STEPS = 0.4

@@ -25,12 +25,11 @@ PAINTING = DAHLIA_PROMPT.replace("photo", "painting")
 def places(flowers, dahlia_inversion):
     """Put edits into the dahlia's photo, by target."""
 
-    def call(*specs, region="auto", full=True):
+    def call(*specs, region="auto", full=True, hue="named"):
         listed = [nulltext.EditSpec(s) if isinstance(s, str) else s for s in specs]
         canvas = Canvas.of(dahlia_inversion, load_photo(EXAMPLE), full=full)
-        steps = placed_steps(
-            flowers, dahlia_inversion, listed, canvas, region=region, detail="auto"
-        )
+        how = {"region": region, "detail": "auto", "hue": hue}
+        steps = placed_steps(flowers, dahlia_inversion, listed, canvas, **how)
         return run(steps)[1]
 
     return call
@@ -136,3 +135,23 @@ def test_every_family(tiny, photo, targets):
         picture = inversion.photo.float() / 127.5 - 1
         region = finding.region(picture, interpolate(picture[None], scale_factor=2)[0])
         assert 0 <= region.min() <= region.max() <= 1
+
+
+def test_red_is_red(places, dahlias):
+    """The bundled model's red of the dahlia is crimson: the word's own hue is put in its place."""
+    [drawn] = places(nulltext.EditSpec(RED), hue="model")
+
+    def redness(placed):
+        pixels = torch.from_numpy(np.array(placed.image)).float()[:, 106:533]
+        red, green, blue = pixels[disc(placed, 0.5)].mean(dim=0)
+        return float(red - green), float(red - blue)
+
+    assert redness(drawn)[1] < redness(drawn)[0] - 20  # bluish
+    assert redness(dahlias[RED])[1] > redness(dahlias[RED])[0] - 40
+    assert redness(dahlias[RED])[1] > redness(drawn)[1] + 10
+
+
+def test_at_strength_0_the_photo_stays(places):
+    [still] = places(nulltext.EditSpec(RED).at_strength(0.0))
+    assert still.changed_fraction == 0
+    assert still.unchanged is not None

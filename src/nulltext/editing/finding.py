@@ -107,7 +107,7 @@ def find_steps(
     wanted: list[_Wanted | None] = []
     for spec in specs:
         target = model.tokenize(spec.target)
-        change = read_change(source, target, _weighted(spec))
+        change = read_change(source, target, weighted_words(spec))
         local = spec.mask is None and spec.blend is None and change.about != "picture"
         wanted.append(_Wanted(spec.target, target, change) if local else None)
     asked = list(dict.fromkeys(each.text for each in wanted if each is not None))
@@ -146,7 +146,7 @@ class _Probes:
     """[K, L, h', w']."""
 
 
-def _weighted(spec: EditSpec) -> list[str]:
+def weighted_words(spec: EditSpec) -> list[str]:
     """Return the words whose attention an edit changes."""
     factors = asdict(spec.editor).get("weights", {})
     return [word for word, factor in factors.items() if factor != 1]

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from nulltext.constants import DETAIL, REGION, Detail, Region
+from nulltext.constants import DETAIL, HUE, REGION, Detail, Hue, Region
 from nulltext.diffusion.loops import StepInfo, run
-from nulltext.editing.finding import NEARLY_ALL, NEARLY_NOTHING, Finding, find_steps
+from nulltext.editing.finding import NEARLY_ALL, NEARLY_NOTHING, Finding, find_steps, weighted_words
 from nulltext.editing.loop import Edit, edit_steps
 from nulltext.editing.spec import EditSpec, specs_of
 from nulltext.errors import ImageError
+from nulltext.image.colours import HUES, to_named_hue
 from nulltext.image.compositing import (
     compare_pictures,
     composite_picture,
@@ -37,6 +38,7 @@ from nulltext.image.saving import Picture
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import SourceBranch, source_step
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.words.changes import read_change
 
 SAME_PHOTO = 2.0
 """Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
@@ -138,6 +140,7 @@ def placed_steps(
     *,
     region: Region,
     detail: Detail,
+    hue: Hue = HUE,
     source_branch: SourceBranch = source_step,
 ) -> Generator[StepInfo, None, tuple[Edit, list[Placed]]]:
     """Find where edits belong, make them, and put them there, as a generator of steps.
@@ -148,10 +151,10 @@ def placed_steps(
     findings = yield from find_steps(counted, inversion, specs, region)
     edit = yield from edit_steps(model, inversion, specs, source_branch=source_branch)
     edit = replace(edit, unet_evaluations=edit.unet_evaluations + counted.passes.total)
-    placed = [
-        place(canvas, edit, row, spec, detail, finding)
-        for row, (spec, finding) in enumerate(zip(specs, findings, strict=True))
-    ]
+    placed = []
+    for row, (spec, finding) in enumerate(zip(specs, findings, strict=True)):
+        colour = _colour_of(model, inversion, spec) if hue == "named" else None
+        placed.append(place(canvas, edit, row, spec, detail, finding, colour))
     return edit, placed
 
 
@@ -163,6 +166,7 @@ def edit_photo(
     *,
     region: Region = REGION,
     detail: Detail = DETAIL,
+    hue: Hue = HUE,
     source_branch: SourceBranch = source_step,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> list[Placed]:
@@ -175,6 +179,8 @@ def edit_photo(
         region: how it is found where an edit shows, unless its mask or blend says so: "auto" (where
             the words look and the two prompts differ), "words", or "everywhere".
         detail: how much of the photo's fine detail is kept; see `image.compositing`.
+        hue: whether an edit to another colour gets that colour's hue ("named", see
+            `image.colours`) or keeps the model's ("model").
         source_branch: how the source is sampled beside the targets; see `edit_steps`.
         on_step: called with each step's `StepInfo`.
 
@@ -185,7 +191,12 @@ def edit_photo(
     if opened is not None:
         check_same_photo(inversion, opened)
     canvas = Canvas.of(inversion, opened, full=opened is not None)
-    how: dict[str, Any] = {"region": region, "detail": detail, "source_branch": source_branch}
+    how: dict[str, Any] = {
+        "region": region,
+        "detail": detail,
+        "hue": hue,
+        "source_branch": source_branch,
+    }
     return run(placed_steps(model, inversion, specs_of(specs), canvas, **how), on_step)[1]
 
 
@@ -196,15 +207,21 @@ def place(
     spec: EditSpec,
     detail: Detail,
     finding: Finding | None = None,
+    colour: str | None = None,
 ) -> Placed:
     """Put one edit into its canvas, and measure what else moved.
 
     On a crop, without mask, blend and finding, the model's own picture is the result.
+
+    Args: colour: a key of `HUES`, to which the hue is turned where the edit shows.
     """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
     found = finding if spec.mask is None and spec.blend is None else None
     weight = _weight(canvas, edit, row, spec, found)
     local = canvas.full or spec.mask is not None or spec.blend is not None or found is not None
+    if colour is not None and (found is not None or spec.mask is not None or spec.blend):
+        small = interpolate(weight[None, None], size=picture.shape[-2:], mode="area")[0, 0]
+        picture = to_named_hue(picture, reconstruction, small, colour)
     if local:
         where = (canvas.photo, canvas.box)
         result = composite_picture(*where, picture, reconstruction, weight, detail)
@@ -225,6 +242,14 @@ def place(
         is_local=local,
         is_reconstruction=difference.changed_fraction > 0,
     )
+
+
+def _colour_of(model: LatentDiffusion, inversion: Inversion, spec: EditSpec) -> str | None:
+    """The colour that an edit gives a thing, where it names one and `HUES` has it."""
+    source = model.tokenize(inversion.header.prompt, allow_empty=True)
+    change = read_change(source, model.tokenize(spec.target), weighted_words(spec))
+    named = [word for word in change.words if word in HUES]
+    return named[0] if change.about == "things" and len(named) == 1 else None
 
 
 def _why_unseen(weight: Tensor, spec: EditSpec) -> str:

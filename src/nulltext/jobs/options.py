@@ -25,6 +25,7 @@ from nulltext.constants import (
     Budget,
     Detail,
     EditorName,
+    Hue,
     Method,
     PivotName,
     Region,
@@ -369,6 +370,11 @@ class EditOptions(InversionOptions):
         "Fine detail of the photo, put back over the edit: "
         "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
         "the shapes stayed (auto, the default).",
+    )
+    hue: Hue = option_field(
+        constants.HUE,
+        "Of an edit to another colour: turned to the colour's own hue where the model misses it "
+        "(named), or as the model drew it (model).",
     )
     source_branch: SourceBranch = option_field(
         "replay", "What targets follow: the replay, or the photo's exact trajectory."

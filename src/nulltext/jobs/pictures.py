@@ -125,6 +125,7 @@ def pictures_of(
         canvas,
         region=options.region,
         detail=options.detail or constants.DETAIL,
+        hue=options.hue,
         source_branch=branch,
     )
     result, placed = run(steps, on_step)

@@ -61,6 +61,8 @@ class Change:
     of the things that stay."""
     added: tuple[int, ...] = ()
     """Words of the target prompt, by index: nouns of things that the source does not name."""
+    words: tuple[str, ...] = ()
+    """The target's words that differ, folded."""
     reshaped: bool = False
     """Whether a noun comes, goes or changes, so that an outline may be another one."""
 
@@ -97,6 +99,7 @@ def read_change(
         "things",
         source=tuple(sorted(heads_old | kept)),
         added=tuple(sorted(j for j in heads_new if j not in before)),
+        words=tuple(new[j] for j in sorted(changed_new)),
         reshaped=bool(heads_old & changed_old or heads_new & changed_new),
     )
 
