@@ -25,7 +25,7 @@ def test_a_chain_writes_one_picture_per_link(here, model, run, saved):
     code, out, err = run(
         *("edit", "--inversion", saved, "--model", model, "--target", "a red cat"),
         *("--then", "a red dog", "--then", "a red dog on a sofa", "-o", "o.png", "--json"),
-        *("--strip", "s.png", "--weight", "red=2", "--sweep", "g.png"),
+        *("--strip", "s.png", "--weight", "red=2", "--sweep", "g.png", "--region", "everywhere"),
     )
     assert code == 0, err
     assert json.loads(out)["outputs"] == ["o-1.png", "o-2.png", "o-3.png"]
@@ -44,7 +44,7 @@ def test_links_may_be_held_more_than_the_first(here, model, run, saved):
     code, _, err = run(
         *("edit", "--inversion", saved, "--model", model, "--target", "a red dog"),
         *("--then", "a red dog on a sofa", "--strength", "1", "--then-strength", "0"),
-        *("-o", "o.png"),
+        *("-o", "o.png", "--region", "everywhere"),
     )
     assert code == 0, err
     (first, free), (second, held) = picture_of("o-1.png"), picture_of("o-2.png")
@@ -58,6 +58,7 @@ def test_masactrl_with_its_options(here, model, run, saved):
     code, _, err = run(
         *(*edit, "--editor", "masactrl", "--masa-start", "0", "--masa-layer", "0.5"),
         *("--masa-word", "cat", "--target-guidance", "3", "-o", "m.png"),
+        *("--region", "everywhere"),
     )
     assert code == 0, err
     made, settings = picture_of("m.png")
@@ -88,6 +89,7 @@ def test_a_sweep_over_two_knobs_shows_each_pair(here, model, run, saved, monkeyp
     code, _, err = run(
         *("edit", "--inversion", saved, "--model", model, "--target", "a dog", "-o", "o.png"),
         *("--sweep", "g.png", "--over", "strength=0:1:3", "--over", "target-guidance=1,4"),
+        *("--region", "everywhere"),
     )
     assert code == 0, err
     [[block]] = drawn
@@ -186,6 +188,7 @@ def test_the_sources_luminance_comes_back_without_its_colour(here, model, run):
         code, _, err = run(
             *("edit", "fine.png", "--source", "a cat", "--target", "a dog", "--model", model),
             *("--method", "ddim", "--steps", 2, "--full", "--detail", detail, "-o", "o.png"),
+            *("--region", "everywhere"),
         )
         assert code == 0, err
         made = file_pixels("o.png").astype(float)

@@ -83,7 +83,8 @@ def test_an_edit_that_changed_nothing_says_so_and_why(here, model, run, saved):
     half = ("--mask", "white.png")
     everywhere = ("--blend", "dog", "--blend-except", "dog", "--blend-threshold", 0)
     cases = [
-        (("--strength", 0), "at strength 0", False),
+        (("--strength", 0), "at strength 0", True),
+        (("--strength", 0, "--region", "everywhere"), "at strength 0", False),
         (("--strength", 0, "--full"), "at strength 0", True),
         (("--strength", 0, "--full", *half, "--detail", "model"), "at strength 0", False),
         (everywhere, "the blend of dog is empty (0 % of the picture)", True),
@@ -97,7 +98,7 @@ def test_an_edit_that_changed_nothing_says_so_and_why(here, model, run, saved):
         assert (json.loads(out)["changed_fraction"] == 0) == same
         what = "changed nothing" if same else "is the reconstruction of the photo"
         assert f'"a dog" {what}: {said}.' in " ".join(err.split())
-    for options, same in ((("--full",), True), ((), False)):
+    for options, same in ((("--full",), True), (("--region", "everywhere"), False)):
         code, out, _ = run(*edit, "--strength", 0, *options, "-o", "out.png")
         assert ("Changed nothing." in out, "of the pixels" in out) == (same, not same)
 
@@ -118,7 +119,7 @@ def test_strength_0_is_the_replay_and_a_sweep_is_a_grid(here, model, run, saved)
     edit = ("edit", "--inversion", saved, "--model", model, "--target", "a dog")
     code, out, err = run(
         *(*edit, "--target", "a red cat", "--strength", "0", "-o", "out.png"),
-        *("--sweep", "grid.png", "--json"),
+        *("--sweep", "grid.png", "--json", "--region", "everywhere"),
     )
     assert code == 0, err
     assert json.loads(out)["sweep"] == "grid.png"
@@ -156,3 +157,37 @@ def test_attention_draws_every_word(here, model, run, saved):
         assert arrays["heat_1"].shape == (3, 8, 8)
         assert arrays["steps_0"].shape == (2, 3, 8, 8)
     assert run("attention", saved, "--model", model, "-o", "no/such.png")[0] == 2
+
+
+def test_a_region_is_written_and_its_picture_is_a_mask(here, model, run, saved):
+    edit = ("edit", "cat.png", "--inversion", saved, "--model", model, "--full")
+    targets = ("--target", "a dog", "--target", "a red cat")
+    code, out, err = run(*edit, *targets, "-o", "o.png", "--region-out", "r.png", "--json")
+    assert code == 0, err
+    assert json.loads(out)["regions"] == ["r-1.png", "r-2.png"]
+    assert "Finding where" in err
+    photo = file_pixels("cat.png")
+    for number in (1, 2):
+        region = file_pixels(f"r-{number}.png")
+        assert region.shape == photo.shape[:2]
+        changed = (file_pixels(f"o-{number}.png") != photo).any(axis=-1)
+        assert not changed[region == 0].any()
+        assert changed.any()
+    code, _, err = run(*edit, "--target", "a dog", "--mask", "r-1.png", "-o", "m.png")
+    assert code == 0, err
+    inside = file_pixels("r-1.png") > 0
+    assert not (file_pixels("m.png") != photo).any(axis=-1)[~inside].any()
+
+
+def test_a_picture_says_how_its_region_and_hue_came_about(here, model, run, saved):
+    edit = ("edit", "--inversion", saved, "--model", model, "-o", "o.png", "--target")
+    for options, region, hue in (
+        (("a red cat",), "found", "red"),
+        (("a red cat", "--hue", "model"), "found", None),
+        (("a red cat", "--region", "everywhere"), None, "red"),
+        (("a dog",), "found", None),
+    ):
+        assert run(*edit, *options)[0] == 0
+        with Image.open("o.png") as picture:
+            settings = json.loads(picture.text["nulltext"])
+        assert (settings["region"], settings["hue"]) == (region, hue)

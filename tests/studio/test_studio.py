@@ -270,7 +270,7 @@ def test_what_nothing_points_to_is_removed(model, file):
             view = visitor.ask("edit", target=target)
         assert [one["target"] for one in view["history"]] == [*reversed(targets[1:])]
         kept = Counter(path.name for path in visitor.folder.rglob("*.*"))
-        edits = {"my cat-edited.png": 2, "preview.jpg": 3}
+        edits = {"my cat-edited.png": 2, "my cat-region.png": 2, "preview.jpg": 3}
         assert kept == {"my cat.png": 1, "my cat.safetensors": 1, **edits}
         assert stat.S_IMODE(studio.resources.folder.stat().st_mode) == 0o700
         folder = visitor.folder

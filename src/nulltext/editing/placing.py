@@ -96,6 +96,8 @@ class Placed:
     """Whether that was found from the words, not given or measured."""
     is_local: bool
     """Whether pixels of its canvas were left as they are."""
+    colour: str | None
+    """The colour whose hue it was to have; None where it names none."""
     is_reconstruction: bool
     """Whether, unedited, it differs from the photo all the same, as the reconstruction does."""
     lost: tuple[str, ...] = ()
@@ -240,6 +242,7 @@ def place(
         region=shown,
         is_found=found is not None,
         is_local=local,
+        colour=colour,
         is_reconstruction=difference.changed_fraction > 0,
     )
 
@@ -291,9 +294,9 @@ def _weight(
     return parts[0] if len(parts) == 1 else torch.minimum(*parts, out=parts[0])
 
 
-def settings_of(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
+def settings_of(inversion: Inversion, placed: Placed) -> dict[str, Any]:
     """What made an edit, for JSON: the text that goes into a PNG."""
-    header = inversion.header
+    header, spec = inversion.header, placed.spec
     return {
         "source": header.prompt,
         "target": spec.target,
@@ -310,6 +313,8 @@ def settings_of(inversion: Inversion, spec: EditSpec) -> dict[str, Any]:
         "pull": str(spec.pull),
         "blend": list(spec.blend.words) if spec.blend else [],
         "mask": spec.mask is not None,
+        "region": "found" if placed.is_found else None,
+        "hue": placed.colour,
     }
 
 

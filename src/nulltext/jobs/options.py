@@ -243,8 +243,7 @@ class EditOptions(InversionOptions):
     )
     strength: float | None = option_field(
         None,
-        "How far the edit may go: 0 the reconstruction (with --full, the photo), 0.5 the "
-        "default, 1 the words alone.",
+        "How far the edit may go: 0 the photo, 0.5 the default, 1 the words alone.",
         "S",
         low=0,
         high=1,

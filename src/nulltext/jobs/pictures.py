@@ -202,7 +202,7 @@ def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps
         picture,
         path,
         icc_profile=photo.icc_profile,
-        text={"nulltext": json.dumps(settings_of(inversion, one.spec))},
+        text={"nulltext": json.dumps(settings_of(inversion, one))},
         exif=exif_of_result(photo.exif, picture.image.size, gps=gps),
         coding=photo.coding,
     )

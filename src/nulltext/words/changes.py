@@ -33,15 +33,16 @@ PICTURES = frozenset((
     "stencil", "watercolor", "watercolour",
 ))
 """Nouns for the picture itself."""
+LIGHTS = frozenset(("brightness", "contrast", "exposure", "light", "lighting", "shade"))
+"""Nouns that change the whole picture; before another noun ("light blue") they do not."""
 LOOKS = frozenset((
-    "autumn", "bright", "brightness", "cinematic", "cloudy", "contrast", "dawn", "daylight",
-    "dusk", "evening", "exposure", "fog", "foggy", "light", "lighting", "mist", "misty",
-    "monochrome", "moonlight", "morning", "night", "nighttime", "noir", "noon", "rain", "rainy",
-    "sepia", "snowy", "spring", "storm", "stormy", "style", "summer", "sunlight", "sunny",
-    "sunrise", "sunset", "toned", "vintage", "winter",
+    "autumn", "cinematic", "cloudy", "dawn", "daylight", "dusk", "evening", "fog", "foggy", "mist",
+    "misty", "monochrome", "moonlight", "morning", "night", "nighttime", "noir", "noon", "rain",
+    "rainy", "sepia", "snowy", "spring", "storm", "stormy", "style", "summer", "sunlight", "sunny",
+    "sunrise", "sunset", "vintage", "winter",
 ))
 """Words for style, light, season and weather, which change the whole picture."""
-NOUNS_IN_ING = PICTURES | LOOKS | frozenset((
+NOUNS_IN_ING = PICTURES | LIGHTS | LOOKS | frozenset((
     "building", "ceiling", "clothing", "earring", "pudding", "railing", "spring", "string",
     "wedding",
 ))
@@ -87,7 +88,7 @@ def read_change(
     heads_old, heads_new = _nouns(old, changed_old), _nouns(new, changed_new)
     said = {old[i] for i in changed_old} | {new[j] for j in changed_new}
     nouns = {old[i] for i in heads_old} | {new[j] for j in heads_new}
-    if said & LOOKS or nouns & (PICTURES | LOOKS) or not nouns:
+    if said & LOOKS or nouns & (PICTURES | LIGHTS) or not nouns:
         return Change("picture")
     if nouns & BACKDROPS:
         if not nouns <= BACKDROPS:
@@ -117,7 +118,7 @@ def _without_doing(keys: Sequence[str], changed: set[int]) -> set[int]:
 def _things(keys: Sequence[str]) -> set[int]:
     """Return the nouns of all phrases but those of the picture and its background."""
     nouns = {_noun(phrase, keys) for phrase in _phrases(keys)}
-    return {i for i in nouns if keys[i] not in BACKDROPS | PICTURES | LOOKS}
+    return {i for i in nouns if keys[i] not in BACKDROPS | PICTURES | LIGHTS | LOOKS}
 
 
 def _phrases(keys: Sequence[str]) -> list[list[int]]:
