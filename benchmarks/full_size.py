@@ -5,8 +5,8 @@
         --photos mate/usr/share/backgrounds/mate/nature
 
 Runs the command lines that stand on the page, with the bundled model, and writes full-size.md and
-full-size/01.jpg to 24.jpg: of each edit the whole picture, small, then photo and edit at 1:1 in the
-two windows where the photo changed most along the edge of the edit's region. The verdicts are those
+full-size/01.jpg to 24.jpg: of each edit photo and edit, small, and at 1:1 in the two windows where
+the photo changed most along the edge of the edit's region. The verdicts are those
 of a person who looked at the pictures; look again after a change.
 """
 
@@ -27,12 +27,12 @@ from nulltext.image.saving import save_image
 from nulltext.storage.files import replace_file
 
 ROOT = Path(__file__).parents[1]
-WINDOW = 224
+WINDOW = 208
 """Side of a window in pixels."""
 STRIDE = 16
 """Pixels between the places that are tried for a window."""
-WHOLE = 336
-"""Largest width of the whole picture on the page."""
+WHOLE = (422, 282)
+"""Largest width and height of a whole picture on the page."""
 GAP = 6
 QUALITY = 82
 MOST_BYTES = 2_500_000
@@ -51,6 +51,8 @@ class Original:
     about: str
 
 
+DAISY = "a photo of a white daisy with a dark background"
+DANDELION = "a photo of a yellow dandelion with a dark background"
 DAHLIA = "a photo of an orange flower with a dark background"
 GARDEN = "Garden, © 2008 Charles Barbin, GPL-2+, reduced"
 ORIGINALS = {
@@ -75,18 +77,30 @@ ENLARGED = {
     "daisy": (
         "33814092924_b23d019011_n.jpg",
         1280,
-        "a photo of a white daisy with a dark background",
+        DAISY,
     ),
     "roses": ("295257304_de893fc94d.jpg", 960, "a photo of a pink rose with a dark background"),
     "dandelion": (
         "3476759348_a0d34a4b59_n.jpg",
         640,
-        "a photo of a yellow dandelion with a dark background",
+        DANDELION,
     ),
-    "star": ("9595857626_979c45e5bf_n.jpg", 1280, "a photo of a white daisy with a dark background"),
+    "star": (
+        "9595857626_979c45e5bf_n.jpg",
+        1280,
+        DAISY,
+    ),
     "rose": ("1645761726_2b1be95472.jpg", 960, "a photo of a white rose with a dark background"),
-    "meadow": ("534547364_3f6b7279d2_n.jpg", 1280, "a photo of a white daisy with a green background"),
-    "blue": ("8735646181_fa9787d4e0.jpg", 960, "a photo of a yellow dandelion with a blue background"),
+    "meadow": (
+        "534547364_3f6b7279d2_n.jpg",
+        1280,
+        "a photo of a white daisy with a green background",
+    ),
+    "blue": (
+        "8735646181_fa9787d4e0.jpg",
+        960,
+        "a photo of a yellow dandelion with a blue background",
+    ),
 }
 """Photos of 160 px of the validation split: name, side to which they are enlarged, prompt."""
 ORIGINALS |= {
@@ -118,17 +132,17 @@ TASKS = (
     Task("colour", "garden", "a photo of a yellow flower with a green background", PHOTO),
     Task("colour", "daisy", "a photo of a pink daisy with a dark background"),
     Task("colour", "roses", "a photo of a yellow rose with a dark background"),
-    Task("kind", "dahlia", "a photo of a white daisy with a dark background"),
+    Task("kind", "dahlia", DAISY),
     Task("kind", "dahlia", "a photo of a yellow sunflower with a dark background", PHOTO),
-    Task("kind", "yellow", "a photo of a white daisy with a dark background", PHOTO),
-    Task("kind", "dandelion", "a photo of a white daisy with a dark background"),
+    Task("kind", "yellow", DAISY, PHOTO),
+    Task("kind", "dandelion", DAISY),
     Task("kind", "star", "a photo of a yellow sunflower with a dark background"),
     Task("kind", "rose", "a photo of a white tulip with a dark background"),
     Task("background", "dahlia", "a photo of an orange flower with a green background"),
     Task("background", "dahlia", "a photo of an orange flower with a green background", PHOTO),
     Task("background", "yellow", "a photo of a yellow flower with a green background", PHOTO),
     Task("background", "garden", "a photo of a red flower with a dark background", PHOTO),
-    Task("background", "meadow", "a photo of a white daisy with a dark background"),
+    Task("background", "meadow", DAISY),
     Task("background", "blue", "a photo of a yellow dandelion with a green background"),
     Task(
         "mask",
@@ -142,8 +156,18 @@ TASKS = (
         "a photo of a yellow flower with a green background",
         ellipse=(680, 200, 2000, 1250),
     ),
-    Task("stress", "fresh", "a photo of an orange flower with a red background", ("--weight", "orange=2")),
-    Task("strength", "star", "a photo of a purple daisy with a dark background", ("--strength", "0.8")),
+    Task(
+        "stress",
+        "fresh",
+        "a photo of an orange flower with a red background",
+        ("--weight", "orange=2"),
+    ),
+    Task(
+        "strength",
+        "star",
+        "a photo of a purple daisy with a dark background",
+        ("--strength", "0.8"),
+    ),
 )
 assert all(task.photo in ORIGINALS for task in TASKS)
 
@@ -163,13 +187,13 @@ def main() -> None:
         photo = prepared(task, options)
         command, notes = run(number, task, options.scratch)
         path = options.output / "full-size" / f"{number:02}.jpg"
-        row(photo, options.scratch, number).save(path, quality=QUALITY, optimize=True)
+        sheet(photo, options.scratch, number).save(path, quality=QUALITY, optimize=True)
         total += path.stat().st_size
         original = ORIGINALS[task.photo]
         size = f"{original.size[0]} x {original.size[1]} px"
         text += [
             f"## {number}. {task.kind.capitalize()}: {original.prompt} → {task.target}\n",
-            f"![Whole edit, then photo and edit at 1:1, twice](full-size/{path.name})\n",
+            f"![Photo and edit, small; photo and edit at 1:1 in two windows](full-size/{path.name})\n",
             f"**{task.verdict}**\n" if task.verdict else "",
             f"{original.about}, {size}.{notes}\n",
             f"```sh\n{command}\n```\n",
@@ -186,7 +210,9 @@ def prepared(task: Task, options: argparse.Namespace) -> Image.Image:
     path = options.scratch / f"{task.photo}.png"
     if not path.exists():
         folders = (ROOT, options.photos, options.data)
-        found = next(folder / original.file for folder in folders if (folder / original.file).exists())
+        found = next(
+            folder / original.file for folder in folders if (folder / original.file).exists()
+        )
         photo = Image.open(found).convert("RGB")
         if photo.size != original.size:
             photo = photo.resize(original.size, Image.Resampling.LANCZOS)
@@ -224,25 +250,25 @@ def run(number: int, task: Task, scratch: Path) -> tuple[str, str]:
     return shlex.join(["nulltext", *arguments]), "".join(f" {note}" for note in said)
 
 
-def row(photo: Image.Image, scratch: Path, number: int) -> Image.Image:
-    """The whole edit, with the windows drawn in; then photo and edit in each window."""
+def sheet(photo: Image.Image, scratch: Path, number: int) -> Image.Image:
+    """Photo and edit, reduced, with the windows drawn in; below, both at 1:1 in each window."""
     edit = Image.open(scratch / f"{number:02}.png").convert("RGB")
     region = Image.open(scratch / f"{number:02}-region.png")
     corners = windows(*(np.asarray(picture, np.float32) for picture in (photo, edit, region)))
-    whole = edit.copy()
-    scale = min(WHOLE / edit.width, WINDOW / edit.height)
-    for x, y in corners:
-        line = max(1, round(1 / scale))
-        ImageDraw.Draw(whole).rectangle((x, y, x + WINDOW, y + WINDOW), outline="white", width=line)
-    whole = whole.resize((round(scale * edit.width), round(scale * edit.height)))
     boxes = [(x, y, x + WINDOW, y + WINDOW) for x, y in corners]
-    tiles = [whole, *(picture.crop(box) for box in boxes for picture in (photo, edit))]
-    sheet = Image.new("RGB", (sum(t.width + GAP for t in tiles) - GAP, WINDOW), "white")
-    x = 0
-    for tile in tiles:
-        sheet.paste(tile, (x, 0))
-        x += tile.width + GAP
-    return sheet
+    wholes = [photo.copy(), edit.copy()]
+    for box in boxes:
+        line = max(1, round(edit.width / WHOLE[0]))
+        ImageDraw.Draw(wholes[1]).rectangle(box, outline="white", width=line)
+    for whole in wholes:
+        whole.thumbnail(WHOLE)
+    crops = [picture.crop(box) for box in boxes for picture in (photo, edit)]
+    size = (4 * (WINDOW + GAP) - GAP, wholes[0].height + GAP + WINDOW)
+    result = Image.new("RGB", size, "white")
+    for tiles, top in ((wholes, 0), (crops, size[1] - WINDOW)):
+        for index, tile in enumerate(tiles):
+            result.paste(tile, (index * (size[0] + GAP) // len(tiles), top))
+    return result
 
 
 def windows(photo: np.ndarray, edit: np.ndarray, region: np.ndarray) -> list[tuple[int, int]]:

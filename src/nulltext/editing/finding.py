@@ -46,11 +46,9 @@ SMOOTHING: Final = 1 / 16
 """Radius of G in parts of the latents' side."""
 LOW, HIGH = 0.05, 0.98
 """Quantiles between which evidence counts."""
-GROWTH, FADE = 2.0, 1.5
-"""Radius by which an outline is dilated, and deviation by which it is blurred, in the model's
-pixels: its own edges are no sharper."""
-TIGHT: Final = 1.0
-"""The same radius for a background, which must not reach into the things."""
+GROWTH, FADE = 0.5, 0.75
+"""Radius by which a region is dilated, and deviation by which it is blurred, in the model's
+pixels: more lets what the edit changed beside a thing show as a glow around it."""
 NEARLY_NOTHING, NEARLY_ALL = 0.005, 0.95
 """Shares of the picture below and above which a region is worth a word."""
 
@@ -79,9 +77,8 @@ class Finding:
                 drawn = interpolate(drawn[None, None], size=found.shape, mode="nearest")[0, 0]
             found = torch.maximum(found, drawn)
         pixel = max(found.shape) / max(self.score.shape)
-        if self.change.about == "background":
-            return soften(1 - found, TIGHT * pixel, FADE * pixel)
-        return soften(found, GROWTH * pixel, FADE * pixel)
+        region = 1 - found if self.change.about == "background" else found
+        return soften(region, GROWTH * pixel, FADE * pixel)
 
 
 def find_steps(

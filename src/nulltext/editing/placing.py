@@ -24,6 +24,7 @@ from nulltext.errors import ImageError
 from nulltext.image.compositing import (
     compare_pictures,
     composite_picture,
+    cut_sides,
     dilate,
     fade_inside,
     fit_to_crop,
@@ -96,6 +97,8 @@ class Placed:
     """Whether pixels of its canvas were left as they are."""
     is_reconstruction: bool
     """Whether, unedited, it differs from the photo all the same, as the reconstruction does."""
+    cut: tuple[str, ...] = ()
+    """The sides of the crop that cut off where it shows: left, right, top, bottom."""
     lost: tuple[str, ...] = ()
     """What the file does not hold of the picture, in sentences."""
 
@@ -120,6 +123,16 @@ class Placed:
         if share < NEARLY_NOTHING:
             return f"covers nearly nothing of the crop ({100 * share:.1f} %)"
         return None
+
+    @property
+    def seam(self) -> str | None:
+        """Where the edit stops short within the photo, in one sentence; None if nowhere."""
+        if not self.cut or self.unchanged:
+            return None
+        return (
+            f"stops at the crop's {' and '.join(self.cut)}, within the photo: invert all of it "
+            "(--size photo), or a --crop around all that changes."
+        )
 
     @property
     def nothing(self) -> str | None:
@@ -190,6 +203,7 @@ def place(
         is_found=found is not None,
         is_local=local,
         is_reconstruction=difference.changed_fraction > 0,
+        cut=tuple(cut_sides(weight, canvas.box, canvas.photo.size)),
     )
 
 

@@ -77,7 +77,7 @@ class Pictures:
     @property
     def remarks(self) -> list[str]:
         said = [self.note, note_on_convergence(self.inversion)]
-        said += [text for one in self.wanted for text in (remark(one), *one.lost)]
+        said += [text for one in self.wanted for text in (*remarks_on(one), *one.lost)]
         return list(dict.fromkeys(text for text in said if text))
 
     def save(self, model: LatentDiffusion, files: PictureFiles, *, gps: bool) -> Pictures:
@@ -155,23 +155,28 @@ def prompt_notes(model: LatentDiffusion, inputs: Inputs) -> list[str]:
     return notes_on_prompts(model, prompts, changes_of(options, source))
 
 
-def remark(placed: Placed) -> str | None:
+def remarks_on(placed: Placed) -> Iterator[str]:
+    """What is odd about where an edit shows, and what its blend covers, in sentences."""
     if placed.nothing:
-        return f'Note: "{placed.spec.target}" {placed.nothing}'
+        yield f'Note: "{placed.spec.target}" {placed.nothing}'
+        return
+    if placed.seam:
+        yield f'Note: "{placed.spec.target}" {placed.seam}'
     if placed.oddity:
-        return (
+        yield (
             f'Note: where "{placed.spec.target}" belongs {placed.oddity}: pass --mask, or choose '
             "another --region."
         )
     if placed.spec.blend is None:
-        return None
+        return
     words = ", ".join(placed.spec.blend.words)
     if placed.mask_fraction == 1:
-        return (
+        yield (
             f"Note: the blend of {words} covers all of the picture (100 %) and holds nothing back: "
             "raise --blend-threshold, or pass --mask."
         )
-    return f"The blend of {words} covers {100 * placed.mask_fraction:.0f} % of the picture."
+    else:
+        yield f"The blend of {words} covers {100 * placed.mask_fraction:.0f} % of the picture."
 
 
 def save_placed(

@@ -417,6 +417,8 @@ def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     remarks = notes_on_prompts(model, [source, spec.target], [(source, spec.target)])
     if placed.nothing:
         remarks.append(f"The edit {placed.nothing}")
+    elif placed.seam:
+        remarks.append(f"The edit {placed.seam}")
     elif placed.oddity:
         remarks.append(
             f"Where this edit belongs {placed.oddity}: paint a mask, or choose another region."
