@@ -193,7 +193,7 @@ def main() -> None:
         size = f"{original.size[0]} x {original.size[1]} px"
         text += [
             f"## {number}. {task.kind.capitalize()}: {original.prompt} → {task.target}\n",
-            f"![Photo and edit, small; photo and edit at 1:1 in two windows](full-size/{path.name})\n",
+            f"![Photo and edit, small, and twice at 1:1](full-size/{path.name})\n",
             f"**{task.verdict}**\n" if task.verdict else "",
             f"{original.about}, {size}.{notes}\n",
             f"```sh\n{command}\n```\n",

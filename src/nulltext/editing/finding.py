@@ -33,7 +33,7 @@ from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.constants import Region
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.spec import EditSpec
-from nulltext.image.outlines import outline, soften
+from nulltext.image.outlines import feather, outline
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import Replaying
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -41,14 +41,14 @@ from nulltext.words.changes import Change, read_change
 from nulltext.words.prompts import TokenizedPrompt
 
 PROBED: Final = (0.35, 0.5, 0.65)
-"""Fractions of the run at which the network is asked: earlier it lays out, later it draws detail."""
+"""Fractions of the run at which the network is asked: before them it lays out, after draws detail."""
 SMOOTHING: Final = 1 / 16
 """Radius of G in parts of the latents' side."""
 LOW, HIGH = 0.05, 0.98
 """Quantiles between which evidence counts."""
-GROWTH, FADE = 0.5, 0.75
-"""Radius by which a region is dilated, and deviation by which it is blurred, in the model's
-pixels: more lets what the edit changed beside a thing show as a glow around it."""
+GROWTH: Final = 1.0
+"""Radius by which a region is dilated, in the model's pixels: more lets what the edit changed
+beside a thing show as a glow around it."""
 NEARLY_NOTHING, NEARLY_ALL = 0.005, 0.95
 """Shares of the picture below and above which a region is worth a word."""
 
@@ -78,7 +78,7 @@ class Finding:
             found = torch.maximum(found, drawn)
         pixel = max(found.shape) / max(self.score.shape)
         region = 1 - found if self.change.about == "background" else found
-        return soften(region, GROWTH * pixel, FADE * pixel)
+        return feather(region, picture, GROWTH * pixel)
 
 
 def find_steps(

@@ -12,27 +12,26 @@ the mean over RGB), cut by Otsu's threshold, dilated and faded outwards.
 
 S, a matrix over RGB at every pixel, says what becomes of the fine detail p - U r, which the model
 does not reproduce: nothing is added back (`model`, S = 0), all of it (`photo`, S = 1), its luma
-alone (`luminance`); or what became there of the detail that the model does reproduce (`auto`): the
-edit as a linear function of the reconstruction, by ridge regression towards S = 1 in square windows
-(mean M, covariance C), S and b averaged over the windows that hold a pixel:
+alone (`luminance`); or what became there of the detail that the model does reproduce (`auto`). For
+that, the edit is fitted as a linear function of the reconstruction, by `guided_filter`:
 
-    e ~ S r + b        S = 1 + C(e - r, r) (C(r, r) + lambda)^-1        b = M e - S M r
+    e - r ~ A r + b        S = 1 + A
 
 So an edge has the new colours on both sides and the photo's own sharpness, and the outline of what
-is gone goes with it. What the function does not explain, q = e - S r - b, is new where there is
-much of it, and elsewhere a blurred edge that would glow around the sharp one:
+is gone goes with it. What the fit leaves over, q = e - r - A r - b, is new where there is much of
+it, and elsewhere a blurred edge that would glow around the sharp one (M: mean over a window):
 
-    e' = e - (1 - k) q        k = min(1, M q^2 / (C(e, e) + c))
+    e' = e - (1 - k) q        k = M min(1, M q^2 / (M e^2 - (M e)^2 + c))
 
 Otherwise e' = e. Where nothing was edited, e = r, S = 1 and e' = r: the photo.
 
 Photos are large, so everything is computed some rows at a time, within the bounds of a. A photo of
 16 bits a channel keeps them.
 
-Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; He et al.
-2013 (guided image filtering), sec. 3.6; He & Sun 2015 (its coefficients enlarged). The ridge
-towards 1 and k are ours. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson
-1983. Luma: ITU-R BT.601, as in JPEG.
+Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; He & Sun
+2015 (fast guided filter: the fit's coefficients enlarged). Fitting the difference, so that S tends
+to 1, and k are ours. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson 1983.
+Luma: ITU-R BT.601, as in JPEG.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, interpolate, max_pool2d, pad
 
 from nulltext.constants import Detail
+from nulltext.image.guided_filter import fit, means
 from nulltext.image.images import CropBox
 from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
 from nulltext.image.saving import Picture
@@ -66,7 +66,7 @@ CUT = 1 / 32
 WINDOW = 1 / 42
 """Radius of the windows of the fit in parts of the side: 3 pixels of 128."""
 RIDGE = 0.02
-"""lambda: the variance, for values that span 2, below which S stays near 1."""
+"""lambda of the fit: the variance, for values that span 2, below which S stays near 1."""
 NOISE = (0.03 * 2) ** 2 / 2
 """c: the variance below which nothing is new; C3 of SSIM."""
 BINS = 256
@@ -240,26 +240,13 @@ def fit_detail(edit: Tensor, reconstruction: Tensor, detail: Detail) -> tuple[Te
     if detail != "auto":
         return e, CONSTANT[detail][..., None, None]
     radius = max(1, round(WINDOW * min(e.shape[-2:])))
-
-    def mean(x: Tensor) -> Tensor:
-        return _means(x, radius)
-
-    def covariance(x: Tensor, y: Tensor) -> Tensor:
-        return mean(x[:, None] * y) - mean(x)[:, None] * mean(y)
-
-    def through(matrix: Tensor, x: Tensor) -> Tensor:
-        return (matrix * x).sum(dim=1)
-
-    d, unit = e - r, torch.eye(3)  # d is 0 where nothing was edited: S is 1 there, exactly
-    of_r = covariance(r, r).permute(2, 3, 0, 1) + RIDGE * unit
-    of_d = covariance(d, r).permute(2, 3, 0, 1)
-    slope = torch.linalg.solve(of_r, of_d, left=False).permute(2, 3, 0, 1)
-    offset = mean(mean(d) - through(slope, mean(r)))
-    slope = mean(slope)
-    left = d - through(slope, r) - offset
-    variance = mean(e * e) - mean(e) ** 2
-    new = mean(left * left).sum(dim=0) / (variance.clamp(min=0).sum(dim=0) + NOISE)
-    return e - (1 - mean(new.clamp(0, 1)[None])) * left, unit[..., None, None] + slope
+    d = e - r  # 0 where nothing was edited, so that S is exactly 1 there
+    fitted = fit(d, r, radius, RIDGE)
+    q = d - fitted.of(r)
+    variance = (means(e * e, radius) - means(e, radius) ** 2).clamp(min=0).sum(dim=0)
+    k = (means(q * q, radius).sum(dim=0) / (variance + NOISE)).clamp(0, 1)
+    slope = torch.eye(3)[..., None, None] + fitted.slope
+    return e - (1 - means(k[None], radius)) * q, slope
 
 
 @dataclass(frozen=True)
@@ -400,17 +387,6 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
     kernel = kernel / kernel.sum()
     padded = pad(x[None, None], [radius] * 4, mode="replicate")
     return conv2d(conv2d(padded, kernel[None, None, None, :]), kernel[None, None, :, None])[0, 0]
-
-
-def _means(x: Tensor, radius: int) -> Tensor:
-    """Average small pictures [..., H, W] over squares of 2 radius + 1; the border is repeated."""
-    import cv2
-
-    cv2.setNumThreads(1)  # the same picture on every machine
-    sides = (2 * radius + 1, 2 * radius + 1)
-    channels = x.flatten(0, -3).numpy()
-    means = [cv2.blur(one, sides, borderType=cv2.BORDER_REPLICATE) for one in channels]
-    return torch.from_numpy(np.stack(means)).view(x.shape)
 
 
 def _box(x: Tensor, radius: int) -> Tensor:

@@ -6,8 +6,9 @@ A score in [0, 1] is cut by Otsu's threshold t, and seeds a graph cut of the pic
     between, above t               probably inside      else                 probably outside
 
 It is done at a small size, where textures do not lead astray, and again along the outline alone at
-a larger one. The mask is opened and closed.
-Source: Rother et al. 2004 (GrabCut), by OpenCV; Otsu 1979. The seeds are ours.
+a larger one. The mask is opened and closed. `feather` gives it a border that follows the picture.
+Source: Rother et al. 2004 (GrabCut), by OpenCV; Otsu 1979; He et al. 2013, sec. 4 (guided
+feathering). The seeds are ours.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from nulltext.image.compositing import otsu
+from nulltext.image.guided_filter import fit
 
 SURE, UNSURE = 0.8, 0.22
 """Part of the way from the threshold to 1 above which a place is surely inside, and from 0 to the
@@ -36,6 +38,12 @@ SMOOTH: Final = 3
 """Side in pixels of the disc by which a cut is opened and closed."""
 LEAST: Final = 0.002
 """Share of the picture below which a cut has found nothing."""
+REACH: Final = 0.03
+"""Radius of the guided filter's windows in parts of the longer side."""
+RIDGE: Final = 0.005
+"""Its lambda: the variance, for values that span 2, below which a picture is smooth."""
+SETTLED: Final = 0.05
+"""How near to 0 or 1 a feathered weight becomes so."""
 
 Levels = np.ndarray[Any, Any]
 
@@ -113,15 +121,25 @@ def _cut(cv2: Any, picture: Levels, labels: Levels, rounds: int) -> Levels:
     return result
 
 
-def soften(mask: Tensor, grow: float, fade: float) -> Tensor:
-    """Dilate a mask [H, W] and blur its edge.
+def feather(mask: Tensor, picture: Tensor, grow: float) -> Tensor:
+    """Make a mask's border follow a picture: as sharp as its edges, and soft where it is smooth.
+
+    The mask is dilated and filtered, guided by the picture.
 
     Args:
-        grow: radius of the dilation in pixels, rounded. fade: deviation of the blur in pixels.
+        mask: [H, W], 0 or 1.
+        picture: [3, any, any] in about [-1, 1], of the same proportions.
+        grow: radius of the dilation in pixels, rounded.
+
+    Returns: [H, W] in [0, 1]; 0 farther from the mask than the filter reaches.
     """
     import cv2
 
     radius = round(grow)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    grown = cv2.dilate(mask.numpy(), disc)
-    return torch.from_numpy(cv2.GaussianBlur(grown, (0, 0), fade))
+    grown = torch.from_numpy(cv2.dilate(mask.numpy(), disc))[None]
+    size = (mask.shape[0], mask.shape[1])
+    guide = interpolate(picture[None].float(), size=size, mode="area")[0].clamp(-1, 1)
+    window = max(1, round(REACH * max(size)))
+    weight = fit(grown, guide, window, RIDGE).of(guide)[0]
+    return ((weight - SETTLED) / (1 - 2 * SETTLED)).clamp(0, 1)

@@ -357,8 +357,8 @@ class EditOptions(InversionOptions):
     detail: Detail | None = option_field(
         None,
         "Fine detail of the photo, put back over the edit: "
-        "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
-        "the shapes stayed (auto, the default).",
+        "everywhere (photo), its light and shade alone (luminance), nowhere (model), or as the "
+        "edit changed what is around it (auto, the default).",
     )
     source_branch: SourceBranch = option_field(
         "replay", "What targets follow: the replay, or the photo's exact trajectory."
