@@ -30,6 +30,7 @@ from nulltext.image.compositing import (
 from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo
 from nulltext.image.saving import Picture
+from nulltext.jobs.pictures import remarks_on
 from support.pictures import noise, pixels
 
 
@@ -263,7 +264,7 @@ def test_an_edit_that_is_cut_off_says_what_to_do():
     spec = EditSpec("a dog", mask=mask)
     placed = place(Canvas(photo, box, full=True), edit, 0, spec, "auto")
     assert placed.cut == ("left", "right")
-    assert "left and right" in placed.seam
-    assert "--size photo" in placed.seam
+    assert placed.seam == "stops inside the photo, at the crop's left and right"
+    assert "invert with --size photo" in next(remarks_on(placed))
     crop = Canvas(Photo(photo.image.crop(box.edges)), CropBox(0, 0, 64, 64), full=False)
     assert place(crop, edit, 0, spec, "auto").seam is None

@@ -41,7 +41,7 @@ from nulltext.words.changes import Change, read_change
 from nulltext.words.prompts import TokenizedPrompt
 
 PROBED: Final = (0.35, 0.5, 0.65)
-"""Fractions of the run at which the network is asked: before them it lays out, after draws detail."""
+"""Fractions of the run at which it is asked: earlier it lays out, later it draws detail."""
 SMOOTHING: Final = 1 / 16
 """Radius of G in parts of the latents' side."""
 LOW, HIGH = 0.05, 0.98

@@ -126,13 +126,10 @@ class Placed:
 
     @property
     def seam(self) -> str | None:
-        """Where the edit stops short within the photo, in one sentence; None if nowhere."""
+        """Where the edit stops short inside the photo, in words; None if nowhere."""
         if not self.cut or self.unchanged:
             return None
-        return (
-            f"stops at the crop's {' and '.join(self.cut)}, within the photo: invert all of it "
-            "(--size photo), or a --crop around all that changes."
-        )
+        return f"stops inside the photo, at the crop's {' and '.join(self.cut)}"
 
     @property
     def nothing(self) -> str | None:

@@ -161,7 +161,10 @@ def remarks_on(placed: Placed) -> Iterator[str]:
         yield f'Note: "{placed.spec.target}" {placed.nothing}'
         return
     if placed.seam:
-        yield f'Note: "{placed.spec.target}" {placed.seam}'
+        yield (
+            f'Note: "{placed.spec.target}" {placed.seam}: invert with --size photo, or with a '
+            "--crop around all that changes."
+        )
     if placed.oddity:
         yield (
             f'Note: where "{placed.spec.target}" belongs {placed.oddity}: pass --mask, or choose '

@@ -418,7 +418,7 @@ def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     if placed.nothing:
         remarks.append(f"The edit {placed.nothing}")
     elif placed.seam:
-        remarks.append(f"The edit {placed.seam}")
+        remarks.append(f"The edit {placed.seam}: draw the crop around all that changes.")
     elif placed.oddity:
         remarks.append(
             f"Where this edit belongs {placed.oddity}: paint a mask, or choose another region."
