@@ -216,7 +216,7 @@ TASKS = (
         "kind",
         "star",
         "a photo of a yellow sunflower with a dark background",
-        verdict="good: petals to their tips, with a faint brown glow between the lowest ones",
+        verdict="usable: petals to their tips, with a faint brown glow around the lowest ones",
     ),
     Task(
         "kind",
@@ -432,7 +432,8 @@ python benchmarks/full_size.py --data FLOWERS -o docs \\
     --photos mate/usr/share/backgrounds/mate/nature
 ```
 
-makes this page with its pictures. In each, photo and edit are shown small; below, photo and edit at
+makes this page with its pictures, by the commands that stand below, run in `build/full-size`, where
+it puts the photos. In each picture, photo and edit are shown small; below, photo and edit at
 1:1, in the two windows where most changed along the border of where the edit shows. The verdicts
 are of a person who looked at each as a photographer would: at seams, halos and ghosts first, then
 at whether it is the edit that was asked for.
