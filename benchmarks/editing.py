@@ -56,7 +56,7 @@ from kept_rows import KeptRows, Row
 from nulltext.constants import Region
 from nulltext.diffusion.loops import run
 from nulltext.editing.finding import find_steps
-from nulltext.editing.placing import Canvas, Placed, place
+from nulltext.editing.placing import Canvas, Placed, colour_of, place
 from nulltext.evaluation.metrics import Undefined, outside_disc, region_psnr, region_ssim
 from nulltext.image.images import from_uint8
 from nulltext.image.saving import save_image
@@ -223,7 +223,7 @@ class Case:
         return {
             "success": float(succeeded(judge, self.task, shown, self.photo)),
             **kept(shown, before, region),
-            "region": float((placed.region > 0).float().mean()) if placed.is_local else 1.0,
+            "region": placed.region_fraction,
         }
 
 
@@ -244,6 +244,7 @@ def measure(
         regions = regions_of(method, editor_name, branch_name)
         if spec is None or not regions:
             continue
+        colour = colour_of(model, case.inversion, spec)
         started = time.perf_counter()
         edit = nulltext.edit(model, case.inversion, spec, source_branch=branch)
         seconds = header.seconds + time.perf_counter() - started
@@ -252,10 +253,10 @@ def measure(
                 words = nulltext.LocalBlend((str(task.label["kind"]),))
                 spec = replace(spec, blend=words)
                 edit = nulltext.edit(model, case.inversion, spec, source_branch=branch)
-                placed = place(canvas, edit, 0, spec, "auto")
+                placed = place(canvas, edit, 0, spec, "auto", colour=colour)
             else:
                 [finding] = run(find_steps(model, case.inversion, [spec], region))
-                placed = place(canvas, edit, 0, spec, "auto", finding)
+                placed = place(canvas, edit, 0, spec, "auto", finding, colour)
             name = f"{method}, {editor_name}, {branch_name}, {region}"
             placed.image.save(pictures / picture_name(name, task))
             rows[name.partition(", ")[2]] = {

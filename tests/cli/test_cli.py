@@ -50,6 +50,7 @@ def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
         "changed_fraction",
         "psnr_outside",
         "mask_fraction",
+        "region_fraction",
         "unchanged",
         "remarks",
         "seconds_invert",

@@ -184,7 +184,8 @@ def test_a_picture_says_how_its_region_and_hue_came_about(here, model, run, save
     for options, region, hue in (
         (("a red cat",), "found", "red"),
         (("a red cat", "--hue", "model"), "found", None),
-        (("a red cat", "--region", "everywhere"), None, "red"),
+        (("a red cat", "--region", "everywhere"), None, None),
+        (("a cat", "--weight", "cat=2"), "found", None),
         (("a dog",), "found", None),
     ):
         assert run(*edit, *options)[0] == 0

@@ -17,9 +17,11 @@ from nulltext.image.compositing import (
     _box,
     compare_pictures,
     composite,
-    detail_share,
+    composite_picture,
+    cut_sides,
     dilate,
     fade_inside,
+    fit_detail,
     fit_to_crop,
     original_picture,
     otsu,
@@ -28,6 +30,7 @@ from nulltext.image.compositing import (
 from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo
 from nulltext.image.saving import Picture
+from nulltext.jobs.pictures import remarks_on
 from support.pictures import noise, pixels
 
 
@@ -178,11 +181,90 @@ def testotsu_parts_two_heaps():
     assert 2.5 < otsu(torch.cat([low, high])) < 7
 
 
-def test_detail_stays_where_the_structure_did():
+def test_detail_is_carried_as_the_edit_carries_the_reconstruction():
     generator = torch.Generator().manual_seed(0)
     old, new = (torch.rand(3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
-    edit = old * 0.6 + 0.1  # left: another contrast and colour, the same shapes
+    mixing = torch.tensor([[0.2, 0.5, 0.0], [0.0, 0.6, 0.1], [0.3, 0.0, 0.4]])
+    edit = torch.einsum("ij,jhw->ihw", mixing, old) + 0.1  # left: other colours, the same shapes
     edit[..., 32:] = new[..., 32:]
-    share = detail_share(edit, old, "auto")
-    assert float(share[:, :24].mean()) > 0.95
-    assert float(share[:, 40:].mean()) < 0.3
+    fitted, share = fit_detail(edit, old, "auto")
+    expected = mixing[..., None, None].expand(3, 3, 64, 20)
+    # the ridge of 0.02 beside a variance of 1/3, and the windows' noise
+    torch.testing.assert_close(share[..., :20], expected, atol=0.15, rtol=0)
+    assert float(share[..., 44:].abs().mean()) < 0.2
+    departures = (fitted - edit).abs()
+    assert float(departures[..., :20].max()) < 0.15
+    assert float(departures[..., 44:].mean()) < 0.15  # what is new stays, of a mean of 0.5
+
+
+def disc(side, radius, inside, outside, blur=0.0):
+    """A disc of one colour on another, [3, side, side], its edge some pixels wide."""
+    y, x = torch.meshgrid(*[torch.arange(side) - side / 2 + 0.5] * 2, indexing="ij")
+    within = ((radius - (x**2 + y**2).sqrt()) / max(blur, 1.0) + 0.5).clamp(0, 1)
+    colours = (torch.tensor(c)[:, None, None] for c in (inside, outside))
+    new, old = colours
+    return within * new + (1 - within) * old
+
+
+ORANGE, PINK, DARK = (0.9, 0.2, -0.4), (0.8, -0.6, 0.4), (-0.8, -0.6, -0.6)
+
+
+def as_photo(x):
+    return Photo(Image.fromarray(((x + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
+
+
+def test_an_edge_takes_the_new_colour_on_both_sides():
+    photo = as_photo(disc(512, 160, ORANGE, DARK))
+    old, new = (disc(64, 20, colour, DARK, blur=2.5) for colour in (ORANGE, PINK))
+    after = composite(photo, CropBox(0, 0, 512, 512), new, old, torch.ones(512, 512))
+    ideal = as_photo(disc(512, 160, PINK, DARK))
+    error = np.abs(pixels(after).astype(float) - pixels(ideal.image))
+    plain = composite(photo, CropBox(0, 0, 512, 512), new, old, torch.ones(512, 512), "photo")
+    rim = np.abs(pixels(plain).astype(float) - pixels(ideal.image))
+    assert error.max() < 20  # levels; the ridge keeps a little of the old colour
+    assert error.max() < rim.max() / 3
+
+
+def test_what_is_gone_leaves_no_outline():
+    photo = as_photo(disc(512, 160, ORANGE, DARK))
+    old = disc(64, 20, ORANGE, DARK, blur=2.5)
+    gone = torch.tensor(DARK)[:, None, None].expand(3, 64, 64)
+    after = composite(photo, CropBox(0, 0, 512, 512), gone, old, torch.ones(512, 512))
+    ideal = ((torch.tensor(DARK) + 1) * 127.5).numpy()
+    ghost = np.abs(pixels(after) - ideal).max()
+    assert ghost < 16  # of 217 levels of the disc's red
+
+
+def test_at_16_bits_an_edit_that_is_the_reconstruction_is_the_photo():
+    deep = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), dtype=np.uint16)
+    photo = Photo(Image.fromarray((deep >> 8).astype(np.uint8)), deep=deep)
+    same = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3)) - 0.5
+    after = composite_picture(photo, CropBox(0, 0, 64, 64), same, same, torch.ones(64, 64))
+    assert (after.deep == deep).all()
+
+
+def test_a_region_that_goes_on_beyond_the_crop_is_told_by_its_sides():
+    box, size = CropBox(0, 20, 80, 80), (120, 140)  # at the photo's left, inside elsewhere
+    whole = fit_to_crop(torch.ones(16, 16), box, size)
+    assert cut_sides(whole, box, size) == ["right", "top", "bottom"]
+    inner = torch.zeros(16, 16)
+    inner[4:12, 4:12] = 1
+    assert cut_sides(fit_to_crop(inner, box, size), box, size) == []
+    inner[4:12] = 1
+    assert cut_sides(fit_to_crop(inner, box, size), box, size) == ["right"]
+
+
+def test_an_edit_that_is_cut_off_says_what_to_do():
+    photo, box = Photo(Image.fromarray(noise(64, 96, 3))), CropBox(16, 0, 64, 64)
+    pictures = torch.zeros(2, 1, 3, 32, 32)
+    pictures[0] = 0.4
+    edit = Edit(pictures[0], pictures[1], 30.0, 1, torch.ones(1, 4, 4), (None,))
+    mask = torch.ones(64, 64)
+    mask[:8] = 0
+    spec = EditSpec("a dog", mask=mask)
+    placed = place(Canvas(photo, box, full=True), edit, 0, spec, "auto")
+    assert placed.cut == ("left", "right")
+    assert placed.seam == "stops inside the photo, at the crop's left and right"
+    assert "invert with --size photo" in next(remarks_on(placed))
+    crop = Canvas(Photo(photo.image.crop(box.edges)), CropBox(0, 0, 64, 64), full=False)
+    assert place(crop, edit, 0, spec, "auto").seam is None

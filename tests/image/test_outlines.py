@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
-from nulltext.image.outlines import COARSE_SIDE, CUT_SIDE, outline, soften
+from nulltext.image.outlines import COARSE_SIDE, CUT_SIDE, feather, outline
 
 
 def scene(size: tuple[int, int], *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,11 +71,18 @@ def test_a_flat_picture_keeps_to_the_score():
     assert 0.02 < found.mean() < 0.6
 
 
-def test_softening_grows_by_the_radius_and_fades():
-    mask = torch.zeros(41, 41)
-    mask[20, 20] = 1
-    grown = soften(mask, grow=5, fade=1.0)
-    assert grown[20, 20] > 0.99
-    assert grown[20, 26] > 0.1
-    assert grown[20, 32] < 1e-3
-    assert 0 <= grown.min() <= grown.max() <= 1
+def test_the_fallback_is_what_is_surely_inside():
+    """A few cells that the cut, at the larger size, would give up."""
+    picture = torch.zeros(3, 400, 400)
+    score = torch.zeros(100, 100)
+    score[40:44, 40:44] = 1
+    assert outline(picture, score)[165:170, 165:170].all()
+
+
+def test_a_border_is_sharp_at_edges_and_soft_elsewhere():
+    picture, shape = scene((200, 200))
+    weight = feather(shape.float(), picture, grow=1)
+    assert 0 <= weight.min() <= weight.max() <= 1
+    assert ((weight > 0.05) & (weight < 0.95)).float().mean() < 0.08
+    flat = feather(shape.float(), torch.zeros_like(picture), grow=1)
+    assert ((flat > 0.05) & (flat < 0.95)).float().mean() > 0.12

@@ -81,8 +81,27 @@ def test_styles_lights_and_seasons_are_about_the_picture(read, source, target):
     assert read_change(read(source), read(target)).about == "picture"
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "attributes"),
+    [
+        ("an orange flower", "a red flower", ("red",)),
+        ("a cat", "a large red cat on a sofa", ("large", "red")),
+        ("an orange", "a lemon", ()),
+        ("a black retriever", "a golden retriever", ("golden",)),
+    ],
+)
+def test_attributes_are_the_new_words_before_a_noun(read, source, target, attributes):
+    assert read_change(read(source), read(target)).attributes == attributes
+
+
+def test_a_background_of_nothing_is_the_picture(read):
+    change = read_change(read("a photo, dark background"), read("a photo, green background"))
+    assert change.about == "picture"
+
+
 def test_a_weighted_word_counts_as_changed(read):
     text = read("a red rose and a cat")
     assert read_change(text, text).about == "picture"
     change = read_change(text, text, ["red"])
     assert (change.about, words(text, change.source)) == ("things", "rose")
+    assert change.attributes == ()

@@ -4,14 +4,17 @@ Along the stored pivot, at three noise levels t in the middle of the run, the ne
 both prompts; its cross-attention A is read meanwhile, and nothing is sampled:
 
     D = G mean over t and channels of |o(z*_t, t, C_target) - o(z*_t, t, C_source)|
-    A = max over the things that change of their nouns' maps      (`words.changes`)
-    s = [ [A] + [D] ]          [x]: x between its 5 % and 98 % quantiles, cut off to [0, 1]
-    s = rank of A              by attention alone: asked for, or where embeddings do not differ
+    A = max over the things that change of [a]      a: their nouns' token maps, `words.changes`
+    s = [A + [D]]                  [x]: x between its 5 % and 98 % quantiles, cut off to [0, 1]
+    s = rank of A                  by attention alone
 
-G is a mean over squares. The source's attention shows what is there, the target's what comes. For a
-change of the background A is that of the things which stay, and the region is all but these. From s
-to the region of pixels it is `image.outlines`, on the photo at hand; where a thing's kind changes,
-the union with its outline in the edited picture.
+C are the prompts' plain embeddings, whatever an inversion optimised; G is a mean over squares of
+about an eighth of the side. A thing that the source names is looked for by the source's maps, one
+that comes by the target's. For a change of the background A is that of the things which stay, and
+the region is all but these. Attention alone is taken where that is asked for, for backgrounds, and
+where the embeddings are the same (weights). From s to the region of pixels it is `image.outlines`,
+on the photo at hand; where a noun comes, goes or changes, the union with the outline in the edited
+picture.
 
 Source: Couairon et al. 2023 (DiffEdit), sec. 3.2, eq. 5, which noises afresh where we have a pivot;
 Brack et al. 2024 (LEdits++), sec. 4.3 (both kinds of evidence). Combination and outlines are ours.
@@ -32,8 +35,9 @@ from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.constants import Region
 from nulltext.diffusion.loops import StepInfo
+from nulltext.editing.editors import steps_until
 from nulltext.editing.spec import EditSpec
-from nulltext.image.outlines import outline, soften
+from nulltext.image.outlines import feather, outline
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import Replaying
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -41,19 +45,14 @@ from nulltext.words.changes import Change, read_change
 from nulltext.words.prompts import TokenizedPrompt
 
 PROBED: Final = (0.35, 0.5, 0.65)
-"""Fractions of the run at which the network is asked: before them it lays out, later it draws
-detail."""
+"""Fractions of the run at which it is asked: earlier it lays out, later it draws detail."""
 SMOOTHING: Final = 1 / 16
 """Radius of G in parts of the latents' side."""
 LOW, HIGH = 0.05, 0.98
 """Quantiles between which evidence counts."""
-GROWTH, FADE = 2.0, 1.5
-"""Radius by which an outline is dilated, and deviation by which it is blurred, in the model's
-pixels: its own edges are no sharper."""
-TIGHT: Final = 1.0
-"""The same radius for a background, which must not reach into the things."""
-NEARLY_NOTHING, NEARLY_ALL = 0.005, 0.95
-"""Shares of the picture below and above which a region is worth a word."""
+GROWTH: Final = 1.0
+"""Radius by which a region is dilated, in the model's pixels: more lets what the edit changed
+beside a thing show as a glow around it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Finding:
 
         Args:
             picture: the photo's crop, [3, H, W] in about [-1, 1], at any resolution.
-            edited: the edit, [3, H', W'], at the model's resolution.
+            edited: the edit, [3, H', W'] in about [-1, 1], at the model's resolution.
 
         Returns: [h, w], at most `outlines.CUT_SIDE` on the longer side.
         """
@@ -80,9 +79,8 @@ class Finding:
                 drawn = interpolate(drawn[None, None], size=found.shape, mode="nearest")[0, 0]
             found = torch.maximum(found, drawn)
         pixel = max(found.shape) / max(self.score.shape)
-        if self.change.about == "background":
-            return soften(1 - found, TIGHT * pixel, FADE * pixel)
-        return soften(found, GROWTH * pixel, FADE * pixel)
+        region = 1 - found if self.change.about == "background" else found
+        return feather(region, picture, GROWTH * pixel)
 
 
 def find_steps(
@@ -158,7 +156,7 @@ def _probe(
     replaying = Replaying.of(model, inversion)
     model, steps = replaying.model, inversion.num_steps
     embeds = model.embed([inversion.header.prompt, *targets])
-    indices = sorted({min(int(part * steps + 0.5), steps - 1) for part in PROBED})
+    indices = sorted({min(steps_until(part, steps), steps - 1) for part in PROBED})
     differences, maps = [], []
     for done, index in enumerate(indices, start=1):
         level = replaying.grid[index].noisier
@@ -194,11 +192,9 @@ def _score(
     target_maps = probes.target_maps[row]
     looks += [word_map(target_maps, wanted.prompt.words[j].tokens) for j in change.added]
     spread = [_spread(_enlarged(look, probes.size)) for look in looks]
-    attention = torch.stack(spread).amax(dim=0) if spread else None
+    attention = torch.stack(spread).amax(dim=0)
     difference = _enlarged(probes.differences[row], probes.size)
     differs = bool(difference.max() > difference.min())
-    if attention is None:
-        return _spread(difference)
     if alone or change.about == "background" or not differs:
         return _ranks(attention)
     return _spread(attention + _spread(difference))

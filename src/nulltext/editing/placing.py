@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -17,14 +17,15 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from nulltext.constants import DETAIL, HUE, REGION, Detail, Hue, Region
 from nulltext.diffusion.loops import StepInfo, run
-from nulltext.editing.finding import NEARLY_ALL, NEARLY_NOTHING, Finding, find_steps, weighted_words
-from nulltext.editing.loop import Edit, edit_steps
+from nulltext.editing.finding import Finding, find_steps, weighted_words
+from nulltext.editing.loop import Edit, check_specs, edit_steps
 from nulltext.editing.spec import EditSpec, specs_of
-from nulltext.errors import ImageError
+from nulltext.errors import ImageError, OptionError
 from nulltext.image.colours import HUES, to_named_hue
 from nulltext.image.compositing import (
     compare_pictures,
     composite_picture,
+    cut_sides,
     dilate,
     fade_inside,
     fit_to_crop,
@@ -43,7 +44,9 @@ from nulltext.words.changes import read_change
 SAME_PHOTO = 2.0
 """Mean absolute difference, in 8-bit levels, up to which two crops are of the same photo: decoders
 and resizers differ by less, other photos by far more."""
-UNSEEN = 0.1
+NEARLY_NOTHING, NEARLY_ALL = 0.005, 0.95
+"""Shares of the crop below and above which a region that was found is worth a word."""
+HARDLY = 0.1
 """Weight, in parts of the mask's own, below which an edit hardly shows."""
 
 
@@ -91,15 +94,18 @@ class Placed:
     unchanged: str | None
     """Why nothing was edited, in one sentence; None where something was."""
     region: Tensor
-    """[box.height, box.width], uint8: where it may show, from 0 (nothing was to change) to 255."""
+    """[box.height, box.width], uint8: where it may show, from 0 (nothing was to change) to 255; of
+    one that shows everywhere, where it changed something."""
     is_found: bool
     """Whether that was found from the words, not given or measured."""
     is_local: bool
     """Whether pixels of its canvas were left as they are."""
     colour: str | None
-    """The colour whose hue it was to have; None where it names none."""
+    """The colour to whose hue it was turned where it missed it; None of any other."""
     is_reconstruction: bool
     """Whether, unedited, it differs from the photo all the same, as the reconstruction does."""
+    cut: tuple[str, ...] = ()
+    """The sides of the crop that cut off where it shows: left, right, top, bottom."""
     lost: tuple[str, ...] = ()
     """What the file does not hold of the picture, in sentences."""
 
@@ -114,16 +120,28 @@ class Placed:
         return self.region == 0
 
     @property
+    def region_fraction(self) -> float:
+        """Share of the crop's pixels where it may show."""
+        return float((self.region > 0).float().mean()) if self.is_local else 1.0
+
+    @property
     def oddity(self) -> str | None:
         """What is odd about a region that was found, in one sentence; None of any other."""
         if not self.is_found:
             return None
-        share = float((self.region > 0).float().mean())
+        share = self.region_fraction
         if share > NEARLY_ALL:
             return f"covers nearly all of the crop ({100 * share:.0f} %)"
         if share < NEARLY_NOTHING:
             return f"covers nearly nothing of the crop ({100 * share:.1f} %)"
         return None
+
+    @property
+    def seam(self) -> str | None:
+        """Where the edit stops short inside the photo, in words; None if nowhere."""
+        if not self.cut or self.unchanged:
+            return None
+        return f"stops inside the photo, at the crop's {' and '.join(self.cut)}"
 
     @property
     def nothing(self) -> str | None:
@@ -147,15 +165,21 @@ def placed_steps(
 ) -> Generator[StepInfo, None, tuple[Edit, list[Placed]]]:
     """Find where edits belong, make them, and put them there, as a generator of steps.
 
-    Raises: as `editing.edit`.
+    Args: as `edit_photo`.
+
+    Raises: as `editing.edit`; OptionError: there is no such region, detail or hue.
     """
+    _check_name("region", region, Region)
+    _check_name("detail", detail, Detail)
+    _check_name("hue", hue, Hue)
+    check_specs(model, inversion.header.prompt, specs)
     counted = model.counted()
     findings = yield from find_steps(counted, inversion, specs, region)
     edit = yield from edit_steps(model, inversion, specs, source_branch=source_branch)
     edit = replace(edit, unet_evaluations=edit.unet_evaluations + counted.passes.total)
     placed = []
     for row, (spec, finding) in enumerate(zip(specs, findings, strict=True)):
-        colour = _colour_of(model, inversion, spec) if hue == "named" else None
+        colour = colour_of(model, inversion, spec) if hue == "named" else None
         placed.append(place(canvas, edit, row, spec, detail, finding, colour))
     return edit, placed
 
@@ -193,13 +217,17 @@ def edit_photo(
     if opened is not None:
         check_same_photo(inversion, opened)
     canvas = Canvas.of(inversion, opened, full=opened is not None)
-    how: dict[str, Any] = {
-        "region": region,
-        "detail": detail,
-        "hue": hue,
-        "source_branch": source_branch,
-    }
-    return run(placed_steps(model, inversion, specs_of(specs), canvas, **how), on_step)[1]
+    steps = placed_steps(
+        model,
+        inversion,
+        specs_of(specs),
+        canvas,
+        region=region,
+        detail=detail,
+        hue=hue,
+        source_branch=source_branch,
+    )
+    return run(steps, on_step)[1]
 
 
 def place(
@@ -215,16 +243,20 @@ def place(
 
     On a crop, without mask, blend and finding, the model's own picture is the result.
 
-    Args: colour: a key of `HUES`, to which the hue is turned where the edit shows.
+    Args:
+        row: of the edit's pictures.
+        detail: how much of the photo's fine detail is kept; see `compositing`.
+        finding: where it belongs; not looked at where its mask or blend says so.
+        colour: a key of `HUES`, to which the hue is turned; not where the edit shows everywhere.
     """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
     found = finding if spec.mask is None and spec.blend is None else None
     weight = _weight(canvas, edit, row, spec, found)
-    local = canvas.full or spec.mask is not None or spec.blend is not None or found is not None
-    if colour is not None and (found is not None or spec.mask is not None or spec.blend):
+    bounded = found is not None or spec.mask is not None or spec.blend is not None
+    if colour is not None and bounded:
         small = interpolate(weight[None, None], size=picture.shape[-2:], mode="area")[0, 0]
         picture = to_named_hue(picture, reconstruction, small, colour)
-    if local:
+    if bounded or canvas.full:
         where = (canvas.photo, canvas.box)
         result = composite_picture(*where, picture, reconstruction, weight, detail)
     else:
@@ -241,24 +273,30 @@ def place(
         unchanged=edit.unchanged[row] or unseen,
         region=shown,
         is_found=found is not None,
-        is_local=local,
-        colour=colour,
+        is_local=bounded or canvas.full,
+        colour=colour if bounded else None,
         is_reconstruction=difference.changed_fraction > 0,
+        cut=tuple(cut_sides(weight, canvas.box, canvas.photo.size)),
     )
 
 
-def _colour_of(model: LatentDiffusion, inversion: Inversion, spec: EditSpec) -> str | None:
-    """The colour that an edit gives a thing, where it names one and `HUES` has it."""
+def _check_name(what: str, name: str, names: Any) -> None:
+    if name not in get_args(names):
+        raise OptionError(f"There is no {what} '{name}'; choose {', '.join(get_args(names))}.")
+
+
+def colour_of(model: LatentDiffusion, inversion: Inversion, spec: EditSpec) -> str | None:
+    """Return the one colour of `HUES` that an edit newly gives a thing; None without one."""
     source = model.tokenize(inversion.header.prompt, allow_empty=True)
     change = read_change(source, model.tokenize(spec.target), weighted_words(spec))
-    named = [word for word in change.words if word in HUES]
+    named = [word for word in change.attributes if word in HUES]
     return named[0] if change.about == "things" and len(named) == 1 else None
 
 
 def _why_unseen(weight: Tensor, spec: EditSpec) -> str:
     """Why an edit that differs from the reconstruction does not show in its canvas."""
     most = 1.0 if spec.mask is None else float(spec.mask.max())
-    if float(weight.max()) < UNSEEN * most:
+    if float(weight.max()) < HARDLY * most:
         return (
             "what may change lies where an edit fades out towards the crop's border: move the crop"
         )

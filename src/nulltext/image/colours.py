@@ -1,15 +1,16 @@
 """Bring the hue of an edit to the colour that was asked for.
 
-Guidance moves a hue along a straight line from the source's towards the target's and, by the photo,
-stops short of it or runs past it. A colour word names a range of hues. With h the mean hue of an
-edit inside its region, weighted by chroma, h_0 that of the picture that it started from, and d the
-way from h to the nearest end of the range,
+Guidance moves a hue along a straight line from the source's towards the target's and, depending on
+the photo, stops short of it or runs past it. A colour word names a range of hues. With h the mean
+hue of an edit inside its region, weighted by chroma, h_0 that of the picture that it started from,
+and d the way from h to the nearest end of the range,
 
     pixels of hue h' are turned by d g(|h' - h|)      d cut off to |h - h_0| and `MOST`
 
 g is 1 up to `NEAR` and falls to 0 at `FAR`, so that a heart or a leaf of another colour keeps its
-own. Saturation and value (HSV) stay. So a hue is turned no further than the model itself turned it,
-and an edit that changes nothing stays as it is.
+own. Saturation and value (HSV) stay. So a hue is turned no further than the model itself turned it
+(from a start without colour, `MOST`), and an edit that changes nothing stays as it is. The ranges
+are ours, around the hues of the words in common tables of colours and in photos of flowers.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ LEAST_CHROMA: Final = 0.02
 
 
 def to_named_hue(picture: Tensor, before: Tensor, weight: Tensor, colour: str) -> Tensor:
-    """Turn the hue of a region to a colour's, by the module's formula.
+    """Turn a picture's hue to a colour's, by the module's formula.
 
     Args:
         picture, before: [3, H, W] in about [-1, 1], the edit and what it started from.
-        weight: [H, W] in [0, 1], where the region is.
+        weight: [H, W] in [0, 1], where the mean hues are taken; pixels elsewhere turn along.
         colour: a key of `HUES`.
 
-    Returns: [3, H, W]; the picture itself where its hue is the colour's already.
+    Returns: [3, H, W]; the picture itself where its hue is the colour's already, has not moved, or
+    where there is no colour.
     """
     mean, started = _mean_hue(picture, weight), _mean_hue(before, weight)
     if mean is None:
@@ -65,16 +67,16 @@ def to_named_hue(picture: Tensor, before: Tensor, weight: Tensor, colour: str) -
     way = max(-moved, min(moved, _way_into(mean, HUES[colour])))
     if way == 0:
         return picture
-    hue, value, chroma = _cone(picture)
+    hue, value, chroma = _to_hsv(picture)
     apart = ((hue - mean + 180) % 360 - 180).abs()
     along = ((FAR - apart) / (FAR - NEAR)).clamp(0, 1)
-    turned = _from_cone(hue + way * along, value, chroma)
+    turned = _from_hsv(hue + way * along, value, chroma)
     return torch.where(along * chroma > 0, 2 * turned - 1, picture)
 
 
 def _mean_hue(picture: Tensor, weight: Tensor) -> float | None:
     """Return the mean hue of a region in degrees; None where it has no colour to speak of."""
-    hue, _, chroma = _cone(picture)
+    hue, _, chroma = _to_hsv(picture)
     pull = (weight * chroma).double()
     if float(pull.sum()) <= LEAST_CHROMA * float(weight.sum()):
         return None
@@ -83,8 +85,8 @@ def _mean_hue(picture: Tensor, weight: Tensor) -> float | None:
     return float(mean) * 180 / math.pi
 
 
-def _cone(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hue in degrees, value and chroma in [0, 1], each [H, W], of HSV's hexagon."""
+def _to_hsv(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hue in degrees, value and chroma in [0, 1], each [H, W], of HSV's cone."""
     red, green, blue = (picture.clamp(-1, 1) + 1) / 2
     largest = torch.maximum(torch.maximum(red, green), blue)
     chroma = largest - torch.minimum(torch.minimum(red, green), blue)
@@ -96,8 +98,8 @@ def _cone(picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return 60 * sextant, largest, chroma
 
 
-def _from_cone(hue: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
-    """Return [3, H, W] in [0, 1], the inverse of `_cone`."""
+def _from_hsv(hue: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
+    """Return [3, H, W] in [0, 1], the inverse of `_to_hsv`."""
     channels = []
     for offset in (5, 3, 1):
         place = (offset + hue / 60) % 6

@@ -3,23 +3,34 @@
 With p the photo's crop at its own size, U a smooth enlargement to that size, e and r the edit and
 the reconstruction beside it at the model's resolution, the photo's pixels become
 
-    p + a (U e + s (p - U r) - p)
+    p + a (U e' + (U S) (p - U r) - p)
 
 a, in [0, 1], says where: 0 keeps the photo's own bytes. It is a mask that the user supplies, faded
-inside its borders so that no pixel beyond them changes; or a local blend; or, without either, it is
-derived from the edit: d = G |e - r| (G a Gaussian, the mean over RGB), cut by Otsu's threshold,
-dilated and faded outwards.
+inside its borders so that no pixel beyond them changes; or a local blend; or the region that was
+found for the words; or, without these, it is derived from the edit: d = G |e - r| (G a Gaussian,
+the mean over RGB), cut by Otsu's threshold, dilated and faded outwards.
 
-s, in [0, 1], is the share of the fine detail p - U r, which the model does not reproduce, that is
-added back: nothing (`model`), everything (`photo`), or, pixel by pixel, the structure term of SSIM
-between e and r (`auto`), which keeps detail where shapes stayed. For changes of colour, `luminance`
-adds back the luma of p - U r alone everywhere: light and shade without the old colour.
+S, a matrix over RGB at every pixel, says what becomes of the fine detail p - U r, which the model
+does not reproduce: nothing is added back (`model`, S = 0), all of it (`photo`, S = 1), its luma
+alone (`luminance`); or what became there of the detail that the model does reproduce (`auto`). For
+that, the edit is fitted as a linear function of the reconstruction, by `guided_filter`:
+
+    e - r ~ A r + b        S = 1 + A
+
+So an edge has the new colours on both sides and the photo's own sharpness, and the outline of what
+is gone goes with it. What the fit leaves over, q = e - r - A r - b, is new where there is much of
+it, and elsewhere a blurred edge that would glow around the sharp one (M: mean over a window):
+
+    e' = e - (1 - k) q        k = M min(1, M q^2 / (M e^2 - (M e)^2 + c))
+
+Otherwise e' = e. Where nothing was edited, e = r, S = 1 and e' = r: the photo.
 
 Photos are large, so everything is computed some rows at a time, within the bounds of a. A photo of
 16 bits a channel keeps them.
 
-Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; Wang et al.
-2004 (SSIM), eq. 10. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson 1983.
+Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; He & Sun
+2015 (fast guided filter: the fit's coefficients enlarged). Fitting the difference, so that S tends
+to 1, and k are ours. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson 1983.
 Luma: ITU-R BT.601, as in JPEG.
 """
 
@@ -37,6 +48,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, interpolate, max_pool2d, pad
 
 from nulltext.constants import Detail
+from nulltext.image.guided_filter import fit, means
 from nulltext.image.images import CropBox
 from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
 from nulltext.image.saving import Picture
@@ -49,16 +61,26 @@ FADE = 1 / 48
 """Width, in parts of the crop's side, over which a user's mask fades inside its borders."""
 EDGE = 1 / 16
 """Width, in parts of the crop's side, over which a region fades towards the crop's border."""
-WINDOW = 1 / 64
-"""Standard deviation of the SSIM window in parts of the side."""
-STRUCTURE = (0.03 * 2) ** 2 / 2
-"""C3 of SSIM for values that span 2: structure below it is noise."""
+CUT = 1 / 32
+"""Share of a border of the crop, beyond which a weight that ends there is cut off."""
+WINDOW = 1 / 42
+"""Radius of the windows of the fit in parts of the side: 3 pixels of 128."""
+RIDGE = 0.02
+"""lambda of the fit: the variance, for values that span 2, below which S stays near 1."""
+NOISE = (0.03 * 2) ** 2 / 2
+"""c: the variance below which nothing is new; C3 of SSIM."""
 BINS = 256
 """Bins of the histogram for Otsu's threshold."""
 TILE = 1 << 16
 """Pixels that are processed at a time: they stay in the processor's cache."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue."""
+CONSTANT = {
+    "model": torch.zeros(3, 3),
+    "photo": torch.eye(3),
+    "luminance": torch.tensor([LUMA] * 3),
+}
+"""S by --detail, where it is the same everywhere."""
 
 
 def region_of_change(edit: Tensor, reconstruction: Tensor) -> Tensor:
@@ -114,6 +136,23 @@ def fit_to_crop(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> Te
     return result
 
 
+def cut_sides(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> list[str]:
+    """Name the crop's inner borders that cut a weight off, which `fit_to_crop` faded."""
+    left, top, right, bottom = box.edges
+    columns, rows = (math.ceil(EDGE * length) for length in (box.width, box.height))
+    lines = {
+        "left": weight[:, columns] if left > 0 else None,
+        "right": weight[:, -1 - columns] if right < photo_size[0] else None,
+        "top": weight[rows] if top > 0 else None,
+        "bottom": weight[-1 - rows] if bottom < photo_size[1] else None,
+    }
+    return [
+        side
+        for side, line in lines.items()
+        if line is not None and float((line > 0.5).float().mean()) > CUT
+    ]
+
+
 def composite(
     photo: Photo,
     box: CropBox,
@@ -150,8 +189,10 @@ def composite_picture(
     def enlarged(x: Tensor) -> _Enlargement:
         return _Enlargement(x.float(), (box.height, box.width), "bicubic", across)
 
-    e, r = enlarged(edit.clamp(-1, 1)), enlarged(reconstruction.clamp(-1, 1))
-    s = enlarged(detail_share(edit, reconstruction, detail)[None])
+    fitted, shares = fit_detail(edit, reconstruction, detail)
+    e, r = enlarged(fitted), enlarged(reconstruction.clamp(-1, 1))
+    size = (box.height, box.width)
+    s = _Enlargement(shares.flatten(0, 1), size, "bilinear", across)
     for rows in _row_slices(down.start, down.stop, across.stop - across.start):
         part = weight[rows, across]
         changed = (part != 0).numpy()[..., None]
@@ -164,10 +205,10 @@ def composite_picture(
         numbers = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
         p = numbers.div_(levels / 2).sub_(1)
         lost = p - r.rows(rows)
-        if detail == "luminance":
-            red, green, blue = (channel * by for channel, by in zip(lost, LUMA, strict=True))
-            lost = (red + green + blue).expand_as(lost)
-        wanted = e.rows(rows) + s.rows(rows).clamp(0, 1) * lost
+        share = s.rows(rows).unflatten(0, (3, 3))
+        wanted = e.rows(rows)
+        for channel in range(3):
+            wanted += share[:, channel] * lost[channel]
         mixed = p + part * (wanted.clamp(-1, 1) - p)
         if deep is not None:
             np.copyto(values, _rounded(mixed, LEVELS).astype(np.uint16), where=changed)
@@ -190,18 +231,22 @@ def _rounded(mixed: Tensor, levels: int) -> np.ndarray[Any, Any]:
     return rounded
 
 
-def detail_share(edit: Tensor, reconstruction: Tensor, detail: Detail) -> Tensor:
-    """Compute s, the share of the photo's fine detail that an edit keeps: [H, W] in [0, 1]."""
+def fit_detail(edit: Tensor, reconstruction: Tensor, detail: Detail) -> tuple[Tensor, Tensor]:
+    """Compute e' and S of the module's formula: [3, H, W], and [3, 3, H, W] or [3, 3, 1, 1].
+
+    S[i, j] is how much of the photo's channel j goes into the result's channel i.
+    """
+    e, r = edit.float().clamp(-1, 1), reconstruction.float().clamp(-1, 1)
     if detail != "auto":
-        return torch.full_like(edit[0], 0.0 if detail == "model" else 1.0)
-    a, b = (x.clamp(-1, 1).mean(dim=0) for x in (edit, reconstruction))
-    deviation = WINDOW * min(a.shape)
-    mean_a, mean_b = _blurred(a, deviation), _blurred(b, deviation)
-    covariance = _blurred(a * b, deviation) - mean_a * mean_b
-    variance_a = (_blurred(a * a, deviation) - mean_a**2).clamp(min=0)
-    variance_b = (_blurred(b * b, deviation) - mean_b**2).clamp(min=0)
-    structure = (covariance + STRUCTURE) / ((variance_a * variance_b).sqrt() + STRUCTURE)
-    return _blurred(structure.clamp(0, 1), deviation)
+        return e, CONSTANT[detail][..., None, None]
+    radius = max(1, round(WINDOW * min(e.shape[-2:])))
+    d = e - r  # 0 where nothing was edited, so that S is exactly 1 there
+    fitted = fit(d, r, radius, RIDGE)
+    q = d - fitted.of(r)
+    variance = (means(e * e, radius) - means(e, radius) ** 2).clamp(min=0).sum(dim=0)
+    k = (means(q * q, radius).sum(dim=0) / (variance + NOISE)).clamp(0, 1)
+    slope = torch.eye(3)[..., None, None] + fitted.slope
+    return e - (1 - means(k[None], radius)) * q, slope
 
 
 @dataclass(frozen=True)

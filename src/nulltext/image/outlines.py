@@ -6,8 +6,9 @@ A score in [0, 1] is cut by Otsu's threshold t, and seeds a graph cut of the pic
     between, above t               probably inside      else                 probably outside
 
 It is done at a small size, where textures do not lead astray, and again along the outline alone at
-a larger one. The mask is opened and closed.
-Source: Rother et al. 2004 (GrabCut), by OpenCV; Otsu 1979. The seeds are ours.
+a larger one. The mask is closed and opened. `feather` gives it a border that follows the picture.
+Source: Rother et al. 2004 (GrabCut), by OpenCV; Otsu 1979; He et al. 2013, sec. 4 (guided
+feathering). The seeds are ours.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from nulltext.image.compositing import otsu
+from nulltext.image.guided_filter import fit
 
 SURE, UNSURE = 0.8, 0.22
 """Part of the way from the threshold to 1 above which a place is surely inside, and from 0 to the
@@ -33,11 +35,15 @@ CUT_SIDE: Final = 512
 BAND: Final = 2
 """Pixels of the small size by which the outline may move at the larger one."""
 SMOOTH: Final = 3
-"""Side in pixels of the disc by which a cut is opened and closed."""
-UNSEEN: Final = 1 / 512
-"""Weight below which no byte changes."""
+"""Side in pixels of the disc by which a cut is closed and opened."""
 LEAST: Final = 0.002
 """Share of the picture below which a cut has found nothing."""
+REACH: Final = 0.03
+"""Radius of the guided filter's windows in parts of the longer side."""
+RIDGE: Final = 0.005
+"""Its lambda: the variance, for values that span 2, below which a picture is smooth."""
+SETTLED: Final = 0.05
+"""How near to 0 or 1 a feathered weight becomes so."""
 
 Levels = np.ndarray[Any, Any]
 
@@ -47,27 +53,39 @@ def outline(picture: Tensor, score: Tensor) -> Tensor:
 
     Args:
         picture: [3, H, W] in about [-1, 1].
-        score: [any, any] in [0, 1], of the same proportions.
+        score: [h', w'] in [0, 1], of the same proportions and any size.
+
+    Sets the seed of OpenCV's generator.
 
     Returns: of the picture's size, at most `CUT_SIDE` on the longer side. Where the cut finds
     nothing, what is surely inside.
     """
     import cv2
 
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the same outline on every machine
     cv2.setRNGSeed(0)  # GrabCut's mixtures are seeded by k-means
-    small = _levels(picture, COARSE_SIDE)
+    try:
+        found = _outline(cv2, picture, score)
+    finally:
+        cv2.setNumThreads(threads)
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def _outline(cv2: Any, picture: Tensor, score: Tensor) -> Levels:
+    small, large = _levels(picture, COARSE_SIDE), _levels(picture, CUT_SIDE)
     size = (small.shape[0], small.shape[1])
     marked = interpolate(score[None, None].float(), size=size, mode="bilinear")[0, 0]
     labels = _seeds(cv2, marked.numpy())
-    sure = labels == cv2.GC_FGD
+    sure = (labels == cv2.GC_FGD).astype(np.uint8)
     found = _cut(cv2, small, labels, ROUNDS)
-    if found.mean() < LEAST:
-        found = sure.astype(np.uint8)
-    large = _levels(picture, CUT_SIDE)
     if large.shape != small.shape:
         found = _cut(cv2, large, _along(cv2, found, large.shape), MORE_ROUNDS)
-    return torch.from_numpy(found.astype(np.float32))
+    if found.mean() >= LEAST:
+        return found
+    shape = (large.shape[1], large.shape[0])
+    nothing: Levels = cv2.resize(sure, shape, interpolation=cv2.INTER_NEAREST)
+    return nothing
 
 
 def _levels(picture: Tensor, side: int) -> Levels:
@@ -115,16 +133,25 @@ def _cut(cv2: Any, picture: Levels, labels: Levels, rounds: int) -> Levels:
     return result
 
 
-def soften(mask: Tensor, grow: float, fade: float) -> Tensor:
-    """Dilate a mask [H, W] and blur its edge.
+def feather(mask: Tensor, picture: Tensor, grow: float) -> Tensor:
+    """Make a mask's border follow a picture: as sharp as its edges, and soft where it is smooth.
+
+    The mask is dilated and filtered, guided by the picture.
 
     Args:
-        grow: radius of the dilation in pixels, rounded. fade: deviation of the blur in pixels.
+        mask: [H, W], 0 or 1.
+        picture: [3, any, any] in about [-1, 1], of the same proportions.
+        grow: radius of the dilation in pixels, rounded.
+
+    Returns: [H, W] in [0, 1]; 0 farther from the mask than the filter reaches.
     """
     import cv2
 
     radius = round(grow)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    grown = cv2.dilate(mask.numpy(), disc)
-    faded = torch.from_numpy(cv2.GaussianBlur(grown, (0, 0), fade))
-    return torch.where(faded < UNSEEN, 0.0, faded)  # a blur by Fourier transforms leaves specks
+    grown = torch.from_numpy(cv2.dilate(mask.numpy(), disc))[None]
+    size = (mask.shape[0], mask.shape[1])
+    guide = interpolate(picture[None].float(), size=size, mode="area")[0].clamp(-1, 1)
+    window = max(1, round(REACH * max(size)))
+    weight = fit(grown, guide, window, RIDGE).of(guide)[0]
+    return ((weight - SETTLED) / (1 - 2 * SETTLED)).clamp(0, 1)

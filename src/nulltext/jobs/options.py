@@ -367,8 +367,8 @@ class EditOptions(InversionOptions):
     detail: Detail | None = option_field(
         None,
         "Fine detail of the photo, put back over the edit: "
-        "everywhere (photo), its light and shade alone (luminance), nowhere (model), or where "
-        "the shapes stayed (auto, the default).",
+        "everywhere (photo), its light and shade alone (luminance), nowhere (model), or as the "
+        "edit changed what is around it (auto, the default).",
     )
     hue: Hue = option_field(
         constants.HUE,

@@ -71,13 +71,14 @@ class Pictures:
             "changed_fraction": max(one.changed_fraction for one in self.wanted),
             "psnr_outside": min(one.psnr_outside for one in self.wanted),
             "mask_fraction": [one.mask_fraction for one in self.wanted],
+            "region_fraction": [one.region_fraction for one in self.wanted],
             "unchanged": [one.unchanged for one in self.wanted],
         }
 
     @property
     def remarks(self) -> list[str]:
         said = [self.note, note_on_convergence(self.inversion)]
-        said += [text for one in self.wanted for text in (remark(one), *one.lost)]
+        said += [text for one in self.wanted for text in (*remarks_on(one), *one.lost)]
         return list(dict.fromkeys(text for text in said if text))
 
     def save(self, model: LatentDiffusion, files: PictureFiles, *, gps: bool) -> Pictures:
@@ -156,23 +157,31 @@ def prompt_notes(model: LatentDiffusion, inputs: Inputs) -> list[str]:
     return notes_on_prompts(model, prompts, changes_of(options, source))
 
 
-def remark(placed: Placed) -> str | None:
+def remarks_on(placed: Placed) -> Iterator[str]:
+    """What is odd about where an edit shows, and what its blend covers, in sentences."""
     if placed.nothing:
-        return f'Note: "{placed.spec.target}" {placed.nothing}'
+        yield f'Note: "{placed.spec.target}" {placed.nothing}'
+        return
+    if placed.seam:
+        yield (
+            f'Note: "{placed.spec.target}" {placed.seam}: invert with --size photo, or with a '
+            "--crop around all that changes."
+        )
     if placed.oddity:
-        return (
-            f'Note: where "{placed.spec.target}" belongs {placed.oddity}: pass --mask, or choose '
-            "another --region."
+        yield (
+            f'Note: the region found for "{placed.spec.target}" {placed.oddity}: pass --mask, or '
+            "choose another --region."
         )
     if placed.spec.blend is None:
-        return None
+        return
     words = ", ".join(placed.spec.blend.words)
     if placed.mask_fraction == 1:
-        return (
+        yield (
             f"Note: the blend of {words} covers all of the picture (100 %) and holds nothing back: "
             "raise --blend-threshold, or pass --mask."
         )
-    return f"The blend of {words} covers {100 * placed.mask_fraction:.0f} % of the picture."
+    else:
+        yield f"The blend of {words} covers {100 * placed.mask_fraction:.0f} % of the picture."
 
 
 def save_placed(
@@ -275,7 +284,8 @@ def save_region(path: Path, one: Placed, canvas: Canvas) -> None:
     """Write where an edit may show: grey, of the canvas's size, white where it is free."""
     box, size = canvas.box, canvas.photo.size
     whole = Image.new("L", size)
-    whole.paste(Image.fromarray(one.region.numpy()), (box.x, box.y))
+    shown = Image.fromarray(one.region.numpy()) if one.is_local else 255
+    whole.paste(shown, (box.x, box.y, box.x + box.width, box.y + box.height))
     save_image(whole, path)
 
 

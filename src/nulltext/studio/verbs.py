@@ -428,9 +428,11 @@ def _remark(model: LatentDiffusion, source: str, placed: Placed) -> str | None:
     remarks = notes_on_prompts(model, [source, spec.target], [(source, spec.target)])
     if placed.nothing:
         remarks.append(f"The edit {placed.nothing}")
+    elif placed.seam:
+        remarks.append(f"The edit {placed.seam}: draw the crop around all that changes.")
     elif placed.oddity:
         remarks.append(
-            f"Where this edit belongs {placed.oddity}: paint a mask, or choose another region."
+            f"The region that was found {placed.oddity}: paint a mask, or choose another region."
         )
     elif spec.blend is not None and placed.mask_fraction == 1:
         words = ", ".join(spec.blend.words)

@@ -43,8 +43,8 @@ LOOKS = frozenset((
 ))
 """Words for style, light, season and weather, which change the whole picture."""
 NOUNS_IN_ING = PICTURES | LIGHTS | LOOKS | frozenset((
-    "building", "ceiling", "clothing", "earring", "pudding", "railing", "spring", "string",
-    "wedding",
+    "awning", "bedding", "building", "ceiling", "clothing", "duckling", "earring", "lightning",
+    "pudding", "railing", "seedling", "stocking", "string", "wedding",
 ))
 """Nouns that end as "sitting" does."""
 # fmt: on
@@ -61,9 +61,9 @@ class Change:
     """Words of the source prompt, by index: the nouns of the things that change; for a background,
     of the things that stay."""
     added: tuple[int, ...] = ()
-    """Words of the target prompt, by index: nouns of things that the source does not name."""
-    words: tuple[str, ...] = ()
-    """The target's words that differ, folded."""
+    """Words of the target prompt, by index: nouns that no word of the source is paired with."""
+    attributes: tuple[str, ...] = ()
+    """Words before their nouns that are new in the target, folded, whatever is weighted."""
     reshaped: bool = False
     """Whether a noun comes, goes or changes, so that an outline may be another one."""
 
@@ -75,11 +75,14 @@ def read_change(
 
     Args:
         weighted: words of the target whose attention is changed, as typed; they count as changed.
+
+    Returns: `Change("picture")` where nothing else can be told.
     """
     old, new = ([word_key(word.name) for word in prompt.words] for prompt in (source, target))
     pairs = align_words(old, new)
     changed_old = {i for i, j in pairs if i is not None and (j is None or old[i] != new[j])}
     changed_new = {j for i, j in pairs if j is not None and (i is None or old[i] != new[j])}
+    new_words = set(changed_new)
     factors = {word_key(part) for word in weighted for part in word.split()}
     changed_new |= {j for j, word in enumerate(new) if word in factors}
     being_old, being_new = _without_doing(old, changed_old), _without_doing(new, changed_new)
@@ -93,14 +96,15 @@ def read_change(
     if nouns & BACKDROPS:
         if not nouns <= BACKDROPS:
             return Change("picture")
-        return Change("background", source=tuple(sorted(_things(old))))
+        things = tuple(sorted(_things(old)))
+        return Change("background", source=things) if things else Change("picture")
     before = {j: i for i, j in pairs if i is not None and j is not None}
     kept = {before[j] for j in heads_new if j in before}
     return Change(
         "things",
         source=tuple(sorted(heads_old | kept)),
         added=tuple(sorted(j for j in heads_new if j not in before)),
-        words=tuple(new[j] for j in sorted(changed_new)),
+        attributes=tuple(new[j] for j in sorted(_described(new) & new_words)),
         reshaped=bool(heads_old & changed_old or heads_new & changed_new),
     )
 
@@ -109,6 +113,12 @@ def _nouns(keys: Sequence[str], of: Iterable[int]) -> set[int]:
     """Return the nouns of the phrases that hold some words."""
     of = set(of)
     return {_noun(phrase, keys) for phrase in _phrases(keys) if of.intersection(phrase)}
+
+
+def _described(keys: Sequence[str]) -> set[int]:
+    """Return the words that stand in a phrase before its noun."""
+    phrases = _phrases(keys)
+    return {i for phrase in phrases for i in phrase if i < _noun(phrase, keys)}
 
 
 def _without_doing(keys: Sequence[str], changed: set[int]) -> set[int]:
