@@ -31,7 +31,7 @@ def hue_of(picture: torch.Tensor) -> float:
         (20, "red", 10),
         (66, "yellow", 60),
         (318, "pink", 320),
-        (325, "purple", 310),
+        (325, "purple", 300),
     ],
 )
 def test_a_hue_that_missed_ends_at_the_nearest_end_of_the_words_range(edited, colour, wanted):

@@ -35,8 +35,8 @@ HUES: Final[Mapping[str, tuple[float, float]]] = {
     "cyan": (175.0, 195.0),
     "blue": (200.0, 245.0),
     "indigo": (235.0, 265.0),
-    "violet": (255.0, 290.0),
-    "purple": (270.0, 310.0),
+    "violet": (255.0, 285.0),
+    "purple": (265.0, 300.0),
     "magenta": (290.0, 325.0),
     "pink": (320.0, 350.0),
 }
