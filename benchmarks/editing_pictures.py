@@ -56,6 +56,7 @@ def main() -> None:
         run(scratch, *invert, "--size", "photo", "-o", "whole.safetensors")
         gallery(scratch, docs / "gallery")
         illustrations(scratch, docs)
+        regions(scratch, docs / "regions.jpg")
         square = nulltext.Inversion.load(scratch / "square.safetensors")
     model = nulltext.load()
     print_chains(model, square)
@@ -110,6 +111,20 @@ def illustrations(scratch: Path, docs: Path) -> None:
     run(scratch, "edit", *saved, "--target", RED, "--sweep", "sweep-two-knobs.png", *knobs, *out)
     for name in ("dahlia-red-full", "masactrl", "chain", "sweep", "sweep-two-knobs"):
         shutil.copyfile(scratch / f"{name}.png", docs / f"{name}.png")
+
+
+def regions(scratch: Path, path: Path) -> None:
+    """Where three edits show: the region above, the edit below."""
+    saved = ("--inversion", "whole.safetensors", "--full", "-o", "e.png", "--region-out", "r.png")
+    targets = (RED, DAISY, GREEN)
+    run(scratch, "edit", str(PHOTO), *saved, *(w for t in targets for w in ("--target", t)))
+    width, height = GALLERY_SIZE
+    sheet = Image.new("RGB", (len(targets) * width, 2 * height))
+    for column in range(len(targets)):
+        for row, name in enumerate("re"):
+            picture = Image.open(scratch / f"{name}-{column + 1}.png").convert("RGB")
+            sheet.paste(picture.resize(GALLERY_SIZE), (column * width, row * height))
+    sheet.save(path, quality=GALLERY_QUALITY)
 
 
 def print_chains(model: nulltext.LatentDiffusion, inversion: nulltext.Inversion) -> None:

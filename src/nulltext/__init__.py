@@ -50,7 +50,7 @@ _MOVED = {
         "edit_steps",
         "heat_map_steps",
     ),
-    "image": ("Photo", "psnr", "region_of_change"),
+    "image": ("Photo", "psnr"),
     "inversion": (
         "Budget",
         "DDIM",

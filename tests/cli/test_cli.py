@@ -51,6 +51,7 @@ def test_edit_writes_a_picture_a_strip_and_one_json_object(here, model, run):
         "psnr_outside",
         "mask_fraction",
         "region_fraction",
+        "shows_at",
         "unchanged",
         "remarks",
         "seconds_invert",

@@ -182,11 +182,11 @@ def test_a_region_is_written_and_its_picture_is_a_mask(here, model, run, saved):
 def test_a_picture_says_how_its_region_and_hue_came_about(here, model, run, saved):
     edit = ("edit", "--inversion", saved, "--model", model, "-o", "o.png", "--target")
     for options, region, hue in (
-        (("a red cat",), "found", "red"),
-        (("a red cat", "--hue", "model"), "found", None),
+        (("a red cat",), "cat", "red"),
+        (("a red cat", "--hue", "model"), "cat", None),
         (("a red cat", "--region", "everywhere"), None, None),
-        (("a cat", "--weight", "cat=2"), "found", None),
-        (("a dog",), "found", None),
+        (("a cat", "--weight", "cat=2"), "cat", None),
+        (("a dog",), "cat", None),
     ):
         assert run(*edit, *options)[0] == 0
         with Image.open("o.png") as picture:

@@ -51,7 +51,8 @@ def test_a_colour_stays_within_the_flower(dahlias):
     region = dahlias[RED].region
     assert (region[disc(dahlias[RED], 0.5)] == 255).all()
     assert (region[~disc(dahlias[RED], 0.85)] == 0).float().mean() > 0.9
-    assert dahlias[RED].is_found
+    assert dahlias[RED].found == "flower"
+    assert dahlias[GREEN].found == "all but flower"
     assert dahlias[RED].psnr_outside == float("inf")
 
 
@@ -67,7 +68,7 @@ def test_a_kind_covers_both_outlines(dahlias):
 
 def test_a_change_of_the_picture_is_everywhere(places):
     [painting] = places(PAINTING, full=False)
-    assert not painting.is_found
+    assert painting.found is None
     assert not painting.is_local
 
 
@@ -130,8 +131,8 @@ def test_every_family(tiny, photo, targets):
     found = run(find_steps(counted, inversion, specs, "auto"))
     assert counted.passes.total == 2 * (1 + min(targets, 3))  # of three steps two are asked at
     for finding in found:
-        assert finding.score.shape == inversion.photo.shape[-2:]
-        assert 0 <= finding.score.min() <= finding.score.max() <= 1
+        assert finding.scores.shape[1:] == inversion.photo.shape[-2:]
+        assert 0 <= finding.scores.min() <= finding.scores.max() <= 1
         picture = inversion.photo.float() / 127.5 - 1
         region = finding.region(picture, interpolate(picture[None], scale_factor=2)[0])
         assert 0 <= region.min() <= region.max() <= 1

@@ -33,12 +33,12 @@ def read(flowers):
         ("a bright dog", "a light blue dog", "dog", "", False),
         ("a daisy", "a large daisy", "daisy", "", False),
         ("a large red daisy", "a daisy", "daisy", "", False),
-        ("a dog sleeping on the grass", "a dog running on the grass", "dog", "", False),
+        ("a dog sleeping on the grass", "a dog running on the grass", "dog", "", True),
         ("a dog on the grass", "a dog on the beach", "grass", "", True),
         ("a gold ring on a finger", "a silver ring on a finger", "ring", "", False),
         ("a cat, a dog", "a cat, a horse", "dog", "", True),
         ("", "a red flower", "", "flower", True),
-        ("eine rote Blume", "eine blaue Blume", "Blume", "", False),
+        ("une fleur rouge", "une fleur bleue", "rouge", "", True),
     ],
 )
 def test_a_change_is_about_the_noun_of_its_phrase(read, source, target, things, added, reshaped):
@@ -75,6 +75,8 @@ def test_a_background_is_all_but_the_things(read, source, target, stays):
         ("a rose with a dark background", "a tulip with a green background"),
         ("a photo of a cat", "a photo of a cat in the style of Monet"),
         ("a photo of a rose", "a photo of the rose"),
+        ("a photo of a rose", "a photo of a rose in black and white"),
+        ("a photo of a rose", "a photo of a rose, high quality"),
     ],
 )
 def test_styles_lights_and_seasons_are_about_the_picture(read, source, target):

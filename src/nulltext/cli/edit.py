@@ -191,4 +191,6 @@ def _changed(figures: dict[str, Any]) -> str:
         return "Changed nothing."
     share, outside = figures["changed_fraction"], decibels(figures["psnr_outside"])
     said = "less than 0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
-    return f"Changed {said} of the pixels; elsewhere {outside}."
+    found = [at for at in figures["shows_at"] if at is not None]
+    where = f", at {'; '.join(dict.fromkeys(found))}" if found else ""
+    return f"Changed {said} of the pixels{where}; elsewhere {outside}."

@@ -4,14 +4,14 @@ Along the stored pivot, at three noise levels t in the middle of the run, the ne
 both prompts; its cross-attention A is read meanwhile, and nothing is sampled:
 
     D = G mean over t and channels of |o(z*_t, t, C_target) - o(z*_t, t, C_source)|
-    A = max over the things that change of [a]      a: their nouns' token maps, `words.changes`
-    s = [A + [D]]                  [x]: x between its 5 % and 98 % quantiles, cut off to [0, 1]
-    s = rank of A                  by attention alone
+    s = [[A] + [D]]                [x]: x between its 5 % and 98 % quantiles, cut off to [0, 1]
+    s = rank of [A]                by attention alone
 
-C are the prompts' plain embeddings, whatever an inversion optimised; G is a mean over squares of
-about an eighth of the side. A thing that the source names is looked for by the source's maps, one
-that comes by the target's. For a change of the background A is that of the things which stay, and
-the region is all but these. Attention alone is taken where that is asked for, for backgrounds, and
+for each thing that changes (`words.changes`), A being the token map of its noun. C are the prompts'
+plain embeddings, whatever an inversion optimised; G is a mean over squares of about an eighth of
+the side. A thing that the source names is looked for by the source's maps, one that comes by the
+target's. For a change of the background A is that of a thing which stays, and the region is all but
+these. Attention alone is taken where that is asked for, for backgrounds, and
 where the embeddings are the same (weights). From s to the region of pixels it is `image.outlines`,
 on the photo at hand; where a noun comes, goes or changes, the union with the outline in the edited
 picture.
@@ -23,7 +23,7 @@ Brack et al. 2024 (LEdits++), sec. 4.3 (both kinds of evidence). Combination and
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import torch
@@ -35,7 +35,7 @@ from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.constants import Region
 from nulltext.diffusion.loops import StepInfo
-from nulltext.editing.editors import steps_until
+from nulltext.editing.editors import PromptToPrompt, steps_until
 from nulltext.editing.spec import EditSpec
 from nulltext.image.outlines import feather, outline
 from nulltext.inversion.record import Inversion
@@ -60,8 +60,16 @@ class Finding:
     """Where an edit belongs, as far as the model knows."""
 
     change: Change
-    score: Tensor
-    """s, [H, W] in [0, 1], over the crop at the model's resolution."""
+    scores: Tensor
+    """s of each thing, [N, H, W] in [0, 1], over the crop at the model's resolution."""
+    words: tuple[str, ...]
+    """The things' nouns, as typed."""
+
+    @property
+    def said(self) -> str:
+        """Where the edit belongs, in words."""
+        things = ", ".join(dict.fromkeys(self.words))
+        return f"all but {things}" if self.change.about == "background" else things
 
     def region(self, picture: Tensor, edited: Tensor) -> Tensor:
         """Return the region's weight in [0, 1], with the outlines of the pictures at hand.
@@ -72,13 +80,13 @@ class Finding:
 
         Returns: [h, w], at most `outlines.CUT_SIDE` on the longer side.
         """
-        found = outline(picture, self.score)
+        found = torch.stack([outline(picture, s) for s in self.scores]).amax(dim=0)
         if self.change.reshaped:
-            drawn = outline(edited, self.score)
+            drawn = torch.stack([outline(edited, s) for s in self.scores]).amax(dim=0)
             if drawn.shape != found.shape:
                 drawn = interpolate(drawn[None, None], size=found.shape, mode="nearest")[0, 0]
             found = torch.maximum(found, drawn)
-        pixel = max(found.shape) / max(self.score.shape)
+        pixel = max(found.shape) / max(self.scores.shape[1:])
         region = 1 - found if self.change.about == "background" else found
         return feather(region, picture, GROWTH * pixel)
 
@@ -106,6 +114,8 @@ def find_steps(
     for spec in specs:
         target = model.tokenize(spec.target)
         change = read_change(source, target, weighted_words(spec))
+        if not isinstance(spec.editor, PromptToPrompt):
+            change = replace(change, reshaped=True)  # others do not keep shapes
         local = spec.mask is None and spec.blend is None and change.about != "picture"
         wanted.append(_Wanted(spec.target, target, change) if local else None)
     asked = list(dict.fromkeys(each.text for each in wanted if each is not None))
@@ -117,7 +127,10 @@ def find_steps(
     for each in wanted:
         if each is not None and each not in found:
             row = asked.index(each.text)
-            found[each] = Finding(each.change, _score(probes, row, source, each, alone=alone))
+            scores = _scores(probes, row, source, each, alone=alone)
+            nouns = [source.words[i].text for i in each.change.source]
+            nouns += [each.prompt.words[j].text for j in each.change.added]
+            found[each] = Finding(each.change, scores, tuple(nouns))
     return [None if each is None else found[each] for each in wanted]
 
 
@@ -183,21 +196,20 @@ def _probe(
     )
 
 
-def _score(
+def _scores(
     probes: _Probes, row: int, source: TokenizedPrompt, wanted: _Wanted, *, alone: bool
 ) -> Tensor:
-    """s of the module's formula."""
+    """s of the module's formula, [N, H, W]."""
     change = wanted.change
     looks = [word_map(probes.source_maps, source.words[i].tokens) for i in change.source]
     target_maps = probes.target_maps[row]
     looks += [word_map(target_maps, wanted.prompt.words[j].tokens) for j in change.added]
-    spread = [_spread(_enlarged(look, probes.size)) for look in looks]
-    attention = torch.stack(spread).amax(dim=0)
+    attention = [_spread(_enlarged(look, probes.size)) for look in looks]
     difference = _enlarged(probes.differences[row], probes.size)
     differs = bool(difference.max() > difference.min())
     if alone or change.about == "background" or not differs:
-        return _ranks(attention)
-    return _spread(attention + _spread(difference))
+        return torch.stack([_ranks(a) for a in attention])
+    return torch.stack([_spread(a + _spread(difference)) for a in attention])
 
 
 def _smoothed(maps: Tensor) -> Tensor:

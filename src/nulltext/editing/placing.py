@@ -1,7 +1,7 @@
 """The pictures of an edit, put where they belong: into the photo, and measured there.
 
 Which pixels an edit may show at comes from its mask and its blend, else from where it was found to
-belong (`finding`), else from what it changed itself; the formula is that of `compositing`.
+belong (`finding`), else it is all of the crop; the formula is that of `compositing`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from nulltext.image.compositing import (
     fade_inside,
     fit_to_crop,
     original_picture,
-    region_of_change,
 )
 from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.image.outlines import CUT_SIDE
@@ -94,10 +93,9 @@ class Placed:
     unchanged: str | None
     """Why nothing was edited, in one sentence; None where something was."""
     region: Tensor
-    """[box.height, box.width], uint8: where it may show, from 0 (nothing was to change) to 255; of
-    one that shows everywhere, where it changed something."""
-    is_found: bool
-    """Whether that was found from the words, not given or measured."""
+    """[box.height, box.width], uint8: where it may show, from 0 (nothing was to change) to 255."""
+    found: str | None
+    """What was found there, in words; None where the region was not found but given."""
     is_local: bool
     """Whether pixels of its canvas were left as they are."""
     colour: str | None
@@ -127,7 +125,7 @@ class Placed:
     @property
     def oddity(self) -> str | None:
         """What is odd about a region that was found, in one sentence; None of any other."""
-        if not self.is_found:
+        if self.found is None:
             return None
         share = self.region_fraction
         if share > NEARLY_ALL:
@@ -272,7 +270,7 @@ def place(
         mask_fraction=float(edit.masks[row].mean()),
         unchanged=edit.unchanged[row] or unseen,
         region=shown,
-        is_found=found is not None,
+        found=None if found is None else found.said,
         is_local=bounded or canvas.full,
         colour=colour if bounded else None,
         is_reconstruction=difference.changed_fraction > 0,
@@ -286,11 +284,12 @@ def _check_name(what: str, name: str, names: Any) -> None:
 
 
 def colour_of(model: LatentDiffusion, inversion: Inversion, spec: EditSpec) -> str | None:
-    """Return the one colour of `HUES` that an edit newly gives a thing; None without one."""
+    """Return the colour of `HUES` that an edit newly gives its one thing; None without one."""
     source = model.tokenize(inversion.header.prompt, allow_empty=True)
     change = read_change(source, model.tokenize(spec.target), weighted_words(spec))
     named = [word for word in change.attributes if word in HUES]
-    return named[0] if change.about == "things" and len(named) == 1 else None
+    one = change.about == "things" and len(change.source) + len(change.added) == 1
+    return named[0] if one and len(named) == 1 else None
 
 
 def _why_unseen(weight: Tensor, spec: EditSpec) -> str:
@@ -310,15 +309,14 @@ def _weight(
     canvas: Canvas, edit: Edit, row: int, spec: EditSpec, finding: Finding | None
 ) -> Tensor:
     """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and blend, else as it was
-    found, else by itself."""
+    found, else everywhere."""
     size = (canvas.box.height, canvas.box.width)
     picture = edit.images[row]
     if finding is not None:
         region = finding.region(canvas.seen(), picture)
         return fit_to_crop(region, canvas.box, canvas.photo.size)
     if spec.mask is None and spec.blend is None:
-        region = region_of_change(picture, edit.reconstruction[0])
-        return fit_to_crop(region, canvas.box, canvas.photo.size)
+        return fit_to_crop(torch.ones(size), canvas.box, canvas.photo.size)
     parts: list[Tensor] = []
     if spec.blend is not None:
         cells = (edit.masks[row] > 0).float()[None, None]
@@ -351,7 +349,7 @@ def settings_of(inversion: Inversion, placed: Placed) -> dict[str, Any]:
         "pull": str(spec.pull),
         "blend": list(spec.blend.words) if spec.blend else [],
         "mask": spec.mask is not None,
-        "region": "found" if placed.is_found else None,
+        "region": placed.found,
         "hue": placed.colour,
     }
 

@@ -128,7 +128,8 @@ def _words(spec: EditSpec, line: Sequence[TokenizedPrompt], num_steps: int) -> W
     if spec.blend is None:
         return None
     tokens = blend_tokens(line, spec.blend)
-    return Words(tokens, spec.blend.threshold, steps_until(spec.blend.start, num_steps))
+    first = min(steps_until(spec.blend.start, num_steps), num_steps - 1)  # the last, at least
+    return Words(tokens, spec.blend.threshold, first)
 
 
 OnMaps = Callable[[Tensor, Tensor], None]

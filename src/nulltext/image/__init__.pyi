@@ -1,5 +1,4 @@
 from .compositing import composite as composite
-from .compositing import region_of_change as region_of_change
 from .images import CropBox as CropBox
 from .images import psnr as psnr
 from .images import to_pil as to_pil

@@ -7,8 +7,7 @@ the reconstruction beside it at the model's resolution, the photo's pixels becom
 
 a, in [0, 1], says where: 0 keeps the photo's own bytes. It is a mask that the user supplies, faded
 inside its borders so that no pixel beyond them changes; or a local blend; or the region that was
-found for the words; or, without these, it is derived from the edit: d = G |e - r| (G a Gaussian,
-the mean over RGB), cut by Otsu's threshold, dilated and faded outwards.
+found for the words; or all of the crop.
 
 S, a matrix over RGB at every pixel, says what becomes of the fine detail p - U r, which the model
 does not reproduce: nothing is added back (`model`, S = 0), all of it (`photo`, S = 1), its luma
@@ -28,10 +27,9 @@ Otherwise e' = e. Where nothing was edited, e = r, S = 1 and e' = r: the photo.
 Photos are large, so everything is computed some rows at a time, within the bounds of a. A photo of
 16 bits a channel keeps them.
 
-Source: Couairon et al. 2023 (DiffEdit), sec. 3.2 (masks from differences); Otsu 1979; He & Sun
-2015 (fast guided filter: the fit's coefficients enlarged). Fitting the difference, so that S tends
-to 1, and k are ours. Carrying the residual is the Laplacian pyramid's step: Burt & Adelson 1983.
-Luma: ITU-R BT.601, as in JPEG.
+Source: He & Sun 2015 (fast guided filter: the fit's coefficients enlarged). Fitting the difference,
+so that S tends to 1, and k are ours. Carrying the residual is the Laplacian pyramid's step: Burt &
+Adelson 1983. Luma: ITU-R BT.601, as in JPEG.
 """
 
 from __future__ import annotations
@@ -53,10 +51,8 @@ from nulltext.image.images import CropBox
 from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
 from nulltext.image.saving import Picture
 
-SMOOTHING = 1 / 64
-"""Standard deviation of G in parts of the side: flickering pixels do not make a region."""
 GROWTH = 1 / 32
-"""By how much of the side a derived region is dilated, and again faded."""
+"""By how much of the side a blend's region is dilated, and again faded."""
 FADE = 1 / 48
 """Width, in parts of the crop's side, over which a user's mask fades inside its borders."""
 EDGE = 1 / 16
@@ -81,19 +77,6 @@ CONSTANT = {
     "luminance": torch.tensor([LUMA] * 3),
 }
 """S by --detail, where it is the same everywhere."""
-
-
-def region_of_change(edit: Tensor, reconstruction: Tensor) -> Tensor:
-    """Derive a, [H, W] in [0, 1], at the model's resolution, from what the edit changed.
-
-    Args:
-        edit, reconstruction: [3, H, W] in about [-1, 1], sampled side by side.
-    """
-    difference = (edit.clamp(-1, 1) - reconstruction.clamp(-1, 1)).abs().mean(dim=0)
-    smooth = _blurred(difference, SMOOTHING * min(difference.shape))
-    if float(smooth.max() - smooth.min()) == 0.0:
-        return torch.zeros_like(smooth)
-    return dilate((smooth > otsu(smooth)).float())
 
 
 def dilate(mask: Tensor) -> Tensor:

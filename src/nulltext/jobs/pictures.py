@@ -71,6 +71,7 @@ class Pictures:
             "changed_fraction": max(one.changed_fraction for one in self.wanted),
             "psnr_outside": min(one.psnr_outside for one in self.wanted),
             "mask_fraction": [one.mask_fraction for one in self.wanted],
+            "shows_at": [one.found for one in self.wanted],
             "region_fraction": [one.region_fraction for one in self.wanted],
             "unchanged": [one.unchanged for one in self.wanted],
         }
@@ -284,8 +285,7 @@ def save_region(path: Path, one: Placed, canvas: Canvas) -> None:
     """Write where an edit may show: grey, of the canvas's size, white where it is free."""
     box, size = canvas.box, canvas.photo.size
     whole = Image.new("L", size)
-    shown = Image.fromarray(one.region.numpy()) if one.is_local else 255
-    whole.paste(shown, (box.x, box.y, box.x + box.width, box.y + box.height))
+    whole.paste(Image.fromarray(one.region.numpy()), (box.x, box.y))
     save_image(whole, path)
 
 

@@ -392,7 +392,7 @@ def _save(
 
 
 def _save_region(session: Session, placed: Placed, canvas: Canvas, name: str) -> Path | None:
-    if not placed.is_found:
+    if placed.found is None:
         return None
     path = session.new_path(name)
     save_region(path, placed, canvas)

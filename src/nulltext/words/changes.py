@@ -9,6 +9,8 @@ about the flower. Three kinds of change are told apart:
     picture      all of it: its kind ("a painting of"), style, light, season or weather; things and
                  background at once; or nothing that can be told
 
+A prompt with articles of another European language is not read as English: there a word that
+differs is taken for itself.
 Source: our own rule, beside those of `alignment`.
 """
 
@@ -36,10 +38,11 @@ PICTURES = frozenset((
 LIGHTS = frozenset(("brightness", "contrast", "exposure", "light", "lighting", "shade"))
 """Nouns that change the whole picture; before another noun ("light blue") they do not."""
 LOOKS = frozenset((
-    "autumn", "cinematic", "cloudy", "dawn", "daylight", "dusk", "evening", "fog", "foggy", "mist",
-    "misty", "monochrome", "moonlight", "morning", "night", "nighttime", "noir", "noon", "rain",
-    "rainy", "sepia", "snowy", "spring", "storm", "stormy", "style", "summer", "sunlight", "sunny",
-    "sunrise", "sunset", "vintage", "winter",
+    "4k", "autumn", "bokeh", "canvas", "cinematic", "closeup", "cloudy", "dawn", "daylight",
+    "dusk", "evening", "fog", "foggy", "hdr", "mist", "misty", "monochrome", "moonlight",
+    "morning", "night", "nighttime", "noir", "noon", "quality", "rain", "rainy", "sepia",
+    "snow", "snowy", "spring", "storm", "stormy", "style", "summer", "sunlight", "sunny",
+    "sunrise", "sunset", "underwater", "vintage", "winter",
 ))
 """Words for style, light, season and weather, which change the whole picture."""
 NOUNS_IN_ING = PICTURES | LIGHTS | LOOKS | frozenset((
@@ -47,6 +50,13 @@ NOUNS_IN_ING = PICTURES | LIGHTS | LOOKS | frozenset((
     "pudding", "railing", "seedling", "stocking", "string", "wedding",
 ))
 """Nouns that end as "sitting" does."""
+FOREIGN = frozenset((
+    "avec", "con", "das", "de", "del", "der", "des", "di", "die", "du", "ein", "eine", "einem",
+    "einen", "einer", "el", "et", "la", "le", "les", "mit", "om", "un", "una", "und", "une", "uno",
+))
+"""Articles and prepositions of other European languages."""
+COLOURLESS = frozenset(("black", "white"))
+"""Together, as nouns, they are a look."""
 # fmt: on
 SHORT = 5
 """Letters up to which a word in "ing" is a noun: "ring", "king", "swing"."""
@@ -65,7 +75,8 @@ class Change:
     attributes: tuple[str, ...] = ()
     """Words before their nouns that are new in the target, folded, whatever is weighted."""
     reshaped: bool = False
-    """Whether a noun comes, goes or changes, so that an outline may be another one."""
+    """Whether a noun or what a thing does comes, goes or changes, so that an outline may be
+    another one."""
 
 
 def read_change(
@@ -88,10 +99,13 @@ def read_change(
     being_old, being_new = _without_doing(old, changed_old), _without_doing(new, changed_new)
     if _nouns(old, being_old) or _nouns(new, being_new):
         changed_old, changed_new = being_old, being_new  # "wearing a hat" is about the hat
+    deeds = changed_old - being_old or changed_new - being_new
     heads_old, heads_new = _nouns(old, changed_old), _nouns(new, changed_new)
+    if FOREIGN.intersection(old, new):
+        heads_old, heads_new = _content(old, changed_old), _content(new, changed_new)
     said = {old[i] for i in changed_old} | {new[j] for j in changed_new}
     nouns = {old[i] for i in heads_old} | {new[j] for j in heads_new}
-    if said & LOOKS or nouns & (PICTURES | LIGHTS) or not nouns:
+    if said & LOOKS or nouns & (PICTURES | LIGHTS) or nouns >= COLOURLESS or not nouns:
         return Change("picture")
     if nouns & BACKDROPS:
         if not nouns <= BACKDROPS:
@@ -105,7 +119,7 @@ def read_change(
         source=tuple(sorted(heads_old | kept)),
         added=tuple(sorted(j for j in heads_new if j not in before)),
         attributes=tuple(new[j] for j in sorted(_described(new) & new_words)),
-        reshaped=bool(heads_old & changed_old or heads_new & changed_new),
+        reshaped=bool(deeds or heads_old & changed_old or heads_new & changed_new),
     )
 
 
@@ -123,6 +137,11 @@ def _described(keys: Sequence[str]) -> set[int]:
 
 def _without_doing(keys: Sequence[str], changed: set[int]) -> set[int]:
     return {i for i in changed if not _is_doing(keys[i])}
+
+
+def _content(keys: Sequence[str], of: set[int]) -> set[int]:
+    """Return those of some words that are in phrases."""
+    return {i for phrase in _phrases(keys) for i in phrase if i in of and keys[i] not in FOREIGN}
 
 
 def _things(keys: Sequence[str]) -> set[int]:
