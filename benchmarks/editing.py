@@ -53,7 +53,7 @@ import nulltext
 from captions import caption
 from judge import Judge, Label, load_judge, read_labels
 from kept_rows import KeptRows, Row
-from nulltext.constants import Region
+from nulltext.constants import DETAIL, Region
 from nulltext.diffusion.loops import run
 from nulltext.editing.finding import find_steps
 from nulltext.editing.placing import Canvas, Placed, colour_of, place
@@ -214,12 +214,11 @@ class Case:
         reference = model.decode(inversion.trajectory[:1].to(model.device)).cpu()
         return cls(task, inversion, as_unit(from_uint8(inversion.photo)), as_unit(reference))
 
-    def figures(self, judge: Judge, placed: Placed) -> Figures:
+    def figures(self, judge: Judge, placed: Placed, before: Tensor) -> Figures:
         """Success and what was kept, of one edit in its crop."""
         shown = torch.from_numpy(np.array(placed.image)).permute(2, 0, 1)[None] / 255
         flower = foreground(self.photo)
         region = flower if self.task.kind == "background" else ~flower
-        before = self.photo if placed.is_local else self.reference
         return {
             "success": float(succeeded(judge, self.task, shown, self.photo)),
             **kept(shown, before, region),
@@ -249,6 +248,9 @@ def measure(
         edit = nulltext.edit(model, case.inversion, spec, source_branch=branch)
         seconds = header.seconds + time.perf_counter() - started
         for region in regions:
+            before, detail = case.photo, DETAIL
+            if region == "everywhere":
+                before, detail = case.reference, "model"  # as the model drew it
             if region == BLEND:
                 words = nulltext.LocalBlend((str(task.label["kind"]),))
                 spec = replace(spec, blend=words)
@@ -256,11 +258,11 @@ def measure(
                 placed = place(canvas, edit, 0, spec, "auto", colour=colour)
             else:
                 [finding] = run(find_steps(model, case.inversion, [spec], region))
-                placed = place(canvas, edit, 0, spec, "auto", finding, colour)
+                placed = place(canvas, edit, 0, spec, detail, finding, colour)
             name = f"{method}, {editor_name}, {branch_name}, {region}"
             placed.image.save(pictures / picture_name(name, task))
             rows[name.partition(", ")[2]] = {
-                **case.figures(judge, placed),
+                **case.figures(judge, placed, before),
                 "psnr_replay": header.psnr_reconstruction,
                 "psnr_reconstruction": edit.psnr_reconstruction,
                 "psnr_bound": header.psnr_bound,

@@ -30,7 +30,7 @@ DAISY = "a photo of a white daisy with a dark background"
 SUNFLOWER = "a photo of a yellow sunflower with a dark background"
 TULIP = "a photo of a purple tulip with a green background"
 GALLERY = {
-    "red": ("square", RED, "--self-steps", "0.6"),
+    "red": ("square", RED),
     "yellow": ("square", YELLOW),
     "daisy": ("square", DAISY),
     "sunflower": ("square", SUNFLOWER),

@@ -84,7 +84,8 @@ def test_an_edit_that_changed_nothing_says_so_and_why(here, model, run, saved):
     everywhere = ("--blend", "dog", "--blend-except", "dog", "--blend-threshold", 0)
     cases = [
         (("--strength", 0), "at strength 0", True),
-        (("--strength", 0, "--region", "everywhere"), "at strength 0", False),
+        (("--strength", 0, "--region", "everywhere"), "at strength 0", True),
+        (("--strength", 0, "--detail", "model"), "at strength 0", False),
         (("--strength", 0, "--full"), "at strength 0", True),
         (("--strength", 0, "--full", *half, "--detail", "model"), "at strength 0", False),
         (everywhere, "the blend of dog is empty (0 % of the picture)", True),
@@ -98,7 +99,7 @@ def test_an_edit_that_changed_nothing_says_so_and_why(here, model, run, saved):
         assert (json.loads(out)["changed_fraction"] == 0) == same
         what = "changed nothing" if same else "is the reconstruction of the photo"
         assert f'"a dog" {what}: {said}.' in " ".join(err.split())
-    for options, same in ((("--full",), True), (("--region", "everywhere"), False)):
+    for options, same in ((("--full",), True), (("--detail", "model"), False)):
         code, out, _ = run(*edit, "--strength", 0, *options, "-o", "out.png")
         assert ("Changed nothing." in out, "of the pixels" in out) == (same, not same)
 
@@ -119,7 +120,7 @@ def test_strength_0_is_the_replay_and_a_sweep_is_a_grid(here, model, run, saved)
     edit = ("edit", "--inversion", saved, "--model", model, "--target", "a dog")
     code, out, err = run(
         *(*edit, "--target", "a red cat", "--strength", "0", "-o", "out.png"),
-        *("--sweep", "grid.png", "--json", "--region", "everywhere"),
+        *("--sweep", "grid.png", "--json", "--region", "everywhere", "--detail", "model"),
     )
     assert code == 0, err
     assert json.loads(out)["sweep"] == "grid.png"

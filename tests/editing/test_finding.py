@@ -69,7 +69,7 @@ def test_a_kind_covers_both_outlines(dahlias):
 def test_a_change_of_the_picture_is_everywhere(places):
     [painting] = places(PAINTING, full=False)
     assert painting.found is None
-    assert not painting.is_local
+    assert (painting.region == 255).all()
 
 
 def test_a_target_has_one_region_whoever_stands_beside_it(places, dahlias):

@@ -147,7 +147,8 @@ def from_python(given, saved, pixels):
     assert torch.equal(inversion.trajectory, saved.trajectory)
     assert model.fingerprint == saved.header.fingerprint
     edit = nulltext.edit(model, inversion, WORDS["target"])
-    assert nulltext.to_pil(edit.images).tobytes() == pixels
+    [placed] = nulltext.edit_photo(model, inversion, WORDS["target"])
+    assert placed.image.tobytes() == pixels
     assert torch.equal(nulltext.replay(model, inversion).image, edit.reconstruction)
 
 

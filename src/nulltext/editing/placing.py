@@ -96,8 +96,6 @@ class Placed:
     """[box.height, box.width], uint8: where it may show, from 0 (nothing was to change) to 255."""
     found: str | None
     """What was found there, in words; None where the region was not found but given."""
-    is_local: bool
-    """Whether pixels of its canvas were left as they are."""
     colour: str | None
     """The colour to whose hue it was turned where it missed it; None of any other."""
     is_reconstruction: bool
@@ -120,7 +118,7 @@ class Placed:
     @property
     def region_fraction(self) -> float:
         """Share of the crop's pixels where it may show."""
-        return float((self.region > 0).float().mean()) if self.is_local else 1.0
+        return float((self.region > 0).float().mean())
 
     @property
     def oddity(self) -> str | None:
@@ -239,7 +237,8 @@ def place(
 ) -> Placed:
     """Put one edit into its canvas, and measure what else moved.
 
-    On a crop, without mask, blend and finding, the model's own picture is the result.
+    Without mask, blend and finding it shows everywhere; then and without detail, a crop's is the
+    model's own picture.
 
     Args:
         row: of the edit's pictures.
@@ -254,11 +253,8 @@ def place(
     if colour is not None and bounded:
         small = interpolate(weight[None, None], size=picture.shape[-2:], mode="area")[0, 0]
         picture = to_named_hue(picture, reconstruction, small, colour)
-    if bounded or canvas.full:
-        where = (canvas.photo, canvas.box)
-        result = composite_picture(*where, picture, reconstruction, weight, detail)
-    else:
-        result = Picture(to_pil(picture))
+    where = (canvas.photo, canvas.box)
+    result = composite_picture(*where, picture, reconstruction, weight, detail)
     shown = (255 * weight).ceil_().byte()
     difference = compare_pictures(original_picture(canvas.photo), result, shown == 0, canvas.box)
     unseen = None if difference.changed_fraction else _why_unseen(weight, spec)
@@ -271,7 +267,6 @@ def place(
         unchanged=edit.unchanged[row] or unseen,
         region=shown,
         found=None if found is None else found.said,
-        is_local=bounded or canvas.full,
         colour=colour if bounded else None,
         is_reconstruction=difference.changed_fraction > 0,
         cut=tuple(cut_sides(weight, canvas.box, canvas.photo.size)),

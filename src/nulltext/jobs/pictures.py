@@ -253,7 +253,7 @@ def _lost(
         elif not canvas.full:
             means = "the model sees 8: add --full to keep them"
         yield f"Note: the photo has {photo.bits} bits a channel, and {means}."
-    if found is not None and one.is_local and there.image is not one.image:
+    if found is not None and there.image is not one.image:
         yield (
             f"Note: {kind} compresses every pixel anew: those that the edit left alone differ by "
             f"up to {found.largest_outside:.0f} of 255 levels ({decibels(found.psnr_outside)}); "

@@ -62,13 +62,7 @@ def _check_inputs(options: EditOptions) -> None:
     if not options.target:
         raise OptionError('There is no --target; say what the photo shall show: --target "…".')
     check_captioner_use("--source", options.source, options.captioner)
-    everywhere, held = options.region == "everywhere", options.mask or options.blend
-    if options.detail is not None and everywhere and not (options.full or held):
-        raise OptionError(
-            "--detail says what is put back of the photo, and --region everywhere without --full "
-            "puts nothing back; leave one of them out, or add --full."
-        )
-    if options.region != constants.REGION and held:
+    if options.region != constants.REGION and (options.mask or options.blend):
         given = "--mask" if options.mask else "--blend"
         raise OptionError(
             f"--region {options.region} and {given} both say where the edit shows; leave one out."
