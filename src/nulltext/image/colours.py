@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 HUES: Final[Mapping[str, tuple[float, float]]] = {
-    "red": (-10.0, 10.0),
-    "scarlet": (-5.0, 12.0),
+    "red": (-4.0, 8.0),
+    "scarlet": (-2.0, 12.0),
     "crimson": (-15.0, 0.0),
-    "orange": (20.0, 38.0),
+    "orange": (22.0, 36.0),
     "yellow": (44.0, 60.0),
     "golden": (38.0, 52.0),
     "green": (85.0, 150.0),
@@ -38,7 +38,7 @@ HUES: Final[Mapping[str, tuple[float, float]]] = {
     "violet": (255.0, 285.0),
     "purple": (265.0, 300.0),
     "magenta": (290.0, 325.0),
-    "pink": (320.0, 350.0),
+    "pink": (328.0, 350.0),
 }
 """Hues in degrees that a word names; those of brown, grey, black and white are no matter of hue."""
 MOST: Final = 35.0
