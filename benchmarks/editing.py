@@ -350,15 +350,17 @@ def draw_pareto(rows: dict[str, list[Figures]], path: Path) -> None:
     for region, mark in zip((*REGIONS, BLEND), "os^x", strict=True):
         shown = {name: figures for name, figures in rows.items() if name.endswith(f", {region}")}
         kept_there = [statistics.mean(f["psnr_outside"] for f in some) for some in shown.values()]
-        succeed = [sum(f["success"] for f in some) for some in shown.values()]
+        succeed = [100 * statistics.mean(f["success"] for f in some) for some in shown.values()]
         axes.scatter(kept_there, succeed, marker=mark, s=60, label=region)
         for name, point in zip(shown, zip(kept_there, succeed, strict=True), strict=True):
             parts = name.removesuffix(f", {region}").split(", ")
-            said = "\n".join(part for part in parts if part not in ("prompt-to-prompt", "replay"))
-            axes.annotate(said, point, xytext=(6, -3), textcoords="offset points", fontsize=8)
+            said = ", ".join(part for part in parts if part not in ("prompt-to-prompt", "replay"))
+            below = -12 if "exact" in parts else 4  # where it lies on the replay's point
+            axes.annotate(said, point, xytext=(6, below), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.18, y=0.12)
     axes.legend(title="region")
     axes.set_xlabel("kept outside the foreground, mean dB")
-    axes.set_ylabel(f"edits that succeed, of {max(map(len, rows.values()))}")
+    axes.set_ylabel("edits that succeed, %")
     figure.savefig(path, dpi=100, bbox_inches="tight")
 
 

@@ -38,6 +38,7 @@ MOST_USED = (
     "strength",
     "negative",
     "weight",
+    "region",
     "mask",
     "blend",
     "full",
