@@ -162,6 +162,24 @@ def test_words_crop_mask_and_strip(visit, file):
     assert part(page, "over").get_attribute("src") == first
 
 
+def test_a_region_that_was_found_is_a_mask_to_paint_on(visit, file):
+    page = visit()
+    opened_and_inverted(page, file)
+    look_at(page, "cat")
+    part(page, "word").fill("dog")
+    part(page, "word").press("Enter")
+    part(page, "edit").click()
+    part(page, "outcome").wait_for()
+    part(page, "repaint").click()
+    sync_api.expect(part(page, "paint")).to_be_focused()
+    sync_api.expect(part(page, "mask-said")).to_have_text("A mask is painted.")
+    part(page, "edit").click()
+    sync_api.expect(part(page, "mask-file")).to_be_visible()
+    sync_api.expect(part(page, "repaint")).to_be_hidden()
+    part(page, "outcome").locator("summary").click()
+    assert "--mask 'my cat-mask.png'" in part(page, "command").inner_text()
+
+
 def test_nobody_sees_another_and_a_reload_keeps_nothing(visit, file, studio):
     page, neighbour = visit(), visit()
     opened_and_inverted(page, file)
