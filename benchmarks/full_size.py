@@ -129,8 +129,8 @@ TASKS = (
         "colour",
         "dahlia",
         "a photo of a red flower with a dark background",
-        verdict="usable: the petals' edges are sharp and without a rim; the red leans to "
-        "magenta, the lower left petals stay pale, and the second dahlia stays orange",
+        verdict="usable: the petals' edges are sharp and without a rim; the lower left petals "
+        "stay pale, and the second dahlia stays orange",
     ),
     Task(
         "colour",
