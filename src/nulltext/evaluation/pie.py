@@ -70,6 +70,10 @@ CATEGORIES = {
 """Types of edits by their `editing_type_id`."""
 
 
+PUBLISHED_BLEND_START = 0.2
+"""Fraction of the steps before the published editor's local blend begins."""
+
+
 @dataclass(frozen=True)
 class PieItem:
     """One edit of the benchmark."""
@@ -260,7 +264,7 @@ def spec_of(model: LatentDiffusion, item: PieItem, protocol: Protocol) -> tuple[
         weights={last: protocol.word_weight} if weighted else {},
         alignment="refine",
     )
-    blend = LocalBlend(tuple(usable)) if usable else None
+    blend = LocalBlend(tuple(usable), start=PUBLISHED_BLEND_START) if usable else None
     unused = [word for word in item.blend if word not in usable]
     notes = [f"{', '.join(unused)} is in neither prompt, so not blended"] if unused else []
     if last and last not in unused and not weighted:
