@@ -91,11 +91,10 @@ def pixels_of(path):
 
 
 def assert_same_pictures(ours, theirs, levels):
-    """Equal rows and names, and pictures that differ by so many of 255 levels on average.
+    """Equal rows and names, and pictures that differ by so many of 255 levels at most.
 
-    Not at every pixel: where a region ends, its cut may turn on a rounding. Figures of pictures are
-    the same within 0.05: decibels, and shares of the picture. For few steps: random weights magnify
-    rounding from step to step.
+    Figures of pictures are the same within 0.05: decibels, and shares of the picture. For few
+    steps: random weights magnify rounding from step to step.
     """
     first, second = everything_in(ours), everything_in(theirs)
     assert first[1] == second[1]  # names
@@ -107,7 +106,7 @@ def assert_same_pictures(ours, theirs, levels):
             assert row[name] == pytest.approx(other[name], abs=0.05), name
         for output in row.get("outputs", ()):
             between = np.abs(pixels_of(ours / output) - pixels_of(theirs / output))
-            assert between.mean() <= levels, output
+            assert between.max() <= levels, output
 
 
 def counted(monkeypatch):
@@ -565,7 +564,10 @@ def test_jobs_on_ray_are_done_as_here_though_a_worker_is_killed(here, run, model
 
     for turn in (1, 2):
         Image.open("a.png").rotate(20 * turn).save(f"{turn}.png")
-    jobs = [{"image": f"{n}.png", "target": t} for n in "ab12" for t in ("dog", "cow", "red cat")]
+    # what the model drew: the cut where a region ends may turn on a rounding
+    drawn = {} if batch_size == 1 else {"region": "everywhere", "detail": "model"}
+    pairs = [(n, t) for n in "ab12" for t in ("dog", "cow", "red cat")]
+    jobs = [{"image": f"{n}.png", "target": t, **drawn} for n, t in pairs]
     path = write(here, *jobs, {"image": "none.png", "target": "a dog"})
     assert run(path, "-o", "whole", "--batch-size", 1)[0] == 2
     folder = here / "out"

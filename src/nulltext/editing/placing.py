@@ -243,13 +243,12 @@ def place(
     Args:
         row: of the edit's pictures.
         detail: how much of the photo's fine detail is kept; see `compositing`.
-        finding: where it belongs; not looked at where its mask or blend says so.
+        finding: where it belongs; None where its mask or blend says so, or it shows everywhere.
         colour: a key of `HUES`, to which the hue is turned; not where the edit shows everywhere.
     """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
-    found = finding if spec.mask is None and spec.blend is None else None
-    weight = _weight(canvas, edit, row, spec, found)
-    bounded = found is not None or spec.mask is not None or spec.blend is not None
+    weight = _weight(canvas, edit, row, spec, finding)
+    bounded = finding is not None or spec.mask is not None or spec.blend is not None
     if colour is not None and bounded:
         small = interpolate(weight[None, None], size=picture.shape[-2:], mode="area")[0, 0]
         picture = to_named_hue(picture, reconstruction, small, colour)
@@ -266,7 +265,7 @@ def place(
         mask_fraction=float(edit.masks[row].mean()),
         unchanged=edit.unchanged[row] or unseen,
         region=shown,
-        found=None if found is None else found.said,
+        found=None if finding is None else finding.said,
         colour=colour if bounded else None,
         is_reconstruction=difference.changed_fraction > 0,
         cut=tuple(cut_sides(weight, canvas.box, canvas.photo.size)),
