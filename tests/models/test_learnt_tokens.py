@@ -380,7 +380,10 @@ def test_chips_in_the_studio(sd1, tmp_path, photo):
         view = visitor.ask("edit", target="a mystyle on mytok", chips=[])
         assert view["problem"] is None
         assert view["result"]["label"] == "<cat> \u2192 mytok"
-        assert "mystyle" not in (view["result"]["remark"] or "")
+        assert view["result"]["remark"] == (
+            "The edit stops inside the photo, at the crop's right: draw the crop around all that "
+            "changes."
+        )
         view = visitor.ask("edit", target="a mystyle on mytok", chips=[], blend="x")
         assert view["problem"].endswith("the words are a, mystyle, on, <cat>, mytok.")
 
