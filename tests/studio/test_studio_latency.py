@@ -174,6 +174,20 @@ def test_what_a_restored_edit_brings_never_comes_over_what_was_written(page, fil
     assert_says(command, "--target 'a bright dog'", "--strength 0.8")
 
 
+def test_what_is_selected_to_be_written_over_stays_so(page, file):
+    upload(page, file)
+    part(page, "source").wait_for()
+    invert(page)
+    for target in ("a red dog", "a black dog"):
+        part(page, "target").fill(target)
+        edited(page)
+    tiles(page).nth(1).click()
+    part(page, "target").select_text()
+    expect(part(page, "target")).to_have_value("a red dog")
+    page.keyboard.type("a white dog")
+    assert part(page, "target").input_value() == "a white dog"
+
+
 def test_the_crop_and_the_words_of_the_moment_are_inverted(page, file):
     upload(page, file)
     part(page, "source").wait_for()

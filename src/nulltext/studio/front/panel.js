@@ -61,10 +61,10 @@ function fill(view, otherWords) {
     if (untouched(IDS[name] || name, number)) fields[name] = view.fields[name];
     if (name === "source") setText("source-hint", hintOf(view.fields, name in fields));
   }
-  for (const [name, id] of Object.entries(TEXTS)) if (name in fields) $(id).value = fields[name] ?? "";
+  for (const [name, id] of Object.entries(TEXTS)) if (name in fields) setValue($(id), fields[name] ?? "");
   for (const [name, id] of Object.entries(NUMBERS)) {
-    if (name in fields && fields[name] !== null) $(id).value = fields[name];
-    else if (name in fields && name !== "strength") $(id).value = "";
+    if (name in fields && fields[name] !== null) setValue($(id), fields[name]);
+    else if (name in fields && name !== "strength") setValue($(id), "");
   }
   if ("strength" in fields && untouched("by-hand", view.filled.strength[1])) setByHand(fields.strength === null);
   if ("crop" in fields) state.crop = fields.crop;
@@ -75,6 +75,15 @@ function fill(view, otherWords) {
     drawChips();
   } else if (otherWords) readTarget();
   showValues();
+}
+
+// Set a field. Where all of it is selected, to be written over, all of the new text is; a number's
+// selection cannot be read, and it is mostly written over.
+function setValue(field, value) {
+  const { selectionStart, selectionEnd } = field;
+  const whole = selectionStart === null || (selectionStart === 0 && selectionEnd === field.value.length);
+  field.value = value;
+  if (whole && field === document.activeElement) field.select();
 }
 
 function hintOf({ source, proposed }, taken) {
