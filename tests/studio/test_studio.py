@@ -283,6 +283,16 @@ def test_what_nothing_points_to_is_removed(model, file):
     assert not whole.exists()
 
 
+def test_a_picture_of_attention_stays_until_the_next(visitor, file):
+    visitor.open(file)
+    visitor.invert("a bright cat", method="ddim")
+    first = local(visitor.ask("look", word=1)["look"]["url"])
+    assert visitor.ask("edit", target="a bright dog")["look"] is None
+    assert first.exists()  # a page may be loading it still
+    second = local(visitor.ask("look", word=2)["look"]["url"])
+    assert (first.exists(), second.exists()) == (False, True)
+
+
 def test_a_captioner_proposes_words(model, file):
     writer = captioner(seed=3)
     with studio_on(nulltext.load(model), model, captioner=writer) as studio:

@@ -120,6 +120,8 @@ class Session:
         self.photo: OpenPhoto | None = None
         self.inverted: OpenInversion | None = None
         self.look: ShownAttention | None = None
+        self.last_look: ShownAttention | None = None
+        """The latest, shown or not: a page may still be loading its picture."""
         self.history: list[EditRecord] = []
         self.strip: list[EditRecord] = []
         self.result: EditRecord | None = None
@@ -287,7 +289,7 @@ class Session:
         kept = {path for r in records for path in _files_of(r)}
         kept |= {self.photo.path, self.photo.preview} if self.photo else set()
         kept |= {self.inverted.file} if self.inverted else set()
-        kept |= {self.look.picture} if self.look else set()
+        kept |= {self.last_look.picture} if self.last_look else set()
         folders = {path.parent for path in kept if path}
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():

@@ -242,7 +242,7 @@ def look(session: Session, request: PageRequest) -> Iterator[None]:
     path = session.new_path("look.jpg")
     save_image(heat_over(crop, maps[index]), path)
     with session.commit(lambda: session.inverted is inverted):
-        session.look = ShownAttention(index, path)
+        session.look = session.last_look = ShownAttention(index, path)
 
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
