@@ -28,7 +28,7 @@ from support.browser import (
     visit,
 )
 from support.proxies import Proxy
-from support.studios import studio_on
+from support.studios import Gate, studio_on
 
 __all__ = ["address", "browser", "proxy", "studio", "visit"]  # fixtures
 
@@ -188,7 +188,7 @@ def test_what_is_selected_to_be_written_over_stays_so(page, file):
     assert part(page, "target").input_value() == "a white dog"
 
 
-def test_the_crop_and_the_words_of_the_moment_are_inverted(page, file):
+def test_the_crop_and_the_words_of_the_moment_are_inverted(page, file, studio):
     upload(page, file)
     part(page, "source").wait_for()
     part(page, "crop").focus()
@@ -198,8 +198,11 @@ def test_the_crop_and_the_words_of_the_moment_are_inverted(page, file):
     part(page, "again").click()
     part(page, "source").fill("a black dog")
     part(page, "square").click()
+    gate = Gate()
+    studio.resources.worker.submit(gate.steps)
     part(page, "invert").click()
-    part(page, "source").fill("a black dog, larger")  # while the other words are inverted
+    part(page, "source").fill("a black dog, larger")  # while the other words wait to be inverted
+    gate.open.set()
     expect(part(page, "done-source")).to_have_text("“a black dog”")
     part(page, "target").fill("a white dog")
     assert_says(edited(page), "--source 'a black dog'", "--crop 15,0,60")
