@@ -238,7 +238,7 @@ def test_each_mistake_is_one_sentence(visit, file, tmp_path):
 def focus_of(page):
     return page.evaluate(
         "() => document.activeElement.dataset.id || document.activeElement.dataset.view"
-        " || document.activeElement.dataset.chip || document.activeElement.textContent.trim()"
+        " || document.activeElement.dataset.key || document.activeElement.textContent.trim()"
     )
 
 

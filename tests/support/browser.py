@@ -58,8 +58,8 @@ def visit(browser, address):
         if request.url.startswith("http"):
             hosts.add(urlsplit(request.url).hostname)
 
-    def come(width=1400, height=900, at=address):
-        context = browser.new_context(viewport={"width": width, "height": height})
+    def come(width=1400, height=900, at=address, **more):
+        context = browser.new_context(viewport={"width": width, "height": height}, **more)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)

@@ -102,7 +102,7 @@ on("paint-it", "click", () => {
   show("paint");
   drawRing();
   canvas.focus({ preventScroll: true });
-  $("picture").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  $("frame").scrollIntoView({ block: "nearest" });
 });
 
 // Take the region that was found for the picture on show as a mask, to be painted on.
@@ -111,6 +111,7 @@ on("repaint", "click", () => {
   loadMask(state.view.result.region);
   show("paint");
   canvas.focus({ preventScroll: true });
+  $("frame").scrollIntoView({ block: "nearest" });
 });
 
 // The mask, white on black, as a data URL; null where nothing is painted.

@@ -70,6 +70,24 @@ function setPicture(id, url) {
   }
 }
 
+// A button that cannot be used now keeps the focus; its clicks are ignored.
+function setUnusable(id, unusable) {
+  $(id).setAttribute("aria-disabled", String(unusable));
+}
+
+element.addEventListener("click", (event) => {
+  if (!event.target.closest("[aria-disabled=true]")) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+}, true);
+
+// Replace the children; the focus goes to the one with the same key.
+function redraw(id, children) {
+  const held = $(id).contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  $(id).replaceChildren(...children);
+  if (held) children.find((child) => child.dataset.key === held)?.focus({ preventScroll: true });
+}
+
 function showProblem(text) {
   setText("problem-text", text || "");
   setHidden("problem", !text);

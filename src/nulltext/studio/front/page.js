@@ -3,6 +3,7 @@
 function receive(view) {
   if (!view || view.serial < state.serial) return; // a newer view has arrived before
   const before = state.view;
+  const held = document.activeElement;
   state.view = view;
   state.serial = view.serial;
   const fresh = view.photo && (!before.photo || before.photo.url !== view.photo.url);
@@ -32,12 +33,15 @@ function receive(view) {
   if (view.photo) drawTiles();
   if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
   if (view.strip.length && !before.strip.length) $("strip-tiles").scrollIntoView({ block: "nearest" });
+  if (fresh && isLost(held, true)) focusFirst("source");
+  else if (isLost(held)) focusNext(held);
+  if (inverted) setText("heard", `Inverted: ${$("done-figures").textContent}`);
   if (fresh && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
 }
 
 watch("value", () => receive(props.value));
 
-on("dismiss", "click", () => showProblem(""));
+on("dismiss", "click", dismissProblem);
 on("choose", "change", () => {
   if ($("choose").files[0]) send($("choose").files[0], "open");
   $("choose").value = "";

@@ -129,8 +129,8 @@ function drawBusy() {
   const { view, waiting } = state;
   const asked = VERBS.some((verb) => waiting[verb] && !PREEMPTIBLE.includes(verb));
   const busy = asked || (Boolean(view.progress) && !view.preemptible);
-  for (const id of ["invert", "edit", "try", "bring", "example"]) $(id).disabled = busy;
-  $("propose").disabled = busy || waiting.propose > 0;
+  for (const id of ["invert", "edit", "try", "bring", "example"]) setUnusable(id, busy);
+  setUnusable("propose", busy || waiting.propose > 0);
 }
 
 function drawDock() {
@@ -139,6 +139,7 @@ function drawDock() {
   if (!now) return;
   const waiting = now.ahead > 0;
   setText("doing", waiting ? "Waiting for the model" : now.doing);
+  setText("heard", $("doing").textContent);
   $("bar").max = Math.max(1, now.total);
   if (now.total && !waiting) $("bar").value = now.done;
   else $("bar").removeAttribute("value");
@@ -164,12 +165,15 @@ function drawCurve({ curve, bound }) {
     `<polyline points="${points.join(" ")}" />`;
 }
 
-function tile(entry, verb, caption) {
+function tile(entry, verb, label) {
   const button = make("button", { type: "button", className: "tile" });
   const chosen = state.view.result && state.view.result.number === entry.number;
   button.setAttribute("aria-pressed", String(Boolean(chosen)));
   button.title = entry.target;
-  button.append(make("img", { src: entry.url, alt: "", loading: "lazy" }), make("span", {}, caption));
+  button.dataset.key = entry.number;
+  const strength = entry.strength === null ? ["by hand"] : [make("i", { className: "unseen" }, "strength "), entry.strength];
+  const caption = make("span", {}, label, ...strength);
+  button.append(make("img", { src: entry.url, alt: "", loading: "lazy" }), caption);
   button.addEventListener("click", () => ask(verb, { number: entry.number }));
   return button;
 }
@@ -178,8 +182,8 @@ function drawTiles() {
   const { strip, history, result } = state.view;
   setHidden("strip-tiles", !strip.length);
   setHidden("history-tiles", !history.length);
-  $("strip").replaceChildren(...strip.map((one) => tile(one, "choose", `${one.strength}`)));
-  $("history").replaceChildren(...history.map((one) => tile(one, "restore", `${one.label} · ${one.strength ?? "by hand"}`)));
+  redraw("strip", strip.map((one) => tile(one, "choose", "")));
+  redraw("history", history.map((one) => tile(one, "restore", `${one.label} · `)));
   setHidden("outcome", !result);
   if (!result) return;
   const stem = state.view.photo.name.replace(/\.[^.]*$/, "");

@@ -52,6 +52,7 @@ function drawStage() {
   setHidden("brush-tools", state.mode !== "paint");
   setText("note", NOTES[state.mode]());
   setText("name", `${name} · ${width} × ${height}`);
+  document.title = `${name} · nulltext studio`;
   $("picture").classList.toggle("working", Boolean(view.progress));
 }
 

@@ -1,13 +1,12 @@
 // The chips: click a word to see its attention, retype it, change its weight, add another.
 
 function drawChips() {
-  const held = document.activeElement && document.activeElement.dataset.chip;
   const words = state.view.words;
   const chips = state.chips.map((chip, index) => {
     const source = chip.source === null ? null : words[chip.source];
     const kind = chip.source === null ? "added" : chip.text !== source ? "changed" : "";
     const button = make("button", { type: "button", className: `chip ${kind}` });
-    button.dataset.chip = index;
+    button.dataset.key = index;
     button.setAttribute("aria-pressed", String(index === state.picked));
     if (kind === "changed") button.append(make("s", {}, source));
     if (chip.text) button.append(make("span", {}, chip.text));
@@ -17,13 +16,9 @@ function drawChips() {
     return button;
   });
   const add = make("button", { type: "button", className: "chip plus" }, "+ word");
-  add.dataset.chip = "plus";
+  add.dataset.key = "plus";
   add.addEventListener("click", () => addAfter(state.chips.length - 1));
-  $("chips").replaceChildren(...chips, add);
-  if (held !== undefined) {
-    const again = $("chips").querySelector(`[data-chip="${held}"]`);
-    if (again) again.focus({ preventScroll: true });
-  }
+  redraw("chips", [...chips, add]);
   drawChipEditor();
 }
 
@@ -84,4 +79,5 @@ on("remove", "click", () => {
   else state.chips[index].text = "";
   state.picked = null;
   updateTarget(index);
+  $("chips").children[index].focus();
 });
