@@ -148,6 +148,23 @@ def test_a_weight_goes_to_the_targets_that_have_its_word(here, model, run):
     assert weights == [{"red": 2.0}, {}]
 
 
+def test_a_weight_of_one_of_two_equal_words(here, model, run):
+    """Without a number both are weighed, as ever; with one, that word alone."""
+    edit = ("edit", "cat.png", "--source", "a red cat", "--model", model, "--steps", 2, "--target")
+    both = "a red cat on a red sofa"
+    pictures = []
+    for weights in (["red=2"], ["red#1=2", "red#2=2"], ["red#2=2"], ["red=2", "red#1=1"]):
+        flags = [text for weight in weights for text in ("--weight", weight)]
+        code, _, err = run(*edit, both, *flags, "-o", "out.png")
+        assert code == 0, err
+        pictures.append(file_pixels("out.png").tolist())
+    assert pictures[0] == pictures[1] != pictures[2] == pictures[3]
+    code, _, err = run(*edit, both, "--weight", "red#3=2", "-o", "third.png")
+    assert code == 2
+    assert "which says 'red' 2 times; write 'red' or a number up to 2." in " ".join(err.split())
+    assert not Path("third.png").exists()
+
+
 def test_the_colour_profile_of_the_photo_is_kept(here, model, run):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(file_pixels("cat.png")).save("managed.png", icc_profile=profile)

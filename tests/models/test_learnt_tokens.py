@@ -393,7 +393,7 @@ def test_learnt_tokens_are_one_chip():
     chips = chips_of(prompt)
     assert [chip.text for chip in chips] == ["a", "<cat>", ",", "a", "mystyle mystyle_1"]
     chips[1:3] = [Chip(1, "MyTok", 2.0), Chip(None, "mystyle"), Chip(2, ",")]
-    assert weights_of(chips) == {"MyTok": 2.0}
+    assert weights_of(chips, read("a MyTok mystyle, a mystyle mystyle_1")) == {"MyTok": 2.0}
 
 
 # --- both text encoders of SDXL -------------------------------------------------------------------

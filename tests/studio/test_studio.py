@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 import nulltext
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
-from nulltext.errors import NulltextError
+from nulltext.errors import NulltextError, PromptError
 from nulltext.inversion.budgets import budget_of
 from nulltext.jobs.options import arguments_of
 from nulltext.models.side_files import KnownWords
@@ -32,6 +32,7 @@ from nulltext.studio.forms import Chip, InvertForm, chips_of, weights_of
 from nulltext.studio.handlers import INTERNAL_ERROR, VERBS, handle
 from nulltext.studio.resources import STAGES, Limits, LRUCache, Meter, Progress, Worker
 from nulltext.studio.verbs import EXAMPLE, difference
+from nulltext.words.prompts import find_words
 from support.captioners import captioner
 from support.pictures import file_pixels
 from support.studios import Gate, Visitor, local, studio_on
@@ -102,6 +103,17 @@ EDITS = {
         "negative": "a cow",
         "detail": "photo",
     },
+    "repeated": {
+        "target": "a red dog on a red red",
+        "chips": [
+            {"source": 0, "text": "a"},
+            {"source": 1, "text": "red"},
+            {"source": None, "text": "dog on a"},
+            {"source": None, "text": "red", "weight": 3},
+            {"source": None, "text": "red", "weight": -1},
+        ],
+        "strength": 1,
+    },
     "local": {"blend": "cat, dog", "threshold": 0.05, "strength": 0.9},
     "painted": {"mask": png_url(mask_of((180, 120), (60, 20, 120, 90))), "strength": 0.75},
 }
@@ -110,6 +122,7 @@ EDITS = {
 NAMED = {
     "plain": "--strength 0.5",
     "weighed": "--weight dog=-2.0 --target-guidance 3.0 --negative 'a cow' --cross-steps 0.4",
+    "repeated": "--weight 'red#2=3.0' --weight 'red#3=-1.0'",
     "local": "--blend cat --blend dog --blend-threshold 0.05",
     "painted": "--mask 'my cat-mask.png'",
 }
@@ -121,7 +134,7 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     visitor.open(file)
     how = {"budget": "fast", "crop": [20, 5, 50, 50]}
     visitor.invert("a red cat", guidance=4, seed=3, **how)
-    view = visitor.ask("edit", target="a red dog", **EDITS[name])
+    view = visitor.ask("edit", **{"target": "a red dog", **EDITS[name]})
     assert view["problem"] is None
     result = view["result"]
     (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -582,9 +595,25 @@ def test_a_chip_for_each_word_with_the_gap_before_it():
     text = " an  orange cat, it's"
     chips = chips_of(read(text, 77))
     assert "".join(chip.gap + chip.text for chip in chips) == text
-    assert weights_of(chips) == {}
-    words = [Chip(0, "a", 2.0), Chip(None, " ", 3.0), Chip(1, "photo"), Chip(2, "a")]
-    assert weights_of(words) == {"a": 2.0}
+    assert weights_of(chips, read(text, 77)) == {}
+
+
+def test_a_weight_is_that_of_one_word():
+    target = read("a red flower, red#2 or dark red with a red background", 77)
+    words = ["a", "red", "flower", ",", "red#2", "or", "dark red", "with", "a", "red"]
+    weights = {2: 1.0, 8: 3.0, 9: -2.0, 6: 0.5}
+    chips = [Chip(None, word, weights.get(at, 1.0)) for at, word in enumerate(words)]
+    chips.insert(1, Chip(0, " ", 3.0))
+    found = weights_of(chips, target)
+    assert found == {"dark red": 0.5, "a#2": 3.0, "red#4": -2.0}
+    assert [find_words(target, name) for name in found] == [
+        target.words[8].tokens + target.words[9].tokens,
+        target.words[11].tokens,
+        target.words[12].tokens,
+    ]
+    assert weights_of([Chip(0, "red"), Chip(1, "red", 2.0)], target) == {"red#02": 2.0}
+    with pytest.raises(PromptError, match="does not say “cow” where its words do"):
+        weights_of([Chip(0, "cow", 2.0)], target)
 
 
 def test_an_edit_is_named_by_what_it_changes():

@@ -162,6 +162,28 @@ def test_words_crop_mask_and_strip(visit, file):
     assert part(page, "over").get_attribute("src") == first
 
 
+def test_a_weight_is_one_words_and_a_text_written_by_hand_stays(visit, file):
+    page = visit()
+    upload(page, file)
+    invert(page, "a red cat on a red sofa")
+    part(page, "source-done").wait_for()
+    part(page, "target").fill("my  red cat,\non a red sofa")
+    chip(page, "red").nth(1).click()
+    part(page, "weight").fill("3")
+    chips = part(page, "chips").locator(".chip")
+    sync_api.expect(chips.filter(has_text="×3")).to_have_count(1)
+    chip(page, "sofa").click()
+    part(page, "word").fill("chair")
+    sync_api.expect(part(page, "target")).to_have_value("my  red cat,\non a red chair")
+    sync_api.expect(chips.filter(has_text="×3")).to_have_count(1)
+    part(page, "edit").click()
+    part(page, "outcome").wait_for()
+    part(page, "outcome").locator("summary").click()
+    command = part(page, "command").inner_text()
+    assert "--target 'my  red cat, on a red chair' " in command
+    assert "--weight 'red#2=3.0' " in command
+
+
 def test_a_region_that_was_found_is_a_mask_to_paint_on(visit, file):
     page = visit()
     opened_and_inverted(page, file)

@@ -293,7 +293,17 @@ def test_a_request_that_fails_lets_go_of_the_buttons(browser, address, file):
 
 SPELL = """([words, text, before]) => {
   const chips = chipsOf(words, text, before || []);
-  return [chips.map((c) => [c.source, c.text, c.weight]), targetOf(chips)];
+  return [chips.map((c) => [c.source, c.text, c.weight]), targetOf(chips, text)];
+}"""
+RETYPE = """([words, text, index, said]) => {
+  const chips = chipsOf(words, text, []);
+  const own = chips[index].text;
+  const retyped = [said, "", own].map((one) => {
+    chips[index].text = one;
+    fitArticle(words, chips, index);
+    return (text = targetOf(chips, text));
+  });
+  return [chips.map((chip) => chip.text), retyped];
 }"""
 SOURCE = ["a", "photo", "of", "an", "orange", "flower", ",", "on", "a", "sofa"]
 
@@ -306,18 +316,67 @@ def speller(browser):
     page.close()
 
 
+def spaced(rng, words):
+    gaps = [str(rng.choice(["", " ", "\n"])), *rng.choice([" ", "  ", " \n"], len(words))]
+    return gaps[0] + "".join(
+        str(word) + str(gap) for word, gap in zip(words, gaps[1:], strict=True)
+    )
+
+
 def test_a_text_as_chips_is_the_text_again(speller):
     rng = np.random.default_rng(0)
     pool = ["a", "an", "red", "orange", "Cat", ",", "it's", "...", "ü", "<my-cat>", "字"]
     for _ in range(200):
         source, target = (list(rng.choice(pool, rng.integers(1, 9))) for _ in range(2))
-        text = "".join(word + str(rng.choice([" ", "  "])) for word in target).strip()
+        text = spaced(rng, target)
         chips, again = speller.evaluate(SPELL, [list(map(str, source)), text])
         assert again == text
         kept = [chip[0] for chip in chips if chip[0] is not None]
         assert kept == list(range(len(source)))
         if source == target:
             assert [chip[1] for chip in chips] == source
+
+
+def test_a_word_that_is_retyped_changes_nothing_else(speller):
+    rng = np.random.default_rng(1)
+    pool = ["Red", "orange", "Cat", ",", "it's", "...", "ü", "<my-cat>", "字"]
+    for _ in range(100):
+        source, target = (list(map(str, rng.choice(pool, rng.integers(2, 9)))) for _ in range(2))
+        text = spaced(rng, target)
+        chips, _ = speller.evaluate(SPELL, [source, text])
+        index = int(rng.choice([at for at, chip in enumerate(chips) if chip[1]]))
+        end = 0
+        for _, said, _ in chips[: index + 1]:
+            start = text.index(said, end)
+            end = start + len(said)
+        said = str(rng.choice(["blue", "dark blue", "a"]))
+        _, (other, none, again) = speller.evaluate(RETYPE, [source, text, index, said])
+        assert other == text[:start] + said + text[end:]
+        if none.strip():
+            assert again == text
+
+
+@pytest.mark.parametrize(
+    ("text", "index", "said", "expected"),
+    [
+        ("dog", 0, "photo", "photo dog"),  # a word that was left out comes in front of the others
+        ("An  orange\ndog ", 3, "red", "A  red\ndog "),
+        ("my orange dog, an old one", 4, "cat", "my orange cat, an old one"),
+    ],
+)
+def test_a_target_written_by_hand_is_kept(speller, text, index, said, expected):
+    words = ["photo", "of", "an", "orange", "dog"]
+    retyped = speller.evaluate(
+        """([words, text, source, said]) => {
+          const chips = chipsOf(words, text, []);
+          const index = chips.findIndex((chip) => chip.source === source);
+          chips[index].text = said;
+          fitArticle(words, chips, index);
+          return targetOf(chips, text);
+        }""",
+        [words, text, index, said],
+    )
+    assert retyped == expected
 
 
 @pytest.mark.parametrize(
@@ -343,6 +402,12 @@ def test_weights_stay_with_their_words(speller):
     ]
     chips, _ = speller.evaluate(SPELL, [SOURCE, "a photo of a white flower", before])
     assert [weight for *_, weight in chips] == [1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+
+
+def test_equal_words_have_weights_of_their_own(speller):
+    before = [{"source": None, "text": "red", "weight": weight} for weight in (1, 3)]
+    chips, _ = speller.evaluate(SPELL, [["a", "b"], "red a red b red", before])
+    assert [weight for *_, weight in chips] == [1, 1, 3, 1, 1]
 
 
 FIT = """([words, texts, index]) => {

@@ -104,6 +104,16 @@ def test_a_background_of_nothing_is_the_picture(read):
 def test_a_weighted_word_counts_as_changed(read):
     text = read("a red rose and a cat")
     assert read_change(text, text).about == "picture"
-    change = read_change(text, text, ["red"])
+    change = read_change(text, text, {"red": 2.0})
     assert (change.about, words(text, change.source)) == ("things", "rose")
     assert change.attributes == ()
+
+
+def test_a_weight_is_about_the_thing_of_its_own_word(read):
+    """Of "red flower" and "red bird" either is weighed by itself."""
+    text = read("a red flower under a red bird")
+    flower, bird = (read_change(text, text, {name: 2.0}).source for name in ("red#1", "red#2"))
+    assert [text.words[at].text for at in (*flower, *bird)] == ["flower", "bird"]
+    assert read_change(text, text, {"red": 2.0}).source == flower + bird
+    assert read_change(text, text, {"cow": 2.0}).about == "picture"
+    assert read_change(text, text, {"red": 2.0, "red#1": 1.0}).source == bird

@@ -18,7 +18,7 @@ from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.options import EditOptions
 from nulltext.models.families import StableDiffusionText
 from nulltext.studio.forms import EditForm, read_chips
-from nulltext.words.prompts import clean, find_words, spelled_words, tokenize
+from nulltext.words.prompts import clean, find_words, name_word, spelled_words, tokenize
 from support.vocabularies import (
     BUNDLED,
     SPECIAL,
@@ -141,7 +141,7 @@ def test_prompts_are_cleaned_wherever_they_come_in(
     assert request.prompt == expected
     assert nulltext.EditSpec(said).target == expected
     assert read_chips([{"source": None, "text": said}], 0)[0].text == expected
-    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, 0)
+    form = EditForm.read({"target": said, "blend": f"{said}, cat"}, 0, tiny_sd1.tokenize)
     assert (form.target, form.blend) == (expected, (expected, "cat"))
     options = EditOptions.of({"source": said, "target": [said], "weight": [f"{said}=2"]})
     assert (options.source, options.target) == (expected, (expected,))
@@ -337,6 +337,34 @@ def test_found_positions_are_those_of_the_equal_words(
     word = data.draw(st.sampled_from(words))
     expected = [p for owner in read.words if owner.text == word for p in owner.tokens]
     assert list(find_words(read, word.upper())) == expected
+
+
+def test_one_of_several_equal_words_is_named_by_its_number() -> None:
+    read = prompt("a red cat, a red dog, a dark red dog", 60)
+    reds = [word.tokens for word in read.words if word.text == "red"]
+    assert [find_words(read, f"red#{n}") for n in (1, 2, 3)] == reds
+    assert find_words(read, "RED #2") == reds[1]
+    assert find_words(read, "red dog#2") == reds[2] + read.words[-1].tokens
+    assert find_words(read, "red") == sum(reds, ())
+    for name in ("red#0", "red#4", "cat#2"):
+        with pytest.raises(PromptError, match=r"which says '(red' 3 times|cat' once); write"):
+            find_words(read, name)
+    with pytest.raises(PromptError, match="'cow#1' is not a word of"):
+        find_words(read, "cow#1")
+
+
+def test_a_prompt_with_numbers_of_its_own_is_found_as_before() -> None:
+    read = prompt("flower #2 and a red flower", 60)
+    assert find_words(read, "flower #2") == find_words(read, "flower#2") == (1, 2, 3)
+    assert find_words(read, "flower#02") == read.words[-1].tokens
+
+
+@given(st.lists(st.sampled_from([*VOCABULARY, "#", "2", "..."]), min_size=1, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_each_word_has_a_name_of_its_own(words: list[str]) -> None:
+    read = prompt(" ".join(words), 100)
+    for word in read.words:
+        assert find_words(read, name_word(read, word.text, word.end)) == word.tokens
 
 
 @pytest.mark.parametrize("word", ["tabby", "ca", "cat sofa", "", "\ud800"])

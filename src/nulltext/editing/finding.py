@@ -113,7 +113,7 @@ def find_steps(
     wanted: list[_Wanted | None] = []
     for spec in specs:
         target = model.tokenize(spec.target)
-        change = read_change(source, target, weighted_words(spec))
+        change = read_change(source, target, weights_of(spec))
         if not isinstance(spec.editor, PromptToPrompt):
             change = replace(change, reshaped=True)  # others do not keep shapes
         local = spec.mask is None and spec.blend is None and change.about != "picture"
@@ -157,10 +157,9 @@ class _Probes:
     """[K, L, h', w']."""
 
 
-def weighted_words(spec: EditSpec) -> list[str]:
-    """Return the words whose attention an edit changes."""
-    factors = asdict(spec.editor).get("weights", {})
-    return [word for word, factor in factors.items() if factor != 1]
+def weights_of(spec: EditSpec) -> dict[str, float]:
+    """Return the factors on words of an edit's target; empty where its editor has none."""
+    return dict(asdict(spec.editor).get("weights", {}))
 
 
 def _probe(

@@ -17,7 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from nulltext.constants import DETAIL, HUE, REGION, Detail, Hue, Region
 from nulltext.diffusion.loops import StepInfo, run
-from nulltext.editing.finding import Finding, find_steps, weighted_words
+from nulltext.editing.finding import Finding, find_steps, weights_of
 from nulltext.editing.loop import Edit, check_specs, edit_steps
 from nulltext.editing.spec import EditSpec, specs_of
 from nulltext.errors import ImageError, OptionError
@@ -280,7 +280,7 @@ def _check_name(what: str, name: str, names: Any) -> None:
 def colour_of(model: LatentDiffusion, inversion: Inversion, spec: EditSpec) -> str | None:
     """Return the colour of `HUES` that an edit newly gives its one thing; None without one."""
     source = model.tokenize(inversion.header.prompt, allow_empty=True)
-    change = read_change(source, model.tokenize(spec.target), weighted_words(spec))
+    change = read_change(source, model.tokenize(spec.target), weights_of(spec))
     named = [word for word in change.attributes if word in HUES]
     one = change.about == "things" and len(change.source) + len(change.added) == 1
     return named[0] if one and len(named) == 1 else None

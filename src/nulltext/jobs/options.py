@@ -236,7 +236,7 @@ class EditOptions(InversionOptions):
     )
     weight: tuple[str, ...] = option_field(
         (),
-        "Stress a word of the target: yellow=2, red=-1.",
+        'Stress a word of the target: yellow=2, red=-1; red#2=3: the second "red" alone.',
         "WORD=FACTOR",
         prose=True,
         editor=EditorName.PROMPT_TO_PROMPT,
@@ -352,7 +352,10 @@ class EditOptions(InversionOptions):
         None, "White where the photo may change; of its proportions; an image or .npy.", "FILE"
     )
     blend: tuple[str, ...] = option_field(
-        (), "Change only where this word looks; may be repeated.", "WORD", prose=True
+        (),
+        "Change only where this word looks (flower#2: the second one); may be repeated.",
+        "WORD",
+        prose=True,
     )
     blend_except: tuple[str, ...] = option_field(
         (), "But not where this word looks.", "WORD", prose=True

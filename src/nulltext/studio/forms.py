@@ -10,7 +10,7 @@ import binascii
 import io
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -26,7 +26,7 @@ from nulltext.inversion.budgets import Budget, planned
 from nulltext.jobs.edits import base_edit
 from nulltext.jobs.options import OPTIONS, EditOptions, arguments_of, combined
 from nulltext.models.choice import ModelChoice
-from nulltext.words.prompts import TokenizedPrompt, clean
+from nulltext.words.prompts import TokenizedPrompt, clean, name_word
 
 PageRequest = Mapping[str, Any]
 
@@ -135,23 +135,26 @@ class EditForm:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, request: PageRequest, num_words: int) -> EditForm:
+    def read(
+        cls, request: PageRequest, num_words: int, tokenize: Callable[[str], TokenizedPrompt]
+    ) -> EditForm:
         """Read the form from a request.
 
         Args:
             num_words: number of words in the source prompt.
+            tokenize: the model's, for the target.
 
         Raises:
             PromptError, OptionError: a field is empty, malformed or out of range.
         """
         by_hand = bool(request.get("by_hand"))
         detail, region = (_read_choice(request, name) for name in ("detail", "region"))
-        chips = read_chips(request.get("chips") or [], num_words)
+        target, chips = read_text(request, "target"), read_chips(request.get("chips"), num_words)
         words = [word.strip() for word in read_text(request, "blend").split(",")]
         threshold = read_number(request, "threshold", 0, 1)
         strength = read_number(request, "strength", 0, 1)
         return cls(
-            target=read_text(request, "target"),
+            target=target,
             chips=tuple(chips),
             strength=None if by_hand else (STRENGTH if strength is None else strength),
             cross_steps=read_number(request, "cross_steps", 0, 1) if by_hand else None,
@@ -162,7 +165,7 @@ class EditForm:
             detail=detail,  # type: ignore[arg-type]
             region=region,  # type: ignore[arg-type]
             negative=read_text(request, "negative") or None,
-            weights=weights_of(chips),
+            weights=weights_of(chips, tokenize(target)),
         )
 
     def at_strength(self, strength: float) -> EditForm:
@@ -252,13 +255,29 @@ def chips_of(prompt: TokenizedPrompt) -> list[Chip]:
     return [Chip(index, word.text, gap=gap) for index, (word, gap) in enumerate(pairs)]
 
 
-def weights_of(chips: Sequence[Chip]) -> dict[str, float]:
-    weights = [(chip.text.strip(), chip.weight) for chip in chips]
-    return {word: weight for word, weight in weights if word and weight != 1}
+def weights_of(chips: Sequence[Chip], target: TokenizedPrompt) -> dict[str, float]:
+    """Return the weights other than 1, by names that each find one word of the target.
+
+    Raises:
+        PromptError: the target does not say the chips' words in their order.
+    """
+    weights: dict[str, float] = {}
+    end = 0
+    for chip in chips:
+        text = chip.text.strip()
+        start = target.text.find(text, end)
+        if start < 0 and chip.weight != 1:
+            raise PromptError(
+                f"The target does not say “{text:.40}” where its words do; load the page again."
+            )
+        end = end if start < 0 else start + len(text)
+        if text and chip.weight != 1:
+            weights[name_word(target, text, end)] = chip.weight
+    return weights
 
 
 def read_chips(values: object, num_words: int) -> list[Chip]:
-    """Read a list of {source, text, weight, gap}.
+    """Read a list of {source, text, weight, gap}; empty where there is none.
 
     Args:
         num_words: number of words in the source prompt.
@@ -266,6 +285,7 @@ def read_chips(values: object, num_words: int) -> list[Chip]:
     Raises:
         OptionError: it is something else.
     """
+    values = values or []
     if not isinstance(values, list) or len(values) > MAX_CHIPS:
         raise OptionError(f"The words are no list of at most {MAX_CHIPS}; load the page again.")
     return [_read_chip(value, num_words) for value in values]

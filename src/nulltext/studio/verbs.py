@@ -303,7 +303,7 @@ def _make_edits(
 ) -> Generator[None, None, list[EditRecord]]:
     inverted, model = session.current_inversion(), session.resources.model
     inversion = session.load_inversion(inverted)
-    form = EditForm.read(request, len(inverted.prompt.words))
+    form = EditForm.read(request, len(inverted.prompt.words), model.tokenize)
     forms = [form.at_strength(strength) for strength in strengths] or [form]
     painting = _read_mask(session, request.get("mask"))
     photo, mask = session.load_photo(), None

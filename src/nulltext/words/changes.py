@@ -16,12 +16,18 @@ Source: our own rule, beside those of `alignment`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from nulltext.words.alignment import ARTICLES, OPENERS, align_words
-from nulltext.words.prompts import TokenizedPrompt, is_punctuation, word_key
+from nulltext.words.prompts import (
+    TokenizedPrompt,
+    find_words,
+    has_word,
+    is_punctuation,
+    word_key,
+)
 
 About = Literal["things", "background", "picture"]
 
@@ -80,12 +86,13 @@ class Change:
 
 
 def read_change(
-    source: TokenizedPrompt, target: TokenizedPrompt, weighted: Collection[str] = ()
+    source: TokenizedPrompt, target: TokenizedPrompt, weights: Mapping[str, float] | None = None
 ) -> Change:
     """Read off two prompts what an edit is about.
 
     Args:
-        weighted: words of the target whose attention is changed, as typed; they count as changed.
+        weights: factors of words of the target, by name (see `find_words`), of which the later
+            wins; words whose factor is not 1 count as changed.
 
     Returns: `Change("picture")` where nothing else can be told.
     """
@@ -94,8 +101,12 @@ def read_change(
     changed_old = {i for i, j in pairs if i is not None and (j is None or old[i] != new[j])}
     changed_new = {j for i, j in pairs if j is not None and (i is None or old[i] != new[j])}
     new_words = set(changed_new)
-    factors = {word_key(part) for word in weighted for part in word.split()}
-    changed_new |= {j for j, word in enumerate(new) if word in factors}
+    factors: dict[int, float] = {}
+    for name, factor in (weights or {}).items():
+        if has_word(target, name):
+            factors |= dict.fromkeys(find_words(target, name), factor)
+    weighted = {at for at, factor in factors.items() if factor != 1}
+    changed_new |= {j for j, word in enumerate(target.words) if weighted.intersection(word.tokens)}
     being_old, being_new = _without_doing(old, changed_old), _without_doing(new, changed_new)
     if _nouns(old, being_old) or _nouns(new, being_new):
         changed_old, changed_new = being_old, being_new  # "wearing a hat" is about the hat

@@ -56,6 +56,8 @@ JOINERS = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
 """Joiners and non-joiners of letters and emoji, and the tags in flags of regions."""
 UNDECODED = range(0xDC80, 0xDD00)
 """Surrogates that stand for undecodable bytes of names and arguments (PEP 383)."""
+NUMBERED = re.compile(r"(?P<word>.*\S)\s*#\s*(?P<number>[0-9]{1,4})")
+"""One of several equal words: "red#2"."""
 # One character per character: w letter or digit, m combining mark, ' apostrophe, j joiner of two
 # signs, . other visible.
 WORD_SHAPE = re.compile(r"[wmj]+(?:'w[wmj]*)*|[.'](?:m|j\.?)*")
@@ -161,28 +163,50 @@ def blank_learnt_words(prompt: TokenizedPrompt) -> str:
 
 
 def find_words(prompt: TokenizedPrompt, word: str) -> tuple[int, ...]:
-    """Find the token positions of every occurrence of a word, or of a phrase, whatever its case.
+    """Find the token positions of a word, or of a phrase, whatever its case.
 
-    A part of a learnt token's name ("cat" of "<cat-toy>") matches it if nothing else matches.
+    "red" is every "red" of the prompt, "red#2" the second one. A prompt that says "red#2" itself
+    has that found. A part of a learnt token's name ("cat" of "<cat-toy>") matches it if nothing
+    else matches.
+
+    Raises:
+        PromptError: the prompt has no such word, or fewer of them.
     """
-    word = clean(word)
-    wanted = [word_key(word[start:end]) for start, end in _pieces(word)]
-    whole: set[int] = set()
-    within: set[int] = set()
-    for pieces in (_word_pieces(prompt, "text"), _word_pieces(prompt, "name")):
-        for first in range(len(pieces) - len(wanted) + 1 if wanted else 0):
-            window = pieces[first : first + len(wanted)]
-            if [piece.key for piece in window] == wanted:
-                found = whole if window[0].opens and window[-1].closes else within
-                found.update(position for piece in window for position in piece.tokens)
-    found = whole or within
+    found = _occurrences(prompt, word)
+    numbered = NUMBERED.fullmatch(clean(word).strip())
+    if not found and numbered:
+        name, number = numbered["word"], int(numbered["number"])
+        every = _occurrences(prompt, name)
+        if 1 <= number <= len(every):
+            return every[number - 1]
+        if every:
+            times = "once" if len(every) == 1 else f"{len(every)} times"
+            raise PromptError(
+                f"{_cut(word)!r} is no word of {quoted(prompt.text)}, which says {_cut(name)!r} "
+                f"{times}; write {_cut(name)!r} or a number up to {len(every)}."
+            )
     if not found:
         raise PromptError(
             f"{_cut(word)!r} is not a word of {quoted(prompt.text)}. "
             f"Words: {', '.join(_cut(owner.name) for owner in prompt.words) or 'none'}. "
             "Name one of these, or put the word into the prompt."
         )
-    return tuple(sorted(found))
+    return tuple(sorted({position for tokens in found for position in tokens}))
+
+
+def name_word(prompt: TokenizedPrompt, text: str, end: int) -> str:
+    """Return a name by which `find_words` finds one word or phrase, and no equal ones.
+
+    Args: text: the word or phrase. end: offset after its last character in the prompt.
+    """
+    every = _occurrences(prompt, text)
+    if len(every) < 2:
+        return text
+    begun = {token for word in prompt.words if word.start < end for token in word.tokens}
+    number = str(sum(begun.issuperset(tokens) for tokens in every))
+    while _occurrences(prompt, f"{text}#{number}"):  # the prompt says "red#2" itself
+        number = f"0{number}"
+    return f"{text}#{number}"
 
 
 def has_word(prompt: TokenizedPrompt, word: str) -> bool:
@@ -191,6 +215,21 @@ def has_word(prompt: TokenizedPrompt, word: str) -> bool:
     except PromptError:
         return False
     return True
+
+
+def _occurrences(prompt: TokenizedPrompt, word: str) -> list[tuple[int, ...]]:
+    """List the token positions of each occurrence of a word or phrase, in order."""
+    word = clean(word)
+    wanted = [word_key(word[start:end]) for start, end in _pieces(word)]
+    whole: set[tuple[int, ...]] = set()
+    within: set[tuple[int, ...]] = set()
+    for pieces in (_word_pieces(prompt, "text"), _word_pieces(prompt, "name")):
+        for first in range(len(pieces) - len(wanted) + 1 if wanted else 0):
+            window = pieces[first : first + len(wanted)]
+            if [piece.key for piece in window] == wanted:
+                found = whole if window[0].opens and window[-1].closes else within
+                found.add(tuple(sorted({at for piece in window for at in piece.tokens})))
+    return sorted(whole or within)
 
 
 @dataclass(frozen=True)

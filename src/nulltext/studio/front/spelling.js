@@ -1,13 +1,15 @@
 // Convert chips to the target prompt and back. Chips c_1 … c_n, each with the gap g before it, make
-// the target c_1 g_2 c_2 … g_n c_n, without those that are blank. Both directions run in the page, so
-// that both forms always agree.
+// the target c_1 g_2 c_2 … g_n c_n, without those that are blank, between the space that the text had
+// around it. Both directions run in the page, so that both forms always agree, and a word that is
+// retyped changes nothing else of the text.
 
 const PIECE = /[\p{L}\p{N}\p{M}]+(?:['’][\p{L}\p{N}\p{M}]*)*|[^\s]/u; // a word, or a mark
 const INDEFINITE = ["a", "an"];
 
-function targetOf(chips) {
+function targetOf(chips, before = "") {
+  const [, lead, trail] = before.match(/^(\s*)[^]*?(\s*)$/);
   const said = chips.filter((chip) => chip.text.trim());
-  return said.map((chip, k) => (k === 0 ? "" : chip.gap) + chip.text.trim()).join("");
+  return lead + said.map((chip, k) => (k === 0 ? "" : chip.gap) + chip.text.trim()).join("") + trail;
 }
 
 // Fit "a" or "an" before chips[index] to the next word; an unchanged word keeps the source's.
@@ -19,7 +21,8 @@ function fitArticle(words, chips, index) {
   if (!INDEFINITE.includes(article.text.toLowerCase())) return;
   const own = words[article.source];
   const kept = next.source === article.source + 1 && next.text === words[next.source];
-  article.text = kept ? own : own[0] + ("aeiou".includes(says(next)[0].toLowerCase()) ? "n" : "");
+  const fitting = kept ? own : "aeiou".includes(says(next)[0].toLowerCase()) ? "an" : "a";
+  if (fitting.length !== says(article).length) article.text = says(article)[0] + fitting.slice(1);
 }
 
 // Read a text as chips: words of the source where it has them, in order; weights stay with their
@@ -27,11 +30,13 @@ function fitArticle(words, chips, index) {
 function chipsOf(words, text, before) {
   const pieces = piecesOf(words, text);
   const chips = [];
+  const left = [...before];
   const put = (source, from, to) => {
     const said = from === to ? "" : text.slice(pieces[from].start, pieces[to - 1].end);
-    const gap = from === to ? " " : text.slice(from ? pieces[from - 1].end : 0, pieces[from].start);
-    const same = before.find((chip) => chip.source === source && chip.text === said);
-    chips.push({ source, text: said, weight: same ? same.weight : 1, gap });
+    const gap = from === to || from === 0 ? " " : text.slice(pieces[from - 1].end, pieces[from].start);
+    const same = left.findIndex((chip) => chip.source === source && chip.text === said);
+    const weight = same < 0 ? 1 : left.splice(same, 1)[0].weight; // equal words in order
+    chips.push({ source, text: said, weight, gap });
   };
   let [i, j] = [0, 0];
   for (const [to, at] of [...anchorsOf(words, pieces.map((piece) => piece.text)), [words.length, pieces.length]]) {

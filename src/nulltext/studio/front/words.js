@@ -50,7 +50,7 @@ function addAfter(index) {
 function updateTarget(index) {
   touch("target");
   fitArticle(state.view.words, state.chips, index);
-  $("target").value = targetOf(state.chips);
+  $("target").value = targetOf(state.chips, $("target").value);
   drawChips();
 }
 
@@ -68,8 +68,7 @@ on("word", "input", () => {
 });
 on("weight", "input", () => {
   touch("target");
-  const { text } = state.chips[state.picked];
-  for (const chip of state.chips) if (chip.text === text) chip.weight = Number($("weight").value);
+  state.chips[state.picked].weight = Number($("weight").value);
   drawChips();
 });
 on("after", "click", () => addAfter(state.picked));
