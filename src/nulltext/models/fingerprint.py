@@ -18,6 +18,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ SAMPLED_TIMESTEPS = 16
 FLOAT32_COUNTS = 2**24
 """Up to here float32 holds every whole number."""
 
-FUSED = ("to_qkv", "to_kv")
+FUSED = (".to_qkv.", ".to_kv.")
 """Layers that `fuse_qkv_projections` adds: copies of `to_q`, `to_k` and `to_v`, which stay."""
 
 FREEU = ("s1", "s2", "b1", "b2")
@@ -55,9 +56,9 @@ class Digest:
     def add(self, component: str, *named: tuple[str, Tensor]) -> None:
         """Take in tensors by their names, whatever their precision and device."""
         for (name, tensor), values in zip(named, _samples([t for _, t in named]), strict=True):
+            shape, read = tuple(tensor.shape), values.numpy().tobytes()
             for digest, known in zip(self._hashes, known_names(component, name), strict=True):
-                digest.update(f"{component}.{known}{tuple(tensor.shape)}".encode())
-                digest.update(values.numpy().tobytes())
+                digest.update(f"{component}.{known}{shape}".encode() + read)
 
     def hexes(self) -> tuple[str, ...]:
         """Return the fingerprint of what has been taken in, then the older one."""
@@ -93,6 +94,7 @@ def spellings(content: Content, fingerprints: Sequence[str]) -> list[Content]:
     return [json.loads(text) for text in texts]
 
 
+@lru_cache(maxsize=1024)
 def sample_positions(numel: int) -> Tensor:
     """Choose where a tensor of so many numbers is read: up to 64 positions, int64.
 
@@ -129,7 +131,8 @@ def _settings(vae: Any, schedule: Schedule) -> str:
 
 def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     inactive: list[str] = []
-    for path, layer in _adapted_layers(module):
+    blocks = list(module.named_modules())
+    for path, layer in _adapted_layers(blocks):
         active = () if layer.disable_adapters else layer.active_adapters
         for kind in layer.adapter_layer_names:
             inactive += [f"{path}.{kind}.{a}." for a in getattr(layer, kind) if a not in active]
@@ -137,20 +140,20 @@ def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
             if adapter in getattr(layer, "scaling", {}):
                 yield f"{path}.{adapter}.scaling", torch.tensor(float(layer.scaling[adapter]))
     for name, parameter in module.named_parameters():
-        fused = any(f".{layer}." in name for layer in FUSED)
+        fused = any(layer in name for layer in FUSED)
         if not fused and not f"{name}.".startswith(tuple(inactive)):
             yield name.replace(".base_layer.", "."), parameter
-    for path, block in module.named_modules():
-        strengths = [getattr(block, name, None) for name in FREEU]
+    for path, block in blocks:
+        strengths = [vars(block).get(name) for name in FREEU]
         if None not in strengths:
             yield f"{path}.freeu", torch.tensor(strengths)
 
 
-def _adapted_layers(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def _adapted_layers(blocks: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     if "peft" not in sys.modules:
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for path, layer in module.named_modules():
+    for path, layer in blocks:
         if isinstance(layer, BaseTunerLayer):
             yield path, layer

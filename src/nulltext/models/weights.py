@@ -95,8 +95,9 @@ class Renamed(Mapping[str, Tensor]):
 ALLOCATING = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
 """What parameters are made with."""
 
-FILLING = (torch.Tensor.uniform_, torch.Tensor.normal_)
-"""What they are filled with before anything is read."""
+FILLING = ("uniform_", "normal_", "kaiming_uniform_")
+"""What they are filled with before anything is read: of `torch.Tensor`, or of `torch.nn.init` and
+of transformers in its place."""
 
 
 class Unallocated(TorchFunctionMode):
@@ -119,8 +120,10 @@ class Unallocated(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in FILLING and args[0].is_meta:
-            return args[0]
+        if getattr(func, "__name__", None) in FILLING:
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
         if func in ALLOCATING:
             kwargs = {**kwargs, "device": kwargs.get("device") or "meta"}
             self._made += 1
