@@ -30,8 +30,15 @@ from support.counting import unet_passes
 PROMPT = "a photo of a white daisy"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NOTEBOOK = {"steps_offset": 0, "set_alpha_to_one": False}
-SPACINGS = (("leading", 0), ("leading", 1), ("linspace", 1), ("trailing", 1))
-"""With their `steps_offset`, which only the leading grid reads."""
+GRIDS = (
+    ("leading", 0, False),
+    ("leading", 1, False),
+    ("linspace", 1, False),
+    ("linspace", 1, True),
+    ("trailing", 1, False),
+)
+"""Spacing, `steps_offset` (which only the leading grid reads), `set_alpha_to_one` (by which the
+last level is one of its own, whatever the spacing)."""
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 EDGES = {
     "one step": ({"timestep_spacing": "linspace", **NOTEBOOK}, 1, [0]),
@@ -76,8 +83,7 @@ def assert_claims_hold(model, made, still):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-@pytest.mark.parametrize("to_one", [True, False])
-@pytest.mark.parametrize(("spacing", "offset"), SPACINGS)
+@pytest.mark.parametrize(("spacing", "offset", "to_one"), GRIDS)
 def test_every_method_passes_every_grid(tiny_sd1, photo, spacing, offset, to_one, name):
     grid = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one}
     model = on_grid(tiny_sd1, **grid)

@@ -48,6 +48,10 @@ SHORT_OPTIONS = [word for name, value in SHORT.items() for word in (f"--{name}",
 WORDS = {"source": "a cat", "target": "a dog"}
 WORD_OPTIONS = [word for name, value in WORDS.items() for word in (f"--{name}", value)]
 
+LAYOUTS = ["fp16", "sharded", "single file"]
+"""Beside the plain folder, to whose pictures they are held. Each is read by one verb for every
+kind, and by all verbs for one kind, since verbs do not know how a model was read."""
+
 REAL_SIZE = "a photo of an orange flower", "a photo of a white flower"
 
 
@@ -152,6 +156,17 @@ def from_python(given, saved, pixels):
     assert torch.equal(nulltext.replay(model, inversion).image, edit.reconstruction)
 
 
+def by_one_command(run, given, out):
+    """Edit the photo on the command line alone."""
+    out.mkdir()
+    edited, kept = out / "a.png", out / "c.safetensors"
+    chosen = [word for name, value in given.items() for word in (f"--{name}", value)]
+    line = ("edit", "cat.png", *WORD_OPTIONS, *SHORT_OPTIONS, "-o", edited)
+    code, _, err = run(*line, "--save-inversion", kept, *chosen)
+    assert code == 0, err
+    return Outcome(picture(edited), nulltext.Inversion.load(kept))
+
+
 def by_default(run, given, out):
     """Edit the photo on the command line by the default method."""
     code, _, err = run(
@@ -169,12 +184,17 @@ def test_a_plain_folder_of_every_kind_works_by_every_verb(here, run, checkpoint,
     assert guided.pixels != plain(kind).picture.pixels
 
 
-@pytest.mark.parametrize("layout", ["fp16", "sharded", "single file"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "linspace"])
+def test_every_layout_works_by_every_verb(here, run, checkpoint, layout):
+    by_every_verb(run, checkpoint("sdxl", layout), here / "own")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layout_of_the_same_weights_gives_the_same_picture(
     here, run, checkpoint, plain, kind, layout
 ):
-    ours, expected = by_every_verb(run, checkpoint(kind, layout), here / "own"), plain(kind)
+    ours, expected = by_one_command(run, checkpoint(kind, layout), here / "own"), plain(kind)
     assert ours.picture == expected.picture
     assert ours.inversion.header.fingerprint == expected.inversion.header.fingerprint
     assert torch.equal(ours.inversion.trajectory, expected.inversion.trajectory)
@@ -182,7 +202,7 @@ def test_every_layout_of_the_same_weights_gives_the_same_picture(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_linspace_scheduler_gives_another_grid(here, run, checkpoint, plain, kind):
-    ours, other = by_every_verb(run, checkpoint(kind, "linspace"), here / "own"), plain(kind)
+    ours, other = by_one_command(run, checkpoint(kind, "linspace"), here / "own"), plain(kind)
     assert ours.inversion.header.levels[0].fed == 999
     assert ours.inversion.header.fingerprint != other.inversion.header.fingerprint
     assert ours.picture.pixels != other.picture.pixels
