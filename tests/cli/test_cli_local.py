@@ -193,3 +193,28 @@ def test_a_picture_says_how_its_region_and_hue_came_about(here, model, run, save
         with Image.open("o.png") as picture:
             settings = json.loads(picture.text["nulltext"])
         assert (settings["region"], settings["hue"]) == (region, hue)
+
+
+def test_opacity_blends_the_edit_over_the_photo(here, model, run, saved):
+    edit = (
+        "edit",
+        "cat.png",
+        "--inversion",
+        saved,
+        "--model",
+        model,
+        "--full",
+        "--target",
+        "a dog",
+    )
+    for opacity, name in (("1", "whole.png"), ("0.4", "part.png"), ("0", "none.png")):
+        code, _, err = run(*edit, "--opacity", opacity, "-o", name)
+        assert code == 0, err
+    photo, whole = (file_pixels(name).astype(float) for name in ("cat.png", "whole.png"))
+    assert (whole != photo).any()
+    assert (file_pixels("part.png") == np.rint(photo + 0.4 * (whole - photo))).all()
+    assert (file_pixels("none.png") == photo).all()
+    with Image.open("part.png") as picture:
+        assert json.loads(picture.text["nulltext"])["opacity"] == 0.4
+    code, _, err = run(*edit, "--opacity", "1.5", "-o", "more.png")
+    assert (code, "--opacity is 1.5" in err) == (2, True)

@@ -15,6 +15,7 @@ from nulltext.editing.placing import Canvas, place
 from nulltext.editing.spec import EditSpec
 from nulltext.image.compositing import (
     _box,
+    blend_pictures,
     compare_pictures,
     composite,
     composite_picture,
@@ -258,3 +259,29 @@ def test_an_edit_that_is_cut_off_says_what_to_do():
     assert "invert with --size photo" in next(remarks_on(placed))
     crop = Canvas(Photo(photo.image.crop(box.edges)), CropBox(0, 0, 64, 64), full=False)
     assert place(crop, edit, 0, spec, "auto").seam is None
+
+
+def test_a_blend_is_the_rounded_mean_and_equal_pixels_stay():
+    generator = np.random.default_rng(0)
+    before = generator.integers(0, 1 << 16, (7, 9, 3)).astype(np.uint16)
+    after = generator.integers(0, 1 << 16, (7, 9, 3)).astype(np.uint16)
+    after[:, :4] = before[:, :4]
+    old, new = (
+        Picture(Image.fromarray((deep >> 8).astype(np.uint8)), deep) for deep in (before, after)
+    )
+    assert blend_pictures(old, new, 1) is new
+    assert (np.asarray(blend_pictures(old, new, 0).image) == np.asarray(old.image)).all()
+    half = blend_pictures(old, new, 0.5)
+    assert half.deep is not None
+    assert (half.deep == np.rint((before.astype(float) + after) / 2)).all()
+    wanted = np.rint((np.asarray(old.image).astype(float) + np.asarray(new.image)) / 2)
+    assert (np.asarray(half.image) == wanted).all()
+    assert (half.deep[:, :4] == before[:, :4]).all()
+
+
+def test_a_blend_keeps_the_opacity_of_the_photo():
+    colours, alpha = Image.new("RGB", (4, 3), (10, 20, 30)), Image.new("L", (4, 3), 77)
+    edited = Image.new("RGB", (4, 3), (110, 20, 31))
+    edited.putalpha(alpha)
+    blended = blend_pictures(Picture(colours, alpha=alpha), Picture(edited), 0.25)
+    assert blended.image.getpixel((0, 0)) == (35, 20, 30, 77)

@@ -23,6 +23,7 @@ from nulltext.editing.spec import EditSpec, specs_of
 from nulltext.errors import ImageError, OptionError
 from nulltext.image.colours import HUES, to_named_hue
 from nulltext.image.compositing import (
+    blend_pictures,
     compare_pictures,
     composite_picture,
     cut_sides,
@@ -102,8 +103,25 @@ class Placed:
     """Whether, unedited, it differs from the photo all the same, as the reconstruction does."""
     cut: tuple[str, ...] = ()
     """The sides of the crop that cut off where it shows: left, right, top, bottom."""
+    opacity: float = 1.0
+    """How much of the edit lies over the photo: 1 all of it."""
     lost: tuple[str, ...] = ()
     """What the file does not hold of the picture, in sentences."""
+
+    def faded(self, opacity: float, canvas: Canvas) -> Placed:
+        """Return the same edit, blended over its canvas; see `compositing.blend_pictures`."""
+        if opacity == 1:
+            return self
+        before = original_picture(canvas.photo)
+        picture = blend_pictures(before, self.picture, opacity)
+        found = compare_pictures(before, picture, self.kept, canvas.box)
+        return replace(
+            self,
+            picture=picture,
+            changed_fraction=found.changed_fraction,
+            psnr_outside=found.psnr_outside,
+            opacity=opacity,
+        )
 
     @property
     def image(self) -> Image.Image:
@@ -345,6 +363,7 @@ def settings_of(inversion: Inversion, placed: Placed) -> dict[str, Any]:
         "mask": spec.mask is not None,
         "region": placed.found,
         "hue": placed.colour,
+        "opacity": placed.opacity,
     }
 
 

@@ -207,6 +207,38 @@ def original_picture(photo: Photo) -> Picture:
     return Picture(photo.straight or photo.image, photo.deep, photo.alpha)
 
 
+def blend_pictures(before: Picture, after: Picture, opacity: float) -> Picture:
+    """Put one picture over another: round(b + opacity (a - b)), at 16 bits where both have them.
+
+    Args:
+        before, after: of one size; the opacity of the photo itself is that of `before`.
+        opacity: 0 gives `before`, 1 gives `after`; equal pixels stay what they are at any.
+    """
+    if opacity == 1:
+        return after
+    width, height = before.image.size
+    kind = before.bands
+    image = Image.new("RGBA" if kind == 4 else "RGB", (width, height))
+    deep = None
+    if before.deep is not None and after.deep is not None:
+        deep = before.deep.copy()
+    for rows in _row_slices(0, height, width):
+        old, new = (one.rows(rows, kind, deep=False) for one in (before, after))
+        image.paste(Image.fromarray(_blended(old, new, opacity)), (0, rows.start))
+        if deep is not None and after.deep is not None:
+            deep[rows] = _blended(deep[rows], after.deep[rows], opacity)
+    return Picture(image, deep)
+
+
+def _blended(
+    before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], opacity: float
+) -> np.ndarray[Any, Any]:
+    mixed = before + opacity * (after.astype(np.float64) - before)
+    result = np.rint(mixed).astype(before.dtype)
+    result[..., 3:] = before[..., 3:]
+    return result
+
+
 def _rounded(mixed: Tensor, levels: int) -> np.ndarray[Any, Any]:
     """Turn [3, H, W] in [-1, 1] into whole numbers in 0..levels, [H, W, 3], as float32."""
     numbers = ((mixed + 1) * (levels / 2)).round_().clamp_(0, levels)

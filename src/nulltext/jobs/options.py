@@ -378,6 +378,15 @@ class EditOptions(InversionOptions):
         "Of an edit to another colour: turned to the colour's own hue where the model misses it "
         "(named), or as the model drew it (model).",
     )
+    opacity: float | None = option_field(
+        None,
+        "How much of the finished edit lies over the photo: 0 the photo, 0.5 half of each, 1 the "
+        "edit. Pixels that the edit left alone stay exact.",
+        "A",
+        unset=1,
+        low=0,
+        high=1,
+    )
     source_branch: SourceBranch = option_field(
         "replay", "What targets follow: the replay, or the photo's exact trajectory."
     )

@@ -130,7 +130,9 @@ def pictures_of(
         hue=options.hue,
         source_branch=branch,
     )
-    result, placed = run(steps, on_step)
+    result, made = run(steps, on_step)
+    opacity = 1.0 if options.opacity is None else options.opacity
+    placed = [one.faded(opacity, canvas) for one in made]
     return Pictures(
         inversion=inversion,
         edit=result,
