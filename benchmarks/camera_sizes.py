@@ -75,10 +75,15 @@ def main() -> None:
         cost = FRONTS[front](WORKS[work], Path(photo), Path(mask))
         print(json.dumps(asdict(cost)))
         return
-    print("| front | work | megapixels | bytes a pixel | MB | s | s after the model | longest step |")
+    print(
+        "| front | work | megapixels | bytes a pixel | MB | s | s after the model | longest step |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        files = {size: enlarged(options.photo, size, Path(folder)) for size in (SMALL, *options.megapixels)}
+        files = {
+            size: enlarged(options.photo, size, Path(folder))
+            for size in (SMALL, *options.megapixels)
+        }
         for front in FRONTS:
             for work in options.works:
                 if front == "command" and WORKS[work].verb != "edit":
@@ -103,7 +108,9 @@ def enlarged(path: Path, megapixels: float, folder: Path) -> tuple[Path, Path]:
     files = folder / f"{megapixels:g}.jpg", folder / f"{megapixels:g}-mask.png"
     photo.resize(size, Image.Resampling.BICUBIC).save(files[0], quality=92)
     mask = Image.new("L", size)
-    ImageDraw.Draw(mask).ellipse((size[0] // 8, size[1] // 8, 7 * size[0] // 8, 7 * size[1] // 8), fill=255)
+    ImageDraw.Draw(mask).ellipse(
+        (size[0] // 8, size[1] // 8, 7 * size[0] // 8, 7 * size[1] // 8), fill=255
+    )
     mask.save(files[1])
     return files
 
@@ -190,7 +197,9 @@ FRONTS = {"command": by_command, "studio": in_studio}
 
 def peak() -> int:
     """Return the largest resident set of this process so far, in bytes (Linux)."""
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
+    (line,) = [
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
+    ]
     return int(line.split()[1]) * 1024
 
 

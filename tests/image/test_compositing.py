@@ -14,6 +14,7 @@ from nulltext.editing.loop import Edit
 from nulltext.editing.placing import Canvas, place
 from nulltext.editing.spec import EditSpec
 from nulltext.image.compositing import (
+    Weight,
     _box,
     blend_pictures,
     compare_pictures,
@@ -237,12 +238,12 @@ def test_at_16_bits_an_edit_that_is_the_reconstruction_is_the_photo():
 def test_a_region_that_goes_on_beyond_the_crop_is_told_by_its_sides():
     box, size = CropBox(0, 20, 80, 80), (120, 140)  # at the photo's left, inside elsewhere
     whole = fit_to_crop(torch.ones(16, 16), box, size)
-    assert cut_sides(whole, box, size) == ["right", "top", "bottom"]
+    assert cut_sides(Weight.of(whole), box, size) == ["right", "top", "bottom"]
     inner = torch.zeros(16, 16)
     inner[4:12, 4:12] = 1
-    assert cut_sides(fit_to_crop(inner, box, size), box, size) == []
+    assert cut_sides(Weight([inner], box, size), box, size) == []
     inner[4:12] = 1
-    assert cut_sides(fit_to_crop(inner, box, size), box, size) == ["right"]
+    assert cut_sides(Weight([inner], box, size), box, size) == ["right"]
 
 
 def test_an_edit_that_is_cut_off_says_what_to_do():

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from nulltext.editing.loop import Edit
 from nulltext.editing.placing import Canvas, Placed, place
 from nulltext.editing.spec import EditSpec
-from nulltext.image import compositing
+from nulltext.image import bands
 from nulltext.image.compositing import (
     compare_pictures,
     composite_picture,
@@ -234,10 +234,10 @@ def test_tiles_of_any_size_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) 
                 found.append(np.array([compared.changed_fraction, compared.psnr_outside]))
         return found
 
-    monkeypatch.setattr(compositing, "TILE", 1 << 30)
+    monkeypatch.setattr(bands, "TILE", 1 << 30)
     whole = everything()
     for tile in (1, 500):
-        monkeypatch.setattr(compositing, "TILE", tile)
+        monkeypatch.setattr(bands, "TILE", tile)
         assert all((a == b).all() for a, b in zip(whole, everything(), strict=True))
 
 

@@ -22,6 +22,7 @@ from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY, Denoiser, guided_output
 from nulltext.diffusion.levels import Grid, Level, Step
 from nulltext.errors import convert_out_of_memory
+from nulltext.image.bands import Bands
 from nulltext.reprs import short_repr
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,14 @@ class StepInfo:
     """One step of a long loop: for progress bars, previews, and going on after a break."""
 
     stage: str
-    """"pivot", "optimise", "correct", "replay", "region" or "edit"."""
+    """"pivot", "optimise", "correct", "replay", "region" or "edit", in which the model runs; of a
+    photo at its own size "outline", "composite", "compare", "encode" or "write"."""
     index: int
     """Steps of this stage that are done."""
     total: int
     """Steps that this stage has."""
-    level: Level
-    """The noise level that was worked on."""
+    level: Level | None = None
+    """The noise level that was worked on; None where the model does not run."""
     clean_estimate: Tensor | None = None
     """x0 as seen from here, [B, C, h, w]; decoded, it is a preview."""
     loss: float | None = None
@@ -153,6 +155,17 @@ def sample_step(
     return Sampled(cleaner, step.clean_estimate(latents, output))
 
 
+def stage_steps(stage: str, bands: Bands[Result]) -> Generator[StepInfo, None, Result]:
+    """Work on a picture in bands of rows, as steps of a stage."""
+    while True:
+        try:
+            rows = next(bands)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        yield StepInfo(stage, rows.done, rows.total)
+
+
 def run(
     steps: Generator[StepInfo, None, Result], on_step: Callable[[StepInfo], None] | None = None
 ) -> Result:
@@ -171,7 +184,7 @@ def run(
         except StopIteration as stop:
             result: Result = stop.value
             return result
-        level = f"{info.level.fed:g}"
-        logger.debug("%s: step %d of %d, t = %s", info.stage, info.index, info.total, level)
+        level = "" if info.level is None else f", t = {info.level.fed:g}"
+        logger.debug("%s: step %d of %d%s", info.stage, info.index, info.total, level)
         if on_step is not None:
             on_step(info)

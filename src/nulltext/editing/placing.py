@@ -16,21 +16,23 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from nulltext.constants import DETAIL, HUE, REGION, Detail, Hue, Region
-from nulltext.diffusion.loops import StepInfo, run
+from nulltext.diffusion.loops import StepInfo, run, stage_steps
 from nulltext.editing.finding import Finding, find_steps, weights_of
 from nulltext.editing.loop import Edit, check_specs, edit_steps
 from nulltext.editing.spec import EditSpec, specs_of
 from nulltext.errors import ImageError, OptionError
 from nulltext.image.colours import HUES, to_named_hue
 from nulltext.image.compositing import (
-    blend_pictures,
-    compare_pictures,
-    composite_picture,
+    Weight,
+    blend_bands,
+    compare_bands,
+    composite_bands,
     cut_sides,
     dilate,
-    fade_inside,
-    fit_to_crop,
+    fade_bands,
     original_picture,
+    reduced_bands,
+    shown_bands,
 )
 from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.image.outlines import CUT_SIDE
@@ -108,13 +110,15 @@ class Placed:
     lost: tuple[str, ...] = ()
     """What the file does not hold of the picture, in sentences."""
 
-    def faded(self, opacity: float, canvas: Canvas) -> Placed:
+    def faded_steps(self, opacity: float, canvas: Canvas) -> Generator[StepInfo, None, Placed]:
         """Return the same edit, blended over its canvas; see `compositing.blend_pictures`."""
         if opacity == 1:
             return self
         before = original_picture(canvas.photo)
-        picture = blend_pictures(before, self.picture, opacity)
-        found = compare_pictures(before, picture, self.kept, canvas.box)
+        bands = blend_bands(before, self.picture, opacity)
+        picture = yield from stage_steps("composite", bands)
+        compared = compare_bands(before, picture, self.kept, canvas.box)
+        found = yield from stage_steps("compare", compared)
         return replace(
             self,
             picture=picture,
@@ -183,19 +187,53 @@ def placed_steps(
 
     Raises: as `editing.edit`; OptionError: there is no such region, detail or hue.
     """
-    _check_name("region", region, Region)
     _check_name("detail", detail, Detail)
+    ready = yield from ready_steps(
+        model, inversion, specs, region=region, hue=hue, source_branch=source_branch
+    )
+    placed = []
+    for row in range(len(specs)):
+        placed.append((yield from ready.place_steps(canvas, row, detail)))
+    return ready.edit, placed
+
+
+@dataclass(frozen=True)
+class ReadyEdits:
+    """Edits that were made, and what is known of where they belong."""
+
+    specs: Sequence[EditSpec]
+    edit: Edit
+    findings: Sequence[Finding | None]
+    colours: Sequence[str | None]
+
+    def place_steps(
+        self, canvas: Canvas, row: int, detail: Detail
+    ) -> Generator[StepInfo, None, Placed]:
+        """Put one of them into a canvas; see `place_steps`."""
+        spec, finding, colour = self.specs[row], self.findings[row], self.colours[row]
+        return place_steps(canvas, self.edit, row, spec, detail, finding, colour)
+
+
+def ready_steps(
+    model: LatentDiffusion,
+    inversion: Inversion,
+    specs: Sequence[EditSpec],
+    *,
+    region: Region,
+    hue: Hue = HUE,
+    source_branch: SourceBranch = source_step,
+) -> Generator[StepInfo, None, ReadyEdits]:
+    """Find where edits belong, and make them, as `placed_steps` does before it places them."""
+    _check_name("region", region, Region)
     _check_name("hue", hue, Hue)
     check_specs(model, inversion.header.prompt, specs)
     counted = model.counted()
     findings = yield from find_steps(counted, inversion, specs, region)
     edit = yield from edit_steps(model, inversion, specs, source_branch=source_branch)
     edit = replace(edit, unet_evaluations=edit.unet_evaluations + counted.passes.total)
-    placed = []
-    for row, (spec, finding) in enumerate(zip(specs, findings, strict=True)):
-        colour = colour_of(model, inversion, spec) if hue == "named" else None
-        placed.append(place(canvas, edit, row, spec, detail, finding, colour))
-    return edit, placed
+    named = hue == "named"
+    colours = [colour_of(model, inversion, spec) if named else None for spec in specs]
+    return ReadyEdits(specs, edit, findings, colours)
 
 
 def edit_photo(
@@ -264,17 +302,38 @@ def place(
         finding: where it belongs; None where its mask or blend says so, or it shows everywhere.
         colour: a key of `HUES`, to which the hue is turned; not where the edit shows everywhere.
     """
+    return run(place_steps(canvas, edit, row, spec, detail, finding, colour))
+
+
+def place_steps(
+    canvas: Canvas,
+    edit: Edit,
+    row: int,
+    spec: EditSpec,
+    detail: Detail,
+    finding: Finding | None = None,
+    colour: str | None = None,
+) -> Generator[StepInfo, None, Placed]:
+    """Do the same as `place`, as a generator of steps: bands of the photo's rows.
+
+    Only where the edit shows is anything computed at the photo's own size.
+    """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
-    weight = _weight(canvas, edit, row, spec, finding)
+    weight = yield from _weight_steps(canvas, edit, row, spec, finding)
+    shown = yield from stage_steps("outline", shown_bands(weight))
     bounded = finding is not None or spec.mask is not None or spec.blend is not None
     if colour is not None and bounded:
-        small = interpolate(weight[None, None], size=picture.shape[-2:], mode="area")[0, 0]
+        size = (picture.shape[-2], picture.shape[-1])
+        small = yield from stage_steps("outline", reduced_bands(weight, size))
         picture = to_named_hue(picture, reconstruction, small, colour)
-    where = (canvas.photo, canvas.box)
-    result = composite_picture(*where, picture, reconstruction, weight, detail)
-    shown = (255 * weight).ceil_().byte()
-    difference = compare_pictures(original_picture(canvas.photo), result, shown == 0, canvas.box)
-    unseen = None if difference.changed_fraction else _why_unseen(weight, spec)
+    photo, box = canvas.photo, canvas.box
+    bands = composite_bands(photo, box, picture, reconstruction, weight, shown, detail)
+    result = yield from stage_steps("composite", bands)
+    rows, kept = shown.bounds[0], shown.levels == 0
+    within = slice(box.y + rows.start, box.y + rows.stop)
+    compared = compare_bands(original_picture(photo), result, kept, box, within)
+    difference = yield from stage_steps("compare", compared)
+    unseen = None if difference.changed_fraction else _why_unseen(shown.largest, spec)
     return Placed(
         result,
         spec,
@@ -282,11 +341,11 @@ def place(
         difference.psnr_outside,
         mask_fraction=float(edit.masks[row].mean()),
         unchanged=edit.unchanged[row] or unseen,
-        region=shown,
+        region=shown.levels,
         found=None if finding is None else finding.said,
         colour=colour if bounded else None,
         is_reconstruction=difference.changed_fraction > 0,
-        cut=tuple(cut_sides(weight, canvas.box, canvas.photo.size)),
+        cut=tuple(cut_sides(weight, box, photo.size)),
     )
 
 
@@ -304,10 +363,10 @@ def colour_of(model: LatentDiffusion, inversion: Inversion, spec: EditSpec) -> s
     return named[0] if one and len(named) == 1 else None
 
 
-def _why_unseen(weight: Tensor, spec: EditSpec) -> str:
+def _why_unseen(largest: float, spec: EditSpec) -> str:
     """Why an edit that differs from the reconstruction does not show in its canvas."""
     most = 1.0 if spec.mask is None else float(spec.mask.max())
-    if float(weight.max()) < HARDLY * most:
+    if largest < HARDLY * most:
         return (
             "what may change lies where an edit fades out towards the crop's border: move the crop"
         )
@@ -317,29 +376,27 @@ def _why_unseen(weight: Tensor, spec: EditSpec) -> str:
     )
 
 
-def _weight(
+def _weight_steps(
     canvas: Canvas, edit: Edit, row: int, spec: EditSpec, finding: Finding | None
-) -> Tensor:
-    """Where an edit shows, [box.height, box.width] in [0, 1]: by mask and blend, else as it was
-    found, else everywhere."""
+) -> Generator[StepInfo, None, Weight]:
+    """Where an edit shows: by mask and blend, else as it was found, else everywhere."""
     size = (canvas.box.height, canvas.box.width)
     picture = edit.images[row]
-    if finding is not None:
-        region = finding.region(canvas.seen(), picture)
-        return fit_to_crop(region, canvas.box, canvas.photo.size)
-    if spec.mask is None and spec.blend is None:
-        return fit_to_crop(torch.ones(size), canvas.box, canvas.photo.size)
     parts: list[Tensor] = []
-    if spec.blend is not None:
+    if finding is not None:
+        parts.append(finding.region(canvas.seen(), picture))
+        yield StepInfo("outline", 1, 1)
+    elif spec.mask is None and spec.blend is None:
+        parts.append(torch.ones(1, 1).expand(size))
+    if finding is None and spec.blend is not None:
         cells = (edit.masks[row] > 0).float()[None, None]
-        words = dilate(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0])
-        parts.append(fit_to_crop(words, canvas.box, canvas.photo.size))
-    if spec.mask is not None:
+        parts.append(dilate(interpolate(cells, size=picture.shape[-2:], mode="nearest")[0, 0]))
+    if finding is None and spec.mask is not None:
         mask = spec.mask
         if tuple(mask.shape) != size:
             mask = adaptive_avg_pool2d(mask[None], size)[0]
-        parts.append(fit_to_crop(fade_inside(mask), canvas.box, canvas.photo.size))
-    return parts[0] if len(parts) == 1 else torch.minimum(*parts, out=parts[0])
+        parts.append((yield from stage_steps("outline", fade_bands(mask))))
+    return Weight(parts, canvas.box, canvas.photo.size)
 
 
 def settings_of(inversion: Inversion, placed: Placed) -> dict[str, Any]:

@@ -35,17 +35,26 @@ Adelson 1983. Luma: ITU-R BT.601, as in JPEG.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, interpolate, max_pool2d, pad
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    conv2d,
+    interpolate,
+    max_pool2d,
+    pad,
+)
 
 from nulltext.constants import Detail
+from nulltext.image.bands import Bands, RowsDone, finish, row_slices
 from nulltext.image.guided_filter import fit, means
 from nulltext.image.images import CropBox
 from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
@@ -67,8 +76,6 @@ NOISE = (0.03 * 2) ** 2 / 2
 """c: the variance below which nothing is new; C3 of SSIM."""
 BINS = 256
 """Bins of the histogram for Otsu's threshold."""
-TILE = 1 << 16
-"""Pixels that are processed at a time: they stay in the processor's cache."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue."""
 CONSTANT = {
@@ -92,42 +99,131 @@ def fade_inside(mask: Tensor) -> Tensor:
 
     The fade is narrower where it would erase all of the mask, such as thin strokes.
     """
+    return finish(fade_bands(mask))
+
+
+def fade_bands(mask: Tensor) -> Bands[Tensor]:
+    """Do the same as `fade_inside`, in bands."""
     radius = max(1, round(FADE * min(mask.shape)))
     rows, columns = _bounds(mask, margin=radius)  # beyond, mask and fade are 0
-    result = torch.zeros_like(mask)
     inner = mask[rows, columns]
     while radius > 1:
-        ramp = _box(inner > 0, radius).mul_(2).sub_(1).clamp_(0, 1).mul_(inner)
+        ramp = yield from _box_bands(inner > 0, radius)
+        ramp.mul_(2).sub_(1).clamp_(0, 1).mul_(inner)
         if float(ramp.max()) >= 0.99 * float(inner.max()):
+            result = torch.zeros_like(mask)
             result[rows, columns] = ramp
             return result
         radius //= 2
     return mask
 
 
+class Weight:
+    """Where an edit shows, [box.height, box.width] in [0, 1]; computed where it is asked for.
+
+    The least of one or several weights, each resized to the crop and faded towards the crop's inner
+    borders.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], box: CropBox, photo_size: tuple[int, int]) -> None:
+        """Take weights [H, W] in [0, 1] of any size."""
+        left, top, right, bottom = box.edges
+        self.shape = (box.height, box.width)
+        self._parts = parts
+        self._enlarged = [self._enlargement(part) for part in parts]
+        self._columns = _border(box.width, left > 0, right < photo_size[0])
+        self._rows = _border(box.height, top > 0, bottom < photo_size[1])
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Weight:
+        """Take a weight of the crop's size as it is."""
+        height, width = weight.shape
+        return cls([weight], CropBox(0, 0, width, height), (width, height))
+
+    def rows(self, rows: slice) -> Tensor:
+        """Return [number of rows, box.width]."""
+        border = torch.minimum(self._rows[rows, None], self._columns)
+        pairs = zip(self._parts, self._enlarged, strict=True)
+        found = [
+            part[rows] if large is None else large.rows(rows)[0].clamp_(0, 1)
+            for part, large in pairs
+        ]
+        return reduce(torch.minimum, [part * border for part in found])
+
+    def column(self, x: int) -> Tensor:
+        """Return [box.height]."""
+        border = torch.minimum(self._rows, self._columns[x])
+        one, every = slice(x, x + 1), slice(0, self.shape[0])
+        found = []
+        for part in self._parts:
+            large = self._enlargement(part, one)
+            line = part[:, x] if large is None else large.rows(every)[0, :, 0].clamp_(0, 1)
+            found.append(line * border)
+        return reduce(torch.minimum, found)
+
+    def _enlargement(self, part: Tensor, columns: slice = slice(None)) -> _Enlargement | None:
+        if tuple(part.shape) == self.shape:
+            return None
+        return _Enlargement(part[None], self.shape, "bilinear", columns)
+
+
 def fit_to_crop(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> Tensor:
     """Resize a weight [H, W] to the crop's size and fade it towards the crop's inner borders."""
-    size = (box.height, box.width)
-    large = None if tuple(weight.shape) == size else _Enlargement(weight[None], size, "bilinear")
-    left, top, right, bottom = box.edges
-    columns = _border(box.width, left > 0, right < photo_size[0])
-    borders = _border(box.height, top > 0, bottom < photo_size[1])
-    result = torch.empty(size)
-    for rows in _row_slices(0, *size):
-        part = weight[rows] if large is None else large.rows(rows)[0].clamp_(0, 1)
-        result[rows] = part * torch.minimum(borders[rows, None], columns)
+    fitted, result = Weight([weight], box, photo_size), torch.empty(box.height, box.width)
+    for rows in row_slices(0, *fitted.shape):
+        result[rows] = fitted.rows(rows)
     return result
 
 
-def cut_sides(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> list[str]:
-    """Name the crop's inner borders that cut a weight off, which `fit_to_crop` faded."""
+@dataclass(frozen=True)
+class Shown:
+    """Where an edit shows, in whole levels."""
+
+    levels: Tensor
+    """[box.height, box.width], uint8: ceil(255 a), so 0 where a is 0 alone."""
+    largest: float
+    """The largest a."""
+
+    @cached_property
+    def bounds(self) -> tuple[slice, slice]:
+        """The rows and columns that hold all that is above 0."""
+        return _bounds(self.levels)
+
+
+def shown_bands(weight: Weight) -> Bands[Shown]:
+    """Compute where an edit shows, in bands."""
+    levels, largest = torch.empty(weight.shape, dtype=torch.uint8), 0.0
+    for rows in row_slices(0, *weight.shape):
+        part = weight.rows(rows)
+        largest = max(largest, float(part.max()))
+        levels[rows] = (255 * part).ceil_().byte()
+        yield RowsDone(rows.stop, weight.shape[0])
+    return Shown(levels, largest)
+
+
+def reduced_bands(weight: Weight, size: tuple[int, int]) -> Bands[Tensor]:
+    """Reduce a weight to `size` = (H, W) by its means over areas, in bands: [H, W]."""
+    height, wanted = weight.shape[0], size[0]
+    result = torch.empty(size)
+    for row in range(wanted):
+        part = weight.rows(slice(row * height // wanted, -(-(row + 1) * height // wanted)))
+        result[row] = adaptive_avg_pool2d(part[None], (1, size[1]))[0, 0]
+        yield RowsDone(row + 1, wanted)
+    return result
+
+
+def cut_sides(weight: Weight, box: CropBox, photo_size: tuple[int, int]) -> list[str]:
+    """Name the crop's inner borders that cut a weight off, which it was faded towards."""
+    height, width = weight.shape
     left, top, right, bottom = box.edges
-    columns, rows = (math.ceil(EDGE * length) for length in (box.width, box.height))
+    x, y = (math.ceil(EDGE * length) for length in (width, height))
     lines = {
-        "left": weight[:, columns] if left > 0 else None,
-        "right": weight[:, -1 - columns] if right < photo_size[0] else None,
-        "top": weight[rows] if top > 0 else None,
-        "bottom": weight[-1 - rows] if bottom < photo_size[1] else None,
+        "left": weight.column(x) if left > 0 else None,
+        "right": weight.column(width - 1 - x) if right < photo_size[0] else None,
+        "top": weight.rows(slice(y, y + 1)) if top > 0 else None,
+        "bottom": weight.rows(slice(height - 1 - y, height - y))
+        if bottom < photo_size[1]
+        else None,
     }
     return [
         side
@@ -164,10 +260,25 @@ def composite_picture(
     detail: Detail = "auto",
 ) -> Picture:
     """Do the same as `composite`, at 16 bits as well where the photo has them."""
+    given = Weight.of(weight)
+    shown = finish(shown_bands(given))
+    return finish(composite_bands(photo, box, edit, reconstruction, given, shown, detail))
+
+
+def composite_bands(
+    photo: Photo,
+    box: CropBox,
+    edit: Tensor,
+    reconstruction: Tensor,
+    weight: Weight,
+    shown: Shown,
+    detail: Detail = "auto",
+) -> Bands[Picture]:
+    """Do the same as `composite_picture`, in bands; `shown` are the bounds of the weight."""
     box.check_inside(photo.size)
     result = original_picture(photo)
     image, deep = result.image.copy(), None if result.deep is None else result.deep.copy()
-    down, across = _bounds(weight)
+    down, across = shown.bounds
 
     def enlarged(x: Tensor) -> _Enlargement:
         return _Enlargement(x.float(), (box.height, box.width), "bicubic", across)
@@ -176,8 +287,8 @@ def composite_picture(
     e, r = enlarged(fitted), enlarged(reconstruction.clamp(-1, 1))
     size = (box.height, box.width)
     s = _Enlargement(shares.flatten(0, 1), size, "bilinear", across)
-    for rows in _row_slices(down.start, down.stop, across.stop - across.start):
-        part = weight[rows, across]
+    for rows in row_slices(down.start, down.stop, across.stop - across.start):
+        part = weight.rows(rows)[:, across]
         changed = (part != 0).numpy()[..., None]
         left, top = box.x + across.start, box.y + rows.start
         right, bottom = left + part.shape[1], top + part.shape[0]
@@ -197,6 +308,7 @@ def composite_picture(
             np.copyto(values, _rounded(mixed, LEVELS).astype(np.uint16), where=changed)
         after = np.where(changed, _rounded(mixed, 255).astype(np.uint8), before)
         image.paste(Image.fromarray(after), (left, top))
+        yield RowsDone(rows.stop - down.start, down.stop - down.start)
     if photo.alpha is not None:
         image.putalpha(photo.alpha)
     return Picture(image, deep)
@@ -214,6 +326,11 @@ def blend_pictures(before: Picture, after: Picture, opacity: float) -> Picture:
         before, after: of one size; the opacity of the photo itself is that of `before`.
         opacity: 0 gives `before`, 1 gives `after`; equal pixels stay what they are at any.
     """
+    return finish(blend_bands(before, after, opacity))
+
+
+def blend_bands(before: Picture, after: Picture, opacity: float) -> Bands[Picture]:
+    """Do the same as `blend_pictures`, in bands."""
     if opacity == 1:
         return after
     width, height = before.image.size
@@ -222,11 +339,12 @@ def blend_pictures(before: Picture, after: Picture, opacity: float) -> Picture:
     deep = None
     if before.deep is not None and after.deep is not None:
         deep = before.deep.copy()
-    for rows in _row_slices(0, height, width):
+    for rows in row_slices(0, height, width):
         old, new = (one.rows(rows, kind, deep=False) for one in (before, after))
         image.paste(Image.fromarray(_blended(old, new, opacity)), (0, rows.start))
         if deep is not None and after.deep is not None:
             deep[rows] = _blended(deep[rows], after.deep[rows], opacity)
+        yield RowsDone(rows.stop, height)
     return Picture(image, deep)
 
 
@@ -282,11 +400,27 @@ def compare_pictures(before: Picture, after: Picture, kept: Tensor, box: CropBox
     Args:
         kept: [box.height, box.width], bool: the pixels that were to stay, as all outside the box.
     """
+    return finish(compare_bands(before, after, kept, box))
+
+
+def compare_bands(
+    before: Picture,
+    after: Picture,
+    kept: Tensor,
+    box: CropBox,
+    within: slice | None = None,
+) -> Bands[Difference]:
+    """Do the same as `compare_pictures`, in bands.
+
+    Args:
+        within: the rows of the pictures that can differ; all others have the same bytes.
+    """
     width, height = before.image.size
     deep = before.deep is not None or after.deep is not None
     bands = max(before.bands, after.bands)
     changed, squares, count, largest = 0, 0.0, 0, 0
-    for rows in _row_slices(0, height, width):
+    within = slice(0, height) if within is None else within
+    for rows in row_slices(within.start, within.stop, width):
         a, b = (picture.rows(rows, bands, deep=deep) for picture in (before, after))
         differs = (a != b).any(axis=-1)
         changed += int(differs.sum())
@@ -300,6 +434,8 @@ def compare_pictures(before: Picture, after: Picture, kept: Tensor, box: CropBox
         if error.size:
             squares += float(np.square(error).sum())
             largest = max(largest, int(np.abs(error).max()))
+        yield RowsDone(rows.stop - within.start, within.stop - within.start)
+    count += bands * width * (height - (within.stop - within.start))
     levels = LEVELS if deep else 255
     mean = squares / max(count, 1) / levels**2
     decibels = math.inf if mean == 0 else -10 * math.log10(mean)
@@ -366,13 +502,6 @@ def _taps(length: int, wanted: int, mode: str) -> tuple[Tensor, Tensor]:
     return inside, weights.contiguous()
 
 
-def _row_slices(top: int, bottom: int, width: int) -> Iterator[slice]:
-    """Cut the rows from `top` up to `bottom` into slices of about `TILE` pixels."""
-    rows = max(1, TILE // max(width, 1))
-    for first in range(top, bottom, rows):
-        yield slice(first, min(first + rows, bottom))
-
-
 def _bounds(weight: Tensor, margin: int = 0) -> tuple[slice, slice]:
     """Return the rows and columns of [H, W] that hold all values above 0, and a margin."""
     found = []
@@ -406,14 +535,19 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
 
 def _box(x: Tensor, radius: int) -> Tensor:
     """Average [H, W] over squares of 2 radius + 1, by running sums; the border is repeated."""
+    return finish(_box_bands(x, radius))
+
+
+def _box_bands(x: Tensor, radius: int) -> Bands[Tensor]:
     result = x.float() if x.dtype != torch.float32 else x.clone()
     for axis in (1, 0):
         turned = result if axis else result.T
-        for lines in _row_slices(0, *turned.shape):
+        for lines in row_slices(0, *turned.shape):
             padded = pad(turned[None, lines], [radius] * 2, mode="replicate")[0].double()
             sums = pad(padded.cumsum(dim=1), [1, 0])
             width = 2 * radius + 1
             turned[lines] = ((sums[:, width:] - sums[:, :-width]) / width).to(result.dtype)
+            yield RowsDone(lines.stop, turned.shape[0])
     return result
 
 

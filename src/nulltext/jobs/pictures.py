@@ -132,7 +132,7 @@ def pictures_of(
     )
     result, made = run(steps, on_step)
     opacity = 1.0 if options.opacity is None else options.opacity
-    placed = [one.faded(opacity, canvas) for one in made]
+    placed = [run(one.faded_steps(opacity, canvas), on_step) for one in made]
     return Pictures(
         inversion=inversion,
         edit=result,

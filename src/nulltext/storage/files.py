@@ -55,7 +55,7 @@ def check_target(path: str | Path) -> Path:
     return target
 
 
-def replace_file(path: str | Path, data: bytes) -> None:
+def replace_file(path: str | Path, data: bytes | bytearray) -> None:
     """Write `data` under a temporary name in the same folder, then rename."""
     target = _regular_target(path)
     log = timed(logger, "write: %s, %d bytes", path, len(data))
