@@ -71,17 +71,17 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
         reporter.note(said)
     edits = edits_of(options, model, inputs.mask, axes)
     inversion = _obtain_inversion(reporter, model, inputs, edits.everything)
-    started = time.perf_counter()
-    with reporter.progress(model) as on_step:
-        pictures = pictures_of(model, inputs, inversion, edits, on_step)
-    seconds = time.perf_counter() - started
     files = PictureFiles(
         outputs,
         _path_or_none(options.strip),
         _path_or_none(options.sweep),
         _region_paths(options, len(outputs)),
     )
-    pictures = pictures.save(model, files, gps=options.keep_gps)
+    started = time.perf_counter()
+    with reporter.progress(model) as on_step:
+        pictures = pictures_of(model, inputs, inversion, edits, on_step)
+        seconds = time.perf_counter() - started
+        pictures = pictures.save(model, files, gps=options.keep_gps, on_step=on_step)
     for remark in pictures.remarks:
         reporter.note(remark)
     spent = None if inputs.saved else inversion.header

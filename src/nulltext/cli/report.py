@@ -182,6 +182,11 @@ STAGES = {
     "replay": "Replay",
     "region": "Finding where",
     "edit": "Editing",
+    "outline": "Outlining",
+    "composite": "Putting it in",
+    "compare": "Comparing",
+    "encode": "Compressing",
+    "write": "Writing",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from PIL import Image
 
 from nulltext import constants
-from nulltext.diffusion.loops import StepInfo, run
+from nulltext.diffusion.loops import StepInfo, run, stage_steps
 from nulltext.editing.loop import Edit
 from nulltext.editing.placing import Canvas, Placed, placed_steps, settings_of
 from nulltext.health.noise import note_on_configuration
-from nulltext.image.compositing import Difference, compare_pictures, original_picture
+from nulltext.image.compositing import Difference, compare_bands, original_picture
 from nulltext.image.images import to_pil
 from nulltext.image.photos import exif_of_result, has_position
-from nulltext.image.saving import Picture, encode, read_back, save_image
+from nulltext.image.saving import Picture, encode_bands, read_back, save_image
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.fixed_point import note_on_convergence
 from nulltext.inversion.record import Inversion
@@ -82,23 +82,35 @@ class Pictures:
         said += [text for one in self.wanted for text in (*remarks_on(one), *one.lost)]
         return list(dict.fromkeys(text for text in said if text))
 
-    def save(self, model: LatentDiffusion, files: PictureFiles, *, gps: bool) -> Pictures:
+    def save(
+        self,
+        model: LatentDiffusion,
+        files: PictureFiles,
+        *,
+        gps: bool,
+        on_step: Callable[[StepInfo], None] | None = None,
+    ) -> Pictures:
         """Write them, each file whole or not at all.
 
         Args:
             gps: whether the photo's position is written, too.
+            on_step: called with each step's `StepInfo`.
 
         Returns: the same, measured in their files.
 
         Raises:
             OutputError: one cannot be written.
         """
-        wanted = save_placed(files.outputs, self.wanted, self.inversion, self.canvas, gps=gps)
+        pairs = zip(files.outputs, self.wanted, strict=True)
+        wanted = [
+            run(save_steps(path, one, self.inversion, self.canvas, gps=gps), on_step)
+            for path, one in pairs
+        ]
         written = replace(self, wanted=wanted)
         if files.strip:
             save_strip(files.strip, model, written)
         for path, one in zip(files.regions, self.wanted, strict=bool(files.regions)):
-            save_region(path, one, self.canvas)
+            run(region_steps(path, one, self.canvas), on_step)
         if files.sweep and self.sweep:
             save_sweep(files.sweep, self.sweep, self.swept, self.canvas)
         return written
@@ -203,14 +215,20 @@ def save_placed(
     Returns: the edits, measured in their files.
     """
     return [
-        _saved(path, one, inversion, canvas, gps=gps)
+        run(save_steps(path, one, inversion, canvas, gps=gps))
         for path, one in zip(paths, placed, strict=True)
     ]
 
 
-def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps: bool) -> Placed:
+def save_steps(
+    path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps: bool
+) -> Generator[StepInfo, None, Placed]:
+    """Write one edit as `save_placed` does, as a generator of steps.
+
+    Until the last step nothing is on disk under the file's name.
+    """
     photo, picture = canvas.photo, one.picture
-    data = encode(
+    bands = encode_bands(
         picture,
         path,
         icc_profile=photo.icc_profile,
@@ -218,14 +236,17 @@ def _saved(path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps
         exif=exif_of_result(photo.exif, picture.image.size, gps=gps),
         coding=photo.coding,
     )
+    data = yield from stage_steps("encode", bands)
     replace_file(path, data)
+    yield StepInfo("write", 1, 1)
     there = read_back(picture, path, data)
     found = None
     if there is not picture:
         before = original_picture(photo)
         if there.bands < before.bands:
             before = Picture(photo.image)  # over white, as the file is
-        found = compare_pictures(before, there, one.kept, canvas.box)
+        compared = compare_bands(before, there, one.kept, canvas.box)
+        found = yield from stage_steps("compare", compared)
         one = replace(one, changed_fraction=found.changed_fraction, psnr_outside=found.psnr_outside)
     lost = [*_lost(path, one, canvas, there, found)]
     if gps and not has_position(photo.exif):
@@ -283,12 +304,13 @@ def save_strip(path: Path, model: LatentDiffusion, pictures: Pictures) -> None:
     save_image(comparison_strip(tiles), path, icc_profile=pictures.canvas.photo.icc_profile)
 
 
-def save_region(path: Path, one: Placed, canvas: Canvas) -> None:
-    """Write where an edit may show: grey, of the canvas's size, white where it is free."""
+def region_steps(path: Path, one: Placed, canvas: Canvas) -> Generator[StepInfo, None, None]:
+    """Write where an edit may show, as steps: grey, of the canvas's size, white where it is free."""
     box, size = canvas.box, canvas.photo.size
     whole = Image.new("L", size)
     whole.paste(Image.fromarray(one.region.numpy()), (box.x, box.y))
-    save_image(whole, path)
+    data = yield from stage_steps("encode", encode_bands(Picture(whole), path))
+    replace_file(path, data)
 
 
 def save_sweep(path: Path, sweep: Sweep, placed: Sequence[Placed], canvas: Canvas) -> None:

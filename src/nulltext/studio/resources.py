@@ -48,6 +48,11 @@ STAGES = {
     "replay": "Trying the way back",
     "region": "Finding where the edit belongs",
     "edit": "Painting the edit",
+    "outline": "Drawing the outline",
+    "composite": "Putting the edit into the photo",
+    "compare": "Comparing with the photo",
+    "encode": "Compressing the picture",
+    "write": "Saving the picture",
 }
 """Stage to its name on the page."""
 

@@ -149,7 +149,8 @@ class Session:
         return folder / name
 
     def save_preview(self, image: Image.Image, icc_profile: bytes | None) -> Path:
-        path, small = self.new_path("preview.jpg"), image.copy()
+        path, reduction = self.new_path("preview.jpg"), max(image.size) // (2 * PREVIEW_SIDE)
+        small = image.reduce(max(1, reduction))
         small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
         save_image(small, path, icc_profile=icc_profile)
         return path
@@ -226,6 +227,17 @@ class Session:
     def load_inversion(self, inverted: OpenInversion) -> Inversion:
         inversions = self.resources.inversions
         return inversions.get_or_make(inverted.key, lambda: Inversion.load(inverted.file))
+
+    @contextlib.contextmanager
+    def showing(self, progress: Progress) -> Iterator[None]:
+        """Show what a handler does, unless a job shows its own progress."""
+        if self._job is None:
+            self.progress = progress
+        try:
+            yield
+        finally:
+            if self.progress is progress:
+                self.progress = None
 
     def run_job(
         self,

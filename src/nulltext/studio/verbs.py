@@ -17,7 +17,7 @@ from torch import Tensor
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.heatmaps import heat_map_steps, heat_over
 from nulltext.editing.loop import check_specs
-from nulltext.editing.placing import Canvas, Placed, check_same_photo, placed_steps
+from nulltext.editing.placing import Canvas, Placed, check_same_photo, ready_steps
 from nulltext.errors import ImageError, OptionError, PromptError
 from nulltext.image.images import (
     CropBox,
@@ -34,7 +34,7 @@ from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import check_model
-from nulltext.jobs.pictures import save_placed, save_region
+from nulltext.jobs.pictures import region_steps, save_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.storage.inversion_file import SUFFIX
@@ -46,7 +46,7 @@ from nulltext.studio.forms import (
     read_integer,
     read_painting,
 )
-from nulltext.studio.resources import MEGABYTE, Meter
+from nulltext.studio.resources import MEGABYTE, Meter, Progress
 from nulltext.studio.session import (
     EditRecord,
     OpenInversion,
@@ -76,21 +76,20 @@ class Upload(NamedTuple):
     name: str
 
 
-def open_photo(session: Session, request: PageRequest) -> None:
-    _open(session, request, _uploaded(session, request), source="")
+def open_photo(session: Session, request: PageRequest) -> Iterator[None]:
+    yield from _open(session, request, _uploaded(session, request), source="")
 
 
-def open_example(session: Session, request: PageRequest) -> None:
-    _open(session, request, Upload(EXAMPLE, EXAMPLE.name), source=EXAMPLE_SOURCE)
+def open_example(session: Session, request: PageRequest) -> Iterator[None]:
+    yield from _open(session, request, Upload(EXAMPLE, EXAMPLE.name), source=EXAMPLE_SOURCE)
 
 
-def _open(session: Session, request: PageRequest, file: Upload, *, source: str) -> None:
+def _open(session: Session, request: PageRequest, file: Upload, *, source: str) -> Iterator[None]:
     """Open a photo, unless another one was requested meanwhile."""
     number = session.opening = session.next_number()
-    path = session.new_path(file.name)
-    shutil.copyfile(file.path, path)
-    photo = session.resources.photo(path)
-    preview = session.save_preview(photo.image, photo.icc_profile)
+    with session.showing(Progress("Reading the photo")):
+        yield
+        path, photo, preview = _read(session, file)
     crop = largest_centred(*photo.size)
     with session.commit(lambda: session.opening == number):
         session.clear()
@@ -98,6 +97,15 @@ def _open(session: Session, request: PageRequest, file: Upload, *, source: str) 
         session.set_fields(
             request, source=source, proposed=False, target="", chips=[], crop=crop.as_list()
         )
+
+
+def _read(session: Session, file: Upload) -> tuple[Path, Photo, Path]:
+    """Copy, decode and reduce a photo; return its file, the photo and its preview's file."""
+    path = session.new_path(file.name)
+    shutil.copyfile(file.path, path)
+    photo = session.resources.photo(path)
+    _ = photo.sha256  # of every pixel, kept with the photo
+    return path, photo, session.save_preview(photo.image, photo.icc_profile)
 
 
 def _uploaded(session: Session, request: PageRequest) -> Upload:
@@ -313,14 +321,31 @@ def _make_edits(
     _check_words(model, inverted.prompt, form)
     check_specs(model, inverted.prompt.text, specs)
     canvas = Canvas.of(inversion, photo, full=True)
+    name = session.current_photo().name
+    stem = PurePath(name).stem
+    saved_mask: Path | None = None
+    if painting is not None:
+        saved_mask = session.new_path(f"{stem}-mask.png")
+        save_image(painting, saved_mask)
 
-    def steps() -> Generator[StepInfo, None, list[Placed]]:
-        made = placed_steps(model, inversion, specs, canvas, region=form.region, detail=form.detail)
-        _, placed = yield from made
-        return placed
+    def steps() -> Generator[StepInfo, None, list[EditRecord]]:
+        ready = yield from ready_steps(model, inversion, specs, region=form.region)
+        records = []
+        for row, each in enumerate(forms):  # one picture after the other, to bound memory
+            placed = yield from ready.place_steps(canvas, row, form.detail)
+            path = session.new_path(f"{stem}-edited.png")
+            placed = yield from save_steps(path, placed, inversion, canvas, gps=False)
+            region = None
+            if placed.found is not None:
+                region = session.new_path(f"{stem}-region.png")
+                yield from region_steps(region, placed, canvas)
+            preview = session.save_preview(placed.image, photo.icc_profile)
+            shown = EditFiles(path, preview, saved_mask, region)
+            records.append(_record(session, name, inverted, each, shown, placed))
+            del placed
+        return records
 
-    placed = yield from session.run_job(Meter("Starting"), steps)
-    return _save(session, inverted, inversion, canvas, forms, placed, painting)
+    return (yield from session.run_job(Meter("Starting"), steps))
 
 
 def _read_mask(session: Session, value: object) -> Image.Image | None:
@@ -348,55 +373,40 @@ def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm
             )
 
 
-def _save(
+class EditFiles(NamedTuple):
+    """The files of an edit."""
+
+    picture: Path
+    preview: Path
+    mask: Path | None
+    region: Path | None
+
+
+def _record(
     session: Session,
+    name: str,
     inverted: OpenInversion,
-    inversion: Inversion,
-    canvas: Canvas,
-    forms: Sequence[EditForm],
-    placed: Sequence[Placed],
-    painting: Image.Image | None,
-) -> list[EditRecord]:
-    name = session.current_photo().name
-    stem = PurePath(name).stem
-    mask: Path | None = None
-    if painting is not None:
-        mask = session.new_path(f"{stem}-mask.png")
-        save_image(painting, mask)
-    paths = [session.new_path(f"{stem}-edited.png") for _ in forms]
-    saved = save_placed(paths, placed, inversion, canvas, gps=False)
-    regions = [_save_region(session, one, canvas, f"{stem}-region.png") for one in placed]
-    return [
-        EditRecord(
-            number=session.next_number(),
-            form=form,
-            inverted=inverted,
-            picture=path,
-            preview=session.save_preview(one.image, canvas.photo.icc_profile),
-            mask=mask,
-            region=region,
-            label=_label(session, inverted, form),
-            command=edit_command(
-                name,
-                inverted.uploaded_name or inverted.form,
-                form,
-                mask=mask.name if mask else None,
-                chosen=session.resources.chosen,
-            ),
-            changed_fraction=one.changed_fraction,
-            psnr_outside=one.psnr_outside,
-            remark=_remark(session.resources.model, inverted.prompt.text, one),
-        )
-        for form, path, one, region in zip(forms, paths, saved, regions, strict=True)
-    ]
-
-
-def _save_region(session: Session, placed: Placed, canvas: Canvas, name: str) -> Path | None:
-    if placed.found is None:
-        return None
-    path = session.new_path(name)
-    save_region(path, placed, canvas)
-    return path
+    form: EditForm,
+    files: EditFiles,
+    placed: Placed,
+) -> EditRecord:
+    return EditRecord(
+        number=session.next_number(),
+        form=form,
+        inverted=inverted,
+        **files._asdict(),
+        label=_label(session, inverted, form),
+        command=edit_command(
+            name,
+            inverted.uploaded_name or inverted.form,
+            form,
+            mask=files.mask.name if files.mask else None,
+            chosen=session.resources.chosen,
+        ),
+        changed_fraction=placed.changed_fraction,
+        psnr_outside=placed.psnr_outside,
+        remark=_remark(session.resources.model, inverted.prompt.text, placed),
+    )
 
 
 def _label(session: Session, inverted: OpenInversion, form: EditForm) -> str:
