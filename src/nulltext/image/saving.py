@@ -230,7 +230,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _filtered(samples: np.ndarray[Any, Any], above: np.ndarray[Any, Any]) -> bytes:
-    """Apply PNG's filter 4 to rows [n, width, bytes of a pixel] below another: PNG 1.2, sec. 6.6."""
+    """Apply PNG's filter 4 to [n, width, bytes of a pixel] below a row: PNG 1.2, sec. 6.6."""
     up = np.concatenate([above, samples[:-1]]).astype(np.int16)
     left, between = np.zeros_like(up), np.zeros_like(up)
     left[:, 1:], between[:, 1:] = samples[:, :-1], up[:, :-1]
