@@ -43,6 +43,7 @@ from torch.nn import functional
 from nulltext.errors import ModelError, OptionError
 from nulltext.image.images import CropBox, largest_centred
 from nulltext.image.photos import Photo, PhotoLike, load_photo
+from nulltext.image.profiles import as_srgb
 from nulltext.logs import timed
 
 if TYPE_CHECKING:
@@ -295,7 +296,8 @@ class ImagePreprocessing:
         left, top = box.x + square.x + margin, box.y + square.y + margin
         cut = photo.image.crop((left, top, left + size, top + size))
         resized = cut.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
+        seen = as_srgb(resized, photo.icc_profile)
+        pixels = torch.from_numpy(np.array(seen)).permute(2, 0, 1)[None]
         return self.standardise(pixels.float() / 255.0)
 
 

@@ -37,6 +37,7 @@ from nulltext.image.compositing import (
 from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.image.outlines import CUT_SIDE
 from nulltext.image.photos import Photo, PhotoLike, load_photo
+from nulltext.image.profiles import is_srgb
 from nulltext.image.saving import Picture
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import SourceBranch, source_step
@@ -65,13 +66,14 @@ class Canvas:
 
     @classmethod
     def of(cls, inversion: Inversion, photo: Photo | None, *, full: bool) -> Canvas:
-        """The photo at its own size, or the crop that the inversion holds (in its colours)."""
+        """The photo at its own size, or the crop that the inversion holds, in sRGB."""
         if full:
             assert photo is not None
             return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
         crop = to_pil(from_uint8(inversion.photo))
         told = Photo(crop) if photo is None else photo
-        own = Photo(crop, icc_profile=told.icc_profile, exif=told.exif)
+        tag = told.icc_profile if is_srgb(told.icc_profile) else None
+        own = Photo(crop, icc_profile=tag, exif=told.exif)
         return cls(own, CropBox(0, 0, *crop.size), full=False, shown=photo)
 
     def seen(self) -> Tensor:
@@ -428,10 +430,12 @@ def check_same_photo(inversion: Inversion, photo: Photo) -> None:
     """Refuse to use an inversion beside another photo than its own.
 
     Raises:
-        ImageError: the photo's pixels in the inversion's crop are not those that were inverted.
+        ImageError: the photo's pixels in the inversion's crop are not those that were inverted, or
+            were inverted as if they were sRGB, as earlier versions did.
     """
     header = inversion.header
-    if photo.sha256 == header.image_sha256:
+    same = photo.sha256 == header.image_sha256
+    if same and is_srgb(photo.icc_profile):
         return
     if list(photo.size) == header.image_size:
         height, width = inversion.photo.shape[-2:]
@@ -439,6 +443,11 @@ def check_same_photo(inversion: Inversion, photo: Photo) -> None:
         difference = (pixels.float() - inversion.photo.float()).abs().mean().item()
         if difference <= SAME_PHOTO:
             return
+    if same:
+        raise ImageError(
+            "The inversion was made by an earlier nulltext, which took the photo's colours for "
+            "sRGB, or from a copy of the photo without its colour profile; invert the photo again."
+        )
     raise ImageError(
         "The inversion was made from another photo "
         f'({header.image_size[0]} x {header.image_size[1]}, "{header.prompt}"); '

@@ -24,6 +24,9 @@ it, and elsewhere a blurred edge that would glow around the sharp one (M: mean o
 
 Otherwise e' = e. Where nothing was edited, e = r, S = 1 and e' = r: the photo.
 
+e and r are drawn in sRGB; both are first brought into the photo's own colours (`profiles`), in which
+the formula holds.
+
 Photos are large, so everything is computed some rows at a time, within the bounds of a. A photo of
 16 bits a channel keeps them.
 
@@ -58,6 +61,7 @@ from nulltext.image.bands import Bands, RowsDone, finish, row_slices
 from nulltext.image.guided_filter import fit, means
 from nulltext.image.images import CropBox
 from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
+from nulltext.image.profiles import from_srgb
 from nulltext.image.saving import Picture
 
 GROWTH = 1 / 32
@@ -243,7 +247,7 @@ def composite(
     """Change a photo where `weight` says, by the module's formula.
 
     Args:
-        edit, reconstruction: [3, H, W] in about [-1, 1]. weight: [box.height, box.width].
+        edit, reconstruction: [3, H, W] in about [-1, 1], sRGB. weight: [box.height, box.width].
 
     Returns: RGB, or RGBA with the photo's alpha, of the photo's size; every pixel whose weight is 0
     has the photo's own bytes.
@@ -283,6 +287,7 @@ def composite_bands(
     def enlarged(x: Tensor) -> _Enlargement:
         return _Enlargement(x.float(), (box.height, box.width), "bicubic", across)
 
+    edit, reconstruction = (from_srgb(x, photo.icc_profile) for x in (edit, reconstruction))
     fitted, shares = fit_detail(edit, reconstruction, detail)
     e, r = enlarged(fitted), enlarged(reconstruction.clamp(-1, 1))
     size = (box.height, box.width)

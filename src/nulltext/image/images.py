@@ -28,6 +28,7 @@ from PIL import Image
 from nulltext.errors import ImageError, OptionError
 from nulltext.image.opening import large_pictures
 from nulltext.image.photos import Photo
+from nulltext.image.profiles import as_srgb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,9 +225,9 @@ def parse_size(text: str) -> Size | Literal["photo"]:
 
 
 def to_tensor(photo: Photo, box: CropBox, size: tuple[int, int]) -> Tensor:
-    """Crop, then resize (Lanczos) to `size` = (height, width), the order of the tensor.
+    """Crop, resize (Lanczos) to `size` = (height, width), the order of the tensor, and convert.
 
-    Returns: [1, 3, height, width], float32 in [-1, 1], on the CPU.
+    Returns: [1, 3, height, width], float32 in [-1, 1], sRGB, on the CPU.
     """
     import torch
 
@@ -236,7 +237,8 @@ def to_tensor(photo: Photo, box: CropBox, size: tuple[int, int]) -> Tensor:
         whole = box.edges == (0, 0, *photo.size)
         crop = photo.image if whole else photo.image.crop(box.edges)
     resized = crop.resize((width, height), Image.Resampling.LANCZOS)
-    return from_uint8(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
+    shown = as_srgb(resized, photo.icc_profile)
+    return from_uint8(torch.from_numpy(np.array(shown)).permute(2, 0, 1))
 
 
 def from_uint8(pixels: Tensor) -> Tensor:

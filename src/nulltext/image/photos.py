@@ -1,6 +1,7 @@
 """A photo: upright RGB pixels, and what results keep of its file.
 
-Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning. Of 16
+Values in 0..255 are left as they are, beside the ICC profile that gives them their meaning; the
+model sees them in sRGB (`profiles`). Of 16
 bits, grey is rounded to v / 257 and colour keeps its high byte (PPM: rounded, too): both reach from
 0 to 255, and differ by less than one level; the 16 bits are kept beside them (`Photo.deep`).
 Transparency is shown to the model over white and kept beside the colours. A photo's size is
@@ -44,6 +45,7 @@ from nulltext.image.opening import (
     open_image,
     photo_array,
 )
+from nulltext.image.profiles import is_srgb
 from nulltext.reprs import short_repr
 
 Deep: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
@@ -94,6 +96,13 @@ class Photo:
             rows = (0, top, self.image.width, min(top + HASHED_ROWS, self.image.height))
             digest.update(self.image.crop(rows).tobytes())
         return digest.hexdigest()
+
+    @property
+    def colours(self) -> str | None:
+        """Hex digest of the profile through which the model sees the pixels; None for sRGB."""
+        if self.icc_profile is None or is_srgb(self.icc_profile):
+            return None
+        return hashlib.sha256(self.icc_profile).hexdigest()
 
 
 PhotoLike: TypeAlias = "Photo | ImageLike"

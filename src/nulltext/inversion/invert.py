@@ -275,6 +275,7 @@ class InversionRequest:
             "fingerprint": model.fingerprint,
             "precision": str(model.unet.dtype),
             "image_sha256": self.photo.sha256,
+            **({} if self.photo.colours is None else {"colours": self.photo.colours}),
             "crop": self.box.as_list(),
             "size": list(self.size),
             "prompt": self.prompt,

@@ -18,6 +18,7 @@ from nulltext.health.noise import note_on_configuration
 from nulltext.image.compositing import Difference, compare_bands, original_picture
 from nulltext.image.images import to_pil
 from nulltext.image.photos import exif_of_result, has_position
+from nulltext.image.profiles import as_srgb, is_srgb
 from nulltext.image.saving import Picture, encode_bands, read_back, save_image
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.fixed_point import note_on_convergence
@@ -288,8 +289,9 @@ def save_strip(path: Path, model: LatentDiffusion, pictures: Pictures) -> None:
     """Write photo, autoencoder's bound, reconstruction and edits side by side."""
     header, edit = pictures.inversion.header, pictures.edit
     bound = model.decode(pictures.inversion.trajectory[:1]).cpu()
+    profile = pictures.canvas.photo.icc_profile
     tiles = [
-        Tile(pictures.canvas.photo.image, f"photo\n{header.prompt}"),
+        Tile(as_srgb(pictures.canvas.photo.image, profile), f"photo\n{header.prompt}"),
         Tile(to_pil(bound), f"autoencoder's bound, {decibels(header.psnr_bound)}"),
         Tile(
             to_pil(edit.reconstruction),
@@ -300,8 +302,10 @@ def save_strip(path: Path, model: LatentDiffusion, pictures: Pictures) -> None:
         factors = asdict(one.spec.editor).get("weights", {})
         weights = "".join(f"\n{word} × {factor:g}" for word, factor in factors.items())
         then = "then " if one.spec.parent else ""
-        tiles.append(Tile(one.image, then + one.spec.target + weights))
-    save_image(comparison_strip(tiles), path, icc_profile=pictures.canvas.photo.icc_profile)
+        image = as_srgb(one.image, profile)
+        tiles.append(Tile(image, then + one.spec.target + weights))
+    tag = profile if is_srgb(profile) else None
+    save_image(comparison_strip(tiles), path, icc_profile=tag)
 
 
 def region_steps(path: Path, one: Placed, canvas: Canvas) -> Generator[StepInfo, None, None]:

@@ -318,7 +318,7 @@ class Worker:
 
     def _caption(self, captioner: str | None, photo: Photo, box: CropBox) -> str:
         """Ask a captioner once for units that come soon after each other."""
-        asked = (photo.sha256, *box.as_list(), captioner)
+        asked = (photo.sha256, photo.colours, *box.as_list(), captioner)
         if asked not in self._captions:
             if len(self._captions) >= MOST_CAPTIONS:
                 self._captions.clear()

@@ -27,6 +27,7 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import OptionError
 from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo
+from nulltext.image.profiles import as_srgb
 from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion, InversionHeader
 from nulltext.studio.forms import EditForm, InvertForm, PageRequest, chips_of
@@ -50,6 +51,8 @@ class OpenPhoto:
     size: tuple[int, int]
     """(width, height) of the upright photo."""
     sha256: str
+    colours: str | None
+    """See `Photo.colours`."""
     preview: Path
     crop: CropBox
 
@@ -149,10 +152,11 @@ class Session:
         return folder / name
 
     def save_preview(self, image: Image.Image, icc_profile: bytes | None) -> Path:
+        """Write a picture for the page, in sRGB."""
         path, reduction = self.new_path("preview.jpg"), max(image.size) // (2 * PREVIEW_SIDE)
         small = image.reduce(max(1, reduction))
         small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
-        save_image(small, path, icc_profile=icc_profile)
+        save_image(as_srgb(small, icc_profile), path)
         return path
 
     def without_folders(self, message: str) -> str:

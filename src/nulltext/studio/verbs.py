@@ -29,6 +29,7 @@ from nulltext.image.images import (
 )
 from nulltext.image.masks import load_mask, mask_on_crop
 from nulltext.image.photos import Photo
+from nulltext.image.profiles import as_srgb
 from nulltext.image.saving import save_image
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
@@ -93,7 +94,9 @@ def _open(session: Session, request: PageRequest, file: Upload, *, source: str) 
     crop = largest_centred(*photo.size)
     with session.commit(lambda: session.opening == number):
         session.clear()
-        session.photo = OpenPhoto(path, file.name, photo.size, photo.sha256, preview, crop)
+        session.photo = OpenPhoto(
+            path, file.name, photo.size, photo.sha256, photo.colours, preview, crop
+        )
         session.set_fields(
             request, source=source, proposed=False, target="", chips=[], crop=crop.as_list()
         )
@@ -173,7 +176,7 @@ def invert(session: Session, request: PageRequest) -> Iterator[None]:
     form = InvertForm.read({**request, "crop": request.get("crop") or opened.crop.as_list()})
     form.crop.check_inside(opened.size)
     prompt = resources.model.tokenize(form.source)
-    key = _inversion_key(resources.model, opened.sha256, form)
+    key = _inversion_key(resources.model, opened, form)
     cached = resources.inversions.get(key)
     inversion = cached
     if inversion is None:
@@ -191,10 +194,10 @@ def invert(session: Session, request: PageRequest) -> Iterator[None]:
         session.start_edits(request, inverted)
 
 
-def _inversion_key(model: LatentDiffusion, photo_sha256: str, form: InvertForm) -> str:
+def _inversion_key(model: LatentDiffusion, photo: OpenPhoto, form: InvertForm) -> str:
     plan = form.plan()
     parts = {
-        "photo": photo_sha256,
+        "photo": [photo.sha256, photo.colours],
         "crop": form.crop.as_list(),
         "prompt": form.source,
         "model": model.fingerprint,
@@ -245,10 +248,11 @@ def look(session: Session, request: PageRequest) -> Iterator[None]:
         maps = yield from session.run_job(meter, steps, preemptible=True)
         resources.maps.put(inverted.key, maps)
     box = inverted.form.crop
-    crop = session.load_photo().image.crop((box.x, box.y, box.x + box.width, box.y + box.height))
+    photo = session.load_photo()
+    crop = photo.image.crop(box.edges)
     crop.thumbnail((MAP_SIDE, MAP_SIDE))
     path = session.new_path("look.jpg")
-    save_image(heat_over(crop, maps[index]), path)
+    save_image(heat_over(as_srgb(crop, photo.icc_profile), maps[index]), path)
     with session.commit(lambda: session.inverted is inverted):
         session.look = session.last_look = ShownAttention(index, path)
 
