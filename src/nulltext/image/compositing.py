@@ -24,8 +24,8 @@ it, and elsewhere a blurred edge that would glow around the sharp one (M: mean o
 
 Otherwise e' = e. Where nothing was edited, e = r, S = 1 and e' = r: the photo.
 
-e and r are drawn in sRGB; both are first brought into the photo's own colours (`profiles`), in which
-the formula holds.
+e and r are drawn in sRGB, and so S and e' are found there; r, S and e' are then brought into the
+photo's own colours (`profiles`), in which the first formula holds.
 
 Photos are large, so everything is computed some rows at a time, within the bounds of a. A photo of
 16 bits a channel keeps them.
@@ -61,7 +61,7 @@ from nulltext.image.bands import Bands, RowsDone, finish, row_slices
 from nulltext.image.guided_filter import fit, means
 from nulltext.image.images import CropBox
 from nulltext.image.photos import LEVELS, PER_LEVEL, Photo
-from nulltext.image.profiles import from_srgb
+from nulltext.image.profiles import from_srgb, shares_from_srgb
 from nulltext.image.saving import Picture
 
 GROWTH = 1 / 32
@@ -287,9 +287,10 @@ def composite_bands(
     def enlarged(x: Tensor) -> _Enlargement:
         return _Enlargement(x.float(), (box.height, box.width), "bicubic", across)
 
-    edit, reconstruction = (from_srgb(x, photo.icc_profile) for x in (edit, reconstruction))
     fitted, shares = fit_detail(edit, reconstruction, detail)
-    e, r = enlarged(fitted), enlarged(reconstruction.clamp(-1, 1))
+    shares = shares_from_srgb(shares, fitted, reconstruction, photo.icc_profile)
+    fitted, drawn = (from_srgb(x, photo.icc_profile) for x in (fitted, reconstruction))
+    e, r = enlarged(fitted), enlarged(drawn.clamp(-1, 1))
     size = (box.height, box.width)
     s = _Enlargement(shares.flatten(0, 1), size, "bilinear", across)
     for rows in row_slices(down.start, down.stop, across.stop - across.start):

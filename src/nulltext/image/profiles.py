@@ -1,8 +1,14 @@
 """Colours of a photo with an ICC profile, as the model sees them (sRGB), and back.
 
-The model is shown sRGB. What it draws is brought into the photo's own space, so that pixels which
-an edit leaves alone need no conversion, and colours outside sRGB remain in what the model does not
-draw, p - U r (`compositing`).
+The model is shown sRGB. What it draws is brought into the photo's own space by f, so that pixels
+which an edit leaves alone need no conversion, and colours outside sRGB remain in the detail p - U r
+that the model does not draw (`compositing`). With J f's Jacobian, sRGB's share S of that detail
+becomes to first order
+
+    S' = J(e') S J(r)^-1
+
+and stays 1 where nothing was edited. J is taken over `REACH` to both sides, as far as detail goes,
+and `RIDGE` I is added to it: f may be flat where the photo's space ends.
 
 Both ways are LittleCMS's, relative colorimetric with black point compensation. It takes 8 bits a
 channel here; the way back is sampled on a grid of `NODES` values a channel and interpolated, so
@@ -28,6 +34,9 @@ NODES = 52
 """Nodes of the grid along a channel: 0, 5, 10, …, 255."""
 SAME = 2
 """Levels of 255 by which a profile's colours differ from sRGB's where it is sRGB itself."""
+REACH = 0.2
+"""Of values that span 2: 26 levels of 255."""
+RIDGE = 0.02
 CACHED = 8
 """Profiles whose transforms are kept."""
 
@@ -68,6 +77,39 @@ def from_srgb(pixels: Tensor, profile: bytes | None) -> Tensor:
     places = pixels.float().clamp(-1, 1).permute(1, 2, 0)[None, None]  # x: red, y: green, z: blue
     sampled = grid_sample(conversion.grid, places, align_corners=True, padding_mode="border")
     return sampled[0, :, 0]
+
+
+def shares_from_srgb(
+    shares: Tensor, edit: Tensor, reconstruction: Tensor, profile: bytes | None
+) -> Tensor:
+    """Compute S' of the module's formula.
+
+    Args:
+        shares: [3, 3, H, W] or [3, 3, 1, 1], S. edit, reconstruction: [3, H, W] in [-1, 1], sRGB.
+
+    Returns: [3, 3, H, W], or the shares themselves where the profile is that of sRGB.
+    """
+    if is_srgb(profile):
+        return shares
+    import torch
+
+    after, before = (_jacobian(x.float().clamp(-1, 1), profile) for x in (edit, reconstruction))
+    matrices = after @ shares.permute(2, 3, 0, 1)
+    return torch.linalg.solve(before, matrices, left=False).permute(2, 3, 0, 1)
+
+
+def _jacobian(pixels: Tensor, profile: bytes | None) -> Tensor:
+    """Return [H, W, 3, 3]: what each of sRGB's channels (last) adds to each of the photo's."""
+    import torch
+
+    columns = []
+    for channel in range(3):
+        step = torch.zeros(3, 1, 1)
+        step[channel] = REACH
+        above, below = (pixels + step).clamp(-1, 1), (pixels - step).clamp(-1, 1)
+        difference = from_srgb(above, profile) - from_srgb(below, profile)
+        columns.append(difference / (above - below)[channel])
+    return torch.stack(columns, dim=-1).permute(1, 2, 0, 3) + RIDGE * torch.eye(3)
 
 
 def is_srgb(profile: bytes | None) -> bool:
