@@ -73,7 +73,7 @@ class Canvas:
         crop = to_pil(from_uint8(inversion.photo))
         told = Photo(crop) if photo is None else photo
         tag = told.icc_profile if is_srgb(told.icc_profile) else None
-        own = Photo(crop, icc_profile=tag, exif=told.exif)
+        own = Photo(crop, icc_profile=tag, exif=told.exif, metadata=told.metadata)
         return cls(own, CropBox(0, 0, *crop.size), full=False, shown=photo)
 
     def seen(self) -> Tensor:

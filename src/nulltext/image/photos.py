@@ -14,8 +14,8 @@ twice.
 Of EXIF, only the tags listed here are kept: when and how the picture was taken, the models of
 camera and lens, author and copyright. Comments, titles, serial numbers, owners, tags of unknown
 meaning, and what describes the old pixels alone (orientation, thumbnail, maker's note, places in
-the picture) are dropped. The position is written only on request. XMP and IPTC are not read. Of
-JPEG, the quantisation tables are kept: an unchanged picture loses little if it is compressed as
+the picture) are dropped. The position is written only on request. For XMP and IPTC, see `metadata`.
+Of JPEG, the quantisation tables are kept: an unchanged picture loses little if it is compressed as
 before.
 """
 
@@ -26,7 +26,7 @@ import hashlib
 import io
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,6 +36,7 @@ from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
 
 from nulltext.constants import __version__
 from nulltext.errors import ImageError
+from nulltext.image.metadata import Metadata, kept_metadata
 from nulltext.image.opening import (
     MAX_PIXELS,
     ImageLike,
@@ -77,6 +78,8 @@ class Photo:
     file has 8, or cannot be decoded at 16."""
     exif: bytes | None = None
     """The EXIF tags that are kept, position included."""
+    metadata: Metadata = field(default_factory=Metadata)
+    """What is kept of XMP and IPTC, places included."""
     coding: Mapping[str, Any] | None = None
     """Options of Pillow's encoder that compress as the JPEG file was; None for other files, for
     halved colour resolution, which would be lost once more, and if the pixels were turned."""
@@ -136,6 +139,7 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
     packing = _packing(source.image)
     upright = decode_upright(source, max_pixels)
     profile = source.image.info.get("icc_profile") or b""
+    metadata = kept_metadata(source.image)
     deep = _sixteen_bits(source, upright, packing)
     colours, alpha = _to_rgb(upright, profile, source.name, deep)
     colours.info.clear()  # stale EXIF or transparency must not reach an output
@@ -152,6 +156,7 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
         bits=_bits(source.image, packing),
         deep=deep,
         exif=_kept_exif(source.image),
+        metadata=metadata,
         coding=_jpeg_coding(source.image) if upright is source.image else None,
     )
 

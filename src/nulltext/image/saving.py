@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from nulltext.errors import OptionError
 from nulltext.image.bands import Bands, RowsDone, finish, row_slices
+from nulltext.image.metadata import photoshop_segment
 from nulltext.image.opening import large_pictures
 from nulltext.image.photos import PER_LEVEL, Deep, over_white
 from nulltext.storage.files import check_target, output_error, replace_file
@@ -97,6 +98,8 @@ def encode(
     icc_profile: bytes | None = None,
     text: dict[str, str] | None = None,
     exif: bytes | None = None,
+    xmp: bytes | None = None,
+    iptc: bytes | None = None,
     coding: Mapping[str, Any] | None = None,
 ) -> bytes | bytearray:
     """Build the whole file in memory: Pillow's own writing to disk misses a short write.
@@ -104,11 +107,20 @@ def encode(
     Args:
         path: says the format; 16 bits a channel go into PNG and TIFF.
         text: keys and values of a PNG.
+        xmp: a packet. iptc: records, for JPEG and TIFF.
         coding: options of a JPEG, see `Photo.coding`.
     """
-    return finish(
-        encode_bands(picture, path, icc_profile=icc_profile, text=text, exif=exif, coding=coding)
+    bands = encode_bands(
+        picture,
+        path,
+        icc_profile=icc_profile,
+        text=text,
+        exif=exif,
+        xmp=xmp,
+        iptc=iptc,
+        coding=coding,
     )
+    return finish(bands)
 
 
 def encode_bands(
@@ -118,15 +130,35 @@ def encode_bands(
     icc_profile: bytes | None = None,
     text: dict[str, str] | None = None,
     exif: bytes | None = None,
+    xmp: bytes | None = None,
+    iptc: bytes | None = None,
     coding: Mapping[str, Any] | None = None,
 ) -> Bands[bytes | bytearray]:
     """Do the same as `encode`, a PNG in bands and other formats in one."""
     kind = _format(path)
-    metadata = {"icc_profile": icc_profile} | ({} if exif is None else {"exif": exif})
+    metadata = {"icc_profile": icc_profile, **_told(kind, exif, xmp, iptc)}
     try:
         return (yield from _encode_bands(picture, kind, metadata, text or {}, coding))
     except (OSError, ValueError) as error:  # ValueError: an encoder refuses the image's size
         raise output_error(path, error) from error
+
+
+def _told(
+    kind: str, exif: bytes | None, xmp: bytes | None, iptc: bytes | None
+) -> dict[str, Any]:
+    """Return Pillow's options that write EXIF, XMP and IPTC."""
+    if kind == "TIFF":  # where all three are tags of one directory
+        tags = Image.Exif()
+        if exif is not None:
+            tags.load(exif)
+        for tag, data in ((TiffImagePlugin.XMP, xmp), (TiffImagePlugin.IPTC_NAA_CHUNK, iptc)):
+            if data is not None:
+                tags[tag] = data
+        return {"exif": tags}
+    told: dict[str, Any] = {"exif": exif, "xmp": xmp}
+    if kind == "JPEG" and iptc is not None:
+        told["extra"] = photoshop_segment(iptc)
+    return {name: data for name, data in told.items() if data is not None}
 
 
 def read_back(picture: Picture, path: str | Path, data: bytes | bytearray) -> Picture:
@@ -162,7 +194,9 @@ def _encode_bands(
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if kind == "PNG":
-        chunks = PngImagePlugin.PngInfo()
+        chunks, packet = PngImagePlugin.PngInfo(), metadata.pop("xmp", None)
+        if packet is not None:
+            chunks.add_itxt("XML:com.adobe.xmp", packet.decode())
         for key, value in text.items():
             chunks.add_text(key, value)  # tEXt; Pillow takes iTXt for what is not Latin-1
         template = encoded(image.crop((0, 0, 1, 1)), kind, pnginfo=chunks, **metadata)
