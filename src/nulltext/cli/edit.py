@@ -94,7 +94,7 @@ def _path_or_none(file: Path | bool) -> Path | None:
 
 def _output_paths(options: EditOptions) -> list[Path]:
     """Name the files of the edits."""
-    from nulltext.image.saving import check_writable
+    from nulltext.image.saving import check_writable, is_jpeg
 
     origin = options.image or options.inversion
     assert origin is not None
@@ -104,6 +104,10 @@ def _output_paths(options: EditOptions) -> list[Path]:
     written += _region_paths(options, count)
     for path in written:
         check_writable(path)
+    if options.quality is not None and not is_jpeg(paths[0]):
+        raise OptionError(
+            f"--quality is for JPEG, and '{paths[0]}' is none; name the output .jpg, or leave it out."
+        )
     if options.save_inversion:
         written.append(check_inversion_target(options.save_inversion))
     read = (options.image, options.inversion, options.mask)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.constants import AUTO
-from nulltext.errors import OptionError
+from nulltext.errors import ImageError, OptionError
 from nulltext.jobs.options import InversionOptions, check_ranges, option_field
 from nulltext.jobs.request import (
     check_captioner_use,
@@ -261,15 +261,34 @@ SUMMED = "weight_delta"
 """Named in the report; its factors, hundreds of them, are only counted there."""
 
 
+@dataclass(frozen=True)
+class InspectOptions:
+    """The options of `inspect`."""
+
+    file: Path = option_field(
+        MISSING,
+        "An inversion that `nulltext invert` saved, or a picture that `nulltext edit` wrote.",
+        "FILE",
+        positional=True,
+    )
+
+
 @takes_options
-def inspect(options: SavedOptions, reporter: Reporter) -> None:
-    """Show what a saved inversion holds; opens no model.
+def inspect(options: InspectOptions, reporter: Reporter) -> None:
+    """Show what a saved inversion holds, or the settings of an edit; opens no model.
 
     Example: [bold]nulltext inspect dahlia.safetensors[/bold]
+
+    How a picture was made: [bold]nulltext inspect dahlia-edited.png[/bold]
     """
+    from nulltext.image.saving import FORMATS
     from nulltext.inversion.header import InversionOutline
 
     file = options.file
+    if file.suffix.lower() in FORMATS:
+        settings, lines = _settings_of_picture(file)
+        reporter.answer({"file": str(file), **settings}, [f"{'File':<28}{file}", *lines])
+        return
     values, lines = described(InversionOutline.load(file))
     reporter.answer({"file": str(file), **values}, [f"{'File':<28}{file}", *lines])
 
@@ -287,6 +306,29 @@ def described(outline: InversionOutline) -> tuple[dict[str, Any], list[str]]:
         shown["adapters"] = said_of(outline.header.adapters)
     told = [key for key in LABELS if shown[key] is not None]
     return values, [f"{LABELS[key]:<28}{_readable(shown[key])}" for key in told]
+
+
+def _settings_of_picture(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """(the settings that a picture holds, the same in lines)
+
+    Raises:
+        ImageError: it holds none, or cannot be read.
+    """
+    from nulltext.image.metadata import settings_in
+    from nulltext.image.opening import decoder_errors
+    from nulltext.jobs.settings import command_in
+
+    with decoder_errors(str(file)):
+        settings = settings_in(file)
+    if settings is None:
+        raise ImageError(
+            f"{file} holds no settings of an edit: give a picture that nulltext wrote, which no "
+            "other program has saved since, or a saved inversion."
+        )
+    told = {name: value for name, value in settings.items() if name != "job"}
+    lines = [f"{name.replace('_', ' ').capitalize():<28}{_readable(told[name])}" for name in told]
+    command = command_in(settings, f"{file.stem}-again{file.suffix}")
+    return settings, [*lines, *([f"Again: {shlex.join(command)}"] if command else [])]
 
 
 def _counted(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -402,15 +402,23 @@ def _weight_steps(
 
 
 def settings_of(inversion: Inversion, placed: Placed) -> dict[str, Any]:
-    """What made an edit, for JSON: the text that goes into a PNG."""
+    """What made an edit, for JSON."""
     header, spec = inversion.header, placed.spec
     return {
         "source": header.prompt,
         "target": spec.target,
         "model": header.model,
+        "fingerprint": header.fingerprint,
+        "adapters": header.adapters,
+        "photo_sha256": header.image_sha256,
+        "photo_size": header.image_size,
+        "crop": header.crop,
+        "size": [*inversion.photo.shape[:0:-1]],
         "method": header.method,
+        "method_config": header.method_config,
         "steps": inversion.num_steps,
         "guidance": header.guidance_scale,
+        "seed": header.seed,
         "target_guidance": spec.guidance_scale,
         "guidance_start": spec.guidance_start,
         "negative": spec.negative,
@@ -419,8 +427,12 @@ def settings_of(inversion: Inversion, placed: Placed) -> dict[str, Any]:
         **asdict(spec.editor),
         "pull": str(spec.pull),
         "blend": list(spec.blend.words) if spec.blend else [],
+        "blend_except": list(spec.blend.except_words) if spec.blend else [],
+        "blend_threshold": spec.blend.threshold if spec.blend else None,
         "mask": spec.mask is not None,
+        "mask_fraction": None if spec.mask is None else float(spec.mask.mean()),
         "region": placed.found,
+        "region_fraction": placed.region_fraction,
         "hue": placed.colour,
         "opacity": placed.opacity,
     }

@@ -104,7 +104,7 @@ def open_image(
         ImageError: the source is not an image, or the block meets damaged bytes.
     """
     if isinstance(source, Image.Image):
-        with _decoder_errors("The given image"):
+        with decoder_errors("The given image"):
             _refuse_tiff(source, "The given image")
             yield OpenImage(source, "The given image")
     elif isinstance(source, np.ndarray) or _is_tensor(source):
@@ -117,7 +117,7 @@ def open_image(
         )
     else:
         path, name = Path(source), f"'{source}'"
-        with _decoder_errors(name):
+        with decoder_errors(name):
             _check_regular_file(path, name)
             with _BoundedReader(path.open("rb", buffering=0)) as file:
                 head = file.read(64)
@@ -185,7 +185,8 @@ class _BoundedReader(io.BufferedReader):
 
 
 @contextlib.contextmanager
-def _decoder_errors(name: str) -> Iterator[None]:
+def decoder_errors(name: str) -> Iterator[None]:
+    """Turn any exception of a decoder into an ImageError of one sentence that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MAX_PIXELS decides, not Pillow's bomb warning

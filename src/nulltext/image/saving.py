@@ -26,10 +26,14 @@ from nulltext.image.opening import large_pictures
 from nulltext.image.photos import PER_LEVEL, Deep, over_white
 from nulltext.storage.files import check_target, output_error, replace_file
 
-_FORMATS = {
+QUALITY = 95
+"""Of a JPEG, from 1 to 100, where neither a photo nor a person says another."""
+
+FORMATS = {
     **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"},
     **{".tif": "TIFF", ".tiff": "TIFF"},
 }
+"""Formats by the ends of files' names, as Pillow calls them."""
 _DEEP_FORMATS = ("PNG", "TIFF")
 _PAETH = 4
 """PNG's filter 4: each byte less what the ones to the left, above, and between let expect; of the
@@ -161,6 +165,16 @@ def _told(
     return {name: data for name, data in told.items() if data is not None}
 
 
+def coding_of(quality: int) -> dict[str, Any]:
+    """Return Pillow's options of a JPEG of a quality from 1 to 100, with colours in full."""
+    return {"quality": quality, "subsampling": 0}
+
+
+def is_jpeg(path: str | Path) -> bool:
+    """Whether a file's name asks for JPEG."""
+    return _format(path) == "JPEG"
+
+
 def read_back(picture: Picture, path: str | Path, data: bytes | bytearray) -> Picture:
     """Return the pixels of an encoded file; the picture itself if nothing was lost."""
     kind = _format(path)
@@ -174,11 +188,11 @@ def read_back(picture: Picture, path: str | Path, data: bytes | bytearray) -> Pi
 
 
 def _format(path: str | Path) -> str:
-    kind = _FORMATS.get(Path(path).suffix.lower())
+    kind = FORMATS.get(Path(path).suffix.lower())
     if kind is None:
         raise OptionError(
             f"'{path}' does not say which format to write: end the name in one of"
-            f" {', '.join(_FORMATS)}."
+            f" {', '.join(FORMATS)}."
         )
     return kind
 
@@ -206,7 +220,7 @@ def _encode_bands(
     elif kind == "JPEG":
         if image.mode == "RGBA":
             image = over_white(image, image.getchannel("A"))
-        how = {"quality": 95, "subsampling": 0} if coding is None else coding
+        how = coding_of(QUALITY) if coding is None else coding
         data = encoded(image, kind, **how, **metadata)
     else:
         # Less effort than the default: 3 to 4 times faster, files as large.

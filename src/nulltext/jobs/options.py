@@ -220,6 +220,14 @@ class EditOptions(InversionOptions):
         short="-o",
         no_job="a batch names its pictures itself",
     )
+    quality: int | None = option_field(
+        None,
+        "Of a JPEG: 1 (small) to 100; default: compressed as the photo's own JPEG, else 95.",
+        "Q",
+        low=1,
+        high=100,
+        no_job="a batch writes PNG, which has none",
+    )
     strip: Path | bool = option_field(
         False, "Also photo, bound, reconstruction, edits in a row.", "STRIP.png"
     )

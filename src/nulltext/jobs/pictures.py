@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,19 +12,23 @@ from PIL import Image
 from nulltext import constants
 from nulltext.diffusion.loops import StepInfo, run, stage_steps
 from nulltext.editing.loop import Edit
-from nulltext.editing.placing import Canvas, Placed, placed_steps, settings_of
+from nulltext.editing.placing import Canvas, Placed, placed_steps
 from nulltext.health.noise import note_on_configuration
+from nulltext.image.bands import Bands, finish
 from nulltext.image.compositing import Difference, compare_bands, original_picture
 from nulltext.image.images import to_pil
-from nulltext.image.photos import exif_of_result, has_position
+from nulltext.image.metadata import has_places, iptc_of_result, xmp_of_result
+from nulltext.image.photos import Photo, exif_of_result, has_position
 from nulltext.image.profiles import as_srgb, is_srgb
-from nulltext.image.saving import Picture, encode_bands, read_back, save_image
+from nulltext.image.saving import Picture, coding_of, encode_bands, read_back, save_image
 from nulltext.image.strip import Block, Tile, comparison_strip, labelled_grid
 from nulltext.inversion.fixed_point import note_on_convergence
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.jobs.edits import Edits, Sweep
+from nulltext.jobs.options import EditOptions
 from nulltext.jobs.request import Inputs, changes_of
+from nulltext.jobs.settings import settings_text
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.reprs import decibels
@@ -61,6 +64,8 @@ class Pictures:
     swept: Sequence[Placed]
     note: str | None
     """What is odd about the model."""
+    options: EditOptions
+    """What was asked for."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -104,7 +109,12 @@ class Pictures:
         """
         pairs = zip(files.outputs, self.wanted, strict=True)
         wanted = [
-            run(save_steps(path, one, self.inversion, self.canvas, gps=gps), on_step)
+            run(
+                save_steps(
+                    path, one, self.inversion, self.canvas, gps=gps, options=self.options
+                ),
+                on_step,
+            )
             for path, one in pairs
         ]
         written = replace(self, wanted=wanted)
@@ -157,6 +167,7 @@ def pictures_of(
         sweep=edits.sweep,
         swept=placed[len(edits.specs) :],
         note=note_on_configuration(model, inversion),
+        options=options,
     )
 
 
@@ -207,36 +218,39 @@ def save_placed(
     canvas: Canvas,
     *,
     gps: bool,
+    options: EditOptions | None = None,
 ) -> list[Placed]:
-    """Write edits, with their settings as PNG text and what the photo's EXIF says.
+    """Write edits, with their settings, and what the photo's EXIF, XMP and IPTC say.
 
     Args:
-        gps: whether EXIF says where, too.
+        gps: whether they say where, too.
+        options: what was asked for, which the settings repeat.
 
     Returns: the edits, measured in their files.
     """
     return [
-        run(save_steps(path, one, inversion, canvas, gps=gps))
+        run(save_steps(path, one, inversion, canvas, gps=gps, options=options))
         for path, one in zip(paths, placed, strict=True)
     ]
 
 
 def save_steps(
-    path: Path, one: Placed, inversion: Inversion, canvas: Canvas, *, gps: bool
+    path: Path,
+    one: Placed,
+    inversion: Inversion,
+    canvas: Canvas,
+    *,
+    gps: bool,
+    options: EditOptions | None = None,
 ) -> Generator[StepInfo, None, Placed]:
     """Write one edit as `save_placed` does, as a generator of steps.
 
     Until the last step nothing is on disk under the file's name.
     """
     photo, picture = canvas.photo, one.picture
-    bands = encode_bands(
-        picture,
-        path,
-        icc_profile=photo.icc_profile,
-        text={"nulltext": json.dumps(settings_of(inversion, one))},
-        exif=exif_of_result(photo.exif, picture.image.size, gps=gps),
-        coding=photo.coding,
-    )
+    settings = settings_text(inversion, one, options)
+    quality = None if options is None else options.quality
+    bands = file_bands(picture, path, photo, settings, gps=gps, quality=quality)
     data = yield from stage_steps("encode", bands)
     replace_file(path, data)
     yield StepInfo("write", 1, 1)
@@ -250,12 +264,54 @@ def save_steps(
         found = yield from stage_steps("compare", compared)
         one = replace(one, changed_fraction=found.changed_fraction, psnr_outside=found.psnr_outside)
     lost = [*_lost(path, one, canvas, there, found)]
-    if gps and not has_position(photo.exif):
+    if gps and not has_position(photo.exif) and not has_places(photo.metadata):
         why = "the photo's file has none"
         if not canvas.full and canvas.shown is None:
             why = "it is in the photo's file, so pass that beside --inversion"
         lost.append(f"Note: --keep-gps wrote no position: {why}.")
     return replace(one, lost=tuple(lost))
+
+
+def file_of(
+    picture: Picture,
+    path: str | Path,
+    photo: Photo,
+    settings: str | None,
+    *,
+    gps: bool,
+    quality: int | None = None,
+) -> bytes | bytearray:
+    """Build the file of an edit, with what its photo's file says.
+
+    Args:
+        path: says the format. settings: JSON; as text in a PNG, in XMP elsewhere.
+        gps: whether the photo's position is written.
+        quality: of a JPEG, 1 to 100; None: compressed as the photo is, if it is a JPEG.
+    """
+    return finish(file_bands(picture, path, photo, settings, gps=gps, quality=quality))
+
+
+def file_bands(
+    picture: Picture,
+    path: str | Path,
+    photo: Photo,
+    settings: str | None,
+    *,
+    gps: bool,
+    quality: int | None = None,
+) -> Bands[bytes | bytearray]:
+    """Do the same as `file_of`, in bands."""
+    in_text = Path(path).suffix.lower() == ".png"
+    return encode_bands(
+        picture,
+        path,
+        icc_profile=photo.icc_profile,
+        text={"nulltext": settings} if settings is not None and in_text else None,
+        exif=exif_of_result(photo.exif, picture.image.size, gps=gps),
+        xmp=xmp_of_result(photo.metadata, gps=gps, settings=None if in_text else settings),
+        iptc=iptc_of_result(photo.metadata, gps=gps),
+        coding=photo.coding if quality is None else coding_of(quality),
+    )
 
 
 def _lost(
