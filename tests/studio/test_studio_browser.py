@@ -74,7 +74,7 @@ def test_the_whole_path(visit, file, tmp_path):
     assert split == "51%"
     with page.expect_download() as arriving:
         part(page, "download").click()
-    assert arriving.value.suggested_filename == "my cat-edited.png"
+    assert arriving.value.suggested_filename == "my cat – cat to dog.png"
     arriving.value.save_as(tmp_path / "edited.png")
     with Image.open(tmp_path / "edited.png") as edited:
         assert edited.size == (90, 60)

@@ -106,7 +106,8 @@ def _output_paths(options: EditOptions) -> list[Path]:
         check_writable(path)
     if options.quality is not None and not is_jpeg(paths[0]):
         raise OptionError(
-            f"--quality is for JPEG, and '{paths[0]}' is none; name the output .jpg, or leave it out."
+            f"--quality is for JPEG, and '{paths[0]}' is none; name the output .jpg, or leave the "
+            "quality out."
         )
     if options.save_inversion:
         written.append(check_inversion_target(options.save_inversion))

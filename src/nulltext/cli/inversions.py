@@ -325,9 +325,13 @@ def _settings_of_picture(file: Path) -> tuple[dict[str, Any], list[str]]:
             f"{file} holds no settings of an edit: give a picture that nulltext wrote, which no "
             "other program has saved since, or a saved inversion."
         )
-    told = {name: value for name, value in settings.items() if name != "job"}
+    told = {
+        name: value
+        for name, value in settings.items()
+        if name != "job" and value not in (None, False, "", [], {})
+    }
     lines = [f"{name.replace('_', ' ').capitalize():<28}{_readable(told[name])}" for name in told]
-    command = command_in(settings, f"{file.stem}-again{file.suffix}")
+    command = command_in(settings, f"{file.stem}-again.png")
     return settings, [*lines, *([f"Again: {shlex.join(command)}"] if command else [])]
 
 

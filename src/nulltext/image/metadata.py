@@ -136,7 +136,8 @@ def kept_metadata(image: Image.Image) -> Metadata:
     """
     iptc: list[tuple[int, str]] = []
     with contextlib.suppress(Exception):
-        iptc = list(_iptc_of(image))
+        for one in _iptc_of(image):
+            iptc.append(one)
     kept, size = [], 0
     for dataset, value in iptc:
         size += len(value.encode()) + 5
@@ -153,9 +154,7 @@ def kept_metadata(image: Image.Image) -> Metadata:
     return Metadata(_packet(_bounded(properties)), tuple(kept))
 
 
-def xmp_of_result(
-    metadata: Metadata, *, gps: bool, settings: str | None = None
-) -> bytes | None:
+def xmp_of_result(metadata: Metadata, *, gps: bool, settings: str | None = None) -> bytes | None:
     """Build the packet of a result.
 
     Args:
@@ -298,10 +297,7 @@ def _iptc_of(image: Image.Image) -> Iterator[tuple[int, str]]:
     """Yield the kept datasets of a JPEG's or TIFF's IPTC."""
     data: Any = None
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        data = image.tag_v2.get(TiffImagePlugin.IPTC_NAA_CHUNK)
-        if isinstance(data, tuple):  # written as if it were numbers
-            order = ">" if image.tag_v2.prefix.startswith(b"MM") else "<"
-            data = struct.pack(f"{order}{len(data)}I", *data)
+        data = image.tag.tagdata.get(TiffImagePlugin.IPTC_NAA_CHUNK)  # as it is, whatever its type
     elif isinstance(resources := image.info.get("photoshop"), dict):
         data = resources.get(_PHOTOSHOP_IPTC)
     at = 0

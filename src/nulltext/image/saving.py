@@ -147,9 +147,7 @@ def encode_bands(
         raise output_error(path, error) from error
 
 
-def _told(
-    kind: str, exif: bytes | None, xmp: bytes | None, iptc: bytes | None
-) -> dict[str, Any]:
+def _told(kind: str, exif: bytes | None, xmp: bytes | None, iptc: bytes | None) -> dict[str, Any]:
     """Return Pillow's options that write EXIF, XMP and IPTC."""
     if kind == "TIFF":  # where all three are tags of one directory
         tags = Image.Exif()

@@ -537,11 +537,17 @@ def arguments_of(options: EditOptions) -> list[str]:
         if value == option.default:
             continue
         if option.about.positional:
-            words.append(f"./{value}" if str(value).startswith("-") else str(value))
+            words.append(_path_argument(value))
         elif value is True:
             words.append(option.flag)
         else:
             values = value if option.kind is Kind.TEXTS else [value]
             flag = option.about.short or option.flag
-            words += [word for each in values for word in (flag, str(each))]
+            words += [word for each in values for word in (flag, _path_argument(each))]
     return words
+
+
+def _path_argument(value: Any) -> str:
+    """Write a value, a path so that it is not taken for a flag."""
+    text = str(value)
+    return f"./{text}" if isinstance(value, Path) and text.startswith("-") else text

@@ -76,7 +76,7 @@ def job_of(options: EditOptions, inversion: Inversion, placed: Placed) -> dict[s
     if len(options.prompts) > 1 and options.weight:  # some are for words of other targets
         used = {word for spec in line for word in getattr(spec.editor, "weights", {})}
         job["weight"] = [text for text in options.weight if text.rpartition("=")[0].strip() in used]
-    return {name: job[name] for name in OPTIONS if name in job}
+    return {name: job[name] for name in OPTIONS if job.get(name) not in (None, [])}
 
 
 def _plain(value: Any) -> Any:

@@ -11,12 +11,14 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
+import unicodedata
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from nulltext.errors import OutputError, reason_of
 from nulltext.logs import timed
@@ -28,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 """Name of the empty file by which `lock_folder` locks a folder; it stays in the folder."""
+LONGEST_NAME = 200
+"""Bytes of a name in UTF-8; file systems take 255, and a download or a copy adds some."""
+LONGEST_SUFFIX = 16
+"""Letters at the end of a name, its point included, beyond which they are no suffix."""
+RESERVED = re.compile("(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]")
+"""Stems that Windows keeps for devices."""
 S_IWRITE_ALL = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -45,6 +53,27 @@ def path_exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def safe_name(name: str) -> str:
+    """Return a file's name that every common file system takes, as like the given one as possible.
+
+    Signs that Windows or a path reserves become "_"; control characters, marks of writing
+    direction, and what would hide a file or make it an option at the start go; it has at most
+    `LONGEST_NAME` bytes, its suffix included.
+    """
+    text = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
+    text = re.sub(r'[<>:"/\\|?*]', "_", text)
+    text = re.sub("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", "", text)
+    text = text.strip().lstrip(".- ").rstrip(". ")
+    stem, suffix = PurePath(text).stem, PurePath(text).suffix
+    if len(suffix) > LONGEST_SUFFIX:
+        stem, suffix = text, ""
+    room = LONGEST_NAME - len(suffix.encode())
+    stem = stem.encode()[:room].decode("utf-8", "ignore").rstrip(". ")
+    if RESERVED.fullmatch(stem.partition(".")[0]):
+        stem = f"_{stem}"
+    return f"{stem or 'picture'}{suffix}"
 
 
 def check_target(path: str | Path) -> Path:

@@ -220,15 +220,10 @@ def _read_choice(request: PageRequest, name: str) -> str:
     return str(value)
 
 
-def edit_command(
-    photo: str,
-    origin: InvertForm | str,
-    edit: EditForm,
-    *,
-    mask: str | None,
-    chosen: ModelChoice,
-) -> str:
-    """Return the `nulltext edit …` that makes the same picture, run in the photo's folder.
+def edit_options(
+    photo: str, origin: InvertForm | str, edit: EditForm, *, mask: str | None
+) -> EditOptions:
+    """Return the options of `nulltext edit` that make the same picture, run in the photo's folder.
 
     Args:
         photo, mask: file names.
@@ -244,8 +239,12 @@ def edit_command(
     editing = edit.options()
     if mask is not None:
         editing = replace(editing, region=constants.REGION)  # the mask says it
-    words = arguments_of(combined(files, inverting, editing))
-    return shlex.join(["nulltext", "edit", *words, *chosen.as_arguments()])
+    return combined(files, inverting, editing)
+
+
+def edit_command(options: EditOptions, chosen: ModelChoice) -> str:
+    """Return the `nulltext edit …` of options, quoted for a POSIX shell."""
+    return shlex.join(["nulltext", "edit", *arguments_of(options), *chosen.as_arguments()])
 
 
 def chips_of(prompt: TokenizedPrompt) -> list[Chip]:

@@ -140,6 +140,7 @@ def _edit(record: EditRecord) -> View:
         "strength": record.form.strength,
         "url": url(record.preview),
         "download": url(record.picture),
+        "name": record.name,
         "mask": url(record.mask) if record.mask else None,
         "region": url(record.region) if record.region else None,
         "command": record.command,

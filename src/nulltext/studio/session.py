@@ -79,8 +79,10 @@ class EditRecord:
     number: int
     form: EditForm
     inverted: OpenInversion
+    name: str
+    """What a download of it is called, without the suffix."""
     picture: Path
-    """PNG at the photo's own size, with its settings."""
+    """PNG at the photo's own size, with its settings; `jobs.export` gives it other formats."""
     preview: Path
     mask: Path | None
     """PNG of the painted mask."""

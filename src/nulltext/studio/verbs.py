@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
@@ -35,15 +34,18 @@ from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import check_model
+from nulltext.jobs.export import result_name
 from nulltext.jobs.pictures import region_steps, save_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
+from nulltext.storage.files import safe_name
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.studio.forms import (
     EditForm,
     InvertForm,
     PageRequest,
     edit_command,
+    edit_options,
     read_integer,
     read_painting,
 )
@@ -66,12 +68,14 @@ PREVIEW_INTERVAL = 0.7
 """Least seconds between two previews of an inversion."""
 PREVIEW_SHARE = 0.1
 """Largest share of the time that they may take."""
+LONGEST_OWN_NAME = 255
+"""Bytes of the longest name that a file system takes."""
 MAP_SIDE = 1000
 """Longest side of a picture of attention in pixels."""
 
 
 class Upload(NamedTuple):
-    """A file that was uploaded, and a name for it that is safe to use."""
+    """A file that was uploaded, and its own name, which is for people and commands alone."""
 
     path: Path
     name: str
@@ -104,7 +108,7 @@ def _open(session: Session, request: PageRequest, file: Upload, *, source: str) 
 
 def _read(session: Session, file: Upload) -> tuple[Path, Photo, Path]:
     """Copy, decode and reduce a photo; return its file, the photo and its preview's file."""
-    path = session.new_path(file.name)
+    path = session.new_path(safe_name(file.name))
     shutil.copyfile(file.path, path)
     photo = session.resources.photo(path)
     _ = photo.sha256  # of every pixel, kept with the photo
@@ -118,8 +122,10 @@ def _uploaded(session: Session, request: PageRequest) -> Upload:
     path = Path(str(given.get("path") or "/")).resolve()
     if not path.is_relative_to(session.resources.uploads.resolve()) or not path.is_file():
         raise OptionError("No file has arrived; choose it once more.")
-    name = PurePath(str(given.get("orig_name") or path.name).replace("\\", "/")).name
-    name = re.sub(r"[^\w .()+,=@-]", "_", name)[-80:] or path.name
+    name = str(given.get("orig_name") or path.name).encode("utf-8", "replace").decode()
+    name = name.replace("\0", "").rpartition("/")[2]
+    if name in ("", ".", "..") or len(name.encode()) > LONGEST_OWN_NAME:
+        name = safe_name(name)
     limit = session.resources.limits.upload_bytes
     if path.stat().st_size > limit:
         raise ImageError(
@@ -150,7 +156,7 @@ def propose(session: Session, request: PageRequest) -> Iterator[None]:
 
 def open_inversion(session: Session, request: PageRequest) -> None:
     file, opened, photo = _uploaded(session, request), session.current_photo(), session.load_photo()
-    path = session.new_path(file.name if file.name.endswith(SUFFIX) else f"{file.name}{SUFFIX}")
+    path = session.new_path(f"{PurePath(safe_name(file.name)).stem}{SUFFIX}")
     shutil.copyfile(file.path, path)
     inversion = Inversion.load(path)
     header = inversion.header
@@ -185,7 +191,7 @@ def invert(session: Session, request: PageRequest) -> Iterator[None]:
             meter, lambda: _invert_steps(resources.model, photo, form, meter)
         )
         resources.inversions.put(key, inversion)
-    file = session.new_path(f"{PurePath(opened.name).stem}{SUFFIX}")
+    file = session.new_path(safe_name(f"{PurePath(opened.name).stem}{SUFFIX}"))
     inversion.save(file)
     inverted = OpenInversion(
         key, file, form, inversion.header, prompt, uploaded_name=None, cached=cached is not None
@@ -329,23 +335,42 @@ def _make_edits(
     stem = PurePath(name).stem
     saved_mask: Path | None = None
     if painting is not None:
-        saved_mask = session.new_path(f"{stem}-mask.png")
+        saved_mask = session.new_path(safe_name(f"{stem}-mask.png"))
         save_image(painting, saved_mask)
+    origin = inverted.uploaded_name or inverted.form
+    mask_name = None if saved_mask is None else f"{stem}-mask.png"
 
     def steps() -> Generator[StepInfo, None, list[EditRecord]]:
         ready = yield from ready_steps(model, inversion, specs, region=form.region)
-        records = []
+        records: list[EditRecord] = []
         for row, each in enumerate(forms):  # one picture after the other, to bound memory
             placed = yield from ready.place_steps(canvas, row, form.detail)
-            path = session.new_path(f"{stem}-edited.png")
-            placed = yield from save_steps(path, placed, inversion, canvas, gps=False)
+            options = edit_options(name, origin, each, mask=mask_name)
+            path = session.new_path(safe_name(f"{stem}-edited.png"))
+            saving = save_steps(path, placed, inversion, canvas, gps=False, options=options)
+            placed = yield from saving
             region = None
             if placed.found is not None:
-                region = session.new_path(f"{stem}-region.png")
+                region = session.new_path(safe_name(f"{stem}-region.png"))
                 yield from region_steps(region, placed, canvas)
-            preview = session.save_preview(placed.image, photo.icc_profile)
-            shown = EditFiles(path, preview, saved_mask, region)
-            records.append(_record(session, name, inverted, each, shown, placed))
+            label = _label(session, inverted, each)
+            kept = (*session.history, *session.strip, *records)
+            record = EditRecord(
+                number=session.next_number(),
+                form=each,
+                inverted=inverted,
+                name=result_name(name, label, "", [one.name for one in kept]),
+                picture=path,
+                preview=session.save_preview(placed.image, photo.icc_profile),
+                mask=saved_mask,
+                region=region,
+                label=label,
+                command=edit_command(options, session.resources.chosen),
+                changed_fraction=placed.changed_fraction,
+                psnr_outside=placed.psnr_outside,
+                remark=_remark(model, inverted.prompt.text, placed),
+            )
+            records.append(record)
             del placed
         return records
 
@@ -375,42 +400,6 @@ def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm
             raise PromptError(
                 f"“{word:.40}” is a word of neither prompt; the words are {', '.join(known)}."
             )
-
-
-class EditFiles(NamedTuple):
-    """The files of an edit."""
-
-    picture: Path
-    preview: Path
-    mask: Path | None
-    region: Path | None
-
-
-def _record(
-    session: Session,
-    name: str,
-    inverted: OpenInversion,
-    form: EditForm,
-    files: EditFiles,
-    placed: Placed,
-) -> EditRecord:
-    return EditRecord(
-        number=session.next_number(),
-        form=form,
-        inverted=inverted,
-        **files._asdict(),
-        label=_label(session, inverted, form),
-        command=edit_command(
-            name,
-            inverted.uploaded_name or inverted.form,
-            form,
-            mask=files.mask.name if files.mask else None,
-            chosen=session.resources.chosen,
-        ),
-        changed_fraction=placed.changed_fraction,
-        psnr_outside=placed.psnr_outside,
-        remark=_remark(session.resources.model, inverted.prompt.text, placed),
-    )
 
 
 def _label(session: Session, inverted: OpenInversion, form: EditForm) -> str:

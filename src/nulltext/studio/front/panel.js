@@ -188,7 +188,7 @@ function drawTiles() {
   if (!result) return;
   const stem = state.view.photo.name.replace(/\.[^.]*$/, "");
   $("download").href = result.download;
-  $("download").download = `${stem}-edited.png`;
+  $("download").download = `${result.name}.png`;
   $("full").href = result.download;
   setText("command", result.command);
   setHidden("mask-file", !result.mask);

@@ -1,0 +1,88 @@
+"""Give a finished edit another format: from the PNG that was kept, and the photo it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path, PurePath
+
+from nulltext.errors import OptionError
+from nulltext.image.compositing import original_picture
+from nulltext.image.metadata import settings_in
+from nulltext.image.photos import Photo, load_photo
+from nulltext.image.saving import Picture
+from nulltext.jobs.pictures import file_of
+from nulltext.storage.files import safe_name
+
+EXPORTS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
+"""The ends of files' names, by format."""
+DEPTHS = {"png": (8, 16), "jpeg": (8,), "tiff": (8, 16), "webp": (8,)}
+"""Bits a channel that a format holds."""
+LONGEST_CHANGE = 80
+"""Letters of a name that say what changed."""
+
+
+def export(
+    result: Path,
+    photo: Photo,
+    kind: str,
+    *,
+    quality: int | None = None,
+    bits: int | None = None,
+    gps: bool = False,
+) -> bytes:
+    """Build the file of an edit in another format.
+
+    Profile, EXIF, XMP and IPTC are the photo's, the settings those of the result.
+
+    Args:
+        result: a PNG of an edit at the photo's own size.
+        kind: a key of `EXPORTS`.
+        quality: of a JPEG, 1 to 100; None: compressed as the photo is, if it is a JPEG, else 95.
+        bits: 8 or 16 a channel; None: as the result has, where the format holds them.
+        gps: whether the photo's position is written.
+
+    Raises:
+        OptionError: the format is unknown, or has no such quality or depth.
+        ImageError: the result cannot be read.
+    """
+    if kind not in EXPORTS:
+        raise OptionError(f"There is no format '{kind:.20}'; choose {', '.join(EXPORTS)}.")
+    if quality is not None and (kind != "jpeg" or not 1 <= quality <= 100):
+        raise OptionError("A quality is a JPEG's, from 1 to 100; choose that, or leave it out.")
+    if bits is not None and bits not in DEPTHS[kind]:
+        held = " or ".join(map(str, DEPTHS[kind]))
+        raise OptionError(f"{kind.upper()} holds {held} bits a channel, not {bits}; choose that.")
+    made = load_photo(result)
+    picture = original_picture(made)
+    if made.alpha is not None:
+        picture.image.putalpha(made.alpha)
+    deep = picture.deep
+    if bits == 16 and deep is None:
+        deep = picture.rows(slice(0, made.size[1]), picture.bands, deep=True)
+    picture = Picture(picture.image, None if bits == 8 else deep)
+    settings = settings_in(result)
+    text = None if settings is None else json.dumps(settings)
+    return file_of(picture, f"result{EXPORTS[kind]}", photo, text, gps=gps, quality=quality)
+
+
+def result_name(photo: str, change: str, suffix: str, taken: Collection[str] = ()) -> str:
+    """Name the file of an edit: "my cat – cat to dog.jpg".
+
+    Args:
+        photo: the name of the photo's file.
+        change: what the edit changed, in words; "→" becomes "to".
+        suffix: ".jpg" and the like.
+        taken: names that are in use, of which it is none, whatever the case of letters.
+
+    Returns: a name that every common file system takes.
+    """
+    words = " ".join(change.replace("→", "to").split())[:LONGEST_CHANGE].rstrip(" ,")
+    stem = PurePath(photo).stem
+    plain = f"{stem} – {words}" if words else f"{stem}-edited"
+    used = {name.casefold() for name in taken}
+    name, number = safe_name(f"{plain}{suffix}"), 1
+    while name.casefold() in used:
+        number += 1
+        name = safe_name(f"{plain} {number}{suffix}")
+    return name
