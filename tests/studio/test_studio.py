@@ -8,6 +8,7 @@ import json
 import shlex
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -24,9 +25,14 @@ import nulltext
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
 from nulltext.errors import NulltextError, PromptError
+from nulltext.image.metadata import settings_in
+from nulltext.image.photos import load_photo
+from nulltext.image.saving import Picture, encode
 from nulltext.inversion.budgets import budget_of
+from nulltext.jobs.export import export
 from nulltext.jobs.options import arguments_of
 from nulltext.models.side_files import KnownWords
+from nulltext.storage.files import safe_name
 from nulltext.studio import verbs
 from nulltext.studio.forms import Chip, InvertForm, chips_of, weights_of
 from nulltext.studio.handlers import INTERNAL_ERROR, VERBS, handle
@@ -149,6 +155,70 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     assert code == 0, err
     assert (file_pixels("my cat-edited.png") == file_pixels(local(result["download"]))).all()
     assert (file_pixels("my cat-edited.png") != file_pixels(file)).any()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's quoting, and such names")
+@pytest.mark.parametrize("name", ["-o'cat & #1; $(x) 🌼.png", 'two\nlines `q` "w".png'])
+def test_the_command_names_the_photo_as_it_is(visitor, file, tmp_path, name):
+    """The line goes through a real shell, beside the photo under its own name."""
+    photo = tmp_path / name
+    photo.write_bytes(file.read_bytes())
+    assert visitor.open(photo)["photo"]["name"] == name
+    visitor.invert("a red cat", budget="fast", steps=None)
+    view = visitor.ask("edit", target="a red dog", mask=EDITS["painted"]["mask"])
+    result = view["result"]
+    assert view["problem"] is None
+    mask = tmp_path / f"{photo.stem}-mask.png"
+    mask.write_bytes(local(result["mask"]).read_bytes())
+    made = local(result["download"])
+    assert safe_name(made.name) == made.name
+    assert result["name"] == safe_name(f"{photo.stem} – cat to dog")
+    program = f'nulltext() {{ {shlex.quote(sys.executable)} -m nulltext.cli.entry "$@"; }}'
+    line = f"{program}\n{result['command']}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / f"{photo.stem}-edited.png"
+    assert again.read_bytes() == made.read_bytes()
+
+
+def test_equal_changes_have_names_of_their_own(visitor, file):
+    visitor.open(file)
+    visitor.invert("a red cat")
+    names = [
+        visitor.ask("edit", target="a red dog", strength=s)["result"]["name"] for s in (0.4, 1)
+    ]
+    assert names == ["my cat – cat to dog", "my cat – cat to dog 2"]
+    strip = [one["name"] for one in visitor.ask("strip", target="a red dog")["strip"]]
+    assert strip == [f"my cat – cat to dog {number}" for number in range(3, 8)]
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../x.png", "a/b.png", "x\0y.png", "é" * 500])
+def test_names_that_no_file_has_stay_in_the_session(visitor, file, name):
+    view = visitor.ask("open", file={**visitor.upload(file), "orig_name": name})
+    assert view["problem"] is None
+    assert "/" not in view["photo"]["name"]
+    assert view["photo"]["name"] not in ("", ".", "..")
+    inside = [path for path in visitor.folder.rglob("*") if path.is_file()]
+    assert len(inside) == 2  # photo and preview
+
+
+def test_sixteen_bits_of_a_photo_are_in_the_download_and_in_exports(visitor, tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (60, 90, 3), dtype=np.uint16)
+    path = tmp_path / "deep.png"
+    image = Image.fromarray((values >> 8).astype(np.uint8))
+    path.write_bytes(encode(Picture(image, values), path))
+    visitor.open(path)
+    visitor.invert("a red cat")
+    result = visitor.ask("edit", target="a red dog", crop=[15, 0, 60, 60])["result"]
+    kept = load_photo(local(result["download"]))
+    assert kept.bits == 16
+    assert (kept.deep[:, :15] == values[:, :15]).all()
+    assert (kept.deep != values).any()
+    data = export(local(result["download"]), load_photo(path), "tiff")
+    (tmp_path / "a.tif").write_bytes(data)
+    again = load_photo(tmp_path / "a.tif")
+    assert (again.deep == kept.deep).all()
+    assert settings_in(tmp_path / "a.tif")["job"]["image"] == "deep.png"
 
 
 BARE = ("--source", "a cat", "--crop", "0,0,9")

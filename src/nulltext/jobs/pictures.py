@@ -365,7 +365,7 @@ def save_strip(path: Path, model: LatentDiffusion, pictures: Pictures) -> None:
 
 
 def region_steps(path: Path, one: Placed, canvas: Canvas) -> Generator[StepInfo, None, None]:
-    """Write where an edit may show, as steps: grey, of the canvas's size, white where it is free."""
+    """Write where an edit may show, as steps: grey, as large as the canvas, white where free."""
     box, size = canvas.box, canvas.photo.size
     whole = Image.new("L", size)
     whole.paste(Image.fromarray(one.region.numpy()), (box.x, box.y))
