@@ -3,8 +3,8 @@
     python benchmarks/camera_sizes.py --photo examples/dahlia.jpg
 
 Enlarges a photo to each size, inverts all of it in few steps, and edits it with the bundled model:
-by `nulltext edit --full`, and through the studio's handlers, each in a process of its own. Memory is
-the peak of the process (VmHWM) less that of the same work on a photo of 0.3 megapixels, which is
+by `nulltext edit --full`, and through the studio's handlers, each in a process of its own. Memory
+is the peak of the process (VmHWM) less that of the same work on a photo of 0.3 megapixels, which is
 what the model takes. In the studio, the longest time between two steps is how long *Cancel* waits,
 and "after the model" the seconds from the model's last step to the picture on disk.
 """
@@ -12,6 +12,7 @@ and "after the model" the seconds from the model's last step to the picture on d
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -91,12 +92,11 @@ def main() -> None:
                 costs = {size: measured(front, work, *pair) for size, pair in files.items()}
                 for size in options.megapixels:
                     cost = costs[size]
-                    more = cost.peak - costs[SMALL].peak
-                    print(
-                        f"| {front} | {work} | {size:g} | {more / size / 1e6:.1f} | {more / 1e6:.0f} "
-                        f"| {cost.seconds:.1f} | {cost.after_model:.1f} | {cost.longest:.2f} |",
-                        flush=True,
-                    )
+                    more = (cost.peak - costs[SMALL].peak) / 1e6
+                    cells = [f"{more / size:.1f}", f"{more:.0f}", f"{cost.seconds:.1f}"]
+                    cells += [f"{cost.after_model:.1f}", f"{cost.longest:.2f}"]
+                    row = " | ".join([front, work, f"{size:g}", *cells])
+                    print(f"| {row} |", flush=True)
 
 
 def enlarged(path: Path, megapixels: float, folder: Path) -> tuple[Path, Path]:
@@ -158,7 +158,7 @@ def in_studio(work: Work, photo: Path, mask: Path) -> Cost:
         moments.append((time.perf_counter(), info.stage))
         update(meter, info)
 
-    resources.Meter.update = noted  # type: ignore[method-assign]
+    resources.Meter.update = noted  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as folder:
         shared = resources.Resources(nulltext.load("flowers"), Path(folder), ModelChoice("flowers"))
         shared.uploads.mkdir()
@@ -188,7 +188,7 @@ def in_studio(work: Work, photo: Path, mask: Path) -> Cost:
         studio.close()
     times = [started, *(moment for moment, _ in moments), ended]
     last = max(moment for moment, stage in moments if stage in OWN_STEPS)
-    longest = max(after - before for before, after in zip(times[:-1], times[1:], strict=True))
+    longest = max(after - before for before, after in itertools.pairwise(times))
     return Cost(most, ended - started, ended - last, longest)
 
 

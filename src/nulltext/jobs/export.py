@@ -63,7 +63,8 @@ def export(
     picture = Picture(picture.image, None if bits == 8 else deep)
     settings = settings_in(result)
     text = None if settings is None else json.dumps(settings)
-    return file_of(picture, f"result{EXPORTS[kind]}", photo, text, gps=gps, quality=quality)
+    name = f"result{EXPORTS[kind]}"
+    return bytes(file_of(picture, name, photo, text, gps=gps, quality=quality))
 
 
 def result_name(photo: str, change: str, suffix: str, taken: Collection[str] = ()) -> str:

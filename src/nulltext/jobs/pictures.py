@@ -110,9 +110,7 @@ class Pictures:
         pairs = zip(files.outputs, self.wanted, strict=True)
         wanted = [
             run(
-                save_steps(
-                    path, one, self.inversion, self.canvas, gps=gps, options=self.options
-                ),
+                save_steps(path, one, self.inversion, self.canvas, gps=gps, options=self.options),
                 on_step,
             )
             for path, one in pairs
