@@ -225,6 +225,18 @@ def lock_file(descriptor: int, folder: str | Path) -> None:
         return
 
 
+def is_abandoned(folder: Path) -> bool:
+    """Whether a folder was locked by a process that has ended; False where that cannot be told."""
+    if sys.platform == "win32":
+        return False
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def output_error(path: str | Path, error: Exception) -> OutputError:
     return OutputError(
         f"'{path}' cannot be written ({reason_of(error)}): free some space or choose another place."

@@ -1,49 +1,87 @@
-"""Serve a studio: a private folder, a free port, and the Gradio page."""
+"""Serve a studio: its folder, a free port, and uvicorn in a thread."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from nulltext.errors import OptionError, reason_of
+from nulltext.errors import OptionError, OutputError, reason_of
+from nulltext.storage.files import is_abandoned, lock_folder, output_error
 
 if TYPE_CHECKING:
-    from nulltext.studio.session import Studio
+    from nulltext.studio.sessions import Studio
 
 HOST = "127.0.0.1"
 PORT = 7860
 EVERYWHERE = ("0.0.0.0", "::")
-THREADS = 80
-"""Requests at once; most of them wait for the worker."""
+TEMPORARY = "nulltext-studio-"
+"""What the names of temporary folders begin with."""
+STOP_SECONDS = 2
+"""Time that requests have to end when the server stops."""
+CONNECTIONS = 400
+"""Most connections; beyond, requests are answered with 503."""
+START_POLL = 0.01
+
+
+def state_folder() -> Path:
+    """Return the folder in which the studio keeps sessions, by the custom of the system."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Application Support"
+    else:
+        base = os.environ.get("XDG_STATE_HOME") or home / ".local" / "state"
+    return Path(base) / "nulltext" / "studio"
+
+
+@contextlib.contextmanager
+def kept_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder that only its owner can read, where it is missing, and lock it.
+
+    Raises:
+        OutputError: it cannot be written, or another studio uses it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_folder(folder))
+        except OutputError as error:
+            raise OutputError(
+                f"Another studio keeps its photos in '{folder}': open that one, or start this one "
+                "with --forget, or with a --folder of its own."
+            ) from error
+        yield folder
 
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """Make a folder that only its owner can read; it is removed afterwards, at exit at the latest.
 
-    Gradio keeps uploads there, too.
+    Those of processes that were killed are removed first.
     """
-    with tempfile.TemporaryDirectory(prefix="nulltext-studio-", ignore_cleanup_errors=True) as name:
-        uploads = Path(name) / "uploads"
-        uploads.mkdir()
-        wanted = {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
-        before = {key: os.environ.get(key) for key in wanted}
-        os.environ |= wanted
-        try:
-            yield Path(name)
-        finally:
-            for key, value in before.items():
-                if value is None:
-                    os.environ.pop(key, None)
-                else:
-                    os.environ[key] = value
+    for left in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True) as name,
+        lock_folder(name),
+    ):
+        yield Path(name)
 
 
 def check_port(host: str, port: int) -> int:
@@ -87,44 +125,56 @@ def check_root_path(root_path: str) -> str:
 
 
 @contextlib.contextmanager
-def running(studio: Studio, host: str, port: int, root_path: str = "") -> Iterator[str]:
+def running(
+    studio: Studio, host: str, port: int, root_path: str = "", password: str = ""
+) -> Iterator[str]:
     """Serve a studio while the block runs; gives its address.
 
     Args:
         root_path: where a proxy shows it, "/editor" or "https://example.org/editor".
+        password: to be given in each browser; "": none.
 
     Raises:
         OptionError: the port cannot be used.
     """
     free_port = check_port(host, port)
-    from nulltext.studio.page import FRONT, build, launch_style
+    import uvicorn
 
-    page = build(studio)
-    with _quiet():
-        page.launch(
-            server_name=host,
-            server_port=free_port,
-            root_path=root_path,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            run_history=False,
-            enable_monitoring=False,
-            max_threads=THREADS,
-            max_file_size=studio.resources.limits.upload_bytes,
-            allowed_paths=[str(studio.resources.folder / "sessions"), str(FRONT / "dahlia.jpg")],
-            **launch_style(),
+    from nulltext.studio.guard import Guard, Password, Place
+    from nulltext.studio.page import Page
+
+    page = Page(studio)
+    kept = Password.kept(password, studio.resources.folder) if password else None
+    app = Guard(page.app(), Place(host, root_path), kept, cookie=f"nulltext-{free_port}")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=free_port,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=STOP_SECONDS,
         )
+    )
+    thread = threading.Thread(target=server.run, name="nulltext-server", daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise OptionError(f"Nothing can listen at {host}:{free_port}; choose another --port.")
+        time.sleep(START_POLL)
     shown = "127.0.0.1" if host in EVERYWHERE else host
     try:
         yield f"http://{f'[{shown}]' if ':' in shown else shown}:{free_port}"
     finally:
-        with _quiet():
-            page.close(verbose=False)
-        studio.close()
+        studio.close()  # ends what runs
+        server.servers[0].get_loop().call_soon_threadsafe(page.close)
+        server.should_exit = True
+        thread.join()
 
 
 def can_open_browser() -> bool:
@@ -134,10 +184,3 @@ def can_open_browser() -> bool:
     return sys.platform in ("darwin", "win32") or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what Gradio prints to standard error; standard output has the results."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield

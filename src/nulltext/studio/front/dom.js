@@ -1,37 +1,33 @@
-// The state of this page, requests to the server, and small helpers.
+// The state of this page, and small helpers.
 
-const rules = props.rules;
+const $ = (id) => document.querySelector(`[data-id="${id}"]`);
+const rules = JSON.parse($("rules").textContent);
 const VERBS = rules.verbs;
 const PREEMPTIBLE = ["propose", "look", "cancel"]; // while others run, nothing else can be made
-const $ = (id) => element.querySelector(`[data-id="${id}"]`);
-const state = {
-  view: { photo: null, words: [], strip: [], history: [], fields: {} },
-  mode: "photo", // what the stage shows: photo, look, paint, compare
-  crop: null, // [x, y, width, height] in the photo's pixels
-  chips: [],
-  picked: null, // index of the chip in the editor
-  reopened: false, // whether step 1 is open again after an inversion
-  serial: 0,
-  requests: 0, // number of requests so far; each has its number
-  touched: {}, // by field: `requests` when the user changed it last
-  filled: {}, // by field: the server's last revision that was shown
-  waiting: Object.fromEntries(VERBS.map((verb) => [verb, 0])), // requests that have not ended, by verb
-  sent: null, // the crop that is being inverted
-};
+const NOTHING = { serial: 0, photo: null, words: [], strip: [], history: [], fields: {}, filled: {}, running: [],
+  inversion: null, look: null, result: null, progress: null, problem: null, notice: null };
+const state = { requests: 0, lost: false, ...fresh() };
+// requests: number of requests so far; each has its number
+// lost: whether the link to the server is
 
-// Requests hold what is on screen when they are made, whatever Gradio does before it sends them.
-window.nulltextRequests = Object.fromEntries(VERBS.map((verb) => [verb, []]));
-window.nulltextEnded = (verb) => {
-  state.waiting[verb] = Math.max(0, state.waiting[verb] - 1);
-  drawBusy();
-};
-
-function ask(verb, data = {}, number = (state.requests += 1)) {
-  window.nulltextRequests[verb].push({ ...structuredClone(data), ask: number });
-  state.waiting[verb] += 1;
-  trigger(verb);
-  drawBusy();
-  return number;
+// What belongs to the session on show.
+function fresh() {
+  return {
+    session: null,
+    view: NOTHING,
+    mode: "photo", // what the stage shows: photo, look, paint, compare
+    crop: null, // [x, y, width, height] in the photo's pixels
+    chips: [],
+    picked: null, // index of the chip in the editor
+    reopened: false, // whether step 1 is open again after an inversion
+    touched: {}, // by field: `requests` when the user changed it last
+    filled: {}, // by field: the server's last revision that was shown
+    waiting: Object.fromEntries(VERBS.map((verb) => [verb, 0])), // requests that were not answered, by verb
+    sent: null, // the crop that is being inverted
+    looked: 0, // numbers of the last requests
+    edited: 0,
+    draft: null, // what was on screen before a reload, until the first view is there
+  };
 }
 
 // A field that the user changed after a request keeps its value when the answer arrives.
@@ -39,11 +35,12 @@ function touch(field) {
   state.touched[field] = state.requests;
 }
 
-function untouched(field, number) {
-  return !(state.touched[field] >= number);
+// Of another page's request it is not known what came first: it keeps what was not sent since.
+function untouched(field, number, page = PAGE) {
+  return !(state.touched[field] >= (page === PAGE ? number : state.requests));
 }
 
-element.addEventListener("input", (event) => touch(event.target.dataset.id));
+document.addEventListener("input", (event) => touch(event.target.dataset.id));
 
 function on(id, event, call) {
   $(id).addEventListener(event, call);
@@ -75,7 +72,7 @@ function setUnusable(id, unusable) {
   $(id).setAttribute("aria-disabled", String(unusable));
 }
 
-element.addEventListener("click", (event) => {
+document.addEventListener("click", (event) => {
   if (!event.target.closest("[aria-disabled=true]")) return;
   event.preventDefault();
   event.stopImmediatePropagation();
@@ -110,26 +107,4 @@ function clamp(value, low, high) {
 function numberIn(id) {
   if ($(id).validity.badInput) return "no number";
   return $(id).value === "" ? null : Number($(id).value);
-}
-
-let sending = 0; // number of the file that was chosen last
-
-async function send(file, verb) {
-  showProblem("");
-  if (file.size > rules.upload_bytes) {
-    const most = Math.floor(rules.upload_bytes / 1048576);
-    showProblem(`'${file.name}' has more than ${most} MB, the most that is taken; shrink it first.`);
-    return;
-  }
-  $("root").classList.add("sending");
-  const number = sending = state.requests += 1;
-  try {
-    const { path } = await upload(file);
-    if (number !== sending) return; // another one was chosen meanwhile
-    ask(verb, { file: { path, orig_name: file.name, meta: { _type: "gradio.FileData" } } }, number);
-  } catch (error) {
-    showProblem(`'${file.name}' did not arrive; is the studio still running?`);
-  } finally {
-    if (number === sending) $("root").classList.remove("sending");
-  }
 }

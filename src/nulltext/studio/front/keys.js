@@ -30,7 +30,7 @@ function focusNext(held) {
   else $("chips").firstElementChild.focus({ preventScroll: true });
 }
 
-element.addEventListener("focusin", ({ target }) => {
+document.addEventListener("focusin", ({ target }) => {
   if (!$("dock").contains(target) && !$("problem").contains(target)) left = target;
 });
 

@@ -1,57 +1,71 @@
 // Events: a new view arrives and is drawn; buttons send requests.
 
 function receive(view) {
-  if (!view || view.serial < state.serial) return; // a newer view has arrived before
-  const before = state.view;
+  const { view: before, draft } = state;
+  if (view.serial < before.serial) return; // a newer view has arrived before
   const held = document.activeElement;
-  state.view = view;
-  state.serial = view.serial;
-  const fresh = view.photo && (!before.photo || before.photo.url !== view.photo.url);
+  const isFirst = before === NOTHING;
+  const opened = view.photo && (!before.photo || before.photo.url !== view.photo.url);
   const inverted = view.inversion && (!before.inversion || before.inversion.url !== view.inversion.url);
   const edited = view.result && (!before.result || before.result.number !== view.result.number);
   const looked = view.look && (!before.look || before.look.url !== view.look.url || before.look.word !== view.look.word);
+  state.view = view;
   setHidden("welcome", Boolean(view.photo));
   setHidden("editor", !view.photo);
   setHidden("new", !view.photo);
-  showProblem(view.problem);
-  if (view.notice) showNotice(view.notice);
-  if (fresh) {
-    state.touched.crop = state.touched.mask = 0; // they belonged to the last photo
-    clearMask();
+  if (!view.photo) {
+    document.title = "nulltext studio";
+    setText("name", "");
   }
+  showProblem(problemOf(view, before));
+  if (view.notice && !isFirst) showNotice(view.notice);
+  if (opened && !draft) state.touched.crop = state.touched.mask = 0; // they belonged to the last photo
+  if (opened) clearMask();
   fill(view, inverted);
-  if (fresh || inverted) {
+  if (opened || inverted) {
     state.reopened = false;
     state.picked = null;
   }
-  if (!VIEWS[state.mode](view) || fresh || inverted) state.mode = "photo";
+  if (!VIEWS[state.mode](view) || ((opened || inverted) && !draft)) state.mode = "photo";
   if (looked && untouched("mode", state.looked)) state.mode = "look";
   if (edited && !(state.mode === "paint" && !untouched("mode", state.edited))) state.mode = "compare";
+  if (draft && view.photo) {
+    state.draft = null;
+    state.reopened = draft.state.reopened;
+    state.mode = VIEWS[draft.state.mode](view) ? draft.state.mode : "photo";
+    loadMask(draft.mask);
+  }
   drawPanel();
   drawDock();
   drawStage();
   if (view.photo) drawTiles();
   if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
   if (view.strip.length && !before.strip.length) $("strip-tiles").scrollIntoView({ block: "nearest" });
-  if (fresh && isLost(held, true)) focusFirst("source");
+  if (opened && isLost(held, true)) focusFirst("source");
   else if (isLost(held)) focusNext(held);
   if (inverted) setText("heard", `Inverted: ${$("done-figures").textContent}`);
-  if (fresh && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
+  if (opened && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
 }
 
-watch("value", () => receive(props.value));
+function problemOf(view, before) {
+  if (state.session && !view.photo) return "The studio has not kept this photo; open it again.";
+  if (before.boot && view.boot !== before.boot && before.running.length) {
+    return "The studio was stopped and runs again; what was being made is to be started once more.";
+  }
+  return before === NOTHING ? null : view.problem;
+}
 
 on("dismiss", "click", dismissProblem);
 on("choose", "change", () => {
-  if ($("choose").files[0]) send($("choose").files[0], "open");
+  if ($("choose").files[0]) openPhoto($("choose").files[0]);
   $("choose").value = "";
 });
 on("bring", "change", () => {
-  if ($("bring").files[0]) send($("bring").files[0], "bring");
+  if ($("bring").files[0]) bringInversion($("bring").files[0]);
   $("bring").value = "";
 });
 on("new", "click", () => $("choose").click());
-on("example", "click", () => ask("example"));
+on("example", "click", () => openPhoto(null));
 on("invert", "click", () => {
   state.sent = state.crop;
   ask("invert", invertForm());
@@ -65,7 +79,13 @@ on("again", "click", () => {
 });
 on("edit", "click", () => (state.edited = ask("edit", editForm())));
 on("try", "click", () => ask("strip", editForm()));
-on("cancel", "click", () => ask("cancel"));
+on("cancel", "click", () => {
+  if (!opening) ask("cancel");
+  else {
+    opening.abort();
+    setOpening(false);
+  }
+});
 on("strength", "input", showValues);
 on("threshold", "input", showValues);
 on("by-hand", "change", () => {
@@ -90,23 +110,26 @@ on("copy", "click", async () => {
 
 // A photo may be dropped anywhere, or pasted.
 for (const name of ["dragenter", "dragover"]) {
-  element.addEventListener(name, (event) => {
+  document.addEventListener(name, (event) => {
     if (![...event.dataTransfer.types].includes("Files")) return;
     event.preventDefault();
     $("root").classList.add("dropping");
   });
 }
-element.addEventListener("dragleave", (event) => {
-  if (!element.contains(event.relatedTarget)) $("root").classList.remove("dropping");
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) $("root").classList.remove("dropping");
 });
-element.addEventListener("drop", (event) => {
+document.addEventListener("drop", (event) => {
   if (!event.dataTransfer.files.length) return;
   event.preventDefault();
   $("root").classList.remove("dropping");
   const file = event.dataTransfer.files[0];
-  send(file, file.name.endsWith(".safetensors") && state.view.photo ? "bring" : "open");
+  if (file.name.endsWith(".safetensors") && state.view.photo) bringInversion(file);
+  else openPhoto(file);
 });
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
-  if (file) send(file, "open");
+  if (file) openPhoto(file);
 });
+
+enter(history.state?.session ?? null);

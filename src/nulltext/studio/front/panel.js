@@ -55,10 +55,10 @@ const HINT = $("source-hint").textContent;
 // field since the request.
 function fill(view, otherWords) {
   const fields = {};
-  for (const [name, [revision, number]] of Object.entries(view.filled)) {
+  for (const [name, [revision, number, page]] of Object.entries(view.filled)) {
     if (revision <= (state.filled[name] || 0)) continue;
     state.filled[name] = revision;
-    if (untouched(IDS[name] || name, number)) fields[name] = view.fields[name];
+    if (untouched(IDS[name] || name, number, page)) fields[name] = view.fields[name];
     if (name === "source") setText("source-hint", hintOf(view.fields, name in fields));
   }
   for (const [name, id] of Object.entries(TEXTS)) if (name in fields) setValue($(id), fields[name] ?? "");
@@ -66,7 +66,7 @@ function fill(view, otherWords) {
     if (name in fields && fields[name] !== null) setValue($(id), fields[name]);
     else if (name in fields && name !== "strength") setValue($(id), "");
   }
-  if ("strength" in fields && untouched("by-hand", view.filled.strength[1])) setByHand(fields.strength === null);
+  if ("strength" in fields && untouched("by-hand", ...view.filled.strength.slice(1))) setByHand(fields.strength === null);
   if ("crop" in fields) state.crop = fields.crop;
   if ("mask" in fields) loadMask(fields.mask);
   if ("chips" in fields) {
@@ -127,14 +127,17 @@ function drawPanel() {
 // Disable buttons whose request would be refused, from the moment that another one is sent.
 function drawBusy() {
   const { view, waiting } = state;
-  const asked = VERBS.some((verb) => waiting[verb] && !PREEMPTIBLE.includes(verb));
-  const busy = asked || (Boolean(view.progress) && !view.preemptible);
-  for (const id of ["invert", "edit", "try", "bring", "example"]) setUnusable(id, busy);
-  setUnusable("propose", busy || waiting.propose > 0);
+  const asked = VERBS.filter((verb) => waiting[verb] || view.running.includes(verb));
+  const busy = asked.some((verb) => !PREEMPTIBLE.includes(verb)) || (Boolean(view.progress) && !view.preemptible);
+  for (const id of ["invert", "edit", "try", "bring"]) setUnusable(id, busy);
+  setUnusable("example", Boolean(opening));
+  setUnusable("propose", busy || asked.includes("propose"));
 }
 
+const OPENING = { doing: "Opening the photo", done: 0, total: 0, ahead: 0, seconds_left: null, curve: [], bound: null };
+
 function drawDock() {
-  const now = state.view.progress;
+  const now = state.lost ? null : opening ? OPENING : state.view.progress;
   setHidden("dock", !now);
   if (!now) return;
   const waiting = now.ahead > 0;
