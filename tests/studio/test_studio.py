@@ -41,7 +41,7 @@ from nulltext.studio.verbs import EXAMPLE, difference
 from nulltext.words.prompts import find_words
 from support.captioners import captioner
 from support.pictures import file_pixels
-from support.studios import Gate, Visitor, local, studio_on
+from support.studios import Gate, Visitor, studio_on
 from support.vocabularies import prompt as read
 
 PATIENCE = 60
@@ -58,7 +58,7 @@ def studio(model):
 def visitor(studio):
     somebody = Visitor(studio)
     yield somebody
-    studio.leave(somebody.key)
+    somebody.leave()
 
 
 def png_url(image: Image.Image) -> str:
@@ -85,10 +85,10 @@ def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     assert set(stages) <= {"Encoding the photo", *STAGES.values()}
     view = visitor.ask("look", word=2)
     assert view["look"]["word"] == 2
-    with Image.open(local(view["look"]["url"])) as heat:
+    with Image.open(visitor.local(view["look"]["url"])) as heat:
         assert heat.size == (60, 60)
     view = visitor.ask("edit", target="a red dog", chips=[])
-    with Image.open(local(view["result"]["download"])) as edited:
+    with Image.open(visitor.local(view["result"]["download"])) as edited:
         assert edited.size == (90, 60)
         assert json.loads(edited.text["nulltext"])["target"] == "a red dog"
         changed = (np.asarray(edited) != file_pixels(file)).any(axis=-1)
@@ -145,7 +145,7 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     result = view["result"]
     (tmp_path / file.name).write_bytes(file.read_bytes())
     if result["mask"]:
-        mask = local(result["mask"])
+        mask = visitor.local(result["mask"])
         (tmp_path / "my cat-mask.png").write_bytes(mask.read_bytes())
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(result["command"])
@@ -153,7 +153,9 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     assert NAMED[name] in result["command"]
     code, _, err = run(*arguments)
     assert code == 0, err
-    assert (file_pixels("my cat-edited.png") == file_pixels(local(result["download"]))).all()
+    assert (
+        file_pixels("my cat-edited.png") == file_pixels(visitor.local(result["download"]))
+    ).all()
     assert (file_pixels("my cat-edited.png") != file_pixels(file)).any()
 
 
@@ -169,8 +171,8 @@ def test_the_command_names_the_photo_as_it_is(visitor, file, tmp_path, name):
     result = view["result"]
     assert view["problem"] is None
     mask = tmp_path / f"{photo.stem}-mask.png"
-    mask.write_bytes(local(result["mask"]).read_bytes())
-    made = local(result["download"])
+    mask.write_bytes(visitor.local(result["mask"]).read_bytes())
+    made = visitor.local(result["download"])
     assert safe_name(made.name) == made.name
     assert result["name"] == safe_name(f"{photo.stem} – cat to dog")
     program = f'nulltext() {{ {shlex.quote(sys.executable)} -m nulltext.cli.entry "$@"; }}'
@@ -194,11 +196,11 @@ def test_equal_changes_have_names_of_their_own(visitor, file):
 
 @pytest.mark.parametrize("name", ["", "..", "../../x.png", "a/b.png", "x\0y.png", "é" * 500])
 def test_names_that_no_file_has_stay_in_the_session(visitor, file, name):
-    view = visitor.ask("open", file={**visitor.upload(file), "orig_name": name})
+    view = visitor.ask("open", file=visitor.upload(file, name))
     assert view["problem"] is None
     assert "/" not in view["photo"]["name"]
     assert view["photo"]["name"] not in ("", ".", "..")
-    inside = [path for path in visitor.folder.rglob("*") if path.is_file()]
+    inside = [path for path in visitor.folder.glob("*/*") if path.is_file()]
     assert len(inside) == 2  # photo and preview
 
 
@@ -210,11 +212,11 @@ def test_sixteen_bits_of_a_photo_are_in_the_download_and_in_exports(visitor, tmp
     visitor.open(path)
     visitor.invert("a red cat")
     result = visitor.ask("edit", target="a red dog", crop=[15, 0, 60, 60])["result"]
-    kept = load_photo(local(result["download"]))
+    kept = load_photo(visitor.local(result["download"]))
     assert kept.bits == 16
     assert (kept.deep[:, :15] == values[:, :15]).all()
     assert (kept.deep != values).any()
-    data = export(local(result["download"]), load_photo(path), "tiff")
+    data = export(visitor.local(result["download"]), load_photo(path), "tiff")
     (tmp_path / "a.tif").write_bytes(data)
     again = load_photo(tmp_path / "a.tif")
     assert (again.deep == kept.deep).all()
@@ -258,7 +260,7 @@ def test_one_of_the_strip_is_what_its_command_makes(visitor, file, run, tmp_path
     monkeypatch.chdir(tmp_path)
     assert run(*shlex.split(wanted["command"])[1:])[0] == 0
     assert (
-        file_pixels("my cat-edited.png") == file_pixels(local(view["result"]["download"]))
+        file_pixels("my cat-edited.png") == file_pixels(visitor.local(view["result"]["download"]))
     ).all()
 
 
@@ -266,7 +268,7 @@ def test_a_saved_inversion_comes_back(visitor, file, run, tmp_path, monkeypatch)
     visitor.open(file)
     view = visitor.invert("a cat", method="ddim")
     kept = tmp_path / "kept.safetensors"
-    kept.write_bytes(local(view["inversion"]["url"]).read_bytes())
+    kept.write_bytes(visitor.local(view["inversion"]["url"]).read_bytes())
     first = visitor.ask("edit", target="a dog")["result"]
     visitor.open(file)
     view = visitor.ask("bring", file=visitor.upload(kept))
@@ -276,7 +278,9 @@ def test_a_saved_inversion_comes_back(visitor, file, run, tmp_path, monkeypatch)
     (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.chdir(tmp_path)
     assert run(*shlex.split(second["command"])[1:])[0] == 0
-    assert (file_pixels("my cat-edited.png") == file_pixels(local(second["download"]))).all()
+    assert (
+        file_pixels("my cat-edited.png") == file_pixels(visitor.local(second["download"]))
+    ).all()
     assert first["changed"] == second["changed"]
     other = tmp_path / "other.png"
     Image.effect_noise((90, 60), 80).save(other)
@@ -296,7 +300,7 @@ def test_an_inversion_is_made_once(studio, visitor, file):
     neighbour = Visitor(studio)
     neighbour.open(file)
     assert neighbour.invert("a black dog", method="ddim")["inversion"]["cached"]
-    studio.leave(neighbour.key)
+    neighbour.leave()
 
 
 def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, file, monkeypatch):
@@ -330,7 +334,10 @@ def test_history_is_restored_with_its_settings(visitor, file):
     assert (view["fields"]["strength"], view["fields"]["source"]) == (0.7, "a red cat")
     assert (view["inversion"]["prompt"], view["fields"]["crop"]) == ("a red cat", [15, 0, 60, 60])
     again = visitor.ask("edit", target="a red dog", chips=chips, strength=0.7)["result"]
-    assert (file_pixels(local(again["download"])) == file_pixels(local(first["download"]))).all()
+    assert (
+        file_pixels(visitor.local(again["download"]))
+        == file_pixels(visitor.local(first["download"]))
+    ).all()
     assert [one["number"] for one in visitor.views[-1]["history"]] == [
         again["number"],
         second["number"],
@@ -357,10 +364,10 @@ def test_what_nothing_points_to_is_removed(model, file):
         assert [one["target"] for one in view["history"]] == [*reversed(targets[1:])]
         kept = Counter(path.name for path in visitor.folder.rglob("*.*"))
         edits = {"my cat-edited.png": 2, "my cat-region.png": 2, "preview.jpg": 3}
-        assert kept == {"my cat.png": 1, "my cat.safetensors": 1, **edits}
+        assert kept == {"my cat.png": 1, "my cat.safetensors": 1, "session.json": 1, **edits}
         assert stat.S_IMODE(studio.resources.folder.stat().st_mode) == 0o700
         folder = visitor.folder
-        studio.leave(visitor.key)
+        visitor.leave()
         assert not folder.exists()
         whole = studio.resources.folder
     assert not whole.exists()
@@ -369,10 +376,10 @@ def test_what_nothing_points_to_is_removed(model, file):
 def test_a_picture_of_attention_stays_until_the_next(visitor, file):
     visitor.open(file)
     visitor.invert("a bright cat", method="ddim")
-    first = local(visitor.ask("look", word=1)["look"]["url"])
+    first = visitor.local(visitor.ask("look", word=1)["look"]["url"])
     assert visitor.ask("edit", target="a bright dog")["look"] is None
     assert first.exists()  # a page may be loading it still
-    second = local(visitor.ask("look", word=2)["look"]["url"])
+    second = visitor.local(visitor.ask("look", word=2)["look"]["url"])
     assert (first.exists(), second.exists()) == (False, True)
 
 
@@ -405,21 +412,32 @@ def test_nobody_sees_what_is_somebody_elses(studio, visitor, file):
     view = neighbour.ask("restore", number=result["number"])
     assert "not kept" in view["problem"]
     assert neighbour.folder != visitor.folder
-    stolen = {"path": str(visitor.folder / "1" / file.name), "orig_name": "x.png"}
-    for path in (stolen, {"path": "/etc/passwd"}, {"path": str(file)}, {}):
-        assert "No file has arrived" in neighbour.ask("open", file=path)["problem"]
-    studio.leave(neighbour.key)
+    stolen = [visitor.upload(file), {"path": "/etc/passwd"}, str(file), True, None]
+    for named in stolen:
+        assert "No file has arrived" in neighbour.ask("open", file=named)["problem"]
+    neighbour.leave()
 
 
-def test_who_was_away_longest_makes_room(model, file):
+def test_a_session_that_leaves_the_memory_is_read_from_disk(model, file):
     with studio_on(nulltext.load(model), model, limits=Limits(sessions=2)) as studio:
         first, second, third = (Visitor(studio) for _ in range(3))
-        for somebody in (first, second):
+        first.open(file)
+        first.invert("a red cat", method="ddim")
+        view = first.ask("edit", target="a red dog", strength=0.7, ask=3, page="p")
+        before = first.session
+        for somebody in (second, third):
             somebody.open(file)
-        assert first.ask("cancel")["photo"]
-        third.open(file)
-        assert first.ask("cancel")["photo"]
-        assert second.ask("cancel")["photo"] is None
+        assert first.session is not before
+        again = first.ask("cancel")
+        moving = {"serial": 0, "look": None}
+        assert {**again, **moving} == {**view, **moving}
+        restored = first.ask("restore", number=view["result"]["number"])
+        assert restored["fields"]["strength"] == 0.7
+        made = first.ask("edit", target="a red dog", strength=0.7)["result"]
+        assert (
+            file_pixels(first.local(made["download"]))
+            == file_pixels(first.local(view["result"]["download"]))
+        ).all()
 
 
 def test_photos_that_are_none(visitor, tmp_path, file):
@@ -435,12 +453,6 @@ def test_photos_that_are_none(visitor, tmp_path, file):
     assert view["problem"] == (
         "'huge.png' claims more than 50,000,000 pixels, the most that is read: shrink it first."
     )
-    resources = visitor.studio.resources
-    resources.limits = replace(resources.limits, upload_bytes=100)
-    try:
-        assert "more than 0 MB" in visitor.open(file)["problem"]
-    finally:
-        resources.limits = Limits()
     assert visitor.views[-1]["photo"] is None
 
 
@@ -471,7 +483,7 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         ("edit", {"target": "a dog", "chips": [{"source": 9, "text": "x"}]}, "word cannot be read"),
         ("edit", {"target": "a dog", "chips": [{"text": "x", "weight": "2"}]}, "its weight goes"),
         ("edit", {"target": "a dog", "chips": [{"text": "x", "gap": 3}]}, "word cannot be read"),
-        ("edit", {"target": "a dog", "mask": "gradio_api/file=/etc/hostname"}, "painted mask"),
+        ("edit", {"target": "a dog", "mask": "files/../../etc/hostname"}, "painted mask"),
         ("look", {"word": 99}, "The word is 99"),
         ("choose", {"number": 12345}, "not kept any more"),
         ("bring", {"file": {"path": "/etc/hostname"}}, "No file has arrived"),
@@ -486,15 +498,13 @@ def test_mistakes_are_one_sentence(studio, file, verb, asked, said, request):
     assert said in problem
     assert "\n" not in problem
     assert "--" not in problem, "an option of the command line means nothing on the page"
-    studio.leave(visitor.key)
+    visitor.leave()
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("example", "cancel")])
 @pytest.mark.parametrize("asked", [None, [], {}, {"file": 3, "source": 3, "crop": {}, "word": "x"}])
 def test_nonsense_never_surprises(studio, verb, asked):
-    from nulltext.studio.handlers import handle
-
-    *_, view = handle(studio, "nobody", verb, asked)
+    *_, view = handle(Visitor(studio).session, verb, asked)
     assert view["problem"] != INTERNAL_ERROR
     json.dumps(view, allow_nan=False)
 
@@ -519,11 +529,8 @@ def test_cancelling_frees_the_worker(studio, visitor, file):
             if view["progress"] and view["progress"]["total"]:
                 begun.set()
 
-    from nulltext.studio.handlers import handle
-
     begun = threading.Event()
-    asked = {"source": "a bright dog", "steps": 100, "crop": None}
-    visitor_views = handle(studio, visitor.key, "invert", asked)
+    visitor_views = visitor.start("invert", source="a bright dog", steps=100, crop=None)
     thread = threading.Thread(target=watch)
     thread.start()
     assert begun.wait(PATIENCE)
@@ -538,18 +545,23 @@ def test_cancelling_frees_the_worker(studio, visitor, file):
     assert (seen[-1]["notice"], seen[-1]["progress"]) == ("Cancelled.", None)
     assert seen[-1]["inversion"] is None
     assert visitor.invert("a cat", method="ddim")["inversion"]["cached"]
-    studio.leave(neighbour.key)
+    neighbour.leave()
 
 
-def test_a_page_that_goes_away_takes_its_job_along(studio, visitor, file):
-    from nulltext.studio.handlers import handle
-
+def test_a_page_that_goes_away_takes_its_job_along(studio, visitor, file, monkeypatch):
     visitor.open(file)
-    views = handle(studio, visitor.key, "invert", {"source": "a very bright cat", "steps": 200})
+    views = visitor.start("invert", source="a very bright cat", steps=200)
     assert next(views)["progress"]
     views.close()
     done = studio.resources.worker.submit(lambda: (yield from ()))
     assert done.result(PATIENCE) is None
+    with visitor.session.listening(lambda _: None):
+        limits = replace(studio.resources.limits, abandoned_seconds=0.0)
+        monkeypatch.setattr(studio.resources, "limits", limits)
+        views = visitor.start("invert", source="a very bright cat", steps=200)
+        assert [next(views)["progress"] is not None for _ in range(3)] == [True] * 3
+    *_, last = views
+    assert (last["notice"], last["inversion"]) == ("Cancelled.", None)
 
 
 def test_the_line_is_first_come_first_served():
@@ -622,7 +634,7 @@ def test_an_edit_preempts_a_look(studio, visitor, file, monkeypatch):
     monkeypatch.setattr(verbs, "heat_map_steps", unhurried)
     patience = threading.Timer(PATIENCE, gate.open.set)
     patience.start()
-    looking = handle(studio, visitor.key, "look", {"word": 1})
+    looking = visitor.start("look", word=1)
     assert next(looking)["progress"]
     view = visitor.ask("edit", target="a red dog")
     patience.cancel()
@@ -717,8 +729,9 @@ def test_a_root_path_that_is_none_is_one_sentence(run, path):
     assert err.startswith(f"Error: --root-path is '{path}'; give a path such as /editor")
 
 
-def test_without_gradio_it_says_how_to_get_it(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
+def test_without_uvicorn_it_says_how_to_get_it(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     code, _, err = run("studio", "--port", 0, "--no-browser")
     assert code == 2
     assert "pip install 'nulltext[studio]'" in err

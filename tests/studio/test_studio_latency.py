@@ -283,10 +283,10 @@ def test_a_request_that_fails_lets_go_of_the_buttons(browser, address, file):
     page.goto(address)
     upload(page, file)
     part(page, "source").fill("a cat")
-    page.route("**/queue/join*", lambda route: route.fulfill(status=500, body="{}"), times=1)
+    page.route("**/ask/invert", lambda route: route.fulfill(status=500, body="{}"), times=1)
     part(page, "invert").click()
     expect(part(page, "invert")).to_be_enabled()
-    with page.expect_request("**/queue/join*"):
+    with page.expect_request("**/ask/invert"):
         part(page, "invert").click()
     page.close()
 

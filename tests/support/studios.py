@@ -18,7 +18,8 @@ from nulltext.models.choice import ModelChoice
 from nulltext.studio.handlers import handle
 from nulltext.studio.resources import Resources
 from nulltext.studio.server import private_folder
-from nulltext.studio.session import Studio
+from nulltext.studio.session import Session
+from nulltext.studio.sessions import Studio
 
 STEPS = 3
 
@@ -41,16 +42,29 @@ class Visitor:
         self.studio, self.key = studio, uuid.uuid4().hex
         self.views: list[dict[str, Any]] = []
 
+    @property
+    def session(self) -> Session:
+        session = self.studio.session(self.key)
+        assert session is not None
+        return session
+
+    def start(self, verb: str, **asked: Any) -> Iterator[dict[str, Any]]:
+        """The views of a request as they come; the request has begun."""
+        views = handle(self.session, verb, asked)
+        next(views)
+        return views
+
     def ask(self, verb: str, **asked: Any) -> dict[str, Any]:
         """The last view of what comes back; all are kept."""
-        self.views = list(handle(self.studio, self.key, verb, asked))
+        self.views = list(handle(self.session, verb, asked))
         return self.views[-1]
 
-    def upload(self, path: Path) -> dict[str, Any]:
-        """A file as it arrives: in the folder of uploads, with its own name beside it."""
-        place = self.studio.resources.uploads / uuid.uuid4().hex
-        place.mkdir()
-        return {"path": str(shutil.copy(path, place / path.name)), "orig_name": path.name}
+    def upload(self, path: Path, name: str | None = None) -> int:
+        """A file as it arrives."""
+        with self.studio.receiving(path.stat().st_size) as place:
+            assert place is not None
+            shutil.copy(path, place)
+            return self.session.add_upload(place, path.name if name is None else name)
 
     def open(self, path: Path) -> dict[str, Any]:
         return self.ask("open", file=self.upload(path))
@@ -58,14 +72,18 @@ class Visitor:
     def invert(self, source: str = "a red cat", **more: Any) -> dict[str, Any]:
         return self.ask("invert", **{"source": source, "steps": STEPS, **more})
 
+    def leave(self) -> None:
+        self.studio.forget(self.key)
+
     @property
     def folder(self) -> Path:
-        return self.studio.session(self.key).folder
+        return self.session.folder
 
-
-def local(url: str) -> Path:
-    """The file that the page finds at an address."""
-    return Path(unquote(url.removeprefix("gradio_api/file=")))
+    def local(self, url: str) -> Path:
+        """The file that the page finds at an address."""
+        files, *place = unquote(url).split("/")
+        assert files == "files"
+        return self.studio.folder.joinpath(*place)
 
 
 class Gate:

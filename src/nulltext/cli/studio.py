@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -16,21 +17,27 @@ from typing import TYPE_CHECKING
 from nulltext import constants
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
+from nulltext.errors import OptionError, require
 from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
 from nulltext.studio.server import (
     HOST,
     PORT,
     can_open_browser,
+    check_password,
     check_port,
     check_root_path,
+    kept_folder,
     private_folder,
     running,
+    state_folder,
 )
 
 if TYPE_CHECKING:
-    from nulltext.studio.session import Studio
+    from nulltext.studio.sessions import Studio
 
+PASSWORD = "NULLTEXT_STUDIO_PASSWORD"
+"""Variable of the environment with the password; other users can read a command's options."""
 
 POLL = 0.5
 """Seconds between two looks whether to stop."""
@@ -41,7 +48,7 @@ class StudioOptions:
     """The options of `studio`."""
 
     host: str = option_field(
-        HOST, "Address to listen at; 0.0.0.0 lets everybody in your network in."
+        HOST, "Address to listen at; 0.0.0.0 lets your network in, for which --password is needed."
     )
     port: int = option_field(PORT, "Port to listen at; 0: any free one.")
     open_browser: bool = option_field(
@@ -51,6 +58,18 @@ class StudioOptions:
         "",
         "Where a proxy shows the studio, such as /editor or https://example.org/editor.",
         "PATH",
+    )
+    password: str | None = option_field(
+        None, f"Password that browsers are asked for; better in {PASSWORD}."
+    )
+    no_password: bool = option_field(
+        False, "Let everybody in who reaches this machine.", flags="--no-password"
+    )
+    folder: Path | None = option_field(
+        None, "Where photos and edits are kept from one time to the next.", "FOLDER"
+    )
+    forget: bool = option_field(
+        False, "Keep photos and edits only until the studio stops.", flags="--forget"
     )
     captioner: str | None = option_field(
         None, "Who proposes the words; default: the bundled.", "FOLDER"
@@ -65,40 +84,49 @@ def studio(options: StudioOptions, chosen: ModelChoice, reporter: Reporter) -> N
 
     Another model: [bold]nulltext studio --model path/to/stable-diffusion --device cuda[/bold]
     """
-    from nulltext.errors import require
 
     logging.basicConfig(level=logging.WARNING)
     check_port(options.host, options.port)
     root_path = check_root_path(options.root_path)
-    with private_folder() as folder, _stoppable() as stop:
+    given = options.password or os.environ.get(PASSWORD, "")
+    password = check_password(options.host, given, is_open=options.no_password)
+    if options.forget and options.folder:
+        raise OptionError("--folder and --forget exclude each other; drop one of them.")
+    opened = private_folder() if options.forget else kept_folder(options.folder or state_folder())
+    with opened as folder, _stoppable() as stop:
         with reporter.busy("Starting …"):
-            require("gradio", "studio", "The studio")
-        made = _open_studio(reporter, folder, options.captioner, chosen)
-        with running(made, options.host, options.port, root_path) as url:
+            require("uvicorn", "studio", "The studio")
+            require("starlette", "studio", "The studio")
+        made = _open_studio(reporter, folder, options, chosen)
+        with running(made, options.host, options.port, root_path, password) as url:
             reporter.result({"url": url}, [f"The studio is at {url} (Ctrl-C stops it)."])
             sys.stdout.flush()
             if options.open_browser and can_open_browser():
                 webbrowser.open(url)
             while not stop.wait(POLL):
                 pass
-    reporter.note("Stopped; the pictures that were not downloaded are gone.")
+    if options.forget:
+        reporter.note("Stopped; the pictures that were not downloaded are gone.")
+    else:
+        reporter.note(f"Stopped; photos and edits are kept in '{folder}'.")
 
 
 def _open_studio(
-    reporter: Reporter, folder: Path, captioner: str | None, chosen: ModelChoice
+    reporter: Reporter, folder: Path, options: StudioOptions, chosen: ModelChoice
 ) -> Studio:
     from nulltext.captioning.folder import bundled_captioners, load_captioner
     from nulltext.cli.work import open_model
     from nulltext.studio.resources import Resources
-    from nulltext.studio.session import Studio
+    from nulltext.studio.sessions import Studio
 
-    writer = None
+    captioner, writer = options.captioner, None
     suits = chosen.model == constants.MODEL and constants.CAPTIONER in bundled_captioners()
     if captioner is not None or suits:
         with reporter.busy("Loading the captioner …"):
             writer = load_captioner(captioner or constants.CAPTIONER, device=chosen.device)
     loaded = open_model(reporter, chosen)
-    return Studio(Resources(loaded, folder, chosen, captioner=writer))
+    resources = Resources(loaded, folder, chosen, captioner=writer, is_kept=not options.forget)
+    return Studio(resources)
 
 
 @contextlib.contextmanager

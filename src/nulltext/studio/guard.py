@@ -15,13 +15,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import socket
-from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,10 +26,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nulltext.errors import OptionError
 from nulltext.storage.files import replace_file
+from nulltext.studio.server import LOOPBACK, is_address, is_loopback
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OWN_SITES = ("same-origin", "none")
 """Values of Sec-Fetch-Site for requests of the page, and for what the user has typed."""
 SECURITY = {
@@ -101,44 +97,13 @@ class Place:
         if self.is_private:
             return False
         own = (socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn())
-        return _is_address(name) or name in [one.lower() for one in own]
+        return is_address(name) or name in [one.lower() for one in own]
 
     def is_origin(self, origin: str, headers: Headers) -> bool:
         """Whether a page at `origin` is the studio's own."""
         proxied = headers.get("x-forwarded-host") if self.root_path else None
         own = {headers.get("host"), proxied, urlsplit(self.root_path).netloc} - {None, ""}
         return urlsplit(origin).netloc in own
-
-
-def is_loopback(host: str) -> bool:
-    return host in LOOPBACK or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def check_password(host: str, password: str, *, is_open: bool) -> str:
-    """Return the password.
-
-    Args:
-        is_open: whether it is said aloud that there shall be none.
-
-    Raises:
-        OptionError: a studio that others reach has none, or there is one and shall not be.
-    """
-    if password and is_open:
-        raise OptionError("--password and --no-password exclude each other; drop one of them.")
-    if not (password or is_open or is_loopback(host)):
-        raise OptionError(
-            f"--host {host} lets others in: give --password, or NULLTEXT_STUDIO_PASSWORD in the "
-            "environment, or --no-password if everybody who reaches this machine may use it."
-        )
-    return password
 
 
 class Guard:
@@ -221,7 +186,10 @@ class Guard:
 def _opens_page(request: Request) -> bool:
     """Whether a link from elsewhere opens the page."""
     headers = request.headers
-    opens = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    opens = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == (
+        "navigate",
+        "document",
+    )
     return opens and request.method == "GET" and request.url.path == "/"
 
 

@@ -20,7 +20,7 @@ from nulltext.inversion.registry import METHODS
 from nulltext.studio import verbs
 from nulltext.studio.forms import PageRequest
 from nulltext.studio.resources import ReplacedError, Resources
-from nulltext.studio.session import EditRecord, OpenInversion, OpenPhoto, Session, Studio, url
+from nulltext.studio.session import EditRecord, OpenInversion, OpenPhoto, Session, url
 
 LOG = logging.getLogger(__name__)
 
@@ -50,18 +50,17 @@ VERBS: dict[str, Callable[[Session, PageRequest], Iterator[None] | None]] = {
 }
 
 
-def handle(studio: Studio, key: str, verb: str, request: Any) -> Iterator[View]:
-    """Do what a page requests; yields views until it is done.
+def handle(session: Session, verb: str, request: Any) -> Iterator[View]:
+    """Do what a page requests; yields views, the first at once, until it is done.
 
     Args:
-        key: of the page's session.
         request: JSON, not checked yet.
     """
-    session = studio.session(key)
     fields = request if isinstance(request, dict) else {}
     session.problem = session.notice = None
     try:
-        with session.handling():
+        with session.handling(verb):
+            yield view_of(session)
             for _ in VERBS[verb](session, fields) or ():
                 yield view_of(session)
     except ReplacedError:
@@ -80,16 +79,20 @@ def view_of(session: Session) -> View:
     """Return everything that a page shows; whole every time, so that nothing can go stale."""
     photo, inverted, look = session.photo, session.inverted, session.look
     return {
+        "boot": session.resources.boot,
         "serial": session.next_number(),
         "photo": _photo(photo) if photo else None,
         "fields": {name: _plain(name, field.value) for name, field in session.fields.items()},
-        "filled": {name: [field.revision, field.ask] for name, field in session.fields.items()},
+        "filled": {
+            name: [field.revision, field.ask, field.page] for name, field in session.fields.items()
+        },
         "inversion": _inversion(inverted) if inverted else None,
         "words": [word.text for word in inverted.prompt.words] if inverted else [],
         "look": {"word": look.word, "url": url(look.picture)} if look else None,
         "result": _edit(session.result) if session.result else None,
         "strip": [_edit(record) for record in session.strip],
         "history": [_edit(record) for record in session.history],
+        "running": list(session.running),
         "progress": asdict(session.progress) if session.progress else None,
         "preemptible": session.preemptible,
         "problem": session.problem,
@@ -107,8 +110,17 @@ def rules_of(resources: Resources) -> View:
         "budget": BUDGET,
         "usual_guidance": resources.model.guidance_scale,
         "upload_bytes": resources.limits.upload_bytes,
-        "example": url(verbs.EXAMPLE),
+        "example": f"front/{verbs.EXAMPLE.name}",
+        "kept": resources.is_kept,
     }
+
+
+def recent_of(session: Session) -> View:
+    """Return what the start page shows of a session that has a photo."""
+    photo = session.current_photo()
+    shown = session.result.preview if session.result else photo.preview
+    name, edits = photo.name, len(session.history)
+    return {"id": session.id, "name": name, "url": url(shown), "edits": edits}
 
 
 def _photo(photo: OpenPhoto) -> View:

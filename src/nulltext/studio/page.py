@@ -252,7 +252,9 @@ async def _read_json(request: Request) -> Any:
 
 def _mark_of(fields: Any) -> str | None:
     """Return what tells a request from all others of a session; None if it does not say."""
-    page, number = (fields.get(name) for name in ("page", "ask")) if isinstance(fields, dict) else (None, None)
+    page, number = (
+        (fields.get(name) for name in ("page", "ask")) if isinstance(fields, dict) else (None, None)
+    )
     return f"{page} {number}" if isinstance(page, str) and type(number) is int else None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -218,9 +219,15 @@ class Limits:
     pixels: int = 50_000_000
     mask_pixels: int = 4_000_000
     sessions: int = 32
-    """Sessions at once; beyond, the one that was idle longest is closed."""
-    idle_seconds: float = 2 * 60 * 60.0
-    """Time without a request after which a session is closed."""
+    """Sessions in memory; beyond, those that no page shows are read from disk again."""
+    session_bytes: int = 2048 * MEGABYTE
+    """Files of a session; beyond, its oldest edits are removed."""
+    total_bytes: int = 8192 * MEGABYTE
+    """Files of all sessions; beyond, those that were not used for the longest time are removed."""
+    kept_seconds: float = 30 * 24 * 60 * 60.0
+    """Time after which a session that is not used is removed."""
+    abandoned_seconds: float = 10 * 60.0
+    """Time without any page after which a session's job is cancelled."""
     history: int = 20
     """Edits in a session's history; beyond, the oldest is removed."""
     cache_bytes: int = 256 * MEGABYTE
@@ -279,6 +286,10 @@ class Resources:
     chosen: ModelChoice
     captioner: Captioner | None = None
     limits: Limits = field(default_factory=Limits)
+    is_kept: bool = True
+    """Whether sessions outlive the server."""
+    boot: str = field(default_factory=secrets.token_hex)
+    """Another one whenever the server starts."""
 
     def __post_init__(self) -> None:
         # Targets pass one at a time, so that one of several is bit for bit what it is alone.
@@ -288,10 +299,6 @@ class Resources:
         self.photos = LRUCache[Photo](size, _photo_bytes)
         self.inversions = LRUCache[Inversion](size, lambda one: _bytes([*one.tensors().values()]))
         self.maps = LRUCache[list[Tensor]](size, _bytes)
-
-    @property
-    def uploads(self) -> Path:
-        return self.folder / "uploads"
 
     def photo(self, path: Path) -> Photo:
         limit = self.limits.pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 PORT = 7860
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 TEMPORARY = "nulltext-studio-"
 """What the names of temporary folders begin with."""
@@ -122,6 +124,38 @@ def check_root_path(root_path: str) -> str:
             "as https://example.org/editor."
         )
     return root_path.rstrip("/")
+
+
+def check_password(host: str, password: str, *, is_open: bool) -> str:
+    """Return the password.
+
+    Args:
+        is_open: whether it is said aloud that there shall be none.
+
+    Raises:
+        OptionError: a studio that others reach has none, or there is one and shall not be.
+    """
+    if password and is_open:
+        raise OptionError("--password and --no-password exclude each other; drop one of them.")
+    if not (password or is_open or is_loopback(host)):
+        raise OptionError(
+            f"--host {host} lets others in: give --password, or NULLTEXT_STUDIO_PASSWORD in the "
+            "environment, or --no-password if everybody who reaches this machine may use it."
+        )
+    return password
+
+
+def is_loopback(host: str) -> bool:
+    return host in LOOPBACK or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
-"""The state of browser sessions: a photo, its inversion, the edits made of it, and one job each.
+"""The state of a session: a photo, its inversion, the edits made of it, and one job at a time.
 
-Pictures are files in the session's own folder, which is removed with the session.
+A session is what the pages of one photo show. Its pictures are files in a folder of its own;
+`keeping` writes the rest of it beside them, so that it goes on where it was after a restart.
 """
 
 from __future__ import annotations
@@ -9,16 +10,14 @@ import contextlib
 import itertools
 import os
 import re
-import secrets
 import shutil
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from PIL import Image
@@ -31,7 +30,14 @@ from nulltext.image.profiles import as_srgb
 from nulltext.image.saving import save_image
 from nulltext.inversion.record import Inversion, InversionHeader
 from nulltext.studio.forms import EditForm, InvertForm, PageRequest, chips_of
-from nulltext.studio.resources import Job, Meter, Progress, ReplacedError, Resources
+from nulltext.studio.resources import (
+    Job,
+    LRUCache,
+    Meter,
+    Progress,
+    ReplacedError,
+    Resources,
+)
 from nulltext.words.prompts import TokenizedPrompt
 
 POLL_SECONDS = 0.25
@@ -39,7 +45,18 @@ POLL_SECONDS = 0.25
 PREVIEW_SIDE = 1800
 """Longest side of a picture on the page; downloads have the photo's own size."""
 
+ANSWERS = 200
+"""Requests that are known again if they come twice, as a page has got no answer."""
+
 Result = TypeVar("Result")
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Upload(NamedTuple):
+    """A file that has arrived, and its own name, which is for people and commands alone."""
+
+    path: Path
+    name: str
 
 
 @dataclass(frozen=True)
@@ -114,14 +131,24 @@ class FieldValue:
     """Higher than that of all values before."""
     ask: int
     """The number of the page's request; the page knows what was changed after it."""
+    page: str
+    """The name of the page; several may show the session."""
 
 
 class Session:
-    """State of one browser session."""
+    """State of one session."""
 
-    def __init__(self, resources: Resources, folder: Path) -> None:
-        self.resources, self.folder = resources, folder
-        self.seen = time.monotonic()
+    def __init__(
+        self, resources: Resources, folder: Path, on_change: Callable[[Session], None]
+    ) -> None:
+        """Begin an empty session.
+
+        Args:
+            folder: named by the session's id; made when there is a first file.
+            on_change: called after each handler and upload.
+        """
+        self.resources, self.folder, self._on_change = resources, folder, on_change
+        self.seen = time.time()
         self.photo: OpenPhoto | None = None
         self.inverted: OpenInversion | None = None
         self.look: ShownAttention | None = None
@@ -138,11 +165,21 @@ class Session:
         self.notice: str | None = None
         self.preemptible = False
         """Whether the next job may cancel the running one."""
-        self.num_handlers = 0
-        """Running handlers; see `handling`."""
+        self.running: tuple[str, ...] = ()
+        """Verbs whose handlers run; see `handling`."""
+        self.listeners: list[Listener] = []
+        self.answers = LRUCache[Any](ANSWERS, lambda _: 1)
+        """What came of requests, by the page's name and their number."""
+        self._left = time.monotonic()
+        """When the last listener left."""
+        self._upload: tuple[int, Upload] | None = None
         self._job: Job[Any] | None = None
         self._lock = threading.RLock()
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(time.time_ns() // 1_000_000)  # grow over restarts, too
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
 
     def next_number(self) -> int:
         return next(self._numbers)
@@ -150,8 +187,47 @@ class Session:
     def new_path(self, name: str) -> Path:
         """Return the path of a new file in a folder of its own, so that it keeps its name."""
         folder = self.folder / str(self.next_number())
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700)
         return folder / name
+
+    def add_upload(self, path: Path, name: str) -> int:
+        """Take over a file that has arrived; one that was not asked for meanwhile goes."""
+        with self._lock:
+            own = path.replace(self.new_path("upload"))
+            number = int(own.parent.name)
+            former, self._upload = self._upload, (number, Upload(own, name))
+        if former is not None:
+            shutil.rmtree(former[1].path.parent, ignore_errors=True)
+        self._on_change(self)
+        return number
+
+    def take_upload(self, number: object) -> Upload:
+        """Return the file that has arrived, once.
+
+        Raises:
+            OptionError: it is another one, or none.
+        """
+        with self._lock:
+            if self._upload is None or type(number) is not int or number != self._upload[0]:
+                raise OptionError("No file has arrived; choose it once more.")
+            _, upload = self._upload
+            self._upload = None
+        return upload
+
+    @contextlib.contextmanager
+    def listening(self, listener: Listener) -> Iterator[None]:
+        """Have a function called with every view, from any thread, while the block runs."""
+        self.listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._left = time.monotonic()
+            self.listeners.remove(listener)
+
+    def publish(self, view: dict[str, Any]) -> None:
+        for listener in list(self.listeners):
+            listener(view)
 
     def save_preview(self, image: Image.Image, icc_profile: bytes | None) -> Path:
         """Write a picture for the page, in sRGB."""
@@ -164,15 +240,15 @@ class Session:
     def without_folders(self, message: str) -> str:
         """Return a message with the bare names of this session's files."""
         separator = re.escape(os.sep)
-        return re.sub(rf"{re.escape(str(self.folder))}{separator}\d+{separator}", "", message)
+        return re.sub(rf"{re.escape(str(self.folder))}{separator}(\d+{separator})?", "", message)
 
     def set_fields(self, request: PageRequest, **values: Any) -> None:
         """Set fields of the page, except those that are changed after the request."""
-        ask = request.get("ask")
-        number = ask if type(ask) is int else 0
+        ask, page = request.get("ask"), request.get("page")
+        number, name = ask if type(ask) is int else 0, page if isinstance(page, str) else ""
         with self._lock:
             revision = self.next_number()
-            new = {name: FieldValue(value, revision, number) for name, value in values.items()}
+            new = {key: FieldValue(value, revision, number, name) for key, value in values.items()}
             self.fields = {**self.fields, **new}
 
     def start_edits(self, request: PageRequest, inverted: OpenInversion) -> None:
@@ -268,8 +344,11 @@ class Session:
             self.cancel()
             self.preemptible = preemptible
             job = self._job = worker.submit(steps, meter.update)
+        begun = time.monotonic()
         try:
             while wait([job], POLL_SECONDS).not_done:
+                if self._is_abandoned(begun):
+                    job.cancel()
                 self.progress = replace(meter.progress, ahead=worker.ahead(job))
                 yield
             return job.result()
@@ -289,30 +368,50 @@ class Session:
         if job is not None:
             job.cancel()
 
+    def _is_abandoned(self, begun: float) -> bool:
+        """Whether no page has shown the session for long, nor since then."""
+        limit = self.resources.limits.abandoned_seconds
+        return not self.listeners and time.monotonic() - max(begun, self._left) > limit
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self.running or self.listeners)
+
     @contextlib.contextmanager
-    def handling(self) -> Iterator[None]:
+    def handling(self, verb: str) -> Iterator[None]:
         """Count a running handler; after the last one, files that are not shown are removed."""
         with self._lock:
-            self.num_handlers += 1
+            self.running = (*self.running, verb)
         try:
             yield
         finally:
             with self._lock:
-                self.num_handlers -= 1
-                if self.num_handlers == 0:
-                    self._remove_files()
+                running = [*self.running]
+                running.remove(verb)
+                self.running = tuple(running)
+            self.seen = time.time()
+            self._on_change(self)
 
-    def _remove_files(self) -> None:
-        records = [*self.history, *self.strip, *([self.result] if self.result else [])]
-        kept = {path for r in records for path in _files_of(r)}
-        kept |= {self.photo.path, self.photo.preview} if self.photo else set()
-        kept |= {self.inverted.file} if self.inverted else set()
-        kept |= {self.last_look.picture} if self.last_look else set()
-        folders = {path.parent for path in kept if path}
-        with contextlib.suppress(OSError):
-            for folder in self.folder.iterdir():
-                if folder not in folders:
-                    shutil.rmtree(folder)
+    def records(self) -> list[EditRecord]:
+        """Return the edits that are kept, each once."""
+        kept = [*self.history, *self.strip, *([self.result] if self.result else [])]
+        return [*{record.number: record for record in kept}.values()]
+
+    def remove_files(self) -> None:
+        """Remove the files that nothing of the session names, unless a handler may be at them."""
+        with self._lock:
+            if self.running:
+                return
+            kept = {path for record in self.records() for path in _files_of(record)}
+            kept |= {self.photo.path, self.photo.preview} if self.photo else set()
+            kept |= {self.inverted.file} if self.inverted else set()
+            kept |= {self.last_look.picture} if self.last_look else set()
+            kept |= {self._upload[1].path} if self._upload else set()
+            folders = {path.parent for path in kept if path}
+            with contextlib.suppress(OSError):
+                for folder in self.folder.iterdir():
+                    if folder.is_dir() and folder not in folders:
+                        shutil.rmtree(folder)
 
     def clear(self) -> None:
         self.cancel()
@@ -322,8 +421,10 @@ class Session:
         self.history, self.strip = [], []
 
     def close(self) -> None:
-        self.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """End what runs, and leave the memory; what is on disk stays."""
+        self.cancel()
+        if self.photo is not None:
+            self.resources.photos.remove(str(self.photo.path))
 
 
 def _files_of(record: EditRecord) -> tuple[Path | None, ...]:
@@ -331,56 +432,6 @@ def _files_of(record: EditRecord) -> tuple[Path | None, ...]:
     return (*shown, record.inverted.file)
 
 
-class Studio:
-    """The sessions that share a model."""
-
-    def __init__(self, resources: Resources) -> None:
-        self.resources = resources
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def session(self, key: str) -> Session:
-        """Get or create the session of a page; evict idle ones."""
-        now = time.monotonic()
-        with self._lock:
-            if key not in self._sessions:
-                folder = self.resources.folder / "sessions" / secrets.token_urlsafe(16)
-                folder.mkdir(mode=0o700, parents=True)
-                self._sessions[key] = Session(self.resources, folder)
-            session = self._sessions[key]
-            session.seen = now
-            self._sessions.move_to_end(key)
-            evicted = self._evict(now)
-        for other in evicted:
-            other.close()
-        return session
-
-    def _evict(self, now: float) -> list[Session]:
-        """Take out the sessions idle for too long, and the least recent of too many.
-
-        Sessions with a running handler stay.
-        """
-        limits = self.resources.limits
-        free = [key for key, session in self._sessions.items() if session.num_handlers == 0]
-        idle = [key for key in free if self._sessions[key].seen < now - limits.idle_seconds]
-        excess = max(0, len(self._sessions) - len(idle) - limits.sessions)
-        idle += [key for key in free[:-1] if key not in idle][:excess]
-        return [self._sessions.pop(key) for key in idle]
-
-    def leave(self, key: str) -> None:
-        with self._lock:
-            session = self._sessions.pop(key, None)
-        if session is not None:
-            session.close()
-
-    def close(self) -> None:
-        self.resources.worker.close()
-        with self._lock:
-            sessions, self._sessions = [*self._sessions.values()], OrderedDict()
-        for session in sessions:
-            session.close()
-        shutil.rmtree(self.resources.folder, ignore_errors=True)
-
-
 def url(path: Path) -> str:
-    return f"gradio_api/file={quote(str(path))}"
+    """Return the address of a session's file, as the page has it."""
+    return "/".join(["files", *(quote(part) for part in path.parts[-3:])])

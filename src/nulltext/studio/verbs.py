@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -17,7 +16,7 @@ from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.heatmaps import heat_map_steps, heat_over
 from nulltext.editing.loop import check_specs
 from nulltext.editing.placing import Canvas, Placed, check_same_photo, ready_steps
-from nulltext.errors import ImageError, OptionError, PromptError
+from nulltext.errors import OptionError, PromptError
 from nulltext.image.images import (
     CropBox,
     from_uint8,
@@ -49,13 +48,14 @@ from nulltext.studio.forms import (
     read_integer,
     read_painting,
 )
-from nulltext.studio.resources import MEGABYTE, Meter, Progress
+from nulltext.studio.resources import Meter, Progress
 from nulltext.studio.session import (
     EditRecord,
     OpenInversion,
     OpenPhoto,
     Session,
     ShownAttention,
+    Upload,
     url,
 )
 from nulltext.words.alignment import ARTICLES, align_words
@@ -70,15 +70,10 @@ PREVIEW_SHARE = 0.1
 """Largest share of the time that they may take."""
 LONGEST_OWN_NAME = 255
 """Bytes of the longest name that a file system takes."""
+LARGEST_NUMBER = 2**53
+"""Largest whole number of a page."""
 MAP_SIDE = 1000
 """Longest side of a picture of attention in pixels."""
-
-
-class Upload(NamedTuple):
-    """A file that was uploaded, and its own name, which is for people and commands alone."""
-
-    path: Path
-    name: str
 
 
 def open_photo(session: Session, request: PageRequest) -> Iterator[None]:
@@ -116,22 +111,11 @@ def _read(session: Session, file: Upload) -> tuple[Path, Photo, Path]:
 
 
 def _uploaded(session: Session, request: PageRequest) -> Upload:
-    """Find the uploaded file of a request."""
-    file = request.get("file")
-    given = file if isinstance(file, dict) else {}
-    path = Path(str(given.get("path") or "/")).resolve()
-    if not path.is_relative_to(session.resources.uploads.resolve()) or not path.is_file():
-        raise OptionError("No file has arrived; choose it once more.")
-    name = str(given.get("orig_name") or path.name).encode("utf-8", "replace").decode()
-    name = name.replace("\0", "").rpartition("/")[2]
+    """Take the file that a request names, under a name that a file can have."""
+    path, own_name = session.take_upload(request.get("file"))
+    name = own_name.encode("utf-8", "replace").decode().replace("\0", "").rpartition("/")[2]
     if name in ("", ".", "..") or len(name.encode()) > LONGEST_OWN_NAME:
         name = safe_name(name)
-    limit = session.resources.limits.upload_bytes
-    if path.stat().st_size > limit:
-        raise ImageError(
-            f"'{name}' has more than {limit // MEGABYTE} MB, the most that is taken; "
-            "shrink it first."
-        )
     return Upload(path, name)
 
 
@@ -297,7 +281,7 @@ def restore(session: Session, request: PageRequest) -> None:
 
 
 def _find(records: Sequence[EditRecord], request: PageRequest) -> EditRecord:
-    number = read_integer(request, "number", 0, 2**31)
+    number = read_integer(request, "number", 0, LARGEST_NUMBER)
     found = [record for record in records if record.number == number]
     if not found:
         raise OptionError("That picture is not kept any more; make it again.")
