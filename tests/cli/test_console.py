@@ -69,7 +69,7 @@ def test_mistakes_name_files_in_any_encoding(run_encoded, encoding, here):
         ("benchmark", "pie", NAME),
         ("batch", NAME, "-o", "out"),
         ("convert-captioner", NAME, "--clip", NAME, "--gpt2", NAME, "-o", "captioner"),
-        ("studio", "--captioner", NAME, "--no-browser", "--port", 0),
+        ("studio", "--captioner", NAME, "--no-browser", "--forget", "--port", 0),
         ("edit", "cat.png", f"--{NAME}"),
     ):
         code, out, err = run_encoded(encoding, *line)

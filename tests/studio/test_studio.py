@@ -729,8 +729,7 @@ def test_a_root_path_that_is_none_is_one_sentence(run, path):
     assert err.startswith(f"Error: --root-path is '{path}'; give a path such as /editor")
 
 
-def test_without_uvicorn_it_says_how_to_get_it(run, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+def test_without_uvicorn_it_says_how_to_get_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     code, _, err = run("studio", "--port", 0, "--no-browser")
     assert code == 2

@@ -69,9 +69,7 @@ def axe(page):
         "tags => axe.run(document, {runOnly: {type: 'tag', values: tags}})", RULES
     )
     return [
-        f"{one['id']}: {node['html'][:160]}"
-        for one in found["violations"]
-        for node in one["nodes"]
+        f"{one['id']}: {node['html'][:160]}" for one in found["violations"] for node in one["nodes"]
     ]
 
 

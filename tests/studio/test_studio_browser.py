@@ -13,10 +13,10 @@ from PIL import Image
 import nulltext
 from nulltext.constants import BUDGET, NUM_STEPS
 from nulltext.inversion.budgets import BUDGETS
-from nulltext.studio.server import check_port, running
+from nulltext.studio.addresses import check_port
+from nulltext.studio.server import running
 from support.browser import (
     CONTROLS,
-    PATIENCE,
     address,
     browser,
     chip,

@@ -25,10 +25,12 @@ STEPS = 3
 
 
 @contextlib.contextmanager
-def studio_on(model: nulltext.LatentDiffusion, name: str, **more: Any) -> Iterator[Studio]:
-    """A studio in a folder of its own."""
-    with private_folder() as folder:
-        studio = Studio(Resources(model, folder, ModelChoice(name), **more))
+def studio_on(
+    model: nulltext.LatentDiffusion, name: str, folder: Path | None = None, **more: Any
+) -> Iterator[Studio]:
+    """A studio in a folder of its own, which goes with it, or in one that is given."""
+    with contextlib.nullcontext(folder) if folder else private_folder() as place:
+        studio = Studio(Resources(model, place, ModelChoice(name), **more))
         try:
             yield studio
         finally:

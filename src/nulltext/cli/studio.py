@@ -20,13 +20,9 @@ from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError, require
 from nulltext.jobs.options import option_field
 from nulltext.models.choice import ModelChoice
+from nulltext.studio.addresses import HOST, PORT, check_password, check_port, check_root_path
 from nulltext.studio.server import (
-    HOST,
-    PORT,
     can_open_browser,
-    check_password,
-    check_port,
-    check_root_path,
     kept_folder,
     private_folder,
     running,
@@ -92,11 +88,11 @@ def studio(options: StudioOptions, chosen: ModelChoice, reporter: Reporter) -> N
     password = check_password(options.host, given, is_open=options.no_password)
     if options.forget and options.folder:
         raise OptionError("--folder and --forget exclude each other; drop one of them.")
+    with reporter.busy("Starting …"):
+        for library in ("starlette", "uvicorn"):
+            require(library, "studio", "The studio")
     opened = private_folder() if options.forget else kept_folder(options.folder or state_folder())
     with opened as folder, _stoppable() as stop:
-        with reporter.busy("Starting …"):
-            require("uvicorn", "studio", "The studio")
-            require("starlette", "studio", "The studio")
         made = _open_studio(reporter, folder, options, chosen)
         with running(made, options.host, options.port, root_path, password) as url:
             reporter.result({"url": url}, [f"The studio is at {url} (Ctrl-C stops it)."])

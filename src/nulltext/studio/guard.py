@@ -16,18 +16,17 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nulltext.storage.files import replace_file
-from nulltext.studio.server import LOOPBACK, is_address, is_loopback
+from nulltext.studio.addresses import Place
 
 OWN_SITES = ("same-origin", "none")
 """Values of Sec-Fetch-Site for requests of the page, and for what the user has typed."""
@@ -70,40 +69,6 @@ class Password:
 
     def fits(self, text: str) -> bool:
         return hmac.compare_digest(text.encode(), self.text.encode())
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a studio is served."""
-
-    host: str
-    """The address that it listens at."""
-    root_path: str = ""
-    """Where a proxy shows it: a path, a whole address, or nothing."""
-
-    @property
-    def is_private(self) -> bool:
-        """Whether only this machine reaches it."""
-        return is_loopback(self.host)
-
-    @property
-    def path(self) -> str:
-        return urlsplit(self.root_path).path or "/"
-
-    def serves(self, name: str) -> bool:
-        """Whether a name in `Host`, without the port, is one of its own."""
-        if name in (*LOOPBACK, self.host, urlsplit(self.root_path).hostname):
-            return True
-        if self.is_private:
-            return False
-        own = (socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn())
-        return is_address(name) or name in [one.lower() for one in own]
-
-    def is_origin(self, origin: str, headers: Headers) -> bool:
-        """Whether a page at `origin` is the studio's own."""
-        proxied = headers.get("x-forwarded-host") if self.root_path else None
-        own = {headers.get("host"), proxied, urlsplit(self.root_path).netloc} - {None, ""}
-        return urlsplit(origin).netloc in own
 
 
 class Guard:

@@ -123,7 +123,7 @@ def _decoded(hint: Any, value: Any, folder: Path, **more: Any) -> Any:
         return None if value is None else _decoded(hint, value, folder)
     if hint is Path:
         return folder / value
-    if is_dataclass(hint):
+    if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
         own = {
             name: _decoded(hints[name], value[name], folder) for name in hints if name not in more

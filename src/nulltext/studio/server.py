@@ -1,12 +1,10 @@
-"""Serve a studio: its folder, a free port, and uvicorn in a thread."""
+"""Serve a studio: its folder, and uvicorn in a thread."""
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -14,18 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from nulltext.errors import OptionError, OutputError, reason_of
+from nulltext.errors import OptionError, OutputError
 from nulltext.storage.files import is_abandoned, lock_folder, output_error
+from nulltext.studio.addresses import EVERYWHERE, Place, check_port
 
 if TYPE_CHECKING:
     from nulltext.studio.sessions import Studio
 
-HOST = "127.0.0.1"
-PORT = 7860
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-EVERYWHERE = ("0.0.0.0", "::")
 TEMPORARY = "nulltext-studio-"
 """What the names of temporary folders begin with."""
 STOP_SECONDS = 2
@@ -86,78 +80,6 @@ def private_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def check_port(host: str, port: int) -> int:
-    """Return the port if it is free; 0 becomes a free one.
-
-    Raises:
-        OptionError: it is taken, or the host is not an address of this machine.
-    """
-    if not 0 <= port <= 65535:
-        raise OptionError(f"--port is {port}; choose one from 1024 to 65535, or 0 for any.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    except socket.gaierror as error:
-        raise OptionError(f"--host '{host}' is no address ({reason_of(error)}).") from error
-    except OSError as error:
-        raise OptionError(
-            f"Nothing can listen at {host}:{port} ({reason_of(error)}); another program may be "
-            f"there already, so choose another: --port {port + 1 if port else 0}."
-        ) from error
-
-
-def check_root_path(root_path: str) -> str:
-    """Return the root path without a slash at its end.
-
-    Raises:
-        OptionError: it is neither a path nor a whole address.
-    """
-    parts = urlsplit(root_path)
-    whole = parts.scheme in ("http", "https") and parts.netloc
-    path = root_path.startswith("/") and not parts.netloc
-    if root_path and (not (whole or path) or parts.query or parts.fragment or " " in root_path):
-        raise OptionError(
-            f"--root-path is '{root_path}'; give a path such as /editor, or a whole address such "
-            "as https://example.org/editor."
-        )
-    return root_path.rstrip("/")
-
-
-def check_password(host: str, password: str, *, is_open: bool) -> str:
-    """Return the password.
-
-    Args:
-        is_open: whether it is said aloud that there shall be none.
-
-    Raises:
-        OptionError: a studio that others reach has none, or there is one and shall not be.
-    """
-    if password and is_open:
-        raise OptionError("--password and --no-password exclude each other; drop one of them.")
-    if not (password or is_open or is_loopback(host)):
-        raise OptionError(
-            f"--host {host} lets others in: give --password, or NULLTEXT_STUDIO_PASSWORD in the "
-            "environment, or --no-password if everybody who reaches this machine may use it."
-        )
-    return password
-
-
-def is_loopback(host: str) -> bool:
-    return host in LOOPBACK or (is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def is_address(name: str) -> bool:
-    """Whether a host is an IP address, not a name."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def running(
     studio: Studio, host: str, port: int, root_path: str = "", password: str = ""
@@ -174,7 +96,7 @@ def running(
     free_port = check_port(host, port)
     import uvicorn
 
-    from nulltext.studio.guard import Guard, Password, Place
+    from nulltext.studio.guard import Guard, Password
     from nulltext.studio.page import Page
 
     page = Page(studio)

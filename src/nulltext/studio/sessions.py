@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import secrets
 import shutil
@@ -166,8 +167,8 @@ class Studio:
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    with contextlib.suppress(OSError):
-        for path in folder.glob("**/*"):
-            with contextlib.suppress(OSError):
-                total += path.stat().st_size
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                total += (Path(parent) / name).stat().st_size
     return total
