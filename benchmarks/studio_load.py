@@ -1,18 +1,19 @@
 """Many people at one studio: do all finish, does anybody see another's picture, what is left?
 
-    python benchmarks/studio_load.py --sessions 16 --steps 4
+    python benchmarks/studio_load.py --sessions 16 --steps 4 --edits 2
 
 Starts `nulltext studio` as a process of its own, so that its memory is its own, and lets each
-session (a `gradio_client`, through the same events as the page) upload a photo of its own colour,
-invert and edit it, all at the same time. Each downloads its result and compares what the edit left
-alone with its own photo. Memory is the server's resident set, before, at most, and after everybody
-has left.
+session, by the same requests as the page, upload a photo of its own colour, invert it and edit it,
+all at the same time. Each downloads its results and compares what the edits left alone with its own
+photo. Memory is the server's resident set, before, at most, and after each round.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.request import Request, urlopen
 
 import numpy as np
-from gradio_client import Client, handle_file
 from PIL import Image
 
 MEGABYTE = 1 << 20
@@ -39,10 +39,16 @@ class Visit:
 
     number: int
     own: bool
-    """Whether the picture is its own: the part left of the crop has the photo's very bytes."""
+    """Whether its pictures are its own: the part left of the crop has the photo's very bytes."""
     seconds: float
-    sessions: Path
-    """Where the server keeps what it has of sessions."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What each session asks for."""
+
+    steps: int
+    edits: int
 
 
 def photo_of(number: int, folder: Path) -> Path:
@@ -55,36 +61,36 @@ def photo_of(number: int, folder: Path) -> Path:
     return path
 
 
-def visit(url: str, number: int, folder: Path, steps: int, together: threading.Barrier) -> Visit:
-    """Upload, invert, edit, download, compare, leave."""
-    path = photo_of(number, folder)
-    client = Client(url, verbose=False)
+def visit(url: str, number: int, folder: Path, how: How, together: threading.Barrier) -> Visit:
+    """Upload, invert, edit, download, compare."""
+    path, session = photo_of(number, folder), secrets.token_hex(16)
     together.wait()
     started = time.perf_counter()
 
+    def post(place: str, data: bytes) -> dict[str, Any]:
+        with urlopen(Request(f"{url}/{place}", data, {"Session": session})) as answer:
+            made = json.load(answer)
+        assert isinstance(made, dict)
+        assert made.get("problem") is None, made["problem"]
+        return made
+
     def ask(verb: str, **asked: Any) -> dict[str, Any]:
-        view = client.submit(asked, api_name=f"/{verb}").result()
-        assert isinstance(view, dict)
-        assert view["problem"] is None, view["problem"]
-        return view
+        return post(f"ask/{verb}?wait=1", json.dumps(asked).encode())
 
-    ask("open", file=handle_file(path))
-    ask("invert", source="a photo of an orange flower", steps=steps)
-    target = f"a photo of a {TARGETS[number % len(TARGETS)]} flower"
-    view = ask("edit", target=target)
-    assert view["result"]["target"] == target
-    assert len(view["history"]) == 1
-    file = local(view["result"]["download"])
+    ask("open", **post(f"files?name={path.name}", path.read_bytes()))
+    view = ask("invert", source="a photo of an orange flower", steps=how.steps)
     outside = view["inversion"]["crop"][0]
-    with Image.open(file) as made, Image.open(path) as photo:
-        same = np.asarray(made)[:, :outside] == np.asarray(photo)[:, :outside]
-    client.close()
-    return Visit(number, bool(same.all()), time.perf_counter() - started, file.parents[2])
-
-
-def local(url: str) -> Path:
-    """The file behind an address of the page."""
-    return Path(unquote(url.removeprefix("gradio_api/file=")))
+    own = True
+    for edit in range(how.edits):
+        target = f"a photo of a {TARGETS[(number + edit) % len(TARGETS)]} flower"
+        view = ask("edit", target=target)
+        assert (view["result"]["target"], len(view["history"])) == (target, edit + 1)
+        with urlopen(f"{url}/{view['result']['download']}") as answer:
+            picture = io.BytesIO(answer.read())
+        with Image.open(picture) as made, Image.open(path) as photo:
+            same = np.asarray(made)[:, :outside] == np.asarray(photo)[:, :outside]
+        own &= bool(same.all())
+    return Visit(number, own, time.perf_counter() - started)
 
 
 def resident(pid: int) -> float:
@@ -100,10 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sessions", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--edits", type=int, default=1, help="of each session")
     parser.add_argument("--rounds", type=int, default=2, help="memory must not grow with these")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "nulltext.cli.main", "studio", "--port", "0", "--no-browser"]
-    server = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "nulltext.cli.entry", "studio", "--port", "0", "--no-browser"]
+    server = subprocess.Popen([*command, "--json", "--forget"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url = json.loads(server.stdout.readline())["url"]
     try:
@@ -115,8 +122,8 @@ def main() -> None:
 
 
 def _measured(pid: int, url: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    warm = threading.Barrier(1)
-    visit(url, 999, folder, options.steps, warm)  # what is only loaded at first use
+    how, warm = How(options.steps, options.edits), threading.Barrier(1)
+    visit(url, 999, folder, how, warm)  # what is only loaded at first use
     time.sleep(2)
     before, peak, after = resident(pid), 0.0, []
     visits: list[Visit] = []
@@ -125,7 +132,7 @@ def _measured(pid: int, url: str, folder: Path, options: argparse.Namespace) -> 
         first = round_number * options.sessions  # nothing is at hand already
         with ThreadPoolExecutor(options.sessions) as people:
             coming = [
-                people.submit(visit, url, number, folder, options.steps, together)
+                people.submit(visit, url, number, folder, how, together)
                 for number in range(first, first + options.sessions)
             ]
             while not all(one.done() for one in coming):
@@ -137,9 +144,9 @@ def _measured(pid: int, url: str, folder: Path, options: argparse.Namespace) -> 
     return {
         "sessions": options.sessions,
         "steps": options.steps,
+        "edits": options.edits,
         "finished": len(visits),
         "own_picture": sum(one.own for one in visits),
-        "sessions_left_on_disk": len([*visits[0].sessions.iterdir()]),
         "seconds_longest": round(max(one.seconds for one in visits), 1),
         "megabytes_before": round(before),
         "megabytes_peak": round(peak),

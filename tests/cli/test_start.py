@@ -7,7 +7,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "gradio", "matplotlib", "ray", "scipy", "pandas")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "starlette",
+    "uvicorn",
+    "matplotlib",
+    "ray",
+    "scipy",
+    "pandas",
+)
 
 SCRIPT = f"""
 import sys

@@ -36,7 +36,7 @@ async function post(path, body, { session = state.session, signal } = {}) {
     throw new Lost();
   }
   if (GATEWAY.includes(answer.status)) throw new Lost();
-  if (answer.status === 401) location.reload();
+  if (answer.status === 401) logIn();
   if (!answer.ok) throw new Error(said.problem || `The studio failed (${answer.status}); the terminal that runs it says why.`);
   return said;
 }
@@ -92,14 +92,14 @@ async function readViews(mine) {
   const end = () => own.abort();
   let timer = setTimeout(end, SILENCE);
   let alive = false;
-  try {
-    const headers = state.session ? { Session: state.session } : {};
-    const answer = await fetch("events", { headers, signal: own.signal });
-    if (answer.status === 401) location.reload();
-    if (!answer.ok) return false;
+  const headers = state.session ? { Session: state.session } : {};
+  const answer = await fetch("events", { headers, signal: own.signal }).catch(() => null);
+  if (answer?.status === 401) logIn();
+  if (answer?.ok) {
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const read = () => reader.read().catch(() => ({ done: true })); // the link broke
     let rest = "";
-    for (let next = await reader.read(); !next.done && turn === mine; next = await reader.read()) {
+    for (let next = await read(); !next.done && turn === mine; next = await read()) {
       clearTimeout(timer);
       timer = setTimeout(end, SILENCE);
       alive = true;
@@ -109,13 +109,23 @@ async function readViews(mine) {
       const newest = lines.findLast((line) => line);
       if (newest) receive(JSON.parse(newest));
     }
-  } catch (error) {
-    if (!own.signal.aborted && !(error instanceof TypeError)) throw error; // a TypeError: the link broke
-  } finally {
-    clearTimeout(timer);
-    own.abort();
   }
+  clearTimeout(timer);
+  own.abort();
   return alive;
+}
+
+// The page asks for the password, and comes back to the session.
+function logIn() {
+  sessionStorage.setItem("nulltext-return", state.session || "");
+  location.reload();
+}
+
+function start() {
+  const back = sessionStorage.getItem("nulltext-return");
+  sessionStorage.removeItem("nulltext-return");
+  if (back) history.replaceState({ session: back }, "");
+  enter(history.state?.session ?? null);
 }
 
 function setLost(lost) {

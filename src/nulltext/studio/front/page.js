@@ -19,7 +19,6 @@ function receive(view) {
   }
   showProblem(problemOf(view, before));
   if (view.notice && !isFirst) showNotice(view.notice);
-  if (opened && !draft) state.touched.crop = state.touched.mask = 0; // they belonged to the last photo
   if (opened) clearMask();
   fill(view, inverted);
   if (opened || inverted) {
@@ -132,4 +131,4 @@ document.addEventListener("paste", (event) => {
   if (file) openPhoto(file);
 });
 
-enter(history.state?.session ?? null);
+start();
