@@ -120,7 +120,7 @@ class Guard:
             return await self._log_in(request, self.password)
         if path == "/front/page.css" or hmac.compare_digest(token, self.password.token):
             return None
-        if path == "/":
+        if path in ("/", "/login"):
             return _login_page()
         return _refused(401, "The password is to be given first; load the page again.")
 
