@@ -537,7 +537,7 @@ def arguments_of(options: EditOptions) -> list[str]:
         if value == option.default:
             continue
         if option.about.positional:
-            words.append(_path_argument(value))
+            words.append(_path_argument(Path(value)))
         elif value is True:
             words.append(option.flag)
         else:

@@ -62,9 +62,11 @@ def job_of(options: EditOptions, inversion: Inversion, placed: Placed) -> dict[s
         "steps": inversion.num_steps,
         "guidance": header.guidance_scale,
     }
-    job.pop("then", None)
     if targets[1:]:
         job["then"] = targets[1:]
+    else:
+        for name in ("then", "then_strength"):
+            job.pop(name, None)
     if header.seed != constants.SEED:
         job["seed"] = header.seed
     if options.inversion is not None:
