@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from nulltext.constants import BUDGET
@@ -46,6 +47,7 @@ VERBS: dict[str, Callable[[Session, PageRequest], Iterator[None] | None]] = {
     "strip": verbs.strip,
     "choose": verbs.choose,
     "restore": verbs.restore,
+    "zoom": verbs.zoom,
     "cancel": cancel,
 }
 
@@ -79,6 +81,7 @@ def handle(studio: Studio, key: str, verb: str, request: Any) -> Iterator[View]:
 def view_of(session: Session) -> View:
     """Return everything that a page shows; whole every time, so that nothing can go stale."""
     photo, inverted, look = session.photo, session.inverted, session.look
+    size = photo.size if photo else (0, 0)
     return {
         "serial": session.next_number(),
         "photo": _photo(photo) if photo else None,
@@ -87,9 +90,9 @@ def view_of(session: Session) -> View:
         "inversion": _inversion(inverted) if inverted else None,
         "words": [word.text for word in inverted.prompt.words] if inverted else [],
         "look": {"word": look.word, "url": url(look.picture)} if look else None,
-        "result": _edit(session.result) if session.result else None,
-        "strip": [_edit(record) for record in session.strip],
-        "history": [_edit(record) for record in session.history],
+        "result": _edit(session.result, size) if session.result else None,
+        "strip": [_edit(record, size) for record in session.strip],
+        "history": [_edit(record, size) for record in session.history],
         "progress": asdict(session.progress) if session.progress else None,
         "preemptible": session.preemptible,
         "problem": session.problem,
@@ -113,7 +116,18 @@ def rules_of(resources: Resources) -> View:
 
 def _photo(photo: OpenPhoto) -> View:
     width, height = photo.size
-    return {"name": photo.name, "width": width, "height": height, "url": url(photo.preview)}
+    return {
+        "name": photo.name,
+        "width": width,
+        "height": height,
+        **_shown(photo.preview, photo.size),
+    }
+
+
+def _shown(preview: Path, size: tuple[int, int]) -> View:
+    """Return where the page finds a picture, and every pixel of it."""
+    full = verbs.full_size(preview, size)
+    return {"url": url(preview), "full": url(full) if full else None}
 
 
 def _inversion(inverted: OpenInversion) -> View:
@@ -132,13 +146,13 @@ def _inversion(inverted: OpenInversion) -> View:
     }
 
 
-def _edit(record: EditRecord) -> View:
+def _edit(record: EditRecord, size: tuple[int, int]) -> View:
     return {
         "number": record.number,
         "target": record.form.target,
         "label": record.label,
         "strength": record.form.strength,
-        "url": url(record.preview),
+        **_shown(record.preview, size),
         "download": url(record.picture),
         "name": record.name,
         "mask": url(record.mask) if record.mask else None,

@@ -284,6 +284,7 @@ class Resources:
         # Targets pass one at a time, so that one of several is bit for bit what it is alone.
         self.model = replace(self.model, memory=replace(self.model.memory, targets=1))
         self.worker = Worker()
+        self.decoding = threading.Lock()
         size = self.limits.cache_bytes
         self.photos = LRUCache[Photo](size, _photo_bytes)
         self.inversions = LRUCache[Inversion](size, lambda one: _bytes([*one.tensors().values()]))

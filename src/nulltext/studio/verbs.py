@@ -27,9 +27,9 @@ from nulltext.image.images import (
     to_uint8,
 )
 from nulltext.image.masks import load_mask, mask_on_crop
-from nulltext.image.photos import Photo
+from nulltext.image.photos import Photo, load_photo
 from nulltext.image.profiles import as_srgb
-from nulltext.image.saving import save_image
+from nulltext.image.saving import Picture, coding_of, encode, save_image
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
@@ -38,7 +38,7 @@ from nulltext.jobs.export import result_name
 from nulltext.jobs.pictures import region_steps, save_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
-from nulltext.storage.files import safe_name
+from nulltext.storage.files import replace_file, safe_name
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.studio.forms import (
     EditForm,
@@ -51,6 +51,7 @@ from nulltext.studio.forms import (
 )
 from nulltext.studio.resources import MEGABYTE, Meter, Progress
 from nulltext.studio.session import (
+    PREVIEW_SIDE,
     EditRecord,
     OpenInversion,
     OpenPhoto,
@@ -72,6 +73,10 @@ LONGEST_OWN_NAME = 255
 """Bytes of the longest name that a file system takes."""
 MAP_SIDE = 1000
 """Longest side of a picture of attention in pixels."""
+ZOOM_QUALITY = 92
+"""Of the JPEGs that the page zooms into."""
+MOST_ZOOMED = 2
+"""Edits that the page shows at once."""
 
 
 class Upload(NamedTuple):
@@ -294,6 +299,39 @@ def restore(session: Session, request: PageRequest) -> None:
     record = _find(session.history, request)
     session.inverted, session.result, session.look = record.inverted, record, None
     _fill_form(session, request, record)
+
+
+def zoom(session: Session, request: PageRequest) -> Iterator[None]:
+    """Write the photo and edits of the history at their own size, for the page to zoom into."""
+    numbers = request.get("numbers")
+    numbers = numbers[:MOST_ZOOMED] if isinstance(numbers, list) else []
+    photo, limit = session.current_photo(), session.resources.limits.pixels
+    records = [_find(session.history, {"number": number}) for number in numbers]
+    pictures = {photo.preview: photo.path, **{one.preview: one.picture for one in records}}
+    missing = {path: file for path, file in pictures.items() if full_size(path, photo.size) is None}
+    if not missing:
+        return
+    with session.showing(Progress("Fetching every pixel")):
+        yield
+        for preview, file in missing.items():
+            with session.resources.decoding:  # one at a time, to bound memory
+                own = file == photo.path
+                picture = session.load_photo() if own else load_photo(file, max_pixels=limit)
+                shown = Picture(as_srgb(picture.image, picture.icc_profile))
+                path = preview.with_name(FULL_SIZE)
+                replace_file(path, encode(shown, path, coding=coding_of(ZOOM_QUALITY)))
+
+
+FULL_SIZE = "full.jpg"
+"""Name of a picture at its own size, beside its preview."""
+
+
+def full_size(preview: Path, size: tuple[int, int]) -> Path | None:
+    """Return the file with every pixel of a picture, for the page; None if there is none yet."""
+    if max(size) <= PREVIEW_SIDE:
+        return preview
+    path = preview.with_name(FULL_SIZE)
+    return path if path.exists() else None
 
 
 def _find(records: Sequence[EditRecord], request: PageRequest) -> EditRecord:

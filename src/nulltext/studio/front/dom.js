@@ -2,11 +2,12 @@
 
 const rules = props.rules;
 const VERBS = rules.verbs;
-const PREEMPTIBLE = ["propose", "look", "cancel"]; // while others run, nothing else can be made
+const PREEMPTIBLE = ["propose", "look", "cancel", "zoom"]; // while others run, nothing else can be made
 const $ = (id) => element.querySelector(`[data-id="${id}"]`);
 const state = {
   view: { photo: null, words: [], strip: [], history: [], fields: {} },
   mode: "photo", // what the stage shows: photo, look, paint, compare
+  zoom: null, // {scale, x, y}, see zoom.js; null: all of the picture
   crop: null, // [x, y, width, height] in the photo's pixels
   chips: [],
   picked: null, // index of the chip in the editor

@@ -33,11 +33,11 @@ function show(mode) {
 function drawStage() {
   const view = state.view;
   if (!view.photo) return;
-  const { width, height, url, name } = view.photo;
+  const { width, height, name } = view.photo;
   $("picture").style.setProperty("--ratio", width / height);
   $("picture").dataset.view = state.mode;
-  setPicture("base", url);
-  setPicture("over", view.result && view.result.url);
+  setPicture("base", bestOf(view.photo));
+  setPicture("over", view.result && bestOf(view.result));
   setPicture("heat", view.look && view.look.url);
   setPicture("live", view.progress && view.progress.picture);
   const framed = state.mode === "photo" && (!view.inversion || state.reopened) && !view.progress;
@@ -54,6 +54,7 @@ function drawStage() {
   setText("name", `${name} · ${width} × ${height}`);
   document.title = `${name} · nulltext studio`;
   $("picture").classList.toggle("working", Boolean(view.progress));
+  drawZoom();
 }
 
 function placeCrop() {
@@ -73,4 +74,7 @@ function placeCrop() {
 for (const button of $("views").children) {
   button.addEventListener("click", () => show(button.dataset.view));
 }
-on("split", "input", () => $("picture").style.setProperty("--split", `${$("split").value}%`));
+on("split", "input", () => {
+  $("picture").style.setProperty("--split", `${$("split").value}%`);
+  placeSheet();
+});

@@ -1,0 +1,237 @@
+"""The picture of the studio in a real browser: zoom, pan, painting, opacity, comparing."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.browser import (
+    address,
+    browser,
+    chip,
+    opened_and_inverted,
+    part,
+    proxy,
+    studio,
+    sync_api,
+    upload,
+    visit,
+)
+from support.pictures import file_pixels
+
+__all__ = ["address", "browser", "proxy", "studio", "visit"]  # fixtures
+
+pytestmark = pytest.mark.slow
+expect = sync_api.expect
+
+WIDTH, HEIGHT = 2400, 1600
+"""Of a photo that the page shows reduced, to 1800 pixels at most."""
+FULL = re.compile("full.jpg$")
+LOST = 4
+"""Levels that a JPEG of quality 92 is off, on average at most; an enlarged preview is off by 12."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A photo with detail in every pixel, as no enlarged preview has it."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH] / WIDTH
+    smooth = np.stack([x, y, 0.5 + 0.5 * np.sin(30 * x * y)], axis=-1) * 0.6 + 0.2
+    noise = np.random.default_rng(0).normal(0, 0.08, (HEIGHT, WIDTH, 1))
+    path = tmp_path_factory.mktemp("large") / "my cat.png"
+    Image.fromarray(((smooth + noise).clip(0, 1) * 255).round().astype(np.uint8)).save(path)
+    return path
+
+
+def edited(page, word="dog"):
+    chip(page, "cat").click()
+    part(page, "word").fill(word)
+    part(page, "edit").click()
+    expect(part(page, "over")).to_be_visible()
+    shown(page, "over")
+
+
+def shown(page, name):
+    """Wait until a picture can be seen; its width in pixels."""
+    return part(page, name).evaluate("image => image.decode().then(() => image.naturalWidth)")
+
+
+def box(page, name):
+    return part(page, name).bounding_box()
+
+
+def middle(page, name="picture"):
+    at = box(page, name)
+    return at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+
+
+def seen(page):
+    """The picture on the screen: [height, width, 3] in device pixels; the tags hidden."""
+    hide = (
+        "() => document.head.insertAdjacentHTML('beforeend', '<style>.tag, .line { opacity: 0 }')"
+    )
+    page.evaluate(hide)
+    data = page.screenshot(clip=box(page, "picture"))
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def part_seen(page, pixels, ratio=1):
+    """What of a file's pixels the picture should show at 100 %."""
+    sheet, frame = box(page, "sheet"), box(page, "picture")
+    x, y = (round(ratio * (frame[axis] - sheet[axis])) for axis in "xy")
+    wide, high = (round(ratio * frame[side]) for side in ("width", "height"))
+    return pixels[y : y + high, x : x + wide].astype(int)
+
+
+def test_every_pixel_of_photo_and_edit_is_shown(visit, large, tmp_path):
+    page = visit()
+    opened_and_inverted(page, large)
+    edited(page)
+    with page.expect_download() as arriving:
+        part(page, "download").click()
+    arriving.value.save_as(tmp_path / "edited.png")
+    assert part(page, "zoom-fit").get_attribute("aria-pressed") == "true"
+    assert shown(page, "base") == 1800
+    part(page, "zoom-full").click()
+    expect(part(page, "zoom-now")).to_have_text("100 %")
+    for name in ("base", "over"):
+        expect(part(page, name)).to_have_attribute("src", FULL)
+        assert shown(page, name) == WIDTH
+    assert box(page, "sheet")["width"] == WIDTH
+    screen = seen(page)
+    half = screen.shape[1] // 2
+    photo = part_seen(page, file_pixels(large))
+    after = part_seen(page, file_pixels(tmp_path / "edited.png"))
+    assert np.abs(after - photo)[:, half:].mean() > 5
+    assert np.abs(screen - after)[:, half + 5 :].mean() < LOST
+    assert np.abs(screen - photo)[:, : half - 5].mean() < LOST
+
+
+def test_one_pixel_of_the_photo_is_one_of_a_fine_screen(visit, large):
+    page = visit(device_scale_factor=2)
+    upload(page, large)
+    part(page, "zoom-full").click()
+    expect(part(page, "base")).to_have_attribute("src", FULL)
+    assert shown(page, "base") == WIDTH
+    assert box(page, "sheet")["width"] == WIDTH / 2
+    part(page, "crop").evaluate("crop => crop.style.opacity = 0")
+    photo = part_seen(page, file_pixels(large), 2)
+    assert np.abs(seen(page) - photo).mean() < LOST
+
+
+def place_of(page, x, y):
+    """Which point of the photo is at a point of the window, in parts of its sides."""
+    sheet = box(page, "sheet")
+    return (x - sheet["x"]) / sheet["width"], (y - sheet["y"]) / sheet["height"]
+
+
+def split(page):
+    return part(page, "picture").evaluate("box => box.style.getPropertyValue('--split')")
+
+
+def test_zoom_and_pan_by_mouse_keep_the_divider(visit, large):
+    page = visit()
+    opened_and_inverted(page, large)
+    edited(page)
+    frame = box(page, "picture")
+    x, y = frame["x"] + 0.2 * frame["width"], frame["y"] + 0.7 * frame["height"]
+    page.mouse.move(x, y)
+    at = place_of(page, x, y)
+    page.keyboard.down("Control")
+    for _ in range(4):
+        page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    expect(part(page, "zoom-now")).not_to_have_text("39 %")
+    assert place_of(page, x, y) == pytest.approx(at, abs=2e-3)
+    page.mouse.down()
+    page.mouse.move(x + 100, y - 50)
+    page.mouse.up()
+    assert place_of(page, x + 100, y - 50) == pytest.approx(at, abs=2e-3)
+    assert split(page) in ("", "50%")
+    page.mouse.wheel(30, 40)  # without the key it moves the picture, not the page
+    assert place_of(page, x + 70, y - 90) == pytest.approx(at, abs=2e-3)
+    assert page.evaluate("scrollY") == 0
+    middle_x, middle_y = middle(page)
+    page.mouse.move(middle_x + 3, middle_y)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.25 * frame["width"], middle_y)
+    page.mouse.up()
+    assert split(page) == "25%"
+    edge = part(page, "over").evaluate(
+        "o => parseFloat(getComputedStyle(o).clipPath.split(' ')[3])"
+    )
+    sheet = box(page, "sheet")
+    cut = sheet["x"] + edge / 100 * sheet["width"]
+    assert cut == pytest.approx(frame["x"] + 0.25 * frame["width"], abs=1)
+    page.mouse.dblclick(x, y)
+    expect(part(page, "zoom-fit")).to_have_attribute("aria-pressed", "true")
+    assert box(page, "sheet") == box(page, "picture")
+    at = place_of(page, x, y)
+    page.mouse.dblclick(x, y)
+    expect(part(page, "zoom-full")).to_have_attribute("aria-pressed", "true")
+    assert place_of(page, x, y) == pytest.approx(at, abs=2e-3)
+
+
+def test_zoom_and_pan_by_keys(visit, large):
+    page = visit()
+    upload(page, large)
+    scale = part(page, "zoom-now")
+    expect(scale).to_have_text("36 %")
+    part(page, "picture").focus()
+    page.keyboard.press("+")
+    expect(scale).to_have_text("54 %")
+    page.keyboard.press("-")
+    expect(scale).to_have_text("36 %")
+    page.keyboard.press("1")
+    expect(scale).to_have_text("100 %")
+    before = box(page, "sheet")
+    frame = box(page, "picture")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    after = box(page, "sheet")
+    assert before["x"] - after["x"] == pytest.approx(0.1 * frame["width"], abs=1)
+    assert before["y"] - after["y"] == pytest.approx(0.1 * frame["width"], abs=1)
+    for _ in range(30):
+        page.keyboard.press("Shift+ArrowRight")
+    assert box(page, "sheet")["x"] + WIDTH == pytest.approx(frame["x"] + frame["width"], abs=1)
+    page.keyboard.press("0")
+    assert box(page, "sheet") == frame
+    part(page, "crop").focus()
+    page.keyboard.press("-")  # resizes the crop
+    expect(scale).to_have_text("36 %")
+
+
+def test_two_fingers_zoom_and_move(visit, large):
+    page = visit(390, 844, has_touch=True, is_mobile=True)
+    opened_and_inverted(page, large)
+    part(page, "step-edit").locator("summary").first.click()
+    part(page, "paint-it").click()
+    frame = box(page, "picture")
+    x, y = middle(page)
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind, *points):
+        touches = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+
+    touch("touchStart", (x - 20, y))
+    touch("touchStart", (x - 20, y), (x + 20, y))
+    at = place_of(page, x, y)
+    for step in range(1, 11):
+        touch("touchMove", (x - 20 - 4 * step, y), (x + 20 + 4 * step, y))
+    touch("touchEnd")
+    assert box(page, "sheet")["width"] / frame["width"] == pytest.approx(3, abs=0.1)
+    assert place_of(page, x, y) == pytest.approx(at, abs=5e-3)
+    expect(part(page, "mask-said")).to_have_text("")  # the first finger has painted nothing
+    part(page, "views").get_by_role("button", name="Photo").click()
+    x, y = middle(page)  # the page may have been scrolled
+    at = place_of(page, x, y)
+    touch("touchStart", (x, y))
+    touch("touchMove", (x + 30, y + 20))
+    touch("touchEnd")
+    assert place_of(page, x + 30, y + 20) == pytest.approx(at, abs=5e-3)
+    part(page, "zoom-fit").click()
+    assert box(page, "sheet") == box(page, "picture")
