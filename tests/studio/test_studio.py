@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 import nulltext
 from nulltext.diffusion.levels import Level
@@ -97,6 +97,7 @@ def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     assert view["history"][0]["label"] == "cat → dog"
 
 
+SOFT = mask_of((90, 60), (30, 10, 60, 45)).filter(ImageFilter.GaussianBlur(5))
 BLACK = png_url(Image.new("L", (90, 60)))
 EDITS = {
     "plain": {},
@@ -122,6 +123,7 @@ EDITS = {
     },
     "local": {"blend": "cat, dog", "threshold": 0.05, "strength": 0.9},
     "painted": {"mask": png_url(mask_of((180, 120), (60, 20, 120, 90))), "strength": 0.75},
+    "soft": {"mask": png_url(SOFT), "strength": 0.75},
 }
 
 
@@ -131,6 +133,7 @@ NAMED = {
     "repeated": "--weight 'red#2=3.0' --weight 'red#3=-1.0'",
     "local": "--blend cat --blend dog --blend-threshold 0.05",
     "painted": "--mask 'my cat-mask.png'",
+    "soft": "--mask 'my cat-mask.png'",
 }
 """What the command says of each."""
 
@@ -155,6 +158,23 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     assert code == 0, err
     assert (file_pixels("my cat-edited.png") == file_pixels(local(result["download"]))).all()
     assert (file_pixels("my cat-edited.png") != file_pixels(file)).any()
+
+
+def test_a_grey_mask_lets_part_of_the_edit_through(visitor, file):
+    visitor.open(file)
+    visitor.invert("a red cat")
+    mask = mask_of((90, 60), (30, 10, 60, 45))
+    asked = {"target": "a red dog", "strength": 1, "detail": "model"}
+    photo = file_pixels(file).astype(int)
+    shown = []
+    for level in (255, 128):
+        grey = Image.eval(mask, lambda value, level=level: level * value // 255)
+        grey.putpixel((45, 28), 255)  # a mask of one grey would be read as black and white
+        result = visitor.ask("edit", mask=png_url(grey), **asked)["result"]
+        assert list(Image.open(local(result["mask"])).getdata()) == list(grey.getdata())
+        shown.append(np.abs(file_pixels(local(result["download"])) - photo)[20:35, 38:44].mean())
+    assert shown[0] > 5
+    assert 0.2 < shown[1] / shown[0] < 0.8
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's quoting, and such names")

@@ -235,3 +235,122 @@ def test_two_fingers_zoom_and_move(visit, large):
     assert place_of(page, x + 30, y + 20) == pytest.approx(at, abs=5e-3)
     part(page, "zoom-fit").click()
     assert box(page, "sheet") == box(page, "picture")
+
+
+def alpha(page):
+    """The mask on the page: [height, width], 0 to 255."""
+    width, height, *values = part(page, "paint").evaluate(
+        "c => [c.width, c.height, ...c.getContext('2d').getImageData(0, 0, c.width, c.height)"
+        ".data.filter((_, i) => i % 4 === 3)]"
+    )
+    return np.array(values).reshape(height, width)
+
+
+def paint_line(page, *stops):
+    """Drag the brush over points in parts of the picture's sides."""
+    frame = box(page, "paint")
+    places = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in stops]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=5)
+    page.mouse.up()
+
+
+def start_painting(page, path):
+    opened_and_inverted(page, path)
+    part(page, "step-edit").locator("summary").first.click()
+    part(page, "paint-it").click()
+    part(page, "brush").fill("30")
+
+
+def test_a_soft_mask_is_sent_as_it_is_shown(visit, file, tmp_path):
+    page = visit()
+    start_painting(page, file)
+    part(page, "soft").fill("0")
+    paint_line(page, (0.3, 0.5), (0.7, 0.5))
+    hard = alpha(page)
+    part(page, "undo").click()
+    part(page, "soft").fill("100")
+    paint_line(page, (0.3, 0.5), (0.7, 0.5))
+    soft = alpha(page)
+    # A Gaussian of 0.4 radii: at the stroke's edge (9 pixels from its middle) half.
+    column = soft[:, 45]
+    assert hard[:, 45].tolist()[20:41] == [0] + [255] * 18 + [0, 0]
+    assert column[30] > 250
+    assert column[21:23].mean() == pytest.approx(128, abs=30)
+    assert (np.diff(column[10:30]) >= 0).all()
+    assert len(np.unique(soft)) > 20
+    part(page, "undo").click()
+    paint_line(page, (0.3, 0.5), (0.7, 0.5), (0.3, 0.5))
+    assert np.abs(alpha(page) - soft).max() <= 2  # it does not grow where it goes over itself
+    shown = alpha(page)
+    chip(page, "cat").click()
+    part(page, "word").fill("dog")
+    part(page, "edit").click()
+    with page.expect_download() as arriving:
+        part(page, "mask-file").click()
+    arriving.value.save_as(tmp_path / "mask.png")
+    assert (np.asarray(Image.open(tmp_path / "mask.png")) == shown).all()
+
+
+def test_painting_can_be_undone_inverted_and_cleared(visit, file):
+    page = visit()
+    start_painting(page, file)
+    said = part(page, "mask-said")
+    expect(part(page, "undo")).to_have_attribute("aria-disabled", "true")
+    steps = [alpha(page)]
+    paint_line(page, (0.3, 0.3), (0.5, 0.3))
+    steps.append(alpha(page))
+    part(page, "erase").click()
+    paint_line(page, (0.4, 0.3), (0.45, 0.3))
+    part(page, "erase").click()
+    steps.append(alpha(page))
+    part(page, "invert-mask").click()
+    steps.append(alpha(page))
+    part(page, "clear").click()
+    expect(said).to_have_text("")
+    steps.append(alpha(page))
+    assert (steps[1] >= steps[2]).all()
+    assert (steps[1] > steps[2]).any()
+    assert (steps[3] == 255 - steps[2]).all()
+    assert steps[4].max() == 0
+    part(page, "paint").focus()
+    for step in reversed(steps[:-1]):
+        page.keyboard.press("Control+z")
+        assert (alpha(page) == step).all()
+    expect(said).to_have_text("")
+    expect(part(page, "undo")).to_have_attribute("aria-disabled", "true")
+    for step in steps[1:4]:
+        page.keyboard.press("Control+Shift+Z")
+        assert (alpha(page) == step).all()
+    expect(said).to_have_text("A mask is painted.")
+    page.keyboard.press("Space")  # a new step: what was undone is gone
+    expect(part(page, "redo")).to_have_attribute("aria-disabled", "true")
+    part(page, "erase").click()
+    part(page, "soft").fill("0")
+    part(page, "brush").fill("40")
+    for y in np.linspace(0, 1, 6):
+        paint_line(page, (0, y), (1, y))
+    expect(said).to_have_text("")  # all of it was erased
+
+
+def test_the_brush_keeps_its_size_on_the_screen_and_move_moves(visit, large):
+    page = visit()
+    start_painting(page, large)
+    part(page, "zoom-full").click()
+    paint_line(page, (0.5, 0.5), (0.5, 0.51))
+    painted = alpha(page)
+    # 30 % of the picture's height (567 pixels at 100 %), in a mask of 1024 pixels.
+    across = (painted[painted.shape[0] // 2] > 127).sum()
+    height = box(page, "picture")["height"]
+    assert across == pytest.approx(0.3 * height * 1024 / WIDTH, abs=2)
+    part(page, "move").click()
+    before, (x, y) = box(page, "sheet"), middle(page)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 80, y - 60)
+    page.mouse.up()
+    after = box(page, "sheet")
+    assert (after["x"] - before["x"], after["y"] - before["y"]) == (-80, -60)
+    assert (alpha(page) == painted).all()

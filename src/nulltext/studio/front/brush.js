@@ -5,6 +5,7 @@ const PAINT = [0x2f, 0xc8, 0xff];
 const MASK_SIDE = 1024;
 const MOST_STEPS = 30; // that can be undone
 const SOFTEST = 0.4; // standard deviation of the softest border, in radii of the brush
+const FAINT = 4; // of 255: a difference that is not seen
 const LEAST_SOFT = 0.5; // pixels; below, a border is hard
 const canvas = $("paint");
 const pen = canvas.getContext("2d", { willReadFrequently: true });
@@ -61,11 +62,13 @@ function writeMask(values) {
   pen.putImageData(imageOf(values, (value) => [...PAINT, value]), 0, 0);
 }
 
-// Keep what is on the canvas as a step that can be undone.
+// Keep what is on the canvas as a step that can be undone, without the traces that a soft brush
+// leaves where all was painted or erased.
 function keepStep() {
   earlier = [...earlier, mask].slice(-MOST_STEPS);
   later = [];
-  mask = readMask();
+  mask = readMask().map((value) => (value < FAINT ? 0 : value > 255 - FAINT ? 255 : value));
+  writeMask(mask);
   showMaskState();
 }
 
