@@ -282,6 +282,78 @@ def test_one_of_the_strip_is_what_its_command_makes(visitor, file, run, tmp_path
     ).all()
 
 
+def test_an_opacity_is_what_its_command_makes(visitor, file, run, tmp_path, monkeypatch):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    made = visitor.ask("edit", target="a red dog", mask=EDITS["soft"]["mask"])["result"]
+    other = visitor.ask("edit", target="a red cow")["result"]
+    view = visitor.ask("fade", number=made["number"], opacity=0.35)
+    faded = next(one for one in view["history"] if one["number"] == made["number"])
+    assert (view["problem"], view["result"]) == (None, other)
+    assert (faded["opacity"], faded["url"]) == (0.35, made["url"])
+    assert faded["tile"] != made["tile"]
+    before, after = file_pixels(file).astype(int), file_pixels(local(made["download"]))
+    result = file_pixels(local(faded["download"]))
+    assert (result == np.rint(before + 0.35 * (after - before))).all()
+    assert faded["changed"] == pytest.approx(100 * (result != before).any(axis=-1).mean(), abs=0.1)
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "my cat-mask.png").write_bytes(local(made["mask"]).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert "--opacity 0.35" in faded["command"]
+    assert run(*shlex.split(faded["command"])[1:])[0] == 0
+    assert Path("my cat-edited.png").read_bytes() == local(faded["download"]).read_bytes()
+    view = visitor.ask("restore", number=made["number"])
+    assert view["result"] == faded
+    view = visitor.ask("fade", number=made["number"], opacity=1)
+    assert view["result"] == made
+    assert not local(faded["download"]).exists()
+
+
+def test_the_last_of_several_opacities_stays(studio, visitor, file):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    number = visitor.ask("edit", target="a red dog")["result"]["number"]
+    asked = [
+        handle(studio, visitor.key, "fade", {"number": number, "opacity": o}) for o in (0.2, 0.9)
+    ]
+    with studio.resources.decoding:  # both have begun, and wait
+        for views in asked:
+            next(views)
+    (*_, last), (*_, stale) = reversed(asked)
+    assert (last["problem"], stale["problem"]) == (None, None)
+    assert last["result"]["opacity"] == stale["result"]["opacity"] == 0.9
+
+
+def test_a_picture_is_written_at_its_own_size_once(visitor, tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "wide.png"
+    Image.fromarray(rng.integers(0, 256, (30, 2000, 3), dtype=np.uint8)).save(path)
+    assert visitor.open(path)["photo"]["full"] is None
+    visitor.invert("a red cat", method="ddim")
+    number = visitor.ask("edit", target="a red dog", crop=[985, 0, 30, 30])["result"]["number"]
+    view = visitor.ask("zoom", numbers=[number])
+    assert view["problem"] is None
+    times = []
+    for shown, whole in (
+        (view["photo"], path),
+        (view["result"], local(view["result"]["download"])),
+    ):
+        full = local(shown["full"])
+        times.append(full.stat().st_mtime_ns)
+        with Image.open(full) as image:
+            assert (image.format, image.size) == ("JPEG", (2000, 30))
+            error = np.asarray(image).astype(int) - file_pixels(whole)
+        assert np.abs(error).mean() < 12  # noise is the hardest picture for JPEG
+    view = visitor.ask("zoom", numbers=[number])
+    full = [local(view[name]["full"]) for name in ("photo", "result")]
+    assert [path.stat().st_mtime_ns for path in full] == times
+
+
+def test_a_small_picture_is_its_own_preview(visitor, file):
+    photo = visitor.open(file)["photo"]
+    assert photo["full"] == photo["url"]
+
+
 def test_a_saved_inversion_comes_back(visitor, file, run, tmp_path, monkeypatch):
     visitor.open(file)
     view = visitor.invert("a cat", method="ddim")
@@ -494,6 +566,8 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         ("edit", {"target": "a dog", "mask": "gradio_api/file=/etc/hostname"}, "painted mask"),
         ("look", {"word": 99}, "The word is 99"),
         ("choose", {"number": 12345}, "not kept any more"),
+        ("fade", {"number": 12345, "opacity": 0.5}, "not kept any more"),
+        ("zoom", {"numbers": [12345]}, "not kept any more"),
         ("bring", {"file": {"path": "/etc/hostname"}}, "No file has arrived"),
     ],
 )  # fmt: skip

@@ -117,7 +117,7 @@ def walk(page, file):
     part(page, "try").click()
     part(page, "strip-tiles").wait_for()
     part(page, "strip").get_by_role("button").nth(1).click()
-    expect(part(page, "history").get_by_role("button")).to_have_count(2)
+    expect(part(page, "history").locator(".tile")).to_have_count(2)
     yield "strip"
     part(page, "blend").fill("tabby")
     part(page, "edit").click()
@@ -222,7 +222,7 @@ def test_escape_and_results_leave_the_focus_in_place(visit, file):
     assert focused(page) == "2"
     part(page, "edit").focus()
     page.keyboard.press("Enter")
-    history = part(page, "history").get_by_role("button")
+    history = part(page, "history").locator(".tile")
     expect(history).to_have_count(2)
     assert focused(page) == "edit"
     history.nth(1).focus()

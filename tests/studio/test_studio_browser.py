@@ -66,7 +66,7 @@ def test_the_whole_path(visit, file, tmp_path):
     sync_api.expect(part(page, "target")).to_have_value("a red dog")
     part(page, "edit").click()
     part(page, "outcome").wait_for()
-    assert part(page, "history").get_by_role("button", name="cat → dog").is_visible()
+    assert part(page, "history").locator(".tile", has_text="cat → dog").is_visible()
     part(page, "split").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -156,8 +156,8 @@ def test_words_crop_mask_and_strip(visit, file):
     sync_api.expect(tiles).to_have_count(5)
     tiles.nth(4).click()
     sync_api.expect(part(page, "strength-now")).to_have_text("0.8")
-    sync_api.expect(part(page, "history").get_by_role("button")).to_have_count(2)
-    part(page, "history").get_by_role("button").nth(1).click()
+    sync_api.expect(part(page, "history").locator(".tile")).to_have_count(2)
+    part(page, "history").locator(".tile").nth(1).click()
     sync_api.expect(part(page, "strength-now")).to_have_text("0.5")
     assert part(page, "over").get_attribute("src") == first
 

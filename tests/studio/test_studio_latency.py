@@ -67,7 +67,7 @@ def edited(page, button="edit"):
 
 
 def tiles(page, row="history"):
-    return part(page, row).get_by_role("button")
+    return part(page, row).locator(".tile")
 
 
 def drag(page, name, start, end):

@@ -1,16 +1,22 @@
-"""Give a finished edit another format: from the PNG that was kept, and the photo it was made of."""
+"""Give a finished edit another format or opacity, from its PNG and the photo it was made of."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
+
+import torch
 
 from nulltext.errors import OptionError
-from nulltext.image.compositing import original_picture
+from nulltext.image.compositing import blend_pictures, compare_pictures, original_picture
+from nulltext.image.images import CropBox
 from nulltext.image.metadata import settings_in
 from nulltext.image.photos import Photo, load_photo
 from nulltext.image.saving import Picture
+from nulltext.jobs.options import OPTIONS
 from nulltext.jobs.pictures import file_of
 from nulltext.storage.files import safe_name
 
@@ -65,6 +71,40 @@ def export(
     text = None if settings is None else json.dumps(settings)
     name = f"result{EXPORTS[kind]}"
     return bytes(file_of(picture, name, photo, text, gps=gps, quality=quality))
+
+
+@dataclass(frozen=True)
+class Faded:
+    """A finished edit at another opacity."""
+
+    picture: Picture
+    file: bytes | bytearray
+    """PNG, with settings."""
+    changed_fraction: float
+    """Share of the pixels that differ from the photo."""
+
+
+def fade(result: Path, photo: Photo, opacity: float) -> Faded:
+    """Blend a finished edit over its photo, as `nulltext edit --opacity` does; nothing is sampled.
+
+    Args:
+        result: a PNG of an edit at the photo's own size, at opacity 1.
+        opacity: 0 (the photo) to 1 (the edit).
+
+    Raises:
+        ImageError: the result cannot be read.
+    """
+    before, after = original_picture(photo), original_picture(load_photo(result))
+    picture = blend_pictures(before, after, opacity)
+    settings: dict[str, Any] = {**(settings_in(result) or {}), "opacity": opacity}
+    if "job" in settings:
+        job = {**settings["job"], "opacity": opacity}
+        settings["job"] = {name: job[name] for name in OPTIONS if name in job}
+    data = file_of(picture, "result.png", photo, json.dumps(settings), gps=False)
+    width, height = photo.size
+    kept = torch.zeros(height, width, dtype=torch.bool)
+    difference = compare_pictures(before, picture, kept, CropBox(0, 0, width, height))
+    return Faded(picture, data, difference.changed_fraction)
 
 
 def result_name(photo: str, change: str, suffix: str, taken: Collection[str] = ()) -> str:

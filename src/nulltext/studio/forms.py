@@ -133,6 +133,8 @@ class EditForm:
     region: Region = constants.REGION
     negative: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
+    opacity: float = 1.0
+    """How much of the finished edit lies over the photo; chosen when it is there."""
 
     @classmethod
     def read(
@@ -174,7 +176,7 @@ class EditForm:
     def values(self) -> dict[str, Any]:
         """Return the values of the page's fields, the inverse of `read`."""
         values = {**vars(self), "chips": list(self.chips), "blend": ", ".join(self.blend)}
-        del values["weights"]  # the chips have them
+        del values["weights"], values["opacity"]  # the chips and the edit have them
         return values
 
     def spec(self, mask: Any) -> EditSpec:
@@ -203,6 +205,7 @@ class EditForm:
             blend_threshold=None if usual else self.threshold,
             detail=None if self.detail == constants.DETAIL else self.detail,
             region=constants.REGION if self.blend else self.region,
+            opacity=None if self.opacity == 1 else self.opacity,
         )
 
 

@@ -48,6 +48,7 @@ VERBS: dict[str, Callable[[Session, PageRequest], Iterator[None] | None]] = {
     "choose": verbs.choose,
     "restore": verbs.restore,
     "zoom": verbs.zoom,
+    "fade": verbs.fade,
     "cancel": cancel,
 }
 
@@ -152,8 +153,10 @@ def _edit(record: EditRecord, size: tuple[int, int]) -> View:
         "target": record.form.target,
         "label": record.label,
         "strength": record.form.strength,
+        "opacity": record.form.opacity,
         **_shown(record.preview, size),
-        "download": url(record.picture),
+        "tile": url(record.faded_preview or record.preview),
+        "download": url(record.faded or record.picture),
         "name": record.name,
         "mask": url(record.mask) if record.mask else None,
         "region": url(record.region) if record.region else None,

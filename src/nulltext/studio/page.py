@@ -16,7 +16,19 @@ from nulltext.studio.handlers import VERBS, View, handle, rules_of
 from nulltext.studio.session import Studio
 
 FRONT = Path(__file__).parent / "front"
-SCRIPTS = ("dom", "stage", "zoom", "crop", "brush", "spelling", "words", "panel", "keys", "page")
+SCRIPTS = (
+    "dom",
+    "stage",
+    "compare",
+    "zoom",
+    "crop",
+    "brush",
+    "spelling",
+    "words",
+    "panel",
+    "keys",
+    "page",
+)
 """Parts of the page's script; each uses those before it."""
 
 STALE_SECONDS = 15 * 60

@@ -84,6 +84,7 @@ class EditRecord:
     picture: Path
     """PNG at the photo's own size, with its settings; `jobs.export` gives it other formats."""
     preview: Path
+    """Of `picture`."""
     mask: Path | None
     """PNG of the painted mask."""
     region: Path | None
@@ -95,6 +96,9 @@ class EditRecord:
     changed_fraction: float
     psnr_outside: float
     remark: str | None
+    faded: Path | None = None
+    """`picture` at the form's opacity; None where that is 1."""
+    faded_preview: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ class Session:
         self.fields: dict[str, FieldValue] = {}
         self.opening = 0
         """Number of the last request for a photo."""
+        self.fading: dict[int, int] = {}
+        """Numbers of the last requests for another opacity, by the edits'."""
         self.progress: Progress | None = None
         self.problem: str | None = None
         self.notice: str | None = None
@@ -191,6 +197,16 @@ class Session:
         self.result, self.look = record, None
         history = [record, *(old for old in self.history if old.number != record.number)]
         self.history = history[: self.resources.limits.history]
+
+    def replace_edit(self, record: EditRecord) -> None:
+        """Put another record in the place of the one with its number."""
+
+        def renewed(old: EditRecord) -> EditRecord:
+            return record if old.number == record.number else old
+
+        self.history = [renewed(old) for old in self.history]
+        self.strip = [renewed(old) for old in self.strip]
+        self.result = renewed(self.result) if self.result else None
 
     @contextlib.contextmanager
     def commit(self, is_current: Callable[[], bool]) -> Iterator[None]:
@@ -328,6 +344,7 @@ class Session:
 
 def _files_of(record: EditRecord) -> tuple[Path | None, ...]:
     shown = (record.picture, record.preview, record.mask, record.region)
+    shown = (*shown, record.faded, record.faded_preview)
     return (*shown, record.inverted.file)
 
 

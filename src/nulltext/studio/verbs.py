@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import check_model
-from nulltext.jobs.export import result_name
+from nulltext.jobs import export
+from nulltext.jobs.options import EditOptions
 from nulltext.jobs.pictures import region_steps, save_steps
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
@@ -47,9 +48,10 @@ from nulltext.studio.forms import (
     edit_command,
     edit_options,
     read_integer,
+    read_number,
     read_painting,
 )
-from nulltext.studio.resources import MEGABYTE, Meter, Progress
+from nulltext.studio.resources import MEGABYTE, Meter, Progress, ReplacedError
 from nulltext.studio.session import (
     PREVIEW_SIDE,
     EditRecord,
@@ -301,6 +303,40 @@ def restore(session: Session, request: PageRequest) -> None:
     _fill_form(session, request, record)
 
 
+def fade(session: Session, request: PageRequest) -> Iterator[None]:
+    """Lay an edit of the history over the photo at another opacity."""
+    photo, record = session.current_photo(), _find(session.history, request)
+    opacity = read_number(request, "opacity", 0, 1)
+    number = session.fading[record.number] = session.next_number()
+    with session.showing(Progress("Laying the edit over the photo")):
+        yield
+        with session.resources.decoding:
+            if session.fading[record.number] != number:
+                raise ReplacedError
+            faded = _faded(session, photo, record, 1.0 if opacity is None else opacity)
+    with session.commit(lambda: session.photo is photo):
+        session.replace_edit(faded)
+
+
+def _faded(session: Session, opened: OpenPhoto, record: EditRecord, opacity: float) -> EditRecord:
+    photo, form = session.resources.photo(opened.path), replace(record.form, opacity=opacity)
+    made = export.fade(record.picture, photo, opacity)
+    options = _options_of(opened.name, record.inverted, form, masked=record.mask is not None)
+    path = preview = None
+    if opacity < 1:
+        path = session.new_path(record.picture.name)
+        replace_file(path, made.file)
+        preview = session.save_preview(made.picture.image, photo.icc_profile)
+    return replace(
+        record,
+        form=form,
+        faded=path,
+        faded_preview=preview,
+        command=edit_command(options, session.resources.chosen),
+        changed_fraction=made.changed_fraction,
+    )
+
+
 def zoom(session: Session, request: PageRequest) -> Iterator[None]:
     """Write the photo and edits of the history at their own size, for the page to zoom into."""
     numbers = request.get("numbers")
@@ -375,15 +411,13 @@ def _make_edits(
     if painting is not None:
         saved_mask = session.new_path(safe_name(f"{stem}-mask.png"))
         save_image(painting, saved_mask)
-    origin = inverted.uploaded_name or inverted.form
-    mask_name = None if saved_mask is None else f"{stem}-mask.png"
 
     def steps() -> Generator[StepInfo, None, list[EditRecord]]:
         ready = yield from ready_steps(model, inversion, specs, region=form.region)
         records: list[EditRecord] = []
         for row, each in enumerate(forms):  # one picture after the other, to bound memory
             placed = yield from ready.place_steps(canvas, row, form.detail)
-            options = edit_options(name, origin, each, mask=mask_name)
+            options = _options_of(name, inverted, each, masked=saved_mask is not None)
             path = session.new_path(safe_name(f"{stem}-edited.png"))
             saving = save_steps(path, placed, inversion, canvas, gps=False, options=options)
             placed = yield from saving
@@ -397,7 +431,7 @@ def _make_edits(
                 number=session.next_number(),
                 form=each,
                 inverted=inverted,
-                name=result_name(name, label, "", [one.name for one in kept]),
+                name=export.result_name(name, label, "", [one.name for one in kept]),
                 picture=path,
                 preview=session.save_preview(placed.image, photo.icc_profile),
                 mask=saved_mask,
@@ -413,6 +447,15 @@ def _make_edits(
         return records
 
     return (yield from session.run_job(Meter("Starting"), steps))
+
+
+def _options_of(name: str, inverted: OpenInversion, form: EditForm, *, masked: bool) -> EditOptions:
+    """Return the options of `nulltext edit` that make the same picture.
+
+    Args: name: of the photo's file.
+    """
+    mask = f"{PurePath(name).stem}-mask.png" if masked else None
+    return edit_options(name, inverted.uploaded_name or inverted.form, form, mask=mask)
 
 
 def _read_mask(session: Session, value: object) -> Image.Image | None:

@@ -2,7 +2,7 @@
 
 const rules = props.rules;
 const VERBS = rules.verbs;
-const PREEMPTIBLE = ["propose", "look", "cancel", "zoom"]; // while others run, nothing else can be made
+const PREEMPTIBLE = ["propose", "look", "cancel", "zoom", "fade"]; // while others run, nothing else can be made
 const $ = (id) => element.querySelector(`[data-id="${id}"]`);
 const state = {
   view: { photo: null, words: [], strip: [], history: [], fields: {} },
@@ -82,11 +82,11 @@ element.addEventListener("click", (event) => {
   event.stopImmediatePropagation();
 }, true);
 
-// Replace the children; the focus goes to the one with the same key.
+// Replace the children; the focus goes to the element with the same key.
 function redraw(id, children) {
   const held = $(id).contains(document.activeElement) ? document.activeElement.dataset.key : null;
   $(id).replaceChildren(...children);
-  if (held) children.find((child) => child.dataset.key === held)?.focus({ preventScroll: true });
+  if (held) $(id).querySelector(`[data-key="${held}"]`)?.focus({ preventScroll: true });
 }
 
 function showProblem(text) {

@@ -131,6 +131,7 @@ function drawBusy() {
   const busy = asked || (Boolean(view.progress) && !view.preemptible);
   for (const id of ["invert", "edit", "try", "bring", "example"]) setUnusable(id, busy);
   setUnusable("propose", busy || waiting.propose > 0);
+  drawOpacity();
 }
 
 function drawDock() {
@@ -172,8 +173,8 @@ function tile(entry, verb, label) {
   button.title = entry.target;
   button.dataset.key = entry.number;
   const strength = entry.strength === null ? ["by hand"] : [make("i", { className: "unseen" }, "strength "), entry.strength];
-  const caption = make("span", {}, label, ...strength);
-  button.append(make("img", { src: entry.url, alt: "", loading: "lazy" }), caption);
+  const caption = make("span", {}, label, ...strength, entry.opacity < 1 ? ` · ${percent(entry.opacity)}` : "");
+  button.append(make("img", { src: entry.tile, alt: "", loading: "lazy" }), caption);
   button.addEventListener("click", () => ask(verb, { number: entry.number }));
   return button;
 }
@@ -183,7 +184,7 @@ function drawTiles() {
   setHidden("strip-tiles", !strip.length);
   setHidden("history-tiles", !history.length);
   redraw("strip", strip.map((one) => tile(one, "choose", "")));
-  redraw("history", history.map((one) => tile(one, "restore", `${one.label} · `)));
+  redraw("history", history.map((one) => make("div", { className: "entry" }, tile(one, "restore", `${one.label} · `), pinButton(one))));
   setHidden("outcome", !result);
   if (!result) return;
   const stem = state.view.photo.name.replace(/\.[^.]*$/, "");

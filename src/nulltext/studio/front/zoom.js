@@ -125,7 +125,7 @@ function drawZoom() {
 
 // The pictures on show, below and above the divider.
 function picturesShown() {
-  return state.view.result && state.mode === "compare" ? [state.view.result] : [];
+  return state.mode === "compare" ? [state.view.result, pinned()].filter(Boolean) : [];
 }
 
 // Have the server write what is zoomed into at its own size.
