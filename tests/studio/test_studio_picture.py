@@ -48,9 +48,9 @@ def large(tmp_path_factory):
 
 
 def edited(page, word="dog"):
-    chip(page, "cat").click()
-    part(page, "word").fill(word)
+    part(page, "target").fill(f"a red {word}")
     part(page, "edit").click()
+    expect(part(page, "command")).to_have_text(re.compile(f"a red {word}"))
     expect(part(page, "over")).to_be_visible()
     shown(page, "over")
 
@@ -75,6 +75,7 @@ def seen(page):
         "() => document.head.insertAdjacentHTML('beforeend', '<style>.tag, .line { opacity: 0 }')"
     )
     page.evaluate(hide)
+    page.evaluate("scrollTo(0, 0)")  # from under the bar
     data = page.screenshot(clip=box(page, "picture"))
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
@@ -353,3 +354,92 @@ def test_the_brush_keeps_its_size_on_the_screen_and_move_moves(visit, large):
     after = box(page, "sheet")
     assert (after["x"] - before["x"], after["y"] - before["y"]) == (-80, -60)
     assert (alpha(page) == painted).all()
+
+
+def test_the_opacity_of_an_edit_is_seen_at_once_and_in_its_file(visit, file, tmp_path):
+    page = visit()
+    opened_and_inverted(page, file)
+    edited(page)
+    slider, download = part(page, "opacity"), part(page, "download")
+    slider.evaluate("s => { s.value = 0.5; s.dispatchEvent(new Event('input', {bubbles: true})) }")
+    assert part(page, "over").evaluate("over => over.style.opacity") == "0.5"
+    expect(part(page, "opacity-now")).to_have_text("50 %")
+    expect(download).to_have_attribute("aria-disabled", "true")  # the file is not that yet
+    slider.evaluate("s => s.dispatchEvent(new Event('change', {bubbles: true}))")
+    expect(download).to_have_attribute("aria-disabled", "false")
+    assert "--opacity 0.5" in part(page, "command").text_content()
+    with page.expect_download() as arriving:
+        download.click()
+    arriving.value.save_as(tmp_path / "faded.png")
+    screen, frame = seen(page), box(page, "picture")
+    faded = Image.open(tmp_path / "faded.png").convert("RGB")
+    size = (round(frame["width"]), round(frame["height"]))
+    expected = np.asarray(faded.resize(size, Image.Resampling.BILINEAR)).astype(int)
+    photo = np.asarray(Image.open(file).resize(size, Image.Resampling.BILINEAR)).astype(int)
+    height, width = min(len(screen), size[1]), min(screen.shape[1], size[0])
+    half = slice(width // 2 + 5, width - 20)
+    rows = slice(20, height - 20)
+    error = np.abs(screen[:height, :width] - expected[:height, :width])[rows, half].mean()
+    assert error < np.abs(expected - photo)[rows, half].mean() / 4
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(part(page, "opacity-now")).to_have_text("40 %")
+    expect(part(page, "command")).to_contain_text("--opacity 0.4")
+    expect(slider).to_be_focused()
+    edited(page, "cow")
+    tiles = part(page, "history").locator(".tile")
+    expect(tiles).to_have_count(2)
+    expect(part(page, "opacity-now")).to_have_text("100 %")
+    expect(tiles.nth(1)).to_contain_text("cat → dog · strength 0.5 · 40 %")
+    tiles.nth(1).click()
+    expect(part(page, "opacity-now")).to_have_text("40 %")
+    assert part(page, "over").evaluate("over => over.style.opacity") == "0.4"
+
+
+def test_any_edit_is_pinned_and_compared_with_any_other(visit, file):
+    page = visit()
+    opened_and_inverted(page, file)
+    edited(page, "dog")
+    edited(page, "cow")
+    entries = part(page, "history").locator(".entry")
+    expect(entries).to_have_count(2)
+    addresses = [entry.get_attribute("src") for entry in entries.locator("img").all()]
+    assert part(page, "history").locator("button button").count() == 0
+    pin = entries.nth(1).get_by_role("button", name="Pin “cat → dog · 0.5”")
+    pin.click()
+    expect(pin).to_have_attribute("aria-pressed", "true")
+    expect(pin).to_be_focused()
+    expect(part(page, "tag-before")).to_have_text("cat → dog · 0.5")
+    expect(part(page, "tag-after")).to_have_text("cat → cow · 0.5")
+    expect(part(page, "compared")).to_have_text("Pinned | Selected")
+    expect(part(page, "note")).to_have_text(
+        "On the left “cat → dog · 0.5”, on the right “cat → cow · 0.5”."
+    )
+    assert [part(page, name).get_attribute("src") for name in ("over", "pinned")] == addresses
+    shown(page, "pinned")
+    edges = [
+        part(page, name).evaluate("image => getComputedStyle(image).clipPath")
+        for name in ("pinned", "over")
+    ]
+    assert edges == ["inset(0px 50% 0px 0px)", "inset(0px 0px 0px 50%)"]
+    both = seen(page)
+    part(page, "unpin").click()
+    expect(pin).to_be_focused()
+    expect(part(page, "pinned")).to_be_hidden()
+    expect(part(page, "tag-before")).to_have_text("Before")
+    alone = seen(page)
+    half = both.shape[1] // 2
+    assert (both[:, half + 5 :] == alone[:, half + 5 :]).all()
+    assert (both[:, : half - 5] != alone[:, : half - 5]).any()
+    pin.press("Enter")
+    entries.nth(1).locator(".tile").click()  # the pinned one itself
+    expect(part(page, "note")).to_have_text(
+        "This edit is pinned: choose another to compare it with."
+    )
+    part(page, "again").click()  # no result to compare with, after another inversion
+    part(page, "invert").click()
+    expect(part(page, "outcome")).to_be_hidden()
+    expect(part(page, "pinned")).to_be_hidden()
+    entries.nth(0).locator(".tile").click()
+    expect(part(page, "tag-before")).to_have_text("cat → dog · 0.5")

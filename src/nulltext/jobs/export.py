@@ -77,7 +77,6 @@ def export(
 class Faded:
     """A finished edit at another opacity."""
 
-    picture: Picture
     file: bytes | bytearray
     """PNG, with settings."""
     changed_fraction: float
@@ -104,7 +103,7 @@ def fade(result: Path, photo: Photo, opacity: float) -> Faded:
     width, height = photo.size
     kept = torch.zeros(height, width, dtype=torch.bool)
     difference = compare_pictures(before, picture, kept, CropBox(0, 0, width, height))
-    return Faded(picture, data, difference.changed_fraction)
+    return Faded(data, difference.changed_fraction)
 
 
 def result_name(photo: str, change: str, suffix: str, taken: Collection[str] = ()) -> str:

@@ -155,7 +155,6 @@ def _edit(record: EditRecord, size: tuple[int, int]) -> View:
         "strength": record.form.strength,
         "opacity": record.form.opacity,
         **_shown(record.preview, size),
-        "tile": url(record.faded_preview or record.preview),
         "download": url(record.faded or record.picture),
         "name": record.name,
         "mask": url(record.mask) if record.mask else None,

@@ -97,8 +97,7 @@ class EditRecord:
     psnr_outside: float
     remark: str | None
     faded: Path | None = None
-    """`picture` at the form's opacity; None where that is 1."""
-    faded_preview: Path | None = None
+    """`picture` at the form's opacity; None where that is 1. The page shows it by `preview`."""
 
 
 @dataclass(frozen=True)
@@ -343,8 +342,7 @@ class Session:
 
 
 def _files_of(record: EditRecord) -> tuple[Path | None, ...]:
-    shown = (record.picture, record.preview, record.mask, record.region)
-    shown = (*shown, record.faded, record.faded_preview)
+    shown = (record.picture, record.faded, record.preview, record.mask, record.region)
     return (*shown, record.inverted.file)
 
 

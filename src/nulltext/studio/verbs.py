@@ -322,16 +322,14 @@ def _faded(session: Session, opened: OpenPhoto, record: EditRecord, opacity: flo
     photo, form = session.resources.photo(opened.path), replace(record.form, opacity=opacity)
     made = export.fade(record.picture, photo, opacity)
     options = _options_of(opened.name, record.inverted, form, masked=record.mask is not None)
-    path = preview = None
+    path = None
     if opacity < 1:
         path = session.new_path(record.picture.name)
         replace_file(path, made.file)
-        preview = session.save_preview(made.picture.image, photo.icc_profile)
     return replace(
         record,
         form=form,
         faded=path,
-        faded_preview=preview,
         command=edit_command(options, session.resources.chosen),
         changed_fraction=made.changed_fraction,
     )

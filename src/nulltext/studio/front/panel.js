@@ -174,7 +174,11 @@ function tile(entry, verb, label) {
   button.dataset.key = entry.number;
   const strength = entry.strength === null ? ["by hand"] : [make("i", { className: "unseen" }, "strength "), entry.strength];
   const caption = make("span", {}, label, ...strength, entry.opacity < 1 ? ` · ${percent(entry.opacity)}` : "");
-  button.append(make("img", { src: entry.tile, alt: "", loading: "lazy" }), caption);
+  const picture = make("img", { src: entry.url, alt: "", loading: "lazy" });
+  const photo = make("span", { className: "photo" }, picture);
+  photo.style.backgroundImage = `url("${state.view.photo.url}")`;
+  picture.style.opacity = entry.opacity;
+  button.append(photo, caption);
   button.addEventListener("click", () => ask(verb, { number: entry.number }));
   return button;
 }
