@@ -6,10 +6,12 @@ top of what) is asked of the browser.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 
+import nulltext
 from support.browser import (
     CONTROLS,
     address,
@@ -20,13 +22,13 @@ from support.browser import (
     part,
     problem,
     proxy,
-    studio,
     sync_api,
     upload,
     visit,
 )
+from support.studios import TAUGHT, studio_on
 
-__all__ = ["address", "browser", "proxy", "studio", "visit"]  # fixtures
+__all__ = ["address", "browser", "proxy", "visit"]  # fixtures
 
 pytestmark = pytest.mark.slow
 expect = sync_api.expect
@@ -62,6 +64,14 @@ NARROW = """([query, finger]) => [...document.querySelectorAll(query)]
   .map(([c, target]) => [c, target.getBoundingClientRect()])
   .filter(([c, box]) => box.height < finger - 0.5)
   .map(([c, box]) => `${c.dataset.id || c.textContent.trim()}: ${box.height}`)"""
+
+
+@pytest.fixture(scope="module")
+def studio(model):
+    """A studio whose model knows few words: others are marked, and known ones are offered."""
+    taught = replace(nulltext.load(model), known_words=TAUGHT)
+    with studio_on(taught, model) as made:
+        yield made
 
 
 def axe(page):

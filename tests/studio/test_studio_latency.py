@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 
 import nulltext
+from nulltext.captioning.captioner import Caption, CaptionWord
+from nulltext.models.side_files import KnownWords
 from nulltext.studio.page import FRONT
 from nulltext.studio.server import running
+from nulltext.words.alignment import ARTICLES
 from support.browser import (
     PATIENCE,
     address,
@@ -216,11 +219,13 @@ class Waiting:
     def __init__(self):
         self.let, self.asked, self.crops = threading.Semaphore(0), threading.Semaphore(0), []
 
-    def caption(self, photo, *, crop):
+    def describe(self, photo, *, crop):
         self.crops.append(crop.as_list())
         self.asked.release()
         assert self.let.acquire(timeout=PATIENCE / 1000)
-        return f"sentence {len(self.crops)}"
+        return Caption(
+            (CaptionWord("sentence", 1.0), CaptionWord(str(len(self.crops)), 1.0)), "waiting"
+        )
 
 
 @pytest.mark.parametrize("latency", LATENCIES)
@@ -321,6 +326,45 @@ def spaced(rng, words):
     return gaps[0] + "".join(
         str(word) + str(gap) for word, gap in zip(words, gaps[1:], strict=True)
     )
+
+
+def test_the_page_and_the_library_miss_the_same_words(speller):
+    """Texts of random pieces; the words that may be said as `rules_of` gives them."""
+    known = KnownWords(("rose", "strasse", "été", "mañana", "10"), ("a", "of", "without"))
+    words = sorted(known.words | ARTICLES)
+    rng = np.random.default_rng(1)
+    pool = [
+        "a",
+        "The",
+        "Rose",
+        "rose's",
+        "STRASSE",
+        "e\u0301te\u0301",
+        "cat-like",
+        "“red”",
+        "10",
+        "2nd",
+    ]
+    pool += [
+        "without",
+        "in",
+        "...",
+        "<my-cat>",
+        "MAN\u0303ANA",
+        "Σοφος",
+        "ΣΟΦΟΣ",
+        "字",
+        "🙂",
+        "’",
+        "2nd",
+    ]
+    for _ in range(300):
+        text = spaced(rng, list(rng.choice(pool, rng.integers(1, 7))))
+        plain = text.replace("<my-cat>", " ")
+        got = speller.evaluate(
+            "([text, words]) => missingWords(text, {words, learnt: ['<my-cat>']})", [text, words]
+        )
+        assert got == known.missing([plain]), text
 
 
 def test_a_text_as_chips_is_the_text_again(speller):

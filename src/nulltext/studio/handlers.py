@@ -109,6 +109,7 @@ def rules_of(resources: Resources) -> View:
         "methods": {name: planned(name).num_steps for name in METHODS},
         "budgets": {name: budget.num_steps for name, budget in BUDGETS.items()},
         "budget": BUDGET,
+        "known_words": verbs.known_words_of(resources.model),
         "usual_guidance": resources.model.guidance_scale,
         "upload_bytes": resources.limits.upload_bytes,
         "example": url(verbs.EXAMPLE),

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
+from nulltext.captioning.captioner import Caption
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.heatmaps import heat_map_steps, heat_over
 from nulltext.editing.loop import check_specs
@@ -62,7 +63,7 @@ from nulltext.studio.session import (
     url,
 )
 from nulltext.words.alignment import ARTICLES, align_words
-from nulltext.words.prompts import TokenizedPrompt, has_word, word_key
+from nulltext.words.prompts import TokenizedPrompt, has_word, listed, word_key
 
 EXAMPLE = Path(__file__).parent / "front" / "dahlia.jpg"
 EXAMPLE_SOURCE = "a photo of an orange flower with a dark background"
@@ -151,14 +152,33 @@ def propose(session: Session, request: PageRequest) -> Iterator[None]:
     box.check_inside(opened.size)
     photo = session.load_photo()
 
-    def steps() -> Generator[StepInfo, None, str]:
+    def steps() -> Generator[StepInfo, None, Caption]:
         yield from ()
-        return captioner.caption(photo, crop=box)
+        return captioner.describe(photo, crop=box)
 
     caption = yield from session.run_job(Meter("Looking at the photo"), steps, preemptible=True)
     with session.commit(lambda: session.photo is opened):
-        if caption:
-            session.set_fields(request, source=caption, proposed=True)
+        if caption.text:
+            proposed = caption.doubts or True
+            session.set_fields(request, source=caption.text, proposed=proposed)
+
+
+def known_words_of(model: LatentDiffusion) -> dict[str, Any] | None:
+    """Return what the page marks and suggests words by; None where the model's are not known.
+
+    It has the words that a prompt may say, the names of learnt tokens, the groups of words that
+    may take each other's place, and a list to be shown.
+    """
+    known = model.known_words
+    if known is None:
+        return None
+    learnt = [token.content for token in model.tokenizer.added_tokens_decoder.values()]
+    return {
+        "words": sorted(known.words | ARTICLES),
+        "learnt": learnt,
+        "groups": known.groups,
+        "shown": listed(known.named or known.others),
+    }
 
 
 def open_inversion(session: Session, request: PageRequest) -> None:

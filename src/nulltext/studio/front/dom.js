@@ -86,7 +86,7 @@ element.addEventListener("click", (event) => {
 function redraw(id, children) {
   const held = $(id).contains(document.activeElement) ? document.activeElement.dataset.key : null;
   $(id).replaceChildren(...children);
-  if (held) $(id).querySelector(`[data-key="${held}"]`)?.focus({ preventScroll: true });
+  if (held) $(id).querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus({ preventScroll: true });
 }
 
 function showProblem(text) {

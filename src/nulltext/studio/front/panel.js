@@ -74,6 +74,7 @@ function fill(view, otherWords) {
     state.chips = fields.chips.map((chip) => ({ ...chip }));
     drawChips();
   } else if (otherWords) readTarget();
+  markUnknown();
   showValues();
 }
 
@@ -88,7 +89,10 @@ function setValue(field, value) {
 
 function hintOf({ source, proposed }, taken) {
   if (!proposed) return HINT;
-  return taken ? "Proposed by the captioner; correct what is wrong." : `The captioner proposes “${source}”.`;
+  const unsure = (proposed.unsure || []).map((word) => `“${word}”`).join(", ");
+  const doubt = proposed.known === false ? " It may be wrong: this photo is unlike those that it was trained on."
+    : unsure && ` It is not sure of ${unsure}.`;
+  return (taken ? "Proposed by the captioner; correct what is wrong." : `The captioner proposes “${source}”.`) + doubt;
 }
 
 function setByHand(byHand) {
