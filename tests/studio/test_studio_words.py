@@ -66,6 +66,7 @@ def marked(page):
 def test_unknown_words_are_marked_as_they_are_typed(page, file):
     upload(page, file)
     source = part(page, "source")
+    source.wait_for()
     source.press_sequentially("a red flo")
     assert unknown(page, "source-unknown") is None  # it may become a flower
     expect(part(page, "source-unknown")).to_contain_text("“flo”")  # after a pause
@@ -132,9 +133,9 @@ def test_known_words_are_offered_in_place_of_a_word(page, file):
 @pytest.mark.parametrize(
     ("known", "farthest", "said"),
     [
-        (False, None, "correct what is wrong."),
-        (True, 0.0, "may be wrong: this photo is unlike those that it was trained on."),
-        (True, 9.0, "It is not sure of “"),
+        (False, None, "Proposed by the captioner; correct what is wrong."),
+        (True, 0.0, "which was trained on no photos like this one; correct what is wrong."),
+        (True, 9.0, "the captioner, which is not sure of “"),
     ],
 )
 def test_doubts_of_the_captioner_are_below_its_words(visit, model, file, known, farthest, said):

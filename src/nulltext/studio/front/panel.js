@@ -90,9 +90,9 @@ function setValue(field, value) {
 function hintOf({ source, proposed }, taken) {
   if (!proposed) return HINT;
   const unsure = (proposed.unsure || []).map((word) => `“${word}”`).join(", ");
-  const doubt = proposed.known === false ? " It may be wrong: this photo is unlike those that it was trained on."
-    : unsure && ` It is not sure of ${unsure}.`;
-  return (taken ? "Proposed by the captioner; correct what is wrong." : `The captioner proposes “${source}”.`) + doubt;
+  const doubt = proposed.known === false ? "was trained on no photos like this one" : unsure && `is not sure of ${unsure}`;
+  if (taken) return `Proposed by the captioner${doubt && `, which ${doubt}`}; correct what is wrong.`;
+  return `The captioner${doubt && `, which ${doubt},`} proposes “${source}”.`;
 }
 
 function setByHand(byHand) {
