@@ -76,8 +76,8 @@ def mask_of(size, box):
 def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     view = visitor.open(file)
     assert (view["problem"], view["photo"]["name"]) == (None, file.name)
-    assert view["fields"]["crop"] == [15, 0, 60, 60]
-    view = visitor.invert("a red cat")
+    assert view["fields"]["crop"] == [0, 0, 90, 60]
+    view = visitor.invert("a red cat", crop=[15, 0, 60, 60])
     assert view["words"] == ["a", "red", "cat"]
     assert view["fields"]["target"] == "a red cat"
     assert view["inversion"]["psnr"] <= view["inversion"]["bound"] + 0.5
@@ -122,6 +122,17 @@ EDITS = {
         "strength": 1,
     },
     "local": {"blend": "cat, dog", "threshold": 0.05, "strength": 0.9},
+    "masactrl": {"editor": "masactrl", "masa_word": "cat, dog", "by_hand": True, "masa_start": 0.4},
+    "set": {
+        "blend": "cat, dog",
+        "threshold": 0.05,
+        "blend_except": "a",
+        "guidance_start": 0.3,
+        "align": "refine",
+        "hue": "model",
+        "source_branch": "exact",
+        "target_guidance": 5,
+    },
     "painted": {"mask": png_url(mask_of((180, 120), (60, 20, 120, 90))), "strength": 0.75},
     "soft": {"mask": png_url(SOFT), "strength": 0.75},
 }
@@ -132,6 +143,8 @@ NAMED = {
     "weighed": "--weight dog=-2.0 --target-guidance 3.0 --negative 'a cow' --cross-steps 0.4",
     "repeated": "--weight 'red#2=3.0' --weight 'red#3=-1.0'",
     "local": "--blend cat --blend dog --blend-threshold 0.05",
+    "masactrl": "--editor masactrl --masa-start 0.4 --masa-word cat --masa-word dog",
+    "set": "--blend cat --blend dog --blend-except a",
     "painted": "--mask 'my cat-mask.png'",
     "soft": "--mask 'my cat-mask.png'",
 }
@@ -228,8 +241,8 @@ def test_sixteen_bits_of_a_photo_are_in_the_download_and_in_exports(visitor, tmp
     image = Image.fromarray((values >> 8).astype(np.uint8))
     path.write_bytes(encode(Picture(image, values), path))
     visitor.open(path)
-    visitor.invert("a red cat")
-    result = visitor.ask("edit", target="a red dog", crop=[15, 0, 60, 60])["result"]
+    visitor.invert("a red cat", crop=[15, 0, 60, 60])
+    result = visitor.ask("edit", target="a red dog")["result"]
     kept = load_photo(local(result["download"]))
     assert kept.bits == 16
     assert (kept.deep[:, :15] == values[:, :15]).all()
@@ -392,8 +405,10 @@ def test_an_inversion_is_made_once(studio, visitor, file):
 
 def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, file, monkeypatch):
     visitor.open(file)
-    visitor.invert("a red cat", method="ddim")
-    assert visitor.ask("edit", target="a red dog")["result"]["remark"] == (
+    visitor.invert("a red cat", method="ddim", crop=[15, 0, 60, 60])
+    result = visitor.ask("edit", target="a red dog")["result"]
+    assert result["cut"] == ["left", "right"]
+    assert result["remark"] == (
         "The edit stops inside the photo, at the crop's left and right: draw the crop around all "
         "that changes."
     )
@@ -419,7 +434,7 @@ def test_history_is_restored_with_its_settings(visitor, file):
     assert view["result"] == first
     assert view["fields"]["chips"] == chips_json(chips)
     assert (view["fields"]["strength"], view["fields"]["source"]) == (0.7, "a red cat")
-    assert (view["inversion"]["prompt"], view["fields"]["crop"]) == ("a red cat", [15, 0, 60, 60])
+    assert (view["inversion"]["prompt"], view["fields"]["crop"]) == ("a red cat", [0, 0, 90, 60])
     again = visitor.ask("edit", target="a red dog", chips=chips, strength=0.7)["result"]
     assert (file_pixels(local(again["download"])) == file_pixels(local(first["download"]))).all()
     assert [one["number"] for one in visitor.views[-1]["history"]] == [
@@ -474,7 +489,7 @@ def test_a_captioner_proposes_words(model, file):
         assert visitor.open(file)["fields"]["source"] == ""
         photo = nulltext.load_photo(file)
         fields = visitor.ask("propose")["fields"]
-        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(15, 0, 60, 60)) != ""
+        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(0, 0, 90, 60)) != ""
         assert fields["proposed"]
         view = visitor.ask("propose", crop=[0, 0, 30, 30], ask=7)
         wanted = writer.caption(photo, crop=nulltext.CropBox(0, 0, 30, 30))
@@ -540,12 +555,12 @@ def test_photos_that_are_none(visitor, tmp_path, file):
     [
         ("invert", {"source": " "}, "Say what the photo shows first, in a few words."),
         ("invert", {"source": "a cat " * 40}, "tokens, and this model reads at most"),
-        ("invert", {"source": "a cat", "steps": 10**6}, "The steps is 1000000"),
+        ("invert", {"source": "a cat", "steps": 10**6}, "“Steps” is no whole number"),
         ("invert", {"source": "a cat", "steps": 2.5}, "whole number from 1 to 200"),
-        ("invert", {"source": "a cat", "guidance": float("nan")}, "The guidance is nan"),
+        ("invert", {"source": "a cat", "guidance": float("nan")}, "“Guidance” is no finite"),
         ("invert", {"source": "a cat", "crop": [0, 0, 500, 500]}, "does not lie within the photo"),
         ("invert", {"source": "a cat", "crop": "all"}, "crop box"),
-        ("invert", {"source": "a cat", "method": "magic"}, "no inversion method 'magic'"),
+        ("invert", {"source": "a cat", "method": "magic"}, "“Method” is none of fixed-point,"),
         (
             "invert",
             {"source": "a cat", "method": "null-text", "budget": "fast"},
@@ -556,7 +571,13 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         ("edit", {"target": "a red cat"}, "Nothing is changed yet"),
         ("edit", {"target": "a dog", "blend": "tabby"}, "“tabby” is a word of neither prompt"),
         ("edit", {"target": "a dog", "strength": 7}, "The strength is 7"),
-        ("edit", {"target": "a dog", "detail": "all"}, "There is no detail 'all'"),
+        ("edit", {"target": "a dog", "detail": "all"}, "“Fine detail” is none of auto,"),
+        ("edit", {"target": "a dog", "by_hand": 1, "masa_start": 0.5}, "“Looks begin” belongs to"),
+        ("edit", {"target": "a dog", "editor": "masactrl", "align": "auto"}, "“Pairing of"),
+        ("edit", {"target": "a dog", "blend_except": "cat"}, "takes away from a “Blend”"),
+        ("edit", {"target": "a dog", "base": 3}, "is not kept any more; start from the photo"),
+        ("go_on", {"number": 3}, "not kept any more"),
+        ("export", {"number": 3}, "not kept any more"),
         ("edit", {"target": "a dog", "mask": "data:image/png;base64,AAAA"}, "painted mask"),
         ("edit", {"target": "a dog", "mask": BLACK}, "black everywhere"),
         ("edit", {"target": "a dog", "chips": [{"source": 9, "text": "x"}]}, "word cannot be read"),

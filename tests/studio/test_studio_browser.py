@@ -50,7 +50,7 @@ def test_the_whole_path(visit, file, tmp_path):
     usual = part(page, "steps").get_attribute
     assert usual("placeholder") == str(BUDGETS[BUDGET].num_steps)
     part(page, "step-source").locator("summary").click()
-    assert part(page, "method").locator("option").first.inner_text() == "by budget"
+    assert part(page, "method").locator("option").first.inner_text() == "default"
     part(page, "budget").select_option("paper")
     assert usual("placeholder") == str(BUDGETS["paper"].num_steps)
     part(page, "step-source").locator("summary").click()
@@ -121,7 +121,7 @@ def test_below_a_path_of_a_proxy(visit, model, file, tmp_path, plain):
 def test_words_crop_mask_and_strip(visit, file):
     page = visit()
     upload(page, file)
-    part(page, "crop").wait_for()
+    part(page, "square").click()
     box = part(page, "crop").bounding_box()
     page.mouse.move(box["x"] + 40, box["y"] + 40)
     page.mouse.down()

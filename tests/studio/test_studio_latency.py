@@ -23,7 +23,6 @@ from support.browser import (
     browser,
     chip,
     part,
-    problem,
     proxy,
     studio,
     sync_api,
@@ -127,8 +126,8 @@ def test_every_control_is_sent_as_it_stands(page, file):
     )
     assert_says(command, "--blend dog", "--blend-threshold 0.05", "--detail photo")
     part(page, "by-hand").check()
-    part(page, "cross").fill("0.6")
-    part(page, "self").fill("0.3")
+    part(page, "cross-steps").fill("0.6")
+    part(page, "self-steps").fill("0.3")
     assert_says(edited(page), "--cross-steps 0.6", "--self-steps 0.3", "--target-guidance")
     part(page, "paint-it").click()
     drag(page, "paint", (0.4, 0.4), (0.6, 0.6))
@@ -280,7 +279,10 @@ def test_a_number_that_is_none_is_not_taken_for_empty(visit, file):
     part(page, "steps").press_sequentially("1e")
     part(page, "source").fill("a cat")
     part(page, "invert").click()
-    assert "The steps is 'no number'; give a number from 1 to 200." in problem(page)
+    wrong = page.locator("#wrong-steps")
+    expect(wrong).to_have_text(
+        "“Steps” is no whole number from 1 to 200; change it, or leave it empty."
+    )
 
 
 def test_a_request_that_fails_lets_go_of_the_buttons(browser, address, file):

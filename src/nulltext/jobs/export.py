@@ -52,13 +52,7 @@ def export(
         OptionError: the format is unknown, or has no such quality or depth.
         ImageError: the result cannot be read.
     """
-    if kind not in EXPORTS:
-        raise OptionError(f"There is no format '{kind:.20}'; choose {', '.join(EXPORTS)}.")
-    if quality is not None and (kind != "jpeg" or not 1 <= quality <= 100):
-        raise OptionError("A quality is a JPEG's, from 1 to 100; choose that, or leave it out.")
-    if bits is not None and bits not in DEPTHS[kind]:
-        held = " or ".join(map(str, DEPTHS[kind]))
-        raise OptionError(f"{kind.upper()} holds {held} bits a channel, not {bits}; choose that.")
+    check_export(kind, quality, bits)
     made = load_photo(result)
     picture = original_picture(made)
     if made.alpha is not None:
@@ -104,6 +98,21 @@ def fade(result: Path, photo: Photo, opacity: float) -> Faded:
     kept = torch.zeros(height, width, dtype=torch.bool)
     difference = compare_pictures(before, picture, kept, CropBox(0, 0, width, height))
     return Faded(data, difference.changed_fraction)
+
+
+def check_export(kind: str, quality: int | None, bits: int | None) -> None:
+    """Refuse a format that does not exist, or that has no such quality or depth.
+
+    Raises:
+        OptionError: it is so.
+    """
+    if kind not in EXPORTS:
+        raise OptionError(f"There is no format '{kind:.20}'; choose {', '.join(EXPORTS)}.")
+    if quality is not None and (kind != "jpeg" or not 1 <= quality <= 100):
+        raise OptionError("A quality is a JPEG's, from 1 to 100; choose that, or leave it out.")
+    if bits is not None and bits not in DEPTHS[kind]:
+        held = " or ".join(map(str, DEPTHS[kind]))
+        raise OptionError(f"{kind.upper()} holds {held} bits a channel, not {bits}; choose that.")
 
 
 def result_name(photo: str, change: str, suffix: str, taken: Collection[str] = ()) -> str:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from nulltext.constants import BUDGET
-from nulltext.errors import NulltextError
+from nulltext.errors import FieldError, NulltextError
 from nulltext.inversion.budgets import BUDGETS, planned
 from nulltext.inversion.registry import METHODS
+from nulltext.jobs.export import DEPTHS
 from nulltext.studio import verbs
-from nulltext.studio.forms import PageRequest
+from nulltext.studio.forms import EDITING, INVERTING, PageRequest, fields_of, without_flags
 from nulltext.studio.resources import ReplacedError, Resources
 from nulltext.studio.session import EditRecord, OpenInversion, OpenPhoto, Session, Studio, url
 
@@ -49,6 +50,8 @@ VERBS: dict[str, Callable[[Session, PageRequest], Iterator[None] | None]] = {
     "restore": verbs.restore,
     "zoom": verbs.zoom,
     "fade": verbs.fade,
+    "go_on": verbs.go_on,
+    "export": verbs.export_edit,
     "cancel": cancel,
 }
 
@@ -62,7 +65,7 @@ def handle(studio: Studio, key: str, verb: str, request: Any) -> Iterator[View]:
     """
     session = studio.session(key)
     fields = request if isinstance(request, dict) else {}
-    session.problem = session.notice = None
+    session.problem = session.wrong = session.notice = None
     try:
         with session.handling():
             for _ in VERBS[verb](session, fields) or ():
@@ -72,7 +75,8 @@ def handle(studio: Studio, key: str, verb: str, request: Any) -> Iterator[View]:
     except CancelledError:
         session.notice = "Cancelled."
     except NulltextError as error:
-        session.problem = session.without_folders(str(error))
+        session.problem = session.without_folders(without_flags(str(error)))
+        session.wrong = error.field if isinstance(error, FieldError) else None
     except Exception:
         LOG.exception("The verb %s failed", verb)
         session.problem = INTERNAL_ERROR
@@ -82,21 +86,24 @@ def handle(studio: Studio, key: str, verb: str, request: Any) -> Iterator[View]:
 def view_of(session: Session) -> View:
     """Return everything that a page shows; whole every time, so that nothing can go stale."""
     photo, inverted, look = session.photo, session.inverted, session.look
-    size = photo.size if photo else (0, 0)
+    base = session.fields["base"].value if "base" in session.fields else None
     return {
         "serial": session.next_number(),
         "photo": _photo(photo) if photo else None,
         "fields": {name: _plain(name, field.value) for name, field in session.fields.items()},
         "filled": {name: [field.revision, field.ask] for name, field in session.fields.items()},
         "inversion": _inversion(inverted) if inverted else None,
-        "words": [word.text for word in inverted.prompt.words] if inverted else [],
+        "base": base,
+        "words": _words(inverted, base),
         "look": {"word": look.word, "url": url(look.picture)} if look else None,
-        "result": _edit(session.result, size) if session.result else None,
-        "strip": [_edit(record, size) for record in session.strip],
-        "history": [_edit(record, size) for record in session.history],
+        "result": _edit(session, session.result) if session.result else None,
+        "strip": [_edit(session, record) for record in session.strip],
+        "history": [_edit(session, record) for record in session.history],
+        "export": _export(session),
         "progress": asdict(session.progress) if session.progress else None,
         "preemptible": session.preemptible,
         "problem": session.problem,
+        "wrong": session.wrong,
         "notice": session.notice,
     }
 
@@ -110,6 +117,9 @@ def rules_of(resources: Resources) -> View:
         "budgets": {name: budget.num_steps for name, budget in BUDGETS.items()},
         "budget": BUDGET,
         "known_words": verbs.known_words_of(resources.model),
+        "inverting": fields_of(INVERTING),
+        "editing": fields_of(EDITING),
+        "exports": DEPTHS,
         "usual_guidance": resources.model.guidance_scale,
         "upload_bytes": resources.limits.upload_bytes,
         "example": url(verbs.EXAMPLE),
@@ -123,6 +133,7 @@ def _photo(photo: OpenPhoto) -> View:
         "width": width,
         "height": height,
         **_shown(photo.preview, photo.size),
+        "has_position": photo.has_position,
     }
 
 
@@ -148,7 +159,8 @@ def _inversion(inverted: OpenInversion) -> View:
     }
 
 
-def _edit(record: EditRecord, size: tuple[int, int]) -> View:
+def _edit(session: Session, record: EditRecord) -> View:
+    size = session.photo.size if session.photo else (0, 0)
     return {
         "number": record.number,
         "target": record.form.target,
@@ -164,7 +176,23 @@ def _edit(record: EditRecord, size: tuple[int, int]) -> View:
         "changed": round(100 * record.changed_fraction, 1),
         "outside": _decibels(record.psnr_outside),
         "remark": record.remark,
+        "cut": list(record.cut),
+        "batch": verbs.batch_of(session, record),
     }
+
+
+def _words(inverted: OpenInversion | None, base: View | None) -> list[str]:
+    """The words that the next edit changes: those of the photo, or of the edit it starts from."""
+    if inverted is None or base is not None:
+        return base["words"] if base and inverted else []
+    return [word.text for word in inverted.prompt.words]
+
+
+def _export(session: Session) -> View | None:
+    if session.exported is None or not session.exports:
+        return None
+    last = session.exports[-1]
+    return {"ask": session.exported, "url": url(last.path), "name": last.name}
 
 
 def _decibels(value: float) -> float | None:

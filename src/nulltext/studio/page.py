@@ -25,6 +25,8 @@ SCRIPTS = (
     "brush",
     "spelling",
     "words",
+    "options",
+    "result",
     "panel",
     "keys",
     "page",

@@ -223,6 +223,8 @@ class Limits:
     """Time without a request after which a session is closed."""
     history: int = 20
     """Edits in a session's history; beyond, the oldest is removed."""
+    exports: int = 4
+    """Downloads in other formats that a session keeps; beyond, the oldest is made again."""
     cache_bytes: int = 256 * MEGABYTE
     """Of each cache: decoded photos, inversions, attention maps."""
 
@@ -285,6 +287,7 @@ class Resources:
         self.model = replace(self.model, memory=replace(self.model.memory, targets=1))
         self.worker = Worker()
         self.decoding = threading.Lock()
+        """Held for a download, another opacity or a zoom: one picture at a time is in memory."""
         size = self.limits.cache_bytes
         self.photos = LRUCache[Photo](size, _photo_bytes)
         self.inversions = LRUCache[Inversion](size, lambda one: _bytes([*one.tensors().values()]))

@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +55,8 @@ class OpenPhoto:
     """See `Photo.colours`."""
     preview: Path
     crop: CropBox
+    has_position: bool
+    """Whether its file says where it was taken."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,31 @@ class EditRecord:
     changed_fraction: float
     psnr_outside: float
     remark: str | None
+    cut: tuple[str, ...]
+    """The sides of the crop at which it stops inside the photo."""
+    base: int | None
+    """Number of the edit that it starts from; None for the photo."""
+    earlier: tuple[EditForm, ...]
+    """The edits from the photo to that one."""
+    job: Mapping[str, Any]
+    """The job that makes it again; see `jobs.settings`."""
     faded: Path | None = None
     """`picture` at the form's opacity; None where that is 1. The page shows it by `preview`."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An edit as a file to download, in the format that was asked for."""
+
+    number: int
+    """Of the edit."""
+    kind: str
+    quality: int | None
+    bits: int | None
+    gps: bool
+    path: Path
+    name: str
+    """What the download is called."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,10 @@ class Session:
         self.history: list[EditRecord] = []
         self.strip: list[EditRecord] = []
         self.result: EditRecord | None = None
+        self.exports: list[Export] = []
+        """The latest last."""
+        self.exported: int | None = None
+        """Number of the page's request that the last of them answers."""
         self.fields: dict[str, FieldValue] = {}
         self.opening = 0
         """Number of the last request for a photo."""
@@ -140,6 +169,8 @@ class Session:
         """Numbers of the last requests for another opacity, by the edits'."""
         self.progress: Progress | None = None
         self.problem: str | None = None
+        self.wrong: str | None = None
+        """The page's field that the problem is about, if it is about one."""
         self.notice: str | None = None
         self.preemptible = False
         """Whether the next job may cancel the running one."""
@@ -181,15 +212,18 @@ class Session:
             self.fields = {**self.fields, **new}
 
     def start_edits(self, request: PageRequest, inverted: OpenInversion) -> None:
+        form, before = inverted.form, self.inverted
         self.inverted, self.look, self.result, self.strip = inverted, None, None, []
-        form = inverted.form
+        words = {"target": form.source, "chips": chips_of(inverted.prompt)}
+        if before is not None and before.form.source == form.source:
+            words = {}  # another frame or method: what the user wrote stays
         self.set_fields(
             request,
             source=form.source,
             proposed=False,
             crop=form.crop.as_list(),
-            target=form.source,
-            chips=chips_of(inverted.prompt),
+            base=None,
+            **words,
         )
 
     def show_edit(self, record: EditRecord) -> None:
@@ -206,6 +240,7 @@ class Session:
         self.history = [renewed(old) for old in self.history]
         self.strip = [renewed(old) for old in self.strip]
         self.result = renewed(self.result) if self.result else None
+        self.exports = [one for one in self.exports if one.number != record.number]
 
     @contextlib.contextmanager
     def commit(self, is_current: Callable[[], bool]) -> Iterator[None]:
@@ -323,6 +358,7 @@ class Session:
         kept |= {self.photo.path, self.photo.preview} if self.photo else set()
         kept |= {self.inverted.file} if self.inverted else set()
         kept |= {self.last_look.picture} if self.last_look else set()
+        kept |= {one.path for one in self.exports}
         folders = {path.parent for path in kept if path}
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
@@ -334,7 +370,7 @@ class Session:
         if self.photo is not None:
             self.resources.photos.remove(str(self.photo.path))
         self.inverted = self.look = self.result = None
-        self.history, self.strip = [], []
+        self.history, self.strip, self.exports = [], [], []
 
     def close(self) -> None:
         self.clear()

@@ -13,13 +13,14 @@ function receive(view) {
   setHidden("welcome", Boolean(view.photo));
   setHidden("editor", !view.photo);
   setHidden("new", !view.photo);
-  showProblem(view.problem);
+  showProblem(showWrong(view.wrong, view.problem) ? "" : view.problem);
+  takeExport(view);
   if (view.notice) showNotice(view.notice);
   if (fresh) {
     state.touched.crop = state.touched.mask = 0; // they belonged to the last photo
     clearMask();
   }
-  fill(view, inverted);
+  fill(view, inverted || String(view.words) !== String(before.words));
   if (fresh || inverted) {
     state.reopened = false;
     state.picked = null;
@@ -72,8 +73,6 @@ on("by-hand", "change", () => {
   setByHand($("by-hand").checked);
   showValues();
 });
-on("method", "change", showUsualSteps);
-on("budget", "change", showUsualSteps);
 on("copy", "click", async () => {
   try {
     await navigator.clipboard.writeText(state.view.result.command);

@@ -1,30 +1,14 @@
 // The panel of forms, the progress of the job, and the tiles of edits.
 
-$("method").append(make("option", { value: "" }, "by budget"));
-for (const name of Object.keys(rules.methods)) $("method").append(make("option", { value: name }, name));
-for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
-$("budget").value = rules.budget;
-$("guidance").placeholder = rules.usual_guidance;
-showUsualSteps();
 setHidden("propose", !rules.captioner);
 setText("about", `Model: ${rules.model}.`);
 setPicture("example-picture", rules.example);
-
-function showUsualSteps() {
-  const method = $("method").value;
-  $("budget").disabled = method !== "";
-  $("steps").placeholder = method ? rules.methods[method] : rules.budgets[$("budget").value];
-}
 
 function invertForm() {
   return {
     source: $("source").value,
     crop: state.crop,
-    method: $("method").value,
-    budget: $("method").value ? "" : $("budget").value,
-    steps: numberIn("steps"),
-    guidance: numberIn("guidance"),
-    seed: numberIn("seed"),
+    ...settingsIn("inverting"),
   };
 }
 
@@ -34,21 +18,18 @@ function editForm() {
     target: $("target").value,
     strength: numberIn("strength"),
     by_hand: $("by-hand").checked,
-    cross_steps: numberIn("cross"),
-    self_steps: numberIn("self"),
     blend: $("blend").value,
     threshold: numberIn("threshold"),
-    target_guidance: numberIn("target-guidance"),
-    detail: $("detail").value,
     region: $("region").value,
-    negative: $("negative").value,
+    base: baseNumber(),
     mask: maskUrl(),
+    ...settingsIn("editing"),
   };
 }
 
-const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail", region: "region", negative: "negative" };
-const NUMBERS = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
-const IDS = { ...TEXTS, ...NUMBERS, chips: "target" };
+const TEXTS = { source: "source", target: "target", blend: "blend", region: "region" };
+const NUMBERS = { strength: "strength", threshold: "threshold" };
+const IDS = { ...TEXTS, ...NUMBERS, ...Object.fromEntries(SETTINGS.map(({ name }) => [name, idOf(name)])), chips: "target" };
 const HINT = $("source-hint").textContent;
 
 // Take the server's values for fields: once per revision, and not where the user has changed the
@@ -64,9 +45,9 @@ function fill(view, otherWords) {
   for (const [name, id] of Object.entries(TEXTS)) if (name in fields) setValue($(id), fields[name] ?? "");
   for (const [name, id] of Object.entries(NUMBERS)) {
     if (name in fields && fields[name] !== null) setValue($(id), fields[name]);
-    else if (name in fields && name !== "strength") setValue($(id), "");
   }
   if ("strength" in fields && untouched("by-hand", view.filled.strength[1])) setByHand(fields.strength === null);
+  fillSettings(fields);
   if ("crop" in fields) state.crop = fields.crop;
   if ("mask" in fields) loadMask(fields.mask);
   if ("chips" in fields) {
@@ -97,8 +78,8 @@ function hintOf({ source, proposed }, taken) {
 
 function setByHand(byHand) {
   $("by-hand").checked = byHand;
-  for (const id of ["cross", "self"]) $(id).disabled = !byHand;
   $("strength").disabled = byHand;
+  showSettings();
 }
 
 function showValues() {
@@ -124,6 +105,7 @@ function drawPanel() {
     $("keep").href = url;
     $("keep").download = name;
   }
+  drawChain();
   $("invert").textContent = view.inversion ? "Invert again" : "Invert the photo";
   drawBusy();
 }
@@ -134,6 +116,9 @@ function drawBusy() {
   const asked = VERBS.some((verb) => waiting[verb] && !PREEMPTIBLE.includes(verb));
   const busy = asked || (Boolean(view.progress) && !view.preemptible);
   for (const id of ["invert", "edit", "try", "bring", "example"]) setUnusable(id, busy);
+  for (const id of ["go-on", "from-photo"]) setUnusable(id, busy || waiting.go_on > 0);
+  setUnusable("export-make", waiting.export > 0);
+  setText("export-make", waiting.export > 0 ? "Preparing …" : "Download");
   setUnusable("propose", busy || waiting.propose > 0);
   drawOpacity();
 }

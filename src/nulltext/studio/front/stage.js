@@ -57,6 +57,7 @@ function drawStage() {
   }
   setHidden("views", !view.inversion);
   setHidden("brush-tools", state.mode !== "paint");
+  setHidden("widen", !(state.mode === "compare" && view.result?.cut.length));
   setText("note", NOTES[state.mode]());
   setText("name", `${name} · ${width} × ${height}`);
   document.title = `${name} · nulltext studio`;

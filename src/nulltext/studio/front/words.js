@@ -115,7 +115,7 @@ function pick(index) {
   drawChips();
   const chip = state.chips[index];
   if (!chip || chip.source === null) return;
-  state.looked = ask("look", { word: chip.source });
+  state.looked = ask("look", { word: chip.source, base: baseNumber() });
 }
 
 function addAfter(index) {
