@@ -124,9 +124,6 @@ EDITS = {
     "local": {"blend": "cat, dog", "threshold": 0.05, "strength": 0.9},
     "masactrl": {"editor": "masactrl", "masa_word": "cat, dog", "by_hand": True, "masa_start": 0.4},
     "set": {
-        "blend": "cat, dog",
-        "threshold": 0.05,
-        "blend_except": "a",
         "guidance_start": 0.3,
         "align": "refine",
         "hue": "model",
@@ -144,7 +141,7 @@ NAMED = {
     "repeated": "--weight 'red#2=3.0' --weight 'red#3=-1.0'",
     "local": "--blend cat --blend dog --blend-threshold 0.05",
     "masactrl": "--editor masactrl --masa-start 0.4 --masa-word cat --masa-word dog",
-    "set": "--blend cat --blend dog --blend-except a",
+    "set": "--target-guidance 5.0 --guidance-start 0.3",
     "painted": "--mask 'my cat-mask.png'",
     "soft": "--mask 'my cat-mask.png'",
 }

@@ -40,7 +40,7 @@ SIZES = [(1400, 900), (390, 844)]
 PHONES = [(390, 844), (844, 390)]
 ENLARGED = [(1400, 900), (700, 450), (390, 844), (844, 390)]
 """Windows in CSS pixels; the second is 1400 x 900 at 200 %."""
-STATES = 9
+STATES = 11
 FINGER = 44
 """Pixels that a finger needs (WCAG 2.5.5)."""
 UNZOOMED = 16
@@ -124,6 +124,10 @@ def walk(page, file):
     part(page, "outcome").wait_for()
     part(page, "views").get_by_role("button", name="Before | After").click()
     yield "edited"
+    for opener, dialog in (("formats", "export"), ("apply", "folder")):
+        part(page, opener).click()
+        yield dialog
+        page.keyboard.press("Escape")
     part(page, "try").click()
     part(page, "strip-tiles").wait_for()
     part(page, "strip").get_by_role("button").nth(1).click()
@@ -149,7 +153,7 @@ def test_no_bar_covers_the_control_that_has_the_focus(visit, file, size):
     found = []
     for name in walk(page, file):
         found += [(name, "wider than its window")] * (sideways(page) > 0)
-        if name in ("keys", "inverting"):
+        if name in ("keys", "inverting", "export", "folder"):
             continue
         count = page.evaluate(f"query => ({SHOWN})(query).length", CONTROLS)
         for key in ("Tab", "Shift+Tab"):

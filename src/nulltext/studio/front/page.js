@@ -14,7 +14,6 @@ function receive(view) {
   setHidden("editor", !view.photo);
   setHidden("new", !view.photo);
   showProblem(showWrong(view.wrong, view.problem) ? "" : view.problem);
-  takeExport(view);
   if (view.notice) showNotice(view.notice);
   if (fresh) {
     state.touched.crop = state.touched.mask = 0; // they belonged to the last photo
@@ -38,6 +37,7 @@ function receive(view) {
   else if (isLost(held)) focusNext(held);
   if (inverted) setText("heard", `Inverted: ${$("done-figures").textContent}`);
   if (fresh && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
+  takeExport(view);
 }
 
 watch("value", () => receive(props.value));
