@@ -249,6 +249,21 @@ def test_names_say_photo_and_change_and_never_collide() -> None:
     assert result_name("v1.2 cat.jpg", "x → y", "") == "v1.2 cat – x to y"
 
 
+@pytest.mark.parametrize("letter", ["a", "猫", "🐈"])
+def test_names_of_long_photos_differ_and_say_the_change(letter: str) -> None:
+    taken: list[str] = []
+    for change in ("cat → dog", "cat → dog", "cat → dog", letter * 300, letter * 300):
+        taken.append(result_name(f"{letter * 250}.png", change, ".jpg", taken))
+    assert len({*taken}) == 5
+    assert all(len(name.encode()) <= LONGEST_NAME for name in taken)
+    assert all(name.startswith(letter * 20) for name in taken)
+    assert [name.partition(" – ")[2] for name in taken[:3]] == [
+        "cat to dog.jpg",
+        "cat to dog 2.jpg",
+        "cat to dog 3.jpg",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "safe"),
     [
@@ -258,7 +273,10 @@ def test_names_say_photo_and_change_and_never_collide() -> None:
         ("..hidden", "hidden"),
         ('a<b>c:"d/e\\f|g?h*.png', "a_b_c__d_e_f_g_h_.png"),
         ("line\nbreak\u202egpj.exe", "linebreakgpj.exe"),
+        ("e\u200e\u0301\u061c\ufeff.png", "\u00e9.png"),
+        ("👩\u200d🌾.png", "👩\u200d🌾.png"),
         ("con.jpg", "_con.jpg"),
+        ("COM¹.png", "_COM¹.png"),
         ("NUL", "_NUL"),
         ("dot. .", "dot"),
         ("", "picture"),

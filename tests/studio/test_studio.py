@@ -202,13 +202,30 @@ def test_the_command_names_the_photo_as_it_is(visitor, file, tmp_path, name):
     mask.write_bytes(local(result["mask"]).read_bytes())
     made = local(result["download"])
     assert safe_name(made.name) == made.name
-    assert result["name"] == safe_name(f"{photo.stem} – cat to dog")
+    assert result["name"] == f"{safe_name(photo.stem)} – cat to dog"
     program = f'nulltext() {{ {shlex.quote(sys.executable)} -m nulltext.cli.entry "$@"; }}'
     line = f"{program}\n{result['command']}"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    again = tmp_path / f"{photo.stem}-edited.png"
+    again = tmp_path / f"{safe_name(photo.stem)}-edited.png"
     assert again.read_bytes() == made.read_bytes()
+
+
+def test_the_longest_names_are_cut(visitor, file, run, tmp_path, monkeypatch):
+    photo = tmp_path / f"{'c' * 251}.png"
+    photo.write_bytes(file.read_bytes())
+    visitor.open(photo)
+    visitor.invert("a red cat", budget="fast", steps=None)
+    names = []
+    for _ in range(2):
+        result = visitor.ask("edit", target="a red dog")["result"]
+        names.append(result["name"])
+    assert names == [f"{'c' * 185} – cat to dog", f"{'c' * 183} – cat to dog 2"]  # 200 bytes
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*shlex.split(result["command"])[1:])
+    assert code == 0, err
+    (again,) = tmp_path.glob("c*-edited.png")
+    assert again.read_bytes() == local(result["download"]).read_bytes()
 
 
 def test_equal_changes_have_names_of_their_own(visitor, file):

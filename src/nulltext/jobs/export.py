@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ from nulltext.image.photos import Photo, load_photo
 from nulltext.image.saving import Picture
 from nulltext.jobs.options import OPTIONS
 from nulltext.jobs.pictures import file_of
-from nulltext.storage.files import safe_name
+from nulltext.storage.files import LONGEST_NAME, safe_name
 
 EXPORTS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
 """The ends of files' names, by format."""
 DEPTHS = {"png": (8, 16), "jpeg": (8,), "tiff": (8, 16), "webp": (8,)}
 """Bits a channel that a format holds."""
 LONGEST_CHANGE = 80
-"""Letters of a name that say what changed."""
+"""Bytes of a name that say what changed."""
 
 
 def export(
@@ -124,14 +125,22 @@ def result_name(photo: str, change: str, suffix: str, taken: Collection[str] = (
         suffix: ".jpg" and the like.
         taken: names that are in use, of which it is none, whatever the case of letters.
 
-    Returns: a name that every common file system takes.
+    Returns: a name that every common file system takes; of a long one the photo's part is cut.
     """
-    words = " ".join(change.replace("→", "to").split())[:LONGEST_CHANGE].rstrip(" ,")
-    stem = PurePath(photo).stem
-    plain = f"{stem} – {words}" if words else f"{stem}-edited"
+    stem = safe_name(PurePath(photo).stem)
+    words = _cut(" ".join(change.replace("→", "to").split()), LONGEST_CHANGE).rstrip(" ,")
+    said = f" – {words}" if words else "-edited"
     used = {name.casefold() for name in taken}
-    name, number = safe_name(f"{plain}{suffix}"), 1
-    while name.casefold() in used:
-        number += 1
-        name = safe_name(f"{plain} {number}{suffix}")
-    return name
+    numbers = itertools.chain([""], (f" {number}" for number in itertools.count(2)))
+    names = (_joined(stem, f"{said}{number}{suffix}") for number in numbers)
+    return next(name for name in names if name.casefold() not in used)
+
+
+def _joined(stem: str, end: str) -> str:
+    """Return a file's name with all of its end, and as much of its stem as there is room for."""
+    return safe_name(_cut(stem, LONGEST_NAME - len(end.encode())) + end)
+
+
+def _cut(text: str, size: int) -> str:
+    """Return the start of a text that has at most `size` bytes in UTF-8."""
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")

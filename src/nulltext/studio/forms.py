@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -23,6 +23,7 @@ from nulltext.constants import Region
 from nulltext.errors import FieldError, ImageError, OptionError, PromptError
 from nulltext.image.images import CropBox
 from nulltext.inversion.budgets import Budget, budget_of
+from nulltext.jobs.export import result_name
 from nulltext.jobs.job_files import read_value
 from nulltext.jobs.options import (
     OPTIONS,
@@ -319,7 +320,7 @@ def edit_options(
         image=Path(photo),
         mask=None if mask is None else Path(mask),
         full=True,
-        output=Path(f"{PurePath(photo).stem}-edited.png"),
+        output=Path(result_name(photo, "", ".png")),
     )
     if mask is not None:
         editing = replace(editing, region=constants.REGION)  # the mask says it
