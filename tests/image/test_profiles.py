@@ -146,6 +146,14 @@ def test_srgb_and_unusable_profiles_change_nothing(flower: Image.Image) -> None:
     assert len({Photo(flower, icc_profile=profile).colours for profile in PROFILES.values()}) == 3
 
 
+def test_opacity_stays(flower: Image.Image) -> None:
+    opacity = flower.convert("L")
+    flower = flower.copy()
+    flower.putalpha(opacity)
+    shown = as_srgb(flower, PROFILES["adobe"])
+    assert (np.asarray(shown.getchannel("A")) == np.asarray(opacity)).all()
+
+
 def test_inversions_know_the_colours_that_they_were_made_of(
     flower: Image.Image, inversion_file: Path
 ) -> None:

@@ -20,7 +20,7 @@ from nulltext.image.photos import load_photo
 from nulltext.image.saving import Picture, encode
 from nulltext.jobs.export import EXPORTS, export, result_name
 from nulltext.jobs.options import arguments_of
-from nulltext.jobs.settings import options_in
+from nulltext.jobs.settings import command_in, options_in
 from nulltext.storage.files import LONGEST_NAME, safe_name
 from support.pictures import SRGB, file_pixels
 
@@ -127,6 +127,25 @@ def test_every_setting_is_told(run, model, drawn) -> None:
     assert masked["mask"]
     assert 0 < masked["mask_fraction"] < 1
     assert masked["job"]["mask"] == "mask.png"
+
+
+def test_the_command_names_the_model_and_what_was_added(tmp_path) -> None:
+    settings = {
+        "model": "tiny",
+        "adapters": [
+            {"kind": "lora", "name": "fur.safetensors", "sha256": "0", "weight": 0.5},
+            {"kind": "embedding", "name": "my.safetensors", "sha256": "0", "token": "<my>"},
+            {"kind": "vae", "name": "vae", "sha256": "0"},
+            {"kind": "other"},
+            "damaged",
+        ],
+        "job": {"image": "cat.png", "source": "a cat", "target": ["a dog"]},
+    }
+    line = shlex.join(command_in(settings, "again.png"))
+    added = "--lora fur.safetensors:0.5 --embedding 'my.safetensors:<my>' --vae vae"
+    assert line.endswith(f"-o again.png --model tiny {added}")
+    assert "--model" not in command_in({**settings, "model": "flowers"}, "again.png")
+    assert command_in({"model": "tiny"}, "again.png") == []
 
 
 def test_a_picture_without_settings_is_refused(run, drawn) -> None:

@@ -51,7 +51,7 @@ class Conversion:
 
 
 def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert an image from its profile's colours to sRGB, without opacity; itself where they are.
+    """Convert an image from its profile's colours to sRGB; itself where they are.
 
     Args:
         image: mode RGB or RGBA.
@@ -61,6 +61,8 @@ def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return image
     converted = ImageCms.applyTransform(image.convert("RGB"), conversion.to_srgb)
     assert converted is not None  # it is only where the image is converted in place
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
     return converted
 
 

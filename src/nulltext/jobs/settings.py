@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nulltext import constants
 from nulltext.jobs.options import OPTIONS, EditOptions, arguments_of
+from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.editing.placing import Placed
@@ -107,11 +108,31 @@ def options_in(settings: Mapping[str, Any]) -> EditOptions | None:
 
 
 def command_in(settings: Mapping[str, Any], output: str) -> list[str]:
-    """Return the command line that repeats settings with a job; empty where they hold none."""
+    """Return the command line that repeats settings with a job; empty where they hold none.
+
+    Files of models, too, are named without their folders.
+    """
     try:
         options = options_in(settings)
     except ValueError:
         return []
     if options is None:
         return []
-    return ["nulltext", "edit", *arguments_of(replace(options, output=Path(output)))]
+    editing = arguments_of(replace(options, output=Path(output)))
+    return ["nulltext", "edit", *editing, *_model_in(settings).as_arguments()]
+
+
+def _model_in(settings: Mapping[str, Any]) -> ModelChoice:
+    """Return the model that settings name, with what was added to it."""
+    added: dict[str, list[str]] = {"lora": [], "embedding": [], "vae": []}
+    given = settings.get("adapters")
+    for one in given if isinstance(given, list) else []:
+        if isinstance(one, dict) and one.get("kind") in added:
+            of = [f":{one[name]}" for name in ("weight", "token") if name in one]
+            added[one["kind"]].append("".join([str(one.get("name")), *of]))
+    return ModelChoice(
+        model=str(settings.get("model") or constants.MODEL),
+        lora=tuple(added["lora"]),
+        embedding=tuple(added["embedding"]),
+        vae=next(iter(added["vae"]), None),
+    )
