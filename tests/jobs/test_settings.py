@@ -96,6 +96,19 @@ def test_a_saved_inversion_is_made_again(run, model, drawn) -> None:
     assert (file_pixels("again.tif") == file_pixels("out.tif")).all()
 
 
+def test_a_photo_that_was_not_given_has_a_place_in_the_command(run, model, drawn, saved) -> None:
+    line = ("edit", "--inversion", saved, "--target", "a dog", "--model", model, "-o", "out.png")
+    code, _, err = run(*line)
+    assert code == 0, err
+    settings = settings_in(Path("out.png"))
+    assert settings is not None
+    program, verb, image, *rest = command_in(settings, "again.png")
+    assert (program, verb, image) == ("nulltext", "edit", "PHOTO")
+    code, _, err = run("edit", "cat.png", *rest, "--model", model)
+    assert code == 0, err
+    assert (file_pixels("again.png") == file_pixels("out.png")).all()
+
+
 def test_every_setting_is_told(run, model, drawn) -> None:
     line = ("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--model", model)
     code, _, err = run(*line, *ASKED["local"], "-o", "out.webp")

@@ -46,7 +46,7 @@ from nulltext.image.opening import (
     open_image,
     photo_array,
 )
-from nulltext.image.profiles import is_srgb
+from nulltext.image.profiles import is_srgb, profile_of_grey
 from nulltext.reprs import short_repr
 
 Deep: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
@@ -122,8 +122,8 @@ def load_photo(source: PhotoLike, *, max_pixels: int | None = None) -> Photo:
             and tensors are uint8, or float in [0, 1].
         max_pixels: the most that are decoded; `MAX_PIXELS` by default.
 
-    RGB values are left as they are, beside their ICC profile. CMYK goes to sRGB through its profile
-    where that is usable, 16-bit grey is divided by 257 and rounded.
+    RGB and grey values are left as they are, beside their ICC profile. CMYK goes to sRGB through
+    its profile where that is usable; 16-bit grey is divided by 257 and rounded.
 
     Raises:
         ImageError: the file cannot be read, or has more than `max_pixels` by its header.
@@ -149,8 +149,7 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
     return Photo(
         colours if alpha is None else over_white(colours, alpha),
         alpha,
-        # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
-        profile if profile[16:20] == b"RGB " else None,
+        _rgb_profile(profile),
         source.path,
         straight=None if alpha is None else colours,
         bits=_bits(source.image, packing),
@@ -159,6 +158,14 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
         metadata=metadata,
         coding=_jpeg_coding(source.image) if upright is source.image else None,
     )
+
+
+def _rgb_profile(profile: bytes) -> bytes | None:
+    """Return the profile of RGB that a photo's own becomes; None where there is none."""
+    space = profile[16:20]  # of the device
+    if space == b"GRAY":
+        return profile_of_grey(profile)
+    return profile if space == b"RGB " else None
 
 
 def over_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:

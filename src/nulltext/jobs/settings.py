@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _OUTPUTS = ("strip", "sweep", "over", "region_out", "keep_gps", "quality")
 _SETTLED = ("inversion", "captioner", "budget", "fresh")
 """Options that say where an inversion comes from; the job says how to make it."""
+PHOTO = "PHOTO"
+"""Stands in a command for a photo whose name is not known."""
 
 
 def settings_text(inversion: Inversion, placed: Placed, options: EditOptions | None) -> str:
@@ -110,7 +112,8 @@ def options_in(settings: Mapping[str, Any]) -> EditOptions | None:
 def command_in(settings: Mapping[str, Any], output: str) -> list[str]:
     """Return the command line that repeats settings with a job; empty where they hold none.
 
-    Files of models, too, are named without their folders.
+    Files of models, too, are named without their folders. `PHOTO` stands for a photo that was not
+    given, beside a saved inversion.
     """
     try:
         options = options_in(settings)
@@ -118,7 +121,8 @@ def command_in(settings: Mapping[str, Any], output: str) -> list[str]:
         return []
     if options is None:
         return []
-    editing = arguments_of(replace(options, output=Path(output)))
+    image = options.image or Path(PHOTO)
+    editing = arguments_of(replace(options, image=image, output=Path(output)))
     return ["nulltext", "edit", *editing, *_model_in(settings).as_arguments()]
 
 
