@@ -15,13 +15,13 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nulltext.editing.placing import Canvas, check_same_photo
 from nulltext.errors import ImageError
-from nulltext.image.compositing import composite, composite_picture
+from nulltext.image.compositing import composite
 from nulltext.image.images import CropBox, from_uint8, to_tensor, to_uint8
 from nulltext.image.photos import Photo, load_photo
 from nulltext.image.profiles import as_srgb, from_srgb, is_srgb
 from nulltext.inversion.record import Inversion
 from support.examples import EXAMPLE
-from support.pictures import SRGB, noise
+from support.pictures import SRGB, composited, noise
 
 BOX, MODEL_SIDE = CropBox(8, 4, 96, 96), 48
 
@@ -128,10 +128,10 @@ def test_what_is_not_edited_keeps_its_bytes_inside_and_outside_of_srgb(name: str
     photo = Photo(image, icc_profile=PROFILES[name], bits=16, deep=deep)
     r = to_tensor(photo, BOX, (MODEL_SIDE, MODEL_SIDE))[0]
     everywhere = torch.ones(BOX.height, BOX.width)
-    same = composite_picture(photo, BOX, r, r, everywhere)
+    same = composited(photo, BOX, r, r, everywhere)
     assert same.deep is not None
     assert (same.deep == deep).all()
-    edited = composite_picture(photo, BOX, -r, r, everywhere)
+    edited = composited(photo, BOX, -r, r, everywhere)
     changed = (np.asarray(edited.deep) != deep).any(axis=2)
     assert changed[BOX.y : BOX.y + BOX.height, BOX.x : BOX.x + BOX.width].mean() > 0.99
     changed[BOX.y : BOX.y + BOX.height, BOX.x : BOX.x + BOX.width] = False

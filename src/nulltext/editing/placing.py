@@ -113,7 +113,7 @@ class Placed:
     """What the file does not hold of the picture, in sentences."""
 
     def faded_steps(self, opacity: float, canvas: Canvas) -> Generator[StepInfo, None, Placed]:
-        """Return the same edit, blended over its canvas; see `compositing.blend_pictures`."""
+        """Return the same edit, blended over its canvas; see `compositing.blend_bands`."""
         if opacity == 1:
             return self
         before = original_picture(canvas.photo)
@@ -284,29 +284,6 @@ def edit_photo(
     return run(steps, on_step)[1]
 
 
-def place(
-    canvas: Canvas,
-    edit: Edit,
-    row: int,
-    spec: EditSpec,
-    detail: Detail,
-    finding: Finding | None = None,
-    colour: str | None = None,
-) -> Placed:
-    """Put one edit into its canvas, and measure what else moved.
-
-    Without mask, blend and finding it shows everywhere; then and without detail, a crop's is the
-    model's own picture.
-
-    Args:
-        row: of the edit's pictures.
-        detail: how much of the photo's fine detail is kept; see `compositing`.
-        finding: where it belongs; None where its mask or blend says so, or it shows everywhere.
-        colour: a key of `HUES`, to which the hue is turned; not where the edit shows everywhere.
-    """
-    return run(place_steps(canvas, edit, row, spec, detail, finding, colour))
-
-
 def place_steps(
     canvas: Canvas,
     edit: Edit,
@@ -316,9 +293,16 @@ def place_steps(
     finding: Finding | None = None,
     colour: str | None = None,
 ) -> Generator[StepInfo, None, Placed]:
-    """Do the same as `place`, as a generator of steps: bands of the photo's rows.
+    """Put one edit into its canvas, and measure what else moved: steps are bands of rows.
 
-    Only where the edit shows is anything computed at the photo's own size.
+    Without mask, blend and finding it shows everywhere; then and without detail, a crop's is the
+    model's own picture. Only where the edit shows is anything computed at the photo's own size.
+
+    Args:
+        row: of the edit's pictures.
+        detail: how much of the photo's fine detail is kept; see `compositing`.
+        finding: where it belongs; None where its mask or blend says so, or it shows everywhere.
+        colour: a key of `HUES`, to which the hue is turned; not where the edit shows everywhere.
     """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
     weight = yield from _weight_steps(canvas, edit, row, spec, finding)
