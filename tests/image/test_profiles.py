@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nulltext.editing.placing import Canvas, check_same_photo
@@ -194,6 +194,23 @@ def test_opacity_stays(flower: Image.Image) -> None:
     assert (np.asarray(shown.getchannel("A")) == np.asarray(opacity)).all()
 
 
+def space_in(block: bytes | None) -> int | None:
+    """EXIF's ColorSpace."""
+    assert block is not None
+    exif = Image.Exif()
+    exif.load(block)
+    return exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+
+
+def test_cmyk_becomes_srgb_and_says_so(tmp_path: Path, flower: Image.Image) -> None:
+    told = Image.Exif()
+    told.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ColorSpace] = 0xFFFF
+    flower.convert("CMYK").save(tmp_path / "photo.jpg", exif=told.tobytes())
+    photo = load_photo(tmp_path / "photo.jpg")
+    assert photo.colours is None
+    assert space_in(photo.exif) == 1
+
+
 def test_inversions_know_the_colours_that_they_were_made_of(
     flower: Image.Image, inversion_file: Path
 ) -> None:
@@ -218,5 +235,11 @@ def test_inversions_know_the_colours_that_they_were_made_of(
         check_same_photo(inversion_of(plain), managed)
     crop = Canvas.of(inversion_of(managed), managed, full=False)
     assert crop.photo.icc_profile is None  # it holds sRGB
+    told = Image.Exif()
+    told.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ColorSpace] = 0xFFFF  # another than sRGB
+    exact = dataclasses.replace(managed, exif=told.tobytes())
+    crop = Canvas.of(inversion_of(exact), exact, full=False)
+    assert space_in(crop.photo.exif) == 1
+    assert space_in(Canvas.of(inversion_of(exact), exact, full=True).photo.exif) == 0xFFFF
     tagged = Photo(flower, icc_profile=SRGB)
     assert Canvas.of(inversion_of(tagged), tagged, full=False).photo.icc_profile == SRGB

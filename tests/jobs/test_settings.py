@@ -41,6 +41,9 @@ ASKED = {
     "masactrl": ("--editor", "masactrl", "--masa-start", "0.3", "--steps", "3"),
     "chain": ("--then", "a red dog", "--then-strength", "0.4", "--steps", "3", "--full"),
     "of several": ("--target", "a cow", "--weight", "dog=2", "--weight", "cow=3", "--steps", "3"),
+    "half over, of equal words": ("--opacity", "0.4", "--weight", "dog#1=3", "--steps", "3"),
+    "all of the photo": ("--size", "photo", "--full", "--region", "words", "--steps", "3"),
+    "beside a sweep": ("--sweep", "grid.png", "--over", "strength=0.2,0.9", "--steps", "3"),
     "of another size": ("--size", "40x32", "--steps", "3", "--full"),
 }
 

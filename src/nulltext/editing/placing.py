@@ -36,7 +36,7 @@ from nulltext.image.compositing import (
 )
 from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.image.outlines import CUT_SIDE
-from nulltext.image.photos import Photo, PhotoLike, load_photo
+from nulltext.image.photos import Photo, PhotoLike, exif_of_srgb, load_photo
 from nulltext.image.profiles import is_srgb
 from nulltext.image.saving import Picture
 from nulltext.inversion.record import Inversion
@@ -72,8 +72,10 @@ class Canvas:
             return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
         crop = to_pil(from_uint8(inversion.photo))
         told = Photo(crop) if photo is None else photo
-        tag = told.icc_profile if is_srgb(told.icc_profile) else None
-        own = Photo(crop, icc_profile=tag, exif=told.exif, metadata=told.metadata)
+        tag, exif = told.icc_profile, told.exif
+        if not is_srgb(tag):
+            tag, exif = None, exif_of_srgb(exif)
+        own = Photo(crop, icc_profile=tag, exif=exif, metadata=told.metadata)
         return cls(own, CropBox(0, 0, *crop.size), full=False, shown=photo)
 
     def seen(self) -> Tensor:

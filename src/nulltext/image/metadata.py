@@ -26,6 +26,8 @@ from xml.etree import ElementTree
 
 from PIL import Image, TiffImagePlugin
 
+from nulltext.image.opening import large_pictures
+
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _META, _XML, _OWN = "adobe:ns:meta/", "http://www.w3.org/XML/1998/namespace", "urn:nulltext:1.0/"
 _SPACES = {
@@ -197,7 +199,7 @@ def settings_in(path: Path) -> dict[str, Any] | None:
     Raises:
         OSError: it is no picture that can be read.
     """
-    with Image.open(path) as image:
+    with large_pictures(), Image.open(path) as image:
         text = image.info.get("nulltext")
         if not isinstance(text, str):
             text = None

@@ -140,6 +140,9 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
     upright = decode_upright(source, max_pixels)
     profile = source.image.info.get("icc_profile") or b""
     metadata = kept_metadata(source.image)
+    exif = _kept_exif(source.image)
+    if upright.mode == "CMYK":  # which becomes sRGB
+        exif = exif_of_srgb(exif)
     deep = _sixteen_bits(source, upright, packing)
     colours, alpha = _to_rgb(upright, profile, source.name, deep)
     colours.info.clear()  # stale EXIF or transparency must not reach an output
@@ -154,7 +157,7 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
         straight=None if alpha is None else colours,
         bits=_bits(source.image, packing),
         deep=deep,
-        exif=_kept_exif(source.image),
+        exif=exif,
         metadata=metadata,
         coding=_jpeg_coding(source.image) if upright is source.image else None,
     )
@@ -291,6 +294,8 @@ def _grey_to_eight_bits(image: Image.Image, name: str) -> Image.Image:
 # --- EXIF and JPEG coding -------------------------------------------------------------------------
 
 _Tag, _Block = ExifTags.Base, ExifTags.IFD
+_SRGB = 1
+"""A value of ColorSpace (EXIF 3.0, 4.6.6.2)."""
 _MAX_VALUE_BYTES = 4096
 """Longest value that is kept; JPEG has room for 64 KiB in all."""
 _MAX_EXIF_BYTES = 60_000
@@ -364,6 +369,18 @@ def exif_of_result(kept: bytes | None, size: tuple[int, int], *, gps: bool) -> b
     if gps:
         result.get_ifd(_Block.GPSInfo).update(old.get_ifd(_Block.GPSInfo))
     return result.tobytes()
+
+
+def exif_of_srgb(kept: bytes | None) -> bytes | None:
+    """Return a photo's `exif` for pixels that were converted to sRGB: no other is named in it."""
+    if kept is None:
+        return None
+    exif = Image.Exif()
+    exif.load(kept)
+    inner = exif.get_ifd(_Block.Exif)
+    if _Tag.ColorSpace in inner:
+        inner[_Tag.ColorSpace] = _SRGB
+    return exif.tobytes()
 
 
 def has_position(kept: bytes | None) -> bool:
