@@ -40,7 +40,7 @@ SIZES = [(1400, 900), (390, 844)]
 PHONES = [(390, 844), (844, 390)]
 ENLARGED = [(1400, 900), (700, 450), (390, 844), (844, 390)]
 """Windows in CSS pixels; the second is 1400 x 900 at 200 %."""
-STATES = 11
+STATES = 12
 FINGER = 44
 """Pixels that a finger needs (WCAG 2.5.5)."""
 UNZOOMED = 16
@@ -133,6 +133,12 @@ def walk(page, file):
     part(page, "strip").get_by_role("button").nth(1).click()
     expect(part(page, "history").locator(".tile")).to_have_count(2)
     yield "strip"
+    part(page, "opacity").fill("0.5")
+    expect(part(page, "opacity-now")).to_have_text("50 %")
+    part(page, "history").locator(".pin").nth(1).click()
+    expect(part(page, "pinned")).to_be_visible()
+    expect(part(page, "download")).to_have_attribute("aria-disabled", "false")
+    yield "pinned"
     part(page, "blend").fill("tabby")
     part(page, "edit").click()
     problem(page)

@@ -412,7 +412,7 @@ def test_any_edit_is_pinned_and_compared_with_any_other(visit, file):
     expect(pin).to_be_focused()
     expect(part(page, "tag-before")).to_have_text("cat → dog · 0.5")
     expect(part(page, "tag-after")).to_have_text("cat → cow · 0.5")
-    expect(part(page, "compared")).to_have_text("Pinned | Selected")
+    expect(part(page, "views").locator("[data-view=compare]")).to_have_text("Pinned | Selected")
     expect(part(page, "note")).to_have_text(
         "On the left “cat → dog · 0.5”, on the right “cat → cow · 0.5”."
     )

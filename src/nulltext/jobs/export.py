@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from nulltext.errors import OptionError
-from nulltext.image.compositing import blend_pictures, compare_pictures, original_picture
+from nulltext.image.bands import finish
+from nulltext.image.compositing import blend_bands, compare_bands, original_picture
 from nulltext.image.images import CropBox
 from nulltext.image.metadata import settings_in
 from nulltext.image.photos import Photo, load_photo
@@ -89,7 +90,7 @@ def fade(result: Path, photo: Photo, opacity: float) -> Faded:
         ImageError: the result cannot be read.
     """
     before, after = original_picture(photo), original_picture(load_photo(result))
-    picture = blend_pictures(before, after, opacity)
+    picture = finish(blend_bands(before, after, opacity))
     settings: dict[str, Any] = {**(settings_in(result) or {}), "opacity": opacity}
     if "job" in settings:
         job = {**settings["job"], "opacity": opacity}
@@ -97,7 +98,7 @@ def fade(result: Path, photo: Photo, opacity: float) -> Faded:
     data = file_of(picture, "result.png", photo, json.dumps(settings), gps=False)
     width, height = photo.size
     kept = torch.zeros(height, width, dtype=torch.bool)
-    difference = compare_pictures(before, picture, kept, CropBox(0, 0, width, height))
+    difference = finish(compare_bands(before, picture, kept, CropBox(0, 0, width, height)))
     return Faded(data, difference.changed_fraction)
 
 

@@ -55,6 +55,7 @@ function pin(number) {
   state.pinned = number;
   show("compare");
   drawTiles();
+  $("picture").scrollIntoView({ block: "nearest" });
 }
 
 // Both sides have their names where neither is the photo.
@@ -67,7 +68,8 @@ function drawPinned() {
   const [before, after] = left ? [nameOf(left), nameOf(result)] : ["Before", "After"];
   setText("tag-before", before);
   setText("tag-after", after);
-  setText("compared", left ? "Pinned | Selected" : "Before | After");
+  const button = $("views").querySelector("[data-view=compare]");
+  button.textContent = left ? "Pinned | Selected" : "Before | After";
   const sides = left ? `“${before}” and “${after}”` : "before and after";
   $("split").setAttribute("aria-label", `Divider between ${sides}`);
   setHidden("unpin", !left);
