@@ -56,7 +56,7 @@ from kept_rows import KeptRows, Row
 from nulltext.constants import DETAIL, Region
 from nulltext.diffusion.loops import run
 from nulltext.editing.finding import find_steps
-from nulltext.editing.placing import Canvas, Placed, colour_of, place
+from nulltext.editing.placing import Canvas, Placed, colour_of, place_steps
 from nulltext.evaluation.metrics import Undefined, outside_disc, region_psnr, region_ssim
 from nulltext.image.images import from_uint8
 from nulltext.image.saving import save_image
@@ -255,10 +255,10 @@ def measure(
                 words = nulltext.LocalBlend((str(task.label["kind"]),))
                 spec = replace(spec, blend=words)
                 edit = nulltext.edit(model, case.inversion, spec, source_branch=branch)
-                placed = place(canvas, edit, 0, spec, "auto", colour=colour)
+                placed = run(place_steps(canvas, edit, 0, spec, "auto", colour=colour))
             else:
                 [finding] = run(find_steps(model, case.inversion, [spec], region))
-                placed = place(canvas, edit, 0, spec, detail, finding, colour)
+                placed = run(place_steps(canvas, edit, 0, spec, detail, finding, colour))
             name = f"{method}, {editor_name}, {branch_name}, {region}"
             placed.image.save(pictures / picture_name(name, task))
             rows[name.partition(", ")[2]] = {

@@ -26,6 +26,15 @@ class OptionError(UserError):
     """An option is malformed, out of range, or contradicts another one."""
 
 
+class FieldError(OptionError):
+    """The value of one option is wrong where a form has a field for it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+        """Name of the option."""
+
+
 class PromptError(UserError):
     """A prompt is empty, too long, unreadable to the tokenizer, or lacks a word."""
 

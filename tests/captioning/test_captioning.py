@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save
 from transformers import CLIPImageProcessor
 
 from nulltext.captioning.captioner import (
+    Caption,
     CaptionModel,
+    CaptionWord,
     ImagePreprocessing,
     MlpMapper,
     MlpSettings,
@@ -26,6 +31,7 @@ from nulltext.captioning.folder import (
     read_preprocessing,
     save_captioner,
 )
+from nulltext.captioning.known_photos import KNOWN_PHOTOS, KnownPhotos
 from nulltext.errors import ImageError, ModelError, OptionError, OutputError
 from nulltext.image.images import CropBox
 from nulltext.image.photos import load_photo
@@ -256,6 +262,98 @@ def test_a_caption_is_words_without_a_full_stop(tiny, photo):
         tiny.caption(photo, beams=0)
     with pytest.raises(ImageError, match="crop box"):
         tiny.caption(photo, crop=CropBox(60, 0, 40, 40))
+
+
+@torch.no_grad()
+def test_the_words_have_the_probabilities_of_their_tokens(tiny, photo):
+    """Against one pass over the whole sentence, word ends as CLIP's vocabulary marks them."""
+    flowers = load_captioner()
+    dahlia = load_photo(Path(__file__).parents[2] / "examples" / "dahlia.jpg")
+    said = flowers.describe(dahlia, beams=3)
+    assert said.text == flowers.caption(dahlia, beams=3) == str(said)
+    pixels = flowers.preprocessing.apply(dahlia, CropBox(0, 0, *dahlia.size))
+    prefix, gpt = flowers.model.prefix(pixels), flowers.model.gpt
+    best = beam_search(gpt, prefix, stop=flowers.stop, beams=3)[0]
+    read = torch.cat([prefix, gpt.transformer.wte(torch.tensor([best.tokens]))], dim=1)
+    chances = gpt(inputs_embeds=read).logits[0].double().softmax(-1)
+    expected, opens = [], True
+    for place, token in enumerate(best.tokens[:-1], prefix.shape[1] - 1):
+        expected += [1.0] * opens
+        expected[-1] *= float(chances[place, token])
+        opens = flowers.tokenizer.convert_ids_to_tokens(token).endswith("</w>")
+    got = [word.probability for word in said.words]
+    assert got == pytest.approx(expected, rel=1e-4)
+    said = tiny.describe(photo)
+    assert (said.known, said.doubts, said.note) == (None, {}, None)  # a captioner that cannot tell
+
+
+def test_doubts_are_of_words_that_name_something():
+    words = [("a", 0.5), ("photo", 0.6), ("of", 1.0), ("an", 0.9), ("orange", 0.96), ("rose", 0.98)]
+    said = Caption(tuple(CaptionWord(*word) for word in words), "flowers", known=True)
+    assert said.doubts == {"known": True, "unsure": ["orange"]}
+    assert said.note == "Note: the captioner 'flowers' is not sure of \"orange\"."
+    assert replace(said, words=said.words[-1:]).note is None
+    assert replace(said, known=False).note == (
+        "Note: this photo is unlike those that the captioner 'flowers' was trained on; its words "
+        "may be wrong."
+    )
+
+
+def test_photos_are_known_by_what_lies_outside_of_the_main_directions():
+    """Points near four directions of ten; the distances of others by least squares."""
+    rng = torch.Generator().manual_seed(0)
+    plane, middle = torch.randn(4, 10, generator=rng), 50 * torch.randn(10, generator=rng)
+    spread = 9.0 * torch.randn(300, 4, generator=rng)
+    points = spread @ plane + middle + 0.01 * torch.randn(300, 10, generator=rng)
+    points *= torch.rand(300, 1, generator=rng) + 0.1  # lengths do not count
+    known = KnownPhotos.of(points[:200], points[200:])
+    assert known.directions.shape == (5, 10)  # half of the numbers of an embedding
+    inside = sum(known.knows(point[None]) for point in points[200:])
+    assert inside == 90
+    far = points[:3] + 90 * torch.randn(3, 10, generator=rng)
+    rest = far / far.norm(dim=1, keepdim=True) - known.mean
+    fitted = torch.linalg.lstsq(known.directions.T, rest.T).solution.T @ known.directions
+    # atol: directions are rounded to half precision
+    torch.testing.assert_close(known.distances(far), (rest - fitted).norm(dim=1), atol=2e-3, rtol=0)
+    assert not any(known.knows(point[None]) for point in far)
+
+
+@pytest.fixture
+def knowing(tiny):
+    features = torch.randn(60, captioners.FEATURES, generator=torch.Generator().manual_seed(2))
+    return replace(tiny, known_photos=KnownPhotos.of(features[:40], features[40:]))
+
+
+def test_known_photos_travel_with_the_captioner(knowing, photo, tmp_path):
+    save_captioner(knowing, tmp_path / "x", dtype=torch.float16)
+    again = load_captioner(tmp_path / "x").known_photos
+    assert again.farthest == pytest.approx(knowing.known_photos.farthest, rel=1e-6)
+    for name in ("mean", "directions"):
+        assert torch.equal(getattr(again, name), getattr(knowing.known_photos, name))
+    assert knowing.describe(photo).known in (True, False)
+    far = replace(again, farthest=0.0)
+    assert not replace(knowing, known_photos=far).describe(photo).known
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean": torch.zeros(13)}, "shapes"),
+        ({"directions": torch.zeros(65, captioners.FEATURES)}, "has 65 directions"),
+        ({"farthest": torch.tensor([math.nan])}, "not finite"),
+        ({"more": torch.zeros(1)}, "shapes"),
+        (None, "cannot be read"),
+    ],
+)
+def test_damaged_known_photos_are_said(knowing, tmp_path, change, said):
+    save_captioner(knowing, tmp_path / "x", dtype=torch.float16)
+    path = tmp_path / "x" / KNOWN_PHOTOS
+    good = load_file(path)
+    path.write_bytes(b"{}" if change is None else save({**good, **change}))
+    with pytest.raises(ModelError, match=rf"known_photos\.safetensors.*{said}.*or delete it"):
+        load_captioner(tmp_path / "x")
+    path.unlink()
+    assert load_captioner(tmp_path / "x").known_photos is None
 
 
 def test_a_folder_brings_back_the_same_captioner(either, photo, tmp_path):

@@ -10,21 +10,21 @@ import torch
 from PIL import Image
 from torch.nn.functional import avg_pool2d, pad
 
+from nulltext.diffusion.loops import run
 from nulltext.editing.loop import Edit
-from nulltext.editing.placing import Canvas, place
+from nulltext.editing.placing import Canvas, place_steps
 from nulltext.editing.spec import EditSpec
+from nulltext.image.bands import finish
 from nulltext.image.compositing import (
     Weight,
-    _box,
-    blend_pictures,
-    compare_pictures,
+    blend_bands,
+    box_bands,
+    compare_bands,
     composite,
-    composite_picture,
     cut_sides,
     dilate,
-    fade_inside,
+    fade_bands,
     fit_detail,
-    fit_to_crop,
     original_picture,
     otsu,
 )
@@ -32,7 +32,7 @@ from nulltext.image.images import CropBox
 from nulltext.image.photos import Photo
 from nulltext.image.saving import Picture
 from nulltext.jobs.pictures import remarks_on
-from support.pictures import noise, pixels
+from support.pictures import composited, noise, pixels
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_why_an_edit_does_not_show_is_told_by_where_it_may(columns, level, why):
     images = reconstruction.clone()
     images[..., :100] += 8 / 255  # four levels, of which a 26th shows in the second column
     edit = Edit(images, reconstruction, 30.0, 1, torch.ones(1, 52, 52), (None,))
-    placed = place(canvas, edit, 0, EditSpec("a dog", mask=mask), "photo")
+    placed = run(place_steps(canvas, edit, 0, EditSpec("a dog", mask=mask), "photo"))
     assert placed.changed_fraction == 0
     assert why in placed.unchanged
     assert placed.nothing == f"changed nothing: {placed.unchanged}."
@@ -84,7 +84,7 @@ def test_pixels_of_weight_zero_keep_their_bytes(canvas, pair, detail):
     outside[30:50, 50:70] = False
     assert same[outside].all()
     assert not same[~outside].all()
-    found = compare_pictures(original_picture(photo), Picture(after), weight == 0, box)
+    found = finish(compare_bands(original_picture(photo), Picture(after), weight == 0, box))
     assert (found.psnr_outside, found.largest_outside) == (math.inf, 0)
     assert found.changed_fraction == pytest.approx(400 / 9600, rel=0.1)
 
@@ -129,16 +129,16 @@ def test_a_persons_mask_fades_inside_its_borders_only():
     mask = torch.zeros(200, 200)
     mask[50:150, 60:140] = 1
     mask[100:150, 100:140] = 0  # a concave corner
-    faded = fade_inside(mask)
+    faded = finish(fade_bands(mask))
     assert bool((faded[mask == 0] == 0).all())
     assert float(faded[75, 80]) == 1
     assert 0 < float(faded[52, 80]) < 1
     stroke = torch.zeros(200, 200)
     stroke[100, 20:180] = 1
-    assert float(fade_inside(stroke)[100, 100]) == 1
+    assert float(finish(fade_bands(stroke))[100, 100]) == 1
     grey = torch.zeros(200, 200)
     grey[:, 20:90], grey[:, 110:180] = 1.0, 0.3
-    faded = fade_inside(grey)
+    faded = finish(fade_bands(grey))
     assert float(faded[100, 50]) == 1
     assert float(faded[100, 150]) == pytest.approx(0.3)
     assert bool((faded <= grey).all())
@@ -154,7 +154,7 @@ def test_a_derived_mask_grows_and_fades_outwards():
 
 
 def test_weights_fade_to_zero_at_inner_crop_borders_alone():
-    weight = fit_to_crop(torch.ones(8, 8), CropBox(0, 20, 40, 40), (100, 60))
+    weight = Weight([torch.ones(8, 8)], CropBox(0, 20, 40, 40), (100, 60)).rows(slice(0, 40))
     assert float(weight[0].max()) == 0  # photo above
     assert float(weight[:, -1].max()) == 0  # photo to the right
     assert float(weight[-1, 0]) == 1  # the photo's own corner
@@ -164,7 +164,7 @@ def test_weights_fade_to_zero_at_inner_crop_borders_alone():
 def test_running_sums_are_the_box_mean():
     x = torch.rand(31, 47, generator=torch.Generator().manual_seed(0))
     expected = avg_pool2d(pad(x[None, None], [5] * 4, mode="replicate"), 11, stride=1)[0, 0]
-    torch.testing.assert_close(_box(x, 5), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(finish(box_bands(x, 5)), expected, atol=1e-6, rtol=1e-5)
 
 
 def testotsu_parts_two_heaps():
@@ -231,14 +231,14 @@ def test_at_16_bits_an_edit_that_is_the_reconstruction_is_the_photo():
     deep = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), dtype=np.uint16)
     photo = Photo(Image.fromarray((deep >> 8).astype(np.uint8)), deep=deep)
     same = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3)) - 0.5
-    after = composite_picture(photo, CropBox(0, 0, 64, 64), same, same, torch.ones(64, 64))
+    after = composited(photo, CropBox(0, 0, 64, 64), same, same, torch.ones(64, 64))
     assert (after.deep == deep).all()
 
 
 def test_a_region_that_goes_on_beyond_the_crop_is_told_by_its_sides():
     box, size = CropBox(0, 20, 80, 80), (120, 140)  # at the photo's left, inside elsewhere
-    whole = fit_to_crop(torch.ones(16, 16), box, size)
-    assert cut_sides(Weight.of(whole), box, size) == ["right", "top", "bottom"]
+    whole = Weight([torch.ones(16, 16)], box, size)
+    assert cut_sides(whole, box, size) == ["right", "top", "bottom"]
     inner = torch.zeros(16, 16)
     inner[4:12, 4:12] = 1
     assert cut_sides(Weight([inner], box, size), box, size) == []
@@ -254,12 +254,12 @@ def test_an_edit_that_is_cut_off_says_what_to_do():
     mask = torch.ones(64, 64)
     mask[:8] = 0
     spec = EditSpec("a dog", mask=mask)
-    placed = place(Canvas(photo, box, full=True), edit, 0, spec, "auto")
+    placed = run(place_steps(Canvas(photo, box, full=True), edit, 0, spec, "auto"))
     assert placed.cut == ("left", "right")
     assert placed.seam == "stops inside the photo, at the crop's left and right"
     assert "invert with --size photo" in next(remarks_on(placed))
     crop = Canvas(Photo(photo.image.crop(box.edges)), CropBox(0, 0, 64, 64), full=False)
-    assert place(crop, edit, 0, spec, "auto").seam is None
+    assert run(place_steps(crop, edit, 0, spec, "auto")).seam is None
 
 
 def test_a_blend_is_the_rounded_mean_and_equal_pixels_stay():
@@ -270,9 +270,9 @@ def test_a_blend_is_the_rounded_mean_and_equal_pixels_stay():
     old, new = (
         Picture(Image.fromarray((deep >> 8).astype(np.uint8)), deep) for deep in (before, after)
     )
-    assert blend_pictures(old, new, 1) is new
-    assert (np.asarray(blend_pictures(old, new, 0).image) == np.asarray(old.image)).all()
-    half = blend_pictures(old, new, 0.5)
+    assert finish(blend_bands(old, new, 1)) is new
+    assert (np.asarray(finish(blend_bands(old, new, 0)).image) == np.asarray(old.image)).all()
+    half = finish(blend_bands(old, new, 0.5))
     assert half.deep is not None
     assert (half.deep == np.rint((before.astype(float) + after) / 2)).all()
     wanted = np.rint((np.asarray(old.image).astype(float) + np.asarray(new.image)) / 2)
@@ -284,5 +284,5 @@ def test_a_blend_keeps_the_opacity_of_the_photo():
     colours, alpha = Image.new("RGB", (4, 3), (10, 20, 30)), Image.new("L", (4, 3), 77)
     edited = Image.new("RGB", (4, 3), (110, 20, 31))
     edited.putalpha(alpha)
-    blended = blend_pictures(Picture(colours, alpha=alpha), Picture(edited), 0.25)
+    blended = finish(blend_bands(Picture(colours, alpha=alpha), Picture(edited), 0.25))
     assert blended.image.getpixel((0, 0)) == (35, 20, 30, 77)

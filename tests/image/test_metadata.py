@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -119,6 +120,33 @@ def test_iptc_is_kept_and_told_in_xmp_as_well(tmp_path: Path, source: str, name:
     assert (2, 90) not in there
     result_of(photo, tmp_path / name, gps=True)
     assert iptc_by_pillow(tmp_path / name)[(2, 90)] == b"Bern"
+
+
+def test_settings_are_read_from_the_largest_pictures(tmp_path: Path) -> None:
+    text = {"nulltext": '{"target": "x"}'}
+    data = encode(Picture(Image.new("RGB", (8, 8))), "a.png", text=text)
+    head = b"IHDR" + struct.pack(">II", 16_000, 12_000) + data[24:29]  # beyond Pillow's own limit
+    (tmp_path / "a.png").write_bytes(
+        data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
+    )
+    assert settings_in(tmp_path / "a.png") == {"target": "x"}
+
+
+def test_a_packet_needs_no_xmpmeta(tmp_path: Path) -> None:
+    start, end = XMP.index(b"<rdf:RDF"), XMP.index(b"</x:xmpmeta>")
+    photo = photo_with(tmp_path / "photo.jpg", xmp=XMP[start:end])
+    result_of(photo, tmp_path / "a.jpg")
+    assert all(f">{value}<" in xmp_by_pillow(tmp_path / "a.jpg") for value in KEPT)
+
+
+@pytest.mark.parametrize("gps", [False, True])
+def test_places_within_other_properties_are_places(tmp_path: Path, gps: bool) -> None:
+    hidden = XMP.replace(b"<rdf:li>Ana", b'<rdf:li exif:GPSLongitude="7,26E">Ana')
+    hidden = hidden.replace(b"</dc:creator>", b"<photoshop:City>Thun</photoshop:City></dc:creator>")
+    result_of(photo_with(tmp_path / "photo.png", xmp=hidden), tmp_path / "a.tif", gps=gps)
+    text = xmp_by_pillow(tmp_path / "a.tif")
+    assert ">Ana<" in text.replace(' exif:GPSLongitude="7,26E"', "")
+    assert [value in text for value in ("7,26E", "Thun")] == [gps, gps]
 
 
 def test_xmp_wins_over_iptc_and_old_encodings_are_read(tmp_path: Path) -> None:

@@ -12,24 +12,25 @@ import pytest
 import torch
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from nulltext.diffusion.loops import run
 from nulltext.editing.loop import Edit
-from nulltext.editing.placing import Canvas, Placed, place
+from nulltext.editing.placing import Canvas, Placed, place_steps
 from nulltext.editing.spec import EditSpec
 from nulltext.image import bands
+from nulltext.image.bands import finish
 from nulltext.image.compositing import (
-    compare_pictures,
-    composite_picture,
-    fade_inside,
-    fit_to_crop,
+    Weight,
+    compare_bands,
+    fade_bands,
     original_picture,
 )
 from nulltext.image.images import CropBox, to_tensor
 from nulltext.image.photos import Photo, exif_of_result, load_photo
 from nulltext.image.saving import Picture, encode
 from nulltext.inversion.record import Inversion
-from nulltext.jobs.pictures import save_placed
+from nulltext.jobs.pictures import save_steps
 from support.examples import EXAMPLE
-from support.pictures import noise, png, png_chunk
+from support.pictures import composited, noise, png, png_chunk
 
 Base, Block = ExifTags.Base, ExifTags.IFD
 WIDTH, HEIGHT, BOX = 96, 80, CropBox(16, 8, 64, 64)
@@ -69,9 +70,8 @@ def saved(
     edit = Edit(painted[None], model_sees[None], 0.0, 0, torch.ones(1, 8, 8), (None,))
     mask = torch.zeros(canvas.box.height, canvas.box.width)
     mask[16:40, 16:40] = 1
-    placed = place(canvas, edit, 0, EditSpec("a dog", mask=mask), "auto")
-    (result,) = save_placed([path], [placed], inversion, canvas, gps=gps)
-    return result
+    placed = run(place_steps(canvas, edit, 0, EditSpec("a dog", mask=mask), "auto"))
+    return run(save_steps(path, placed, inversion, canvas, gps=gps))
 
 
 @pytest.fixture
@@ -222,15 +222,17 @@ def test_tiles_of_any_size_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) 
     drawn[10:50, 12:60] = 1
 
     def everything() -> list[np.ndarray]:
-        weight = torch.minimum(fit_to_crop(small, BOX, (WIDTH, HEIGHT)), fade_inside(drawn))
+        parts = [small, finish(fade_bands(drawn))]
+        weight = Weight(parts, BOX, (WIDTH, HEIGHT)).rows(slice(0, BOX.height))
         found: list[np.ndarray] = [weight.numpy()]
         for photo in photos:
             for detail in ("auto", "luminance"):
                 where = (photo, BOX, edit, reconstruction, weight)
-                picture = composite_picture(*where, detail)  # type: ignore[arg-type]
+                picture = composited(*where, detail)  # type: ignore[arg-type]
                 found.append(np.asarray(picture.image))
                 found += [] if picture.deep is None else [picture.deep]
-                compared = compare_pictures(original_picture(photo), picture, weight == 0, BOX)
+                bands_of = compare_bands(original_picture(photo), picture, weight == 0, BOX)
+                compared = finish(bands_of)
                 found.append(np.array([compared.changed_fraction, compared.psnr_outside]))
         return found
 

@@ -317,7 +317,7 @@ def test_cmyk_jpeg_is_not_inverted(tmp_path: Path) -> None:
     assert np.abs(colour - (255, 0, 0)).max() < 4  # levels, lossy
 
 
-def test_rgb_profile_is_carried_and_a_grey_one_is_not(tmp_path: Path) -> None:
+def test_rgb_profile_is_carried_and_a_broken_grey_one_is_not(tmp_path: Path) -> None:
     raw = noise(8, 8, 3)
     Image.fromarray(raw).save(tmp_path / "rgb.png", icc_profile=SRGB)
     photo = load_photo(tmp_path / "rgb.png")

@@ -10,40 +10,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nulltext.editing.placing import Canvas, check_same_photo
 from nulltext.errors import ImageError
-from nulltext.image.compositing import composite, composite_picture
+from nulltext.image.compositing import composite
 from nulltext.image.images import CropBox, from_uint8, to_tensor, to_uint8
-from nulltext.image.photos import Photo
+from nulltext.image.photos import Photo, load_photo
 from nulltext.image.profiles import as_srgb, from_srgb, is_srgb
 from nulltext.inversion.record import Inversion
 from support.examples import EXAMPLE
-from support.pictures import SRGB, noise
+from support.pictures import SRGB, composited, noise
 
 BOX, MODEL_SIDE = CropBox(8, 4, 96, 96), 48
 
 
+def fixed(*values: float) -> bytes:
+    return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+
 def matrix_profile(red: tuple, green: tuple, blue: tuple, gamma: float) -> bytes:
     """An ICC v2 display profile (ICC.1:2001, 6.3.1.2): colorants in XYZ under D50, and a gamma."""
+    colours = {b"rXYZ": red, b"gXYZ": green, b"bXYZ": blue}
+    tags = {key: b"XYZ \0\0\0\0" + fixed(*value) for key, value in colours.items()}
+    curves = dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), gamma_curve(gamma))
+    return built_profile(b"RGB ", tags | curves)
 
-    def fixed(*values: float) -> bytes:
-        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
 
-    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(gamma * 256))
+def grey_profile(gamma: float, connection: bytes = b"XYZ ") -> bytes:
+    """An ICC v2 profile of grey (ICC.1:2001, 6.3.1.1)."""
+    return built_profile(b"GRAY", {b"kTRC": gamma_curve(gamma)}, connection)
+
+
+def gamma_curve(gamma: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(gamma * 256))
+
+
+def built_profile(space: bytes, own: dict[bytes, bytes], connection: bytes = b"XYZ ") -> bytes:
     name = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78
     tags = {b"desc": name + b"\0" * (-len(name) % 4), b"cprt": b"text\0\0\0\0none\0\0\0\0"}
-    colours = {b"wtpt": (0.9642, 1, 0.8249), b"rXYZ": red, b"gXYZ": green, b"bXYZ": blue}
-    tags |= {key: b"XYZ \0\0\0\0" + fixed(*value) for key, value in colours.items()}
-    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    tags |= {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249), **own}
     start, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
     for key, data in tags.items():
         table += key + struct.pack(">II", start + len(body), len(data))
         body += data
     size = start + len(body)
-    head = struct.pack(">I4xI4s4s4s", size, 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    head = struct.pack(">I4xI4s4s4s", size, 0x02100000, b"mntr", space, connection)
     head += struct.pack(">6H", 2024, 1, 1, 0, 0, 0) + b"acsp" + b"\0" * 28
     return (head + fixed(0.9642, 1, 0.8249)).ljust(128, b"\0") + table + body
 
@@ -115,10 +128,10 @@ def test_what_is_not_edited_keeps_its_bytes_inside_and_outside_of_srgb(name: str
     photo = Photo(image, icc_profile=PROFILES[name], bits=16, deep=deep)
     r = to_tensor(photo, BOX, (MODEL_SIDE, MODEL_SIDE))[0]
     everywhere = torch.ones(BOX.height, BOX.width)
-    same = composite_picture(photo, BOX, r, r, everywhere)
+    same = composited(photo, BOX, r, r, everywhere)
     assert same.deep is not None
     assert (same.deep == deep).all()
-    edited = composite_picture(photo, BOX, -r, r, everywhere)
+    edited = composited(photo, BOX, -r, r, everywhere)
     changed = (np.asarray(edited.deep) != deep).any(axis=2)
     assert changed[BOX.y : BOX.y + BOX.height, BOX.x : BOX.x + BOX.width].mean() > 0.99
     changed[BOX.y : BOX.y + BOX.height, BOX.x : BOX.x + BOX.width] = False
@@ -146,6 +159,58 @@ def test_srgb_and_unusable_profiles_change_nothing(flower: Image.Image) -> None:
     assert len({Photo(flower, icc_profile=profile).colours for profile in PROFILES.values()}) == 3
 
 
+@pytest.mark.parametrize("gamma", [1.0, 1.8, 2.6])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_grey_photo_keeps_its_numbers_and_its_look(
+    tmp_path: Path, gamma: float, kind: type
+) -> None:
+    profile, levels = grey_profile(gamma), np.iinfo(kind).max // 255
+    values = np.tile(np.arange(256, dtype=kind) * kind(levels), (16, 1))
+    Image.fromarray(values).save(tmp_path / "grey.png", icc_profile=profile)
+    photo = load_photo(tmp_path / "grey.png")
+    assert photo.icc_profile is not None
+    assert (np.asarray(photo.image)[..., 0] == values // levels).all()
+    light = (np.arange(256) / 255) ** gamma
+    bright = 1.055 * light ** (1 / 2.4) - 0.055
+    expected = 255 * np.where(light <= 0.0031308, 12.92 * light, bright)  # IEC 61966-2-1
+    shown = as_srgb(photo.image, photo.icc_profile)
+    assert np.abs(np.asarray(shown)[0] - expected[:, None]).max() <= 1  # level, of rounding
+
+
+def test_profiles_of_grey_that_have_no_such_curve_are_left_out(tmp_path: Path) -> None:
+    good, grey = grey_profile(1.0), Image.new("L", (16, 16), 99)
+    for profile in (grey_profile(1.0, b"Lab "), good[:132], good[:140], good[:-200]):
+        grey.save(tmp_path / "grey.png", icc_profile=profile)
+        photo = load_photo(tmp_path / "grey.png")
+        assert photo.colours is None
+        assert np.asarray(as_srgb(photo.image, photo.icc_profile))[0, 0].tolist() == [99] * 3
+
+
+def test_opacity_stays(flower: Image.Image) -> None:
+    opacity = flower.convert("L")
+    flower = flower.copy()
+    flower.putalpha(opacity)
+    shown = as_srgb(flower, PROFILES["adobe"])
+    assert (np.asarray(shown.getchannel("A")) == np.asarray(opacity)).all()
+
+
+def space_in(block: bytes | None) -> int | None:
+    """EXIF's ColorSpace."""
+    assert block is not None
+    exif = Image.Exif()
+    exif.load(block)
+    return exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+
+
+def test_cmyk_becomes_srgb_and_says_so(tmp_path: Path, flower: Image.Image) -> None:
+    told = Image.Exif()
+    told.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ColorSpace] = 0xFFFF
+    flower.convert("CMYK").save(tmp_path / "photo.jpg", exif=told.tobytes())
+    photo = load_photo(tmp_path / "photo.jpg")
+    assert photo.colours is None
+    assert space_in(photo.exif) == 1
+
+
 def test_inversions_know_the_colours_that_they_were_made_of(
     flower: Image.Image, inversion_file: Path
 ) -> None:
@@ -170,5 +235,11 @@ def test_inversions_know_the_colours_that_they_were_made_of(
         check_same_photo(inversion_of(plain), managed)
     crop = Canvas.of(inversion_of(managed), managed, full=False)
     assert crop.photo.icc_profile is None  # it holds sRGB
+    told = Image.Exif()
+    told.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ColorSpace] = 0xFFFF  # another than sRGB
+    exact = dataclasses.replace(managed, exif=told.tobytes())
+    crop = Canvas.of(inversion_of(exact), exact, full=False)
+    assert space_in(crop.photo.exif) == 1
+    assert space_in(Canvas.of(inversion_of(exact), exact, full=True).photo.exif) == 0xFFFF
     tagged = Photo(flower, icc_profile=SRGB)
     assert Canvas.of(inversion_of(tagged), tagged, full=False).photo.icc_profile == SRGB

@@ -20,7 +20,7 @@ from nulltext.image.photos import load_photo
 from nulltext.image.saving import Picture, encode
 from nulltext.jobs.export import EXPORTS, export, result_name
 from nulltext.jobs.options import arguments_of
-from nulltext.jobs.settings import options_in
+from nulltext.jobs.settings import command_in, options_in
 from nulltext.storage.files import LONGEST_NAME, safe_name
 from support.pictures import SRGB, file_pixels
 
@@ -41,6 +41,9 @@ ASKED = {
     "masactrl": ("--editor", "masactrl", "--masa-start", "0.3", "--steps", "3"),
     "chain": ("--then", "a red dog", "--then-strength", "0.4", "--steps", "3", "--full"),
     "of several": ("--target", "a cow", "--weight", "dog=2", "--weight", "cow=3", "--steps", "3"),
+    "half over, of equal words": ("--opacity", "0.4", "--weight", "dog#1=3", "--steps", "3"),
+    "all of the photo": ("--size", "photo", "--full", "--region", "words", "--steps", "3"),
+    "beside a sweep": ("--sweep", "grid.png", "--over", "strength=0.2,0.9", "--steps", "3"),
     "of another size": ("--size", "40x32", "--steps", "3", "--full"),
 }
 
@@ -96,6 +99,19 @@ def test_a_saved_inversion_is_made_again(run, model, drawn) -> None:
     assert (file_pixels("again.tif") == file_pixels("out.tif")).all()
 
 
+def test_a_photo_that_was_not_given_has_a_place_in_the_command(run, model, drawn, saved) -> None:
+    line = ("edit", "--inversion", saved, "--target", "a dog", "--model", model, "-o", "out.png")
+    code, _, err = run(*line)
+    assert code == 0, err
+    settings = settings_in(Path("out.png"))
+    assert settings is not None
+    program, verb, image, *rest = command_in(settings, "again.png")
+    assert (program, verb, image) == ("nulltext", "edit", "PHOTO")
+    code, _, err = run("edit", "cat.png", *rest, "--model", model)
+    assert code == 0, err
+    assert (file_pixels("again.png") == file_pixels("out.png")).all()
+
+
 def test_every_setting_is_told(run, model, drawn) -> None:
     line = ("edit", "cat.png", "--source", "a cat", "--target", "a dog", "--model", model)
     code, _, err = run(*line, *ASKED["local"], "-o", "out.webp")
@@ -127,6 +143,25 @@ def test_every_setting_is_told(run, model, drawn) -> None:
     assert masked["mask"]
     assert 0 < masked["mask_fraction"] < 1
     assert masked["job"]["mask"] == "mask.png"
+
+
+def test_the_command_names_the_model_and_what_was_added(tmp_path) -> None:
+    settings = {
+        "model": "tiny",
+        "adapters": [
+            {"kind": "lora", "name": "fur.safetensors", "sha256": "0", "weight": 0.5},
+            {"kind": "embedding", "name": "my.safetensors", "sha256": "0", "token": "<my>"},
+            {"kind": "vae", "name": "vae", "sha256": "0"},
+            {"kind": "other"},
+            "damaged",
+        ],
+        "job": {"image": "cat.png", "source": "a cat", "target": ["a dog"]},
+    }
+    line = shlex.join(command_in(settings, "again.png"))
+    added = "--lora fur.safetensors:0.5 --embedding 'my.safetensors:<my>' --vae vae"
+    assert line.endswith(f"-o again.png --model tiny {added}")
+    assert "--model" not in command_in({**settings, "model": "flowers"}, "again.png")
+    assert command_in({"model": "tiny"}, "again.png") == []
 
 
 def test_a_picture_without_settings_is_refused(run, drawn) -> None:
@@ -249,6 +284,21 @@ def test_names_say_photo_and_change_and_never_collide() -> None:
     assert result_name("v1.2 cat.jpg", "x → y", "") == "v1.2 cat – x to y"
 
 
+@pytest.mark.parametrize("letter", ["a", "猫", "🐈"])
+def test_names_of_long_photos_differ_and_say_the_change(letter: str) -> None:
+    taken: list[str] = []
+    for change in ("cat → dog", "cat → dog", "cat → dog", letter * 300, letter * 300):
+        taken.append(result_name(f"{letter * 250}.png", change, ".jpg", taken))
+    assert len({*taken}) == 5
+    assert all(len(name.encode()) <= LONGEST_NAME for name in taken)
+    assert all(name.startswith(letter * 20) for name in taken)
+    assert [name.partition(" – ")[2] for name in taken[:3]] == [
+        "cat to dog.jpg",
+        "cat to dog 2.jpg",
+        "cat to dog 3.jpg",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "safe"),
     [
@@ -258,7 +308,10 @@ def test_names_say_photo_and_change_and_never_collide() -> None:
         ("..hidden", "hidden"),
         ('a<b>c:"d/e\\f|g?h*.png', "a_b_c__d_e_f_g_h_.png"),
         ("line\nbreak\u202egpj.exe", "linebreakgpj.exe"),
+        ("e\u200e\u0301\u061c\ufeff.png", "\u00e9.png"),
+        ("👩\u200d🌾.png", "👩\u200d🌾.png"),
         ("con.jpg", "_con.jpg"),
+        ("COM¹.png", "_COM¹.png"),
         ("NUL", "_NUL"),
         ("dot. .", "dot"),
         ("", "picture"),

@@ -47,6 +47,7 @@ def test_composed_captions_teach_their_labels_and_templates_and_no_fillers():
     assert known.named == ("flower", "rose", "daisy", "red", "white")  # one mauve photo is too few
     frames = {"a", "photo", "of", "picture", "close"}
     assert set(known.others) == frames | {"flowers", "roses", "daisies"}
+    assert known.groups == {"kind": known.named[:3], "colour": known.named[3:]}
     never = CaptionSettings(plural=0.0, general=0.0)
     assert learnt(shown, never).words == frames | {"rose", "daisy", "red", "white"}
 
@@ -56,6 +57,7 @@ def test_whole_captions_teach_what_a_few_of_them_say():
     shown[:2] = examples(2, captions=("an otter on the lawn",))
     known = learnt(shown)
     assert known.named == ("lawn", "dog", "my")
+    assert known.groups == {}
     assert known.words == {"a", "dog", "on", "the", "lawn", "my", "photo"}
     assert "otter" in learnt(shown[:9])  # of nine photos, two are many
 
@@ -108,6 +110,29 @@ def test_the_words_are_read_back_for_their_own_weights_only(tmp_path):
     assert read_words(tmp_path, ("e" * 32,)) is None
 
 
+def test_groups_are_read_back_where_there_are_any(tmp_path):
+    groups = {"kind": ("rose", "daisy"), "colour": ("red",)}
+    path = write_words(replace(KNOWN, groups={**groups, "scent": ("sweet",)}), "f", tmp_path)
+    assert read_words(tmp_path, ("f",)).groups == groups  # none of the words of scent is known
+    content = json.loads(path.read_text())
+    del content["groups"]  # a file as it was written before
+    path.write_text(json.dumps(content))
+    assert read_words(tmp_path, ("f",)) == KNOWN
+    write_words(KNOWN, "f", tmp_path)
+    assert json.loads(path.read_text()) == content
+
+
+@pytest.mark.parametrize(("odd", "grouped"), [(2, False), (3, True)])
+def test_a_word_is_in_the_groups_of_enough_photos(odd, grouped):
+    shown = examples(40, kind="rose", colour="red", background="green")
+    shown[:odd] = [replace(each, colour="green", background="red") for each in shown[:odd]]
+    found = {name: set(words) for name, words in learnt(shown * 3).groups.items()}
+    colours, backgrounds = {"red"}, {"green"}
+    if grouped:
+        colours, backgrounds = {"red", "green"}, {"red", "green"}
+    assert found == {"kind": {"flower", "rose"}, "colour": colours, "background": backgrounds}
+
+
 def test_no_words_are_no_list(tmp_path):
     """Else every word would be noted, and nothing named that the model knows."""
     assert write_words(KnownWords((), ("x" * (LONGEST_WORD + 1),)), "f", tmp_path) is None
@@ -130,6 +155,11 @@ WHOLE = {"version": 1, "fingerprint": "f", "named": ["rose"], "others": []}
         json.dumps(WHOLE | {"named": "rose"}),
         json.dumps(WHOLE | {"named": ["rose", 3]}),
         json.dumps(WHOLE | {"named": ["\x1b[2Jrose"]}),
+        json.dumps(WHOLE | {"groups": ["rose"]}),
+        json.dumps(WHOLE | {"groups": {"kind": "rose"}}),
+        json.dumps(WHOLE | {"groups": {"<b>kind": ["rose"]}}),
+        json.dumps(WHOLE | {"groups": {"kind": ["rose"] * 41}}),
+        json.dumps(WHOLE | {"groups": {f"kind{n}": ["rose"] for n in range(11)}}),
         json.dumps(WHOLE | {"named": ["x" * (LONGEST_WORD + 1)]}),
         json.dumps({name: value for name, value in WHOLE.items() if name != "others"}),
         " " * (MAX_BYTES + 1),
@@ -154,3 +184,8 @@ def test_the_bundled_model_has_its_words(flowers):
     assert set(known.named) == kinds | colours | {"green", "dark", "grey", "brown"}
     assert {"photo", "background", "daisies", "in", "front"} <= known.words
     assert not {"cat", "small", "the"} & known.words
+    assert {name: set(words) for name, words in known.groups.items()} == {
+        "kind": kinds,
+        "colour": colours,
+        "background": {"dark", "green", "grey", "white", "brown", "blue"},
+    }

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 import nulltext
 from nulltext.diffusion.levels import Level
@@ -76,8 +76,8 @@ def mask_of(size, box):
 def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     view = visitor.open(file)
     assert (view["problem"], view["photo"]["name"]) == (None, file.name)
-    assert view["fields"]["crop"] == [15, 0, 60, 60]
-    view = visitor.invert("a red cat")
+    assert view["fields"]["crop"] == [0, 0, 90, 60]
+    view = visitor.invert("a red cat", crop=[15, 0, 60, 60])
     assert view["words"] == ["a", "red", "cat"]
     assert view["fields"]["target"] == "a red cat"
     assert view["inversion"]["psnr"] <= view["inversion"]["bound"] + 0.5
@@ -97,6 +97,7 @@ def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     assert view["history"][0]["label"] == "cat → dog"
 
 
+SOFT = mask_of((90, 60), (30, 10, 60, 45)).filter(ImageFilter.GaussianBlur(5))
 BLACK = png_url(Image.new("L", (90, 60)))
 EDITS = {
     "plain": {},
@@ -121,7 +122,16 @@ EDITS = {
         "strength": 1,
     },
     "local": {"blend": "cat, dog", "threshold": 0.05, "strength": 0.9},
+    "masactrl": {"editor": "masactrl", "masa_word": "cat, dog", "by_hand": True, "masa_start": 0.4},
+    "set": {
+        "guidance_start": 0.3,
+        "align": "refine",
+        "hue": "model",
+        "source_branch": "exact",
+        "target_guidance": 5,
+    },
     "painted": {"mask": png_url(mask_of((180, 120), (60, 20, 120, 90))), "strength": 0.75},
+    "soft": {"mask": png_url(SOFT), "strength": 0.75},
 }
 
 
@@ -130,7 +140,10 @@ NAMED = {
     "weighed": "--weight dog=-2.0 --target-guidance 3.0 --negative 'a cow' --cross-steps 0.4",
     "repeated": "--weight 'red#2=3.0' --weight 'red#3=-1.0'",
     "local": "--blend cat --blend dog --blend-threshold 0.05",
+    "masactrl": "--editor masactrl --masa-start 0.4 --masa-word cat --masa-word dog",
+    "set": "--target-guidance 5.0 --guidance-start 0.3",
     "painted": "--mask 'my cat-mask.png'",
+    "soft": "--mask 'my cat-mask.png'",
 }
 """What the command says of each."""
 
@@ -159,6 +172,24 @@ def test_the_command_makes_the_same_picture(visitor, file, run, tmp_path, monkey
     assert (file_pixels("my cat-edited.png") != file_pixels(file)).any()
 
 
+def test_a_grey_mask_lets_part_of_the_edit_through(visitor, file):
+    visitor.open(file)
+    visitor.invert("a red cat")
+    mask = mask_of((90, 60), (30, 10, 60, 45))
+    asked = {"target": "a red dog", "strength": 1, "detail": "model"}
+    photo = file_pixels(file).astype(int)
+    shown = []
+    for level in (255, 128):
+        grey = Image.eval(mask, lambda value, level=level: level * value // 255)
+        grey.putpixel((45, 28), 255)  # a mask of one grey would be read as black and white
+        result = visitor.ask("edit", mask=png_url(grey), **asked)["result"]
+        assert list(Image.open(visitor.local(result["mask"])).getdata()) == list(grey.getdata())
+        made = file_pixels(visitor.local(result["download"]))
+        shown.append(np.abs(made - photo)[20:35, 38:44].mean())
+    assert shown[0] > 5
+    assert 0.2 < shown[1] / shown[0] < 0.8
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's quoting, and such names")
 @pytest.mark.parametrize("name", ["-o'cat & #1; $(x) 🌼.png", 'two\nlines `q` "w".png'])
 def test_the_command_names_the_photo_as_it_is(visitor, file, tmp_path, name):
@@ -174,13 +205,30 @@ def test_the_command_names_the_photo_as_it_is(visitor, file, tmp_path, name):
     mask.write_bytes(visitor.local(result["mask"]).read_bytes())
     made = visitor.local(result["download"])
     assert safe_name(made.name) == made.name
-    assert result["name"] == safe_name(f"{photo.stem} – cat to dog")
+    assert result["name"] == f"{safe_name(photo.stem)} – cat to dog"
     program = f'nulltext() {{ {shlex.quote(sys.executable)} -m nulltext.cli.entry "$@"; }}'
     line = f"{program}\n{result['command']}"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    again = tmp_path / f"{photo.stem}-edited.png"
+    again = tmp_path / f"{safe_name(photo.stem)}-edited.png"
     assert again.read_bytes() == made.read_bytes()
+
+
+def test_the_longest_names_are_cut(visitor, file, run, tmp_path, monkeypatch):
+    photo = tmp_path / f"{'c' * 251}.png"
+    photo.write_bytes(file.read_bytes())
+    visitor.open(photo)
+    visitor.invert("a red cat", budget="fast", steps=None)
+    names = []
+    for _ in range(2):
+        result = visitor.ask("edit", target="a red dog")["result"]
+        names.append(result["name"])
+    assert names == [f"{'c' * 185} – cat to dog", f"{'c' * 183} – cat to dog 2"]  # 200 bytes
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*shlex.split(result["command"])[1:])
+    assert code == 0, err
+    (again,) = tmp_path.glob("c*-edited.png")
+    assert again.read_bytes() == visitor.local(result["download"]).read_bytes()
 
 
 def test_equal_changes_have_names_of_their_own(visitor, file):
@@ -210,8 +258,8 @@ def test_sixteen_bits_of_a_photo_are_in_the_download_and_in_exports(visitor, tmp
     image = Image.fromarray((values >> 8).astype(np.uint8))
     path.write_bytes(encode(Picture(image, values), path))
     visitor.open(path)
-    visitor.invert("a red cat")
-    result = visitor.ask("edit", target="a red dog", crop=[15, 0, 60, 60])["result"]
+    visitor.invert("a red cat", crop=[15, 0, 60, 60])
+    result = visitor.ask("edit", target="a red dog")["result"]
     kept = load_photo(visitor.local(result["download"]))
     assert kept.bits == 16
     assert (kept.deep[:, :15] == values[:, :15]).all()
@@ -264,6 +312,75 @@ def test_one_of_the_strip_is_what_its_command_makes(visitor, file, run, tmp_path
     ).all()
 
 
+def test_an_opacity_is_what_its_command_makes(visitor, file, run, tmp_path, monkeypatch):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    made = visitor.ask("edit", target="a red dog", mask=EDITS["soft"]["mask"])["result"]
+    other = visitor.ask("edit", target="a red cow")["result"]
+    view = visitor.ask("fade", number=made["number"], opacity=0.35)
+    faded = next(one for one in view["history"] if one["number"] == made["number"])
+    assert (view["problem"], view["result"]) == (None, other)
+    assert (faded["opacity"], faded["url"]) == (0.35, made["url"])
+    before, after = file_pixels(file).astype(int), file_pixels(visitor.local(made["download"]))
+    result = file_pixels(visitor.local(faded["download"]))
+    assert (result == np.rint(before + 0.35 * (after - before))).all()
+    assert faded["changed"] == pytest.approx(100 * (result != before).any(axis=-1).mean(), abs=0.1)
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "my cat-mask.png").write_bytes(visitor.local(made["mask"]).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert "--opacity 0.35" in faded["command"]
+    assert run(*shlex.split(faded["command"])[1:])[0] == 0
+    assert Path("my cat-edited.png").read_bytes() == visitor.local(faded["download"]).read_bytes()
+    view = visitor.ask("restore", number=made["number"])
+    assert view["result"] == faded
+    view = visitor.ask("fade", number=made["number"], opacity=1)
+    assert view["result"] == made
+    assert not visitor.local(faded["download"]).exists()
+
+
+def test_the_last_of_several_opacities_stays(studio, visitor, file):
+    visitor.open(file)
+    visitor.invert("a red cat", method="ddim")
+    number = visitor.ask("edit", target="a red dog")["result"]["number"]
+    asked = [visitor.start("fade", number=number, opacity=o) for o in (0.2, 0.9)]
+    with studio.resources.decoding:  # both have begun, and wait
+        for views in asked:
+            next(views)
+    (*_, last), (*_, stale) = reversed(asked)
+    assert (last["problem"], stale["problem"]) == (None, None)
+    assert last["result"]["opacity"] == stale["result"]["opacity"] == 0.9
+
+
+def test_a_picture_is_written_at_its_own_size_once(visitor, tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "wide.png"
+    Image.fromarray(rng.integers(0, 256, (30, 2000, 3), dtype=np.uint8)).save(path)
+    assert visitor.open(path)["photo"]["full"] is None
+    visitor.invert("a red cat", method="ddim")
+    number = visitor.ask("edit", target="a red dog", crop=[985, 0, 30, 30])["result"]["number"]
+    view = visitor.ask("zoom", numbers=[number])
+    assert view["problem"] is None
+    times = []
+    for shown, whole in (
+        (view["photo"], path),
+        (view["result"], visitor.local(view["result"]["download"])),
+    ):
+        full = visitor.local(shown["full"])
+        times.append(full.stat().st_mtime_ns)
+        with Image.open(full) as image:
+            assert (image.format, image.size) == ("JPEG", (2000, 30))
+            error = np.asarray(image).astype(int) - file_pixels(whole)
+        assert np.abs(error).mean() < 12  # noise is the hardest picture for JPEG
+    view = visitor.ask("zoom", numbers=[number])
+    full = [visitor.local(view[name]["full"]) for name in ("photo", "result")]
+    assert [path.stat().st_mtime_ns for path in full] == times
+
+
+def test_a_small_picture_is_its_own_preview(visitor, file):
+    photo = visitor.open(file)["photo"]
+    assert photo["full"] == photo["url"]
+
+
 def test_a_saved_inversion_comes_back(visitor, file, run, tmp_path, monkeypatch):
     visitor.open(file)
     view = visitor.invert("a cat", method="ddim")
@@ -305,8 +422,10 @@ def test_an_inversion_is_made_once(studio, visitor, file):
 
 def test_words_that_the_model_was_not_taught_are_remarked_on(studio, visitor, file, monkeypatch):
     visitor.open(file)
-    visitor.invert("a red cat", method="ddim")
-    assert visitor.ask("edit", target="a red dog")["result"]["remark"] == (
+    visitor.invert("a red cat", method="ddim", crop=[15, 0, 60, 60])
+    result = visitor.ask("edit", target="a red dog")["result"]
+    assert result["cut"] == ["left", "right"]
+    assert result["remark"] == (
         "The edit stops inside the photo, at the crop's left and right: draw the crop around all "
         "that changes."
     )
@@ -332,7 +451,7 @@ def test_history_is_restored_with_its_settings(visitor, file):
     assert view["result"] == first
     assert view["fields"]["chips"] == chips_json(chips)
     assert (view["fields"]["strength"], view["fields"]["source"]) == (0.7, "a red cat")
-    assert (view["inversion"]["prompt"], view["fields"]["crop"]) == ("a red cat", [15, 0, 60, 60])
+    assert (view["inversion"]["prompt"], view["fields"]["crop"]) == ("a red cat", [0, 0, 90, 60])
     again = visitor.ask("edit", target="a red dog", chips=chips, strength=0.7)["result"]
     assert (
         file_pixels(visitor.local(again["download"]))
@@ -390,7 +509,7 @@ def test_a_captioner_proposes_words(model, file):
         assert visitor.open(file)["fields"]["source"] == ""
         photo = nulltext.load_photo(file)
         fields = visitor.ask("propose")["fields"]
-        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(15, 0, 60, 60)) != ""
+        assert fields["source"] == writer.caption(photo, crop=nulltext.CropBox(0, 0, 90, 60)) != ""
         assert fields["proposed"]
         view = visitor.ask("propose", crop=[0, 0, 30, 30], ask=7)
         wanted = writer.caption(photo, crop=nulltext.CropBox(0, 0, 30, 30))
@@ -461,12 +580,12 @@ def test_photos_that_are_none(visitor, tmp_path, file):
     [
         ("invert", {"source": " "}, "Say what the photo shows first, in a few words."),
         ("invert", {"source": "a cat " * 40}, "tokens, and this model reads at most"),
-        ("invert", {"source": "a cat", "steps": 10**6}, "The steps is 1000000"),
+        ("invert", {"source": "a cat", "steps": 10**6}, "“Steps” is no whole number"),
         ("invert", {"source": "a cat", "steps": 2.5}, "whole number from 1 to 200"),
-        ("invert", {"source": "a cat", "guidance": float("nan")}, "The guidance is nan"),
+        ("invert", {"source": "a cat", "guidance": float("nan")}, "“Guidance” is no finite"),
         ("invert", {"source": "a cat", "crop": [0, 0, 500, 500]}, "does not lie within the photo"),
         ("invert", {"source": "a cat", "crop": "all"}, "crop box"),
-        ("invert", {"source": "a cat", "method": "magic"}, "no inversion method 'magic'"),
+        ("invert", {"source": "a cat", "method": "magic"}, "“Method” is none of fixed-point,"),
         (
             "invert",
             {"source": "a cat", "method": "null-text", "budget": "fast"},
@@ -477,7 +596,13 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         ("edit", {"target": "a red cat"}, "Nothing is changed yet"),
         ("edit", {"target": "a dog", "blend": "tabby"}, "“tabby” is a word of neither prompt"),
         ("edit", {"target": "a dog", "strength": 7}, "The strength is 7"),
-        ("edit", {"target": "a dog", "detail": "all"}, "There is no detail 'all'"),
+        ("edit", {"target": "a dog", "detail": "all"}, "“Fine detail” is none of auto,"),
+        ("edit", {"target": "a dog", "by_hand": 1, "masa_start": 0.5}, "“Looks begin” belongs to"),
+        ("edit", {"target": "a dog", "editor": "masactrl", "align": "auto"}, "“Pairing of"),
+        ("edit", {"target": "a dog", "blend_except": "cat"}, "takes away from a “Blend”"),
+        ("edit", {"target": "a dog", "base": 3}, "is not kept any more; start from the photo"),
+        ("go_on", {"number": 3}, "not kept any more"),
+        ("export", {"number": 3}, "not kept any more"),
         ("edit", {"target": "a dog", "mask": "data:image/png;base64,AAAA"}, "painted mask"),
         ("edit", {"target": "a dog", "mask": BLACK}, "black everywhere"),
         ("edit", {"target": "a dog", "chips": [{"source": 9, "text": "x"}]}, "word cannot be read"),
@@ -486,6 +611,8 @@ def test_photos_that_are_none(visitor, tmp_path, file):
         ("edit", {"target": "a dog", "mask": "files/../../etc/hostname"}, "painted mask"),
         ("look", {"word": 99}, "The word is 99"),
         ("choose", {"number": 12345}, "not kept any more"),
+        ("fade", {"number": 12345, "opacity": 0.5}, "not kept any more"),
+        ("zoom", {"numbers": [12345]}, "not kept any more"),
         ("bring", {"file": {"path": "/etc/hostname"}}, "No file has arrived"),
     ],
 )  # fmt: skip

@@ -6,10 +6,12 @@ top of what) is asked of the browser.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 
+import nulltext
 from support.browser import (
     CONTROLS,
     address,
@@ -20,13 +22,13 @@ from support.browser import (
     part,
     problem,
     proxy,
-    studio,
     sync_api,
     upload,
     visit,
 )
+from support.studios import TAUGHT, studio_on
 
-__all__ = ["address", "browser", "proxy", "studio", "visit"]  # fixtures
+__all__ = ["address", "browser", "proxy", "visit"]  # fixtures
 
 pytestmark = pytest.mark.slow
 expect = sync_api.expect
@@ -36,7 +38,7 @@ SIZES = [(1400, 900), (390, 844)]
 PHONES = [(390, 844), (844, 390)]
 ENLARGED = [(1400, 900), (700, 450), (390, 844), (844, 390)]
 """Windows in CSS pixels; the second is 1400 x 900 at 200 %."""
-STATES = 9
+STATES = 12
 FINGER = 44
 """Pixels that a finger needs (WCAG 2.5.5)."""
 UNZOOMED = 16
@@ -60,6 +62,14 @@ NARROW = """([query, finger]) => [...document.querySelectorAll(query)]
   .map(([c, target]) => [c, target.getBoundingClientRect()])
   .filter(([c, box]) => box.height < finger - 0.5)
   .map(([c, box]) => `${c.dataset.id || c.textContent.trim()}: ${box.height}`)"""
+
+
+@pytest.fixture(scope="module")
+def studio(model):
+    """A studio whose model knows few words: others are marked, and known ones are offered."""
+    taught = replace(nulltext.load(model), known_words=TAUGHT)
+    with studio_on(taught, model) as made:
+        yield made
 
 
 def axe(page):
@@ -109,11 +119,21 @@ def walk(page, file):
     part(page, "outcome").wait_for()
     part(page, "views").get_by_role("button", name="Before | After").click()
     yield "edited"
+    for opener, dialog in (("formats", "export"), ("apply", "folder")):
+        part(page, opener).click()
+        yield dialog
+        page.keyboard.press("Escape")
     part(page, "try").click()
     part(page, "strip-tiles").wait_for()
     part(page, "strip").get_by_role("button").nth(1).click()
-    expect(part(page, "history").get_by_role("button")).to_have_count(2)
+    expect(part(page, "history").locator(".tile")).to_have_count(2)
     yield "strip"
+    part(page, "opacity").fill("0.5")
+    expect(part(page, "opacity-now")).to_have_text("50 %")
+    part(page, "history").locator(".pin").nth(1).click()
+    expect(part(page, "pinned")).to_be_visible()
+    expect(part(page, "download")).to_have_attribute("aria-disabled", "false")
+    yield "pinned"
     part(page, "blend").fill("tabby")
     part(page, "edit").click()
     problem(page)
@@ -134,7 +154,7 @@ def test_no_bar_covers_the_control_that_has_the_focus(visit, file, size):
     found = []
     for name in walk(page, file):
         found += [(name, "wider than its window")] * (sideways(page) > 0)
-        if name in ("keys", "inverting"):
+        if name in ("keys", "inverting", "export", "folder"):
             continue
         count = page.evaluate(f"query => ({SHOWN})(query).length", CONTROLS)
         for key in ("Tab", "Shift+Tab"):
@@ -217,7 +237,7 @@ def test_escape_and_results_leave_the_focus_in_place(visit, file):
     assert focused(page) == "2"
     part(page, "edit").focus()
     page.keyboard.press("Enter")
-    history = part(page, "history").get_by_role("button")
+    history = part(page, "history").locator(".tile")
     expect(history).to_have_count(2)
     assert focused(page) == "edit"
     history.nth(1).focus()

@@ -49,7 +49,7 @@ def test_the_whole_path(visit, file, tmp_path):
     usual = part(page, "steps").get_attribute
     assert usual("placeholder") == str(BUDGETS[BUDGET].num_steps)
     part(page, "step-source").locator("summary").click()
-    assert part(page, "method").locator("option").first.inner_text() == "by budget"
+    assert part(page, "method").locator("option").first.inner_text() == "default"
     part(page, "budget").select_option("paper")
     assert usual("placeholder") == str(BUDGETS["paper"].num_steps)
     part(page, "step-source").locator("summary").click()
@@ -65,7 +65,7 @@ def test_the_whole_path(visit, file, tmp_path):
     sync_api.expect(part(page, "target")).to_have_value("a red dog")
     part(page, "edit").click()
     part(page, "outcome").wait_for()
-    assert part(page, "history").get_by_role("button", name="cat → dog").is_visible()
+    assert part(page, "history").locator(".tile", has_text="cat → dog").is_visible()
     part(page, "split").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -120,7 +120,7 @@ def test_below_a_path_of_a_proxy(visit, model, file, tmp_path, plain):
 def test_words_crop_mask_and_strip(visit, file):
     page = visit()
     upload(page, file)
-    part(page, "crop").wait_for()
+    part(page, "square").click()
     box = part(page, "crop").bounding_box()
     page.mouse.move(box["x"] + 40, box["y"] + 40)
     page.mouse.down()
@@ -155,8 +155,8 @@ def test_words_crop_mask_and_strip(visit, file):
     sync_api.expect(tiles).to_have_count(5)
     tiles.nth(4).click()
     sync_api.expect(part(page, "strength-now")).to_have_text("0.8")
-    sync_api.expect(part(page, "history").get_by_role("button")).to_have_count(2)
-    part(page, "history").get_by_role("button").nth(1).click()
+    sync_api.expect(part(page, "history").locator(".tile")).to_have_count(2)
+    part(page, "history").locator(".tile").nth(1).click()
     sync_api.expect(part(page, "strength-now")).to_have_text("0.5")
     assert part(page, "over").get_attribute("src") == first
 

@@ -9,9 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from torch import Tensor
 
+from nulltext.constants import Detail
 from nulltext.errors import ImageError
-from nulltext.image.photos import load_photo
+from nulltext.image.bands import finish
+from nulltext.image.compositing import Weight, composite_bands, shown_bands
+from nulltext.image.images import CropBox
+from nulltext.image.photos import Photo, load_photo
+from nulltext.image.saving import Picture
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -24,6 +30,21 @@ def noise(*shape: int, seed: int = 0, dtype: type = np.uint8) -> np.ndarray:
 def pixels(image: Image.Image | None) -> np.ndarray:
     assert image is not None
     return np.asarray(image).astype(int)
+
+
+def composited(
+    photo: Photo,
+    box: CropBox,
+    edit: Tensor,
+    reconstruction: Tensor,
+    weight: Tensor,
+    detail: Detail = "auto",
+) -> Picture:
+    """As `composite`, at 16 bits as well where the photo has them."""
+    height, width = weight.shape
+    where = Weight([weight], CropBox(0, 0, width, height), (width, height))
+    shown = finish(shown_bands(where))
+    return finish(composite_bands(photo, box, edit, reconstruction, where, shown, detail))
 
 
 def refuses(source: object, *words: str, error: type[Exception] = ImageError) -> str:

@@ -15,6 +15,7 @@ import nulltext
 from nulltext.diffusion.levels import Level
 from nulltext.diffusion.loops import StepInfo
 from nulltext.models.choice import ModelChoice
+from nulltext.models.side_files import KnownWords
 from nulltext.studio.handlers import handle
 from nulltext.studio.resources import Resources
 from nulltext.studio.server import private_folder
@@ -22,6 +23,12 @@ from nulltext.studio.session import Session
 from nulltext.studio.sessions import Studio
 
 STEPS = 3
+TAUGHT = KnownWords(
+    ("cat", "flower", "red", "white", "dark"),
+    ("a", "photo", "of", "with", "background"),
+    {"kind": ("cat", "flower"), "colour": ("red", "white"), "background": ("dark", "white")},
+)
+"""Words of a model that was taught few."""
 
 
 @contextlib.contextmanager

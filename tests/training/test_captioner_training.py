@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -15,12 +16,19 @@ from typer.testing import CliRunner
 
 import nulltext
 from nulltext.captioning import folder
+from nulltext.captioning.captioner import Caption, CaptionWord
 from nulltext.captioning.folder import bundled_captioners, load_captioner, save_captioner
 from nulltext.cli.main import app
 from nulltext.cli.train import Stage
 from nulltext.errors import ModelError, OptionError, PromptError
 from nulltext.models.side_files import KnownWords, write_words
-from nulltext.training.captioner import CaptionerStage, build_captioner, word_loss
+from nulltext.training.captioner import (
+    CaptionerStage,
+    build_captioner,
+    find_known_photos,
+    word_loss,
+)
+from nulltext.training.dataset import Example
 from nulltext.training.loop import averaged_weights, checkpoint_path
 from nulltext.training.recipe import Augmentation, LoopSettings, load_recipe
 from nulltext.training.stages import STAGES, TrainingRun, captioner_stage
@@ -125,7 +133,18 @@ def test_the_bundled_captioner_sees_that_the_dahlia_is_orange():
     held = (folder.BUNDLED_FOLDER / "flowers").rglob("*")
     assert sum(path.stat().st_size for path in held if path.is_file()) < 12e6
     done = CliRunner().invoke(app, ["caption", str(dahlia), "--json"])
-    assert "an orange" in json.loads(done.stdout)["caption"]
+    values = json.loads(done.stdout)
+    assert "an orange" in values["caption"]
+    assert values["known"]
+
+
+def test_the_bundled_captioner_does_not_know_a_checkerboard(tmp_path):
+    """It calls it by some flower's name, and says that this may be wrong."""
+    squares = np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((32, 32)))
+    Image.fromarray((255 * squares).astype(np.uint8)).save(tmp_path / "board.png")
+    done = CliRunner().invoke(app, ["caption", str(tmp_path / "board.png"), "--json"])
+    assert json.loads(done.stdout)["known"] is False
+    assert "unlike those that the captioner 'flowers' was trained on" in done.stderr
 
 
 def test_without_a_bundled_captioner_it_says_how_to_get_one(dots, tmp_path, monkeypatch):
@@ -274,6 +293,51 @@ def test_auto_is_the_caption_shown_and_reported(trained, dots, model, tmp_path):
     assert "has not learnt" in done.stderr  # the caption's words: those of the target are known
 
 
+@pytest.fixture(scope="module")
+def doubtful(trained, dots, tmp_path_factory):
+    """The captioner with what it knows of: the photos of dots, and none that is grey."""
+    captioner = load_captioner(trained)
+    shown = [Example(dots / f"{number:02}.png", "train") for number in range(30)] * 2
+    known = find_known_photos(captioner, shown[:30], shown[30:], torch.Generator().manual_seed(0))
+    output = tmp_path_factory.mktemp("doubtful") / "dots"
+    save_captioner(replace(captioner, known_photos=known), output, dtype=torch.float32)
+    Image.effect_noise((40, 40), 250).save(output.parent / "noise.png")
+    return output
+
+
+def test_a_photo_that_the_captioner_does_not_know_is_said(doubtful, dots, model, tmp_path):
+    noise, common = str(doubtful.parent / "noise.png"), ["--captioner", str(doubtful), "--json"]
+    unlike = "this photo is unlike those that the captioner 'dots' was trained on"
+    done = CliRunner().invoke(app, ["caption", noise, *common])
+    assert json.loads(done.stdout)["known"] is False
+    assert unlike in done.stderr
+    done = CliRunner().invoke(app, ["caption", str(dots / "03.png"), *common])
+    assert json.loads(done.stdout)["known"] is True
+    assert unlike not in done.stderr
+    fast = ["--model", model, "--steps", "2", "--method", "ddim"]
+    edit = ["--source", "auto", "--target", "a photo", "-o", str(tmp_path / "edited.png")]
+    done = CliRunner().invoke(app, ["edit", noise, *edit, *fast, *common])
+    values = json.loads(done.stdout)
+    assert values["caption"]["known"] is False
+    assert unlike in values["remarks"][0]
+    assert done.stderr.count(unlike) == 1
+    job = {"image": noise, "source": "auto", "target": "a photo", "captioner": str(doubtful)}
+    (tmp_path / "jobs.json").write_text(json.dumps([{**job, "steps": 2, "method": "ddim"}]))
+    output = tmp_path / "batch"
+    batch = ["batch", str(tmp_path / "jobs.json"), "-o", str(output), "--model", model]
+    done = CliRunner().invoke(app, batch)
+    assert done.exit_code == 0, done.output
+    (row,) = map(json.loads, (output / "results.jsonl").read_text().splitlines())
+    assert row["caption"] == values["caption"]
+    assert unlike in row["remarks"][0]
+
+
+def test_too_few_held_out_photos_tell_nothing(trained, dots):
+    shown = [Example(dots / f"{number:02}.png", "train") for number in range(30)]
+    rng = torch.Generator().manual_seed(0)
+    assert find_known_photos(load_captioner(trained), shown, shown[:19], rng) is None
+
+
 def test_auto_is_refused_where_it_makes_no_sense(trained, dots, model, tmp_path):
     image = str(dots / "25.png")
     done = CliRunner().invoke(app, ["invert", image, "--prompt", "x", "--captioner", trained])
@@ -283,14 +347,17 @@ def test_auto_is_refused_where_it_makes_no_sense(trained, dots, model, tmp_path)
     assert "--captioner is for --source auto" in str(done.exception)
 
 
-@pytest.mark.parametrize(("words", "said"), [("", "finds no words"), ("dot " * 90, "cannot read")])
-def test_a_caption_that_is_no_prompt_is_said(words, said, dots, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "problem"), [("", "finds no words"), ("dot " * 90, "cannot read")]
+)
+def test_a_caption_that_is_no_prompt_is_said(words, problem, dots, model, tmp_path, monkeypatch):
     captioner = captioners.captioner()
     save_captioner(captioner, tmp_path / "odd", dtype=torch.float32)
-    monkeypatch.setattr(type(captioner), "read", lambda self, pixels, beams: words.strip())
+    said = Caption(tuple(CaptionWord(word, 1.0) for word in words.split()), "odd")
+    monkeypatch.setattr(type(captioner), "read", lambda self, pixels, beams: said)
     command = ["edit", str(dots / "25.png"), "--source", "auto", "--target", "a dot"]
     command += ["--captioner", str(tmp_path / "odd"), "--model", model, "-o", "unused.png"]
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, PromptError)
-    assert said in str(done.exception)
+    assert problem in str(done.exception)
     assert "--source" in str(done.exception)

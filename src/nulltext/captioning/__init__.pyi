@@ -1,3 +1,4 @@
+from .captioner import Caption as Caption
 from .captioner import Captioner as Captioner
 from .captioner import CaptionModel as CaptionModel
 from .folder import bundled_captioners as bundled_captioners

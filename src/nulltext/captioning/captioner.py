@@ -29,6 +29,7 @@ weights and the constants of its published code; Radford et al. 2021 (CLIP), sec
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,11 +41,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nulltext.captioning.known_photos import KnownPhotos
 from nulltext.errors import ModelError, OptionError
 from nulltext.image.images import CropBox, largest_centred
 from nulltext.image.photos import Photo, PhotoLike, load_photo
 from nulltext.image.profiles import as_srgb
 from nulltext.logs import timed
+from nulltext.words.captions import FRAMES
+from nulltext.words.prompts import listed, plain_words
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -269,6 +273,8 @@ logger = logging.getLogger(__name__)
 
 STOP = "."
 BEAMS = 5
+SURE = 0.97
+"""Probability of a word from which it is mostly right; docs/captioning.md has the figures."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,59 @@ class ImagePreprocessing:
 
 
 @dataclass(frozen=True)
+class CaptionWord:
+    """A word of a caption."""
+
+    text: str
+    probability: float
+    """Product of its tokens' probabilities, each after those before."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is likely; of several ways to say "a photo of", any will do."""
+        return self.probability >= SURE or FRAMES.issuperset(plain_words(self.text))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a captioner says of a photo, and how far it can be relied on."""
+
+    words: tuple[CaptionWord, ...]
+    captioner: str
+    """Name of the captioner."""
+    known: bool | None = None
+    """Whether the photo is like those that it was trained on; None where it cannot tell."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def text(self) -> str:
+        """The caption without a full stop; it may be empty."""
+        return " ".join(word.text for word in self.words)
+
+    @property
+    def doubts(self) -> dict[str, Any]:
+        """Whether the photo is known, and the words to look at twice; empty if it cannot tell."""
+        if self.known is None:
+            return {}
+        return {"known": self.known, "unsure": [word.text for word in self.words if not word.sure]}
+
+    @property
+    def note(self) -> str | None:
+        """The doubts in one sentence; None where there are none."""
+        if self.known is False:
+            return (
+                f"Note: this photo is unlike those that the captioner '{self.captioner}' was "
+                "trained on; its words may be wrong."
+            )
+        unsure = [f'"{word}"' for word in self.doubts.get("unsure", ())]
+        if not unsure:
+            return None
+        return f"Note: the captioner '{self.captioner}' is not sure of {listed(unsure)}."
+
+
+@dataclass(frozen=True)
 class Captioner:
     """A captioner that is ready for photos; `load_captioner` makes one."""
 
@@ -310,6 +369,8 @@ class Captioner:
     tokenizer: Any
     """transformers' tokenizer of the language model."""
     preprocessing: ImagePreprocessing
+    known_photos: KnownPhotos | None = None
+    """Tells which photos are like those that it was trained on; None where that is not kept."""
 
     def __repr__(self) -> str:
         return f"Captioner({self.name!r})"
@@ -318,9 +379,15 @@ class Captioner:
     def stop(self) -> int:
         return int(self.tokenizer.encode(STOP, add_special_tokens=False)[0])
 
-    @torch.no_grad()
     def caption(self, photo: PhotoLike, crop: CropBox | None = None, beams: int = BEAMS) -> str:
-        """Describe a photo, without a full stop; the caption may be empty.
+        """Describe a photo, without a full stop; the caption may be empty. See `describe`."""
+        return self.describe(photo, crop, beams).text
+
+    @torch.no_grad()
+    def describe(
+        self, photo: PhotoLike, crop: CropBox | None = None, beams: int = BEAMS
+    ) -> Caption:
+        """Describe a photo, and tell how far the words can be relied on.
 
         Args:
             photo: see `load_photo`.
@@ -339,15 +406,32 @@ class Captioner:
         with timed(logger, "caption: %s, %d beams", self.name, beams):
             return self.read(self.preprocessing.apply(loaded, box), beams=beams)
 
-    def read(self, pixels: Tensor, *, beams: int) -> str:
+    def read(self, pixels: Tensor, *, beams: int) -> Caption:
         """Caption standardised pixels [1, 3, side, side]."""
         model = self.model
-        prefix = model.prefix(pixels.to(model.gpt.device))
-        longest = model.longest
+        features = model.features(pixels.to(model.gpt.device))
+        prefix, longest = model.mapper(features), model.longest
         best = beam_search(model.gpt, prefix, stop=self.stop, beams=beams, longest=longest)[0]
-        words = [token for token in best.tokens if token != self.stop]
-        text = self.tokenizer.decode(words, skip_special_tokens=True)
-        return " ".join(text.split())
+        known = None if self.known_photos is None else self.known_photos.knows(features)
+        return Caption(tuple(self._words(best)), self.name, known)
+
+    def _words(self, sentence: Sentence) -> list[CaptionWord]:
+        """Split a sentence into words; a token belongs to the last word of the text up to it."""
+        said: list[int] = []
+        words: list[str] = []
+        log_probs: list[float] = []
+        for token, log_prob in zip(sentence.tokens, sentence.log_probs, strict=True):
+            if token == self.stop:
+                continue
+            said.append(token)
+            words = self.tokenizer.decode(said, skip_special_tokens=True).split()
+            log_probs += [0.0] * (len(words) - len(log_probs))
+            if log_probs:
+                log_probs[len(words) - 1] += log_prob
+        return [
+            CaptionWord(word, math.exp(log_prob))
+            for word, log_prob in zip(words, log_probs, strict=False)
+        ]
 
 
 @dataclass(frozen=True)
@@ -355,13 +439,13 @@ class Sentence:
     """A caption so far."""
 
     tokens: tuple[int, ...] = ()
-    log_prob: float = 0.0
-    """Sum over the tokens."""
+    log_probs: tuple[float, ...] = ()
+    """log p of each token after those before."""
     finished: bool = False
 
     @property
     def mean(self) -> float:
-        return self.log_prob / max(len(self.tokens), 1)
+        return sum(self.log_probs) / max(len(self.tokens), 1)
 
 
 def beam_search(
@@ -387,8 +471,8 @@ def beam_search(
         best = scores.topk(min(beams, scores.shape[1]))  # no more of one sentence can be kept
         for sentence, values, tokens in zip(unfinished, best.values, best.indices, strict=True):
             for value, token in zip(values.tolist(), tokens.tolist(), strict=True):
-                log_prob = sentence.log_prob + value
-                candidates.append(Sentence((*sentence.tokens, token), log_prob, token == stop))
+                longer, log_probs = (*sentence.tokens, token), (*sentence.log_probs, value)
+                candidates.append(Sentence(longer, log_probs, token == stop))
         kept = sorted(candidates, key=lambda sentence: sentence.mean, reverse=True)[:beams]
     return kept
 

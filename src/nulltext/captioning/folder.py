@@ -2,6 +2,7 @@
 
 config.json         format, version, name; the mapper's kind and sizes; classes of the other parts
 mapper.safetensors  the mapping network
+known_photos.safetensors, where it is kept: which photos are like those that it was trained on
 clip/               transformers' CLIPVisionModelWithProjection, with preprocessor_config.json;
 efficientnet/       or its EfficientNetModel
 gpt2/               transformers' GPT2LMHeadModel
@@ -33,6 +34,7 @@ from nulltext.captioning.captioner import (
     next_log_probs,
     vision_class,
 )
+from nulltext.captioning.known_photos import KNOWN_PHOTOS, KnownPhotos
 from nulltext.constants import CAPTIONER
 from nulltext.errors import ModelError, OutputError, shorten
 from nulltext.models.checkpoint import (
@@ -120,7 +122,8 @@ def load_captioner(source: str | Path = CAPTIONER, *, device: str | None = None)
     check_networks(model, preprocessing, folder)
     model.to(target)
     name = shorten(str(config.get("name", folder.name)))
-    return Captioner(name, model, tokenizer, preprocessing)
+    known = KnownPhotos.load(folder / KNOWN_PHOTOS, mapper.settings.features)
+    return Captioner(name, model, tokenizer, preprocessing, known)
 
 
 def save_captioner(
@@ -161,6 +164,8 @@ def save_captioner(
             part.to(before)
         captioner.tokenizer.save_pretrained(fresh / "tokenizer")
         replace_file(fresh / MAPPER, safetensors.torch.save(tensors))
+        if captioner.known_photos is not None:
+            replace_file(fresh / KNOWN_PHOTOS, captioner.known_photos.to_bytes())
         for path, values in ((Path(vision_folder, PREPROCESSOR), pixels), (Path(CONFIG), config)):
             replace_file(fresh / path, (json.dumps(values, indent=2) + "\n").encode())
         if finish is not None:

@@ -43,10 +43,13 @@ def caption(options: CaptionOptions, reporter: Reporter) -> None:
     photo = load_photo(options.image)
     with reporter.busy("Looking at the photo …"):
         loaded = load_captioner(options.captioner or constants.CAPTIONER, device=options.device)
-        said = loaded.caption(photo, crop=box, beams=options.beams)
+        found = loaded.describe(photo, crop=box, beams=options.beams)
+    said = found.text
     if not said:
         reporter.note(f"Note: the captioner '{loaded.name}' finds no words for this photo.")
-    reporter.answer({"caption": said, "captioner": loaded.name}, [said])
+    reporter.answer({"caption": said, "captioner": loaded.name, **found.doubts}, [said])
+    if said and found.note:
+        reporter.note(found.note)
     if said:
         image, source = shlex.quote(str(options.image)), shlex.quote(said)
         reporter.note(f'Next: nulltext edit {image} --source {source} --target "…"')

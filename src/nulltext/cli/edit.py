@@ -62,11 +62,11 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     model = open_model(reporter, chosen)
     if inputs.saved is not None:
         check_model(model, inputs.saved)
-    elif inputs.captioned:
+    elif inputs.caption is not None:
         check_readable(model, "--source", inputs.prompt)
     else:
         model.tokenize(inputs.prompt)  # refuses an empty one, which only a saved inversion may have
-    notes = [*filter(None, [inputs.mask_note]), *prompt_notes(model, inputs)]
+    notes = [*inputs.notes, *prompt_notes(model, inputs)]
     for said in notes:
         reporter.note(said)
     edits = edits_of(options, model, inputs.mask, axes)
@@ -85,7 +85,7 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     for remark in pictures.remarks:
         reporter.note(remark)
     spent = None if inputs.saved else inversion.header
-    _report(reporter, files, pictures, spent, seconds, [*notes, *pictures.remarks])
+    _report(reporter, inputs, files, pictures, spent, seconds, [*notes, *pictures.remarks])
 
 
 def _path_or_none(file: Path | bool) -> Path | None:
@@ -159,6 +159,7 @@ def _obtain_inversion(
 
 def _report(
     reporter: Reporter,
+    inputs: Inputs,
     files: PictureFiles,
     pictures: Pictures,
     spent: InversionHeader | None,
@@ -171,6 +172,7 @@ def _report(
     values = {
         "outputs": [str(path) for path in files.outputs],
         "source": pictures.inversion.header.prompt,
+        **inputs.doubts,
         "strip": None if files.strip is None else str(files.strip),
         "sweep": None if files.sweep is None else str(files.sweep),
         "regions": [str(path) for path in files.regions],

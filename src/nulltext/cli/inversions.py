@@ -88,9 +88,12 @@ def invert(options: InvertOptions, chosen: ModelChoice, reporter: Reporter) -> N
     captioned = [index for index, text in enumerate(prompts) if text == AUTO]
     for index in captioned:
         photo, box = photos[index]
-        prompts[index] = work.show_caption(
+        caption = work.show_caption(
             reporter, "--prompt", photo, box, options.captioner, chosen.device
         )
+        if caption.note:
+            reporter.note(caption.note)
+        prompts[index] = caption.text
     model = work.open_model(reporter, chosen)
     for index in captioned:
         check_readable(model, "--prompt", prompts[index])

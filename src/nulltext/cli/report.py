@@ -188,6 +188,8 @@ STAGES = {
     "encode": "Compressing",
     "write": "Writing",
 }
+PLACING = "placing"
+"""The bar of all stages in which the model does not run."""
 
 
 @dataclass
@@ -278,7 +280,7 @@ class Reporter:
     def progress(
         self, model: LatentDiffusion, photo: Tensor | None = None
     ) -> Iterator[Callable[[StepInfo], None]]:
-        """Bars for a generator of steps, one per stage.
+        """Bars for a generator of steps: one per stage of the model, one for the photo's own size.
 
         Args:
             photo: [1, 3, H, W] in [-1, 1]; when given, the PSNR so far is shown.
@@ -292,14 +294,15 @@ class Reporter:
         with self.bars() as progress:
 
             def on_step(info: StepInfo) -> None:
-                if info.stage not in tasks:
-                    name = STAGES.get(info.stage, info.stage)
-                    tasks[info.stage] = progress.add_task(name, total=info.total, remark="")
-                progress.update(tasks[info.stage], completed=info.index)
+                name = STAGES.get(info.stage, info.stage)
+                key = PLACING if info.level is None else info.stage
+                if key not in tasks:
+                    tasks[key] = progress.add_task(name, total=info.total, remark="")
+                task = tasks[key]
+                progress.update(task, completed=info.index, total=info.total, description=name)
                 preview = previews.of(info) if previews else None
                 if preview is not None:
-                    remark = f"{decibels(preview.psnr)} so far"
-                    progress.update(tasks[info.stage], remark=remark)
+                    progress.update(task, remark=f"{decibels(preview.psnr)} so far")
 
             yield on_step
 

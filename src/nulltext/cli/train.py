@@ -174,7 +174,8 @@ def _write(
     if Stage.CAPTIONER in options.stages:
         from nulltext.training.export import export_captioner
 
-        export_captioner(training, options.captioner)
+        with reporter.busy("Writing the captioner …"):
+            export_captioner(training, options.captioner)
         values["captioner"] = str(options.captioner)
         lines += [
             f"Saved the captioner {options.captioner}",

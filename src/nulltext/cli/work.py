@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nulltext.captioning.captioner import Caption
 from nulltext.cli.report import Reporter
 from nulltext.diffusion.loops import StepInfo, run
 from nulltext.health.noise import note_on_configuration
@@ -81,7 +82,7 @@ def show_caption(
     box: CropBox,
     captioner: str | None,
     device: str | None,
-) -> str:
+) -> Caption:
     with reporter.busy("Looking at the photo …"):
         caption = caption_of(option, photo, box, captioner, device)
     reporter.note(f'Caption: "{caption}" (if that is wrong, write {option} "…" yourself)')

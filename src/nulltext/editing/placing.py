@@ -36,7 +36,7 @@ from nulltext.image.compositing import (
 )
 from nulltext.image.images import CropBox, from_uint8, to_pil, to_tensor, to_uint8
 from nulltext.image.outlines import CUT_SIDE
-from nulltext.image.photos import Photo, PhotoLike, load_photo
+from nulltext.image.photos import Photo, PhotoLike, exif_of_srgb, load_photo
 from nulltext.image.profiles import is_srgb
 from nulltext.image.saving import Picture
 from nulltext.inversion.record import Inversion
@@ -72,8 +72,10 @@ class Canvas:
             return cls(photo, CropBox.from_list(inversion.header.crop), full=True)
         crop = to_pil(from_uint8(inversion.photo))
         told = Photo(crop) if photo is None else photo
-        tag = told.icc_profile if is_srgb(told.icc_profile) else None
-        own = Photo(crop, icc_profile=tag, exif=told.exif, metadata=told.metadata)
+        tag, exif = told.icc_profile, told.exif
+        if not is_srgb(tag):
+            tag, exif = None, exif_of_srgb(exif)
+        own = Photo(crop, icc_profile=tag, exif=exif, metadata=told.metadata)
         return cls(own, CropBox(0, 0, *crop.size), full=False, shown=photo)
 
     def seen(self) -> Tensor:
@@ -113,7 +115,7 @@ class Placed:
     """What the file does not hold of the picture, in sentences."""
 
     def faded_steps(self, opacity: float, canvas: Canvas) -> Generator[StepInfo, None, Placed]:
-        """Return the same edit, blended over its canvas; see `compositing.blend_pictures`."""
+        """Return the same edit, blended over its canvas; see `compositing.blend_bands`."""
         if opacity == 1:
             return self
         before = original_picture(canvas.photo)
@@ -284,29 +286,6 @@ def edit_photo(
     return run(steps, on_step)[1]
 
 
-def place(
-    canvas: Canvas,
-    edit: Edit,
-    row: int,
-    spec: EditSpec,
-    detail: Detail,
-    finding: Finding | None = None,
-    colour: str | None = None,
-) -> Placed:
-    """Put one edit into its canvas, and measure what else moved.
-
-    Without mask, blend and finding it shows everywhere; then and without detail, a crop's is the
-    model's own picture.
-
-    Args:
-        row: of the edit's pictures.
-        detail: how much of the photo's fine detail is kept; see `compositing`.
-        finding: where it belongs; None where its mask or blend says so, or it shows everywhere.
-        colour: a key of `HUES`, to which the hue is turned; not where the edit shows everywhere.
-    """
-    return run(place_steps(canvas, edit, row, spec, detail, finding, colour))
-
-
 def place_steps(
     canvas: Canvas,
     edit: Edit,
@@ -316,9 +295,16 @@ def place_steps(
     finding: Finding | None = None,
     colour: str | None = None,
 ) -> Generator[StepInfo, None, Placed]:
-    """Do the same as `place`, as a generator of steps: bands of the photo's rows.
+    """Put one edit into its canvas, and measure what else moved: steps are bands of rows.
 
-    Only where the edit shows is anything computed at the photo's own size.
+    Without mask, blend and finding it shows everywhere; then and without detail, a crop's is the
+    model's own picture. Only where the edit shows is anything computed at the photo's own size.
+
+    Args:
+        row: of the edit's pictures.
+        detail: how much of the photo's fine detail is kept; see `compositing`.
+        finding: where it belongs; None where its mask or blend says so, or it shows everywhere.
+        colour: a key of `HUES`, to which the hue is turned; not where the edit shows everywhere.
     """
     picture, reconstruction = edit.images[row], edit.reconstruction[0]
     weight = yield from _weight_steps(canvas, edit, row, spec, finding)

@@ -98,21 +98,16 @@ def dilate(mask: Tensor) -> Tensor:
     return torch.maximum(avg_pool2d(padded, 2 * reach + 1, stride=1)[0, 0], mask)
 
 
-def fade_inside(mask: Tensor) -> Tensor:
-    """Fade a mask [H, W] within its borders: 0 wherever the mask is, 1 well inside.
+def fade_bands(mask: Tensor) -> Bands[Tensor]:
+    """Fade a mask [H, W] within its borders, in bands: 0 wherever the mask is, 1 well inside.
 
     The fade is narrower where it would erase all of the mask, such as thin strokes.
     """
-    return finish(fade_bands(mask))
-
-
-def fade_bands(mask: Tensor) -> Bands[Tensor]:
-    """Do the same as `fade_inside`, in bands."""
     radius = max(1, round(FADE * min(mask.shape)))
     rows, columns = _bounds(mask, margin=radius)  # beyond, mask and fade are 0
     inner = mask[rows, columns]
     while radius > 1:
-        ramp = yield from _box_bands(inner > 0, radius)
+        ramp = yield from box_bands(inner > 0, radius)
         ramp.mul_(2).sub_(1).clamp_(0, 1).mul_(inner)
         if float(ramp.max()) >= 0.99 * float(inner.max()):
             result = torch.zeros_like(mask)
@@ -137,12 +132,6 @@ class Weight:
         self._enlarged = [self._enlargement(part) for part in parts]
         self._columns = _border(box.width, left > 0, right < photo_size[0])
         self._rows = _border(box.height, top > 0, bottom < photo_size[1])
-
-    @classmethod
-    def of(cls, weight: Tensor) -> Weight:
-        """Take a weight of the crop's size as it is."""
-        height, width = weight.shape
-        return cls([weight], CropBox(0, 0, width, height), (width, height))
 
     def rows(self, rows: slice) -> Tensor:
         """Return [number of rows, box.width]."""
@@ -169,14 +158,6 @@ class Weight:
         if tuple(part.shape) == self.shape:
             return None
         return _Enlargement(part[None], self.shape, "bilinear", columns)
-
-
-def fit_to_crop(weight: Tensor, box: CropBox, photo_size: tuple[int, int]) -> Tensor:
-    """Resize a weight [H, W] to the crop's size and fade it towards the crop's inner borders."""
-    fitted, result = Weight([weight], box, photo_size), torch.empty(box.height, box.width)
-    for rows in row_slices(0, *fitted.shape):
-        result[rows] = fitted.rows(rows)
-    return result
 
 
 @dataclass(frozen=True)
@@ -252,21 +233,10 @@ def composite(
     Returns: RGB, or RGBA with the photo's alpha, of the photo's size; every pixel whose weight is 0
     has the photo's own bytes.
     """
-    return composite_picture(photo, box, edit, reconstruction, weight, detail).image
-
-
-def composite_picture(
-    photo: Photo,
-    box: CropBox,
-    edit: Tensor,
-    reconstruction: Tensor,
-    weight: Tensor,
-    detail: Detail = "auto",
-) -> Picture:
-    """Do the same as `composite`, at 16 bits as well where the photo has them."""
-    given = Weight.of(weight)
-    shown = finish(shown_bands(given))
-    return finish(composite_bands(photo, box, edit, reconstruction, given, shown, detail))
+    height, width = weight.shape
+    where = Weight([weight], CropBox(0, 0, width, height), (width, height))
+    shown = finish(shown_bands(where))
+    return finish(composite_bands(photo, box, edit, reconstruction, where, shown, detail)).image
 
 
 def composite_bands(
@@ -278,7 +248,11 @@ def composite_bands(
     shown: Shown,
     detail: Detail = "auto",
 ) -> Bands[Picture]:
-    """Do the same as `composite_picture`, in bands; `shown` are the bounds of the weight."""
+    """Do the same as `composite`, in bands, at 16 bits as well where the photo has them.
+
+    Args:
+        shown: what `shown_bands` found for the weight.
+    """
     box.check_inside(photo.size)
     result = original_picture(photo)
     image, deep = result.image.copy(), None if result.deep is None else result.deep.copy()
@@ -325,18 +299,15 @@ def original_picture(photo: Photo) -> Picture:
     return Picture(photo.straight or photo.image, photo.deep, photo.alpha)
 
 
-def blend_pictures(before: Picture, after: Picture, opacity: float) -> Picture:
-    """Put one picture over another: round(b + opacity (a - b)), at 16 bits where both have them.
+def blend_bands(before: Picture, after: Picture, opacity: float) -> Bands[Picture]:
+    """Put one picture over another, in bands: round(b + opacity (a - b)).
+
+    At 16 bits where both have them.
 
     Args:
         before, after: of one size; the opacity of the photo itself is that of `before`.
         opacity: 0 gives `before`, 1 gives `after`; equal pixels stay what they are at any.
     """
-    return finish(blend_bands(before, after, opacity))
-
-
-def blend_bands(before: Picture, after: Picture, opacity: float) -> Bands[Picture]:
-    """Do the same as `blend_pictures`, in bands."""
     if opacity == 1:
         return after
     width, height = before.image.size
@@ -400,15 +371,6 @@ class Difference:
     """The largest difference of a value there, in levels of 8 bits."""
 
 
-def compare_pictures(before: Picture, after: Picture, kept: Tensor, box: CropBox) -> Difference:
-    """Compare two pictures of one size, at 16 bits if one of them has them.
-
-    Args:
-        kept: [box.height, box.width], bool: the pixels that were to stay, as all outside the box.
-    """
-    return finish(compare_bands(before, after, kept, box))
-
-
 def compare_bands(
     before: Picture,
     after: Picture,
@@ -416,9 +378,10 @@ def compare_bands(
     box: CropBox,
     within: slice | None = None,
 ) -> Bands[Difference]:
-    """Do the same as `compare_pictures`, in bands.
+    """Compare two pictures of one size, in bands, at 16 bits if one of them has them.
 
     Args:
+        kept: [box.height, box.width], bool: the pixels that were to stay, as all outside the box.
         within: the rows of the pictures that can differ; all others have the same bytes.
     """
     width, height = before.image.size
@@ -539,12 +502,8 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
     return conv2d(conv2d(padded, kernel[None, None, None, :]), kernel[None, None, :, None])[0, 0]
 
 
-def _box(x: Tensor, radius: int) -> Tensor:
+def box_bands(x: Tensor, radius: int) -> Bands[Tensor]:
     """Average [H, W] over squares of 2 radius + 1, by running sums; the border is repeated."""
-    return finish(_box_bands(x, radius))
-
-
-def _box_bands(x: Tensor, radius: int) -> Bands[Tensor]:
     result = x.float() if x.dtype != torch.float32 else x.clone()
     for axis in (1, 0):
         turned = result if axis else result.T

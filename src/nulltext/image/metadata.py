@@ -26,6 +26,8 @@ from xml.etree import ElementTree
 
 from PIL import Image, TiffImagePlugin
 
+from nulltext.image.opening import large_pictures
+
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _META, _XML, _OWN = "adobe:ns:meta/", "http://www.w3.org/XML/1998/namespace", "urn:nulltext:1.0/"
 _SPACES = {
@@ -160,7 +162,9 @@ def xmp_of_result(metadata: Metadata, *, gps: bool, settings: str | None = None)
     Args:
         gps: whether places are written. settings: JSON to hold beside the rest.
     """
-    properties = [one for one in _properties(metadata.xmp) if gps or one.tag not in _PLACE_TAGS]
+    properties = [*_properties(metadata.xmp)]
+    if not gps:
+        properties = [_without_places(one) for one in properties if one.tag not in _PLACE_TAGS]
     if settings is not None:
         own = ElementTree.Element(_SETTINGS)
         own.text = settings
@@ -195,7 +199,7 @@ def settings_in(path: Path) -> dict[str, Any] | None:
     Raises:
         OSError: it is no picture that can be read.
     """
-    with Image.open(path) as image:
+    with large_pictures(), Image.open(path) as image:
         text = image.info.get("nulltext")
         if not isinstance(text, str):
             text = None
@@ -231,12 +235,23 @@ def _properties(packet: bytes | None) -> Iterator[ElementTree.Element]:
         return
     parser = ElementTree.XMLParser(target=_NoDoctype())
     parser.feed(packet.strip(b"\0 \r\n\t"))
-    for description in parser.close().iterfind(f".//{{{RDF}}}RDF/{_DESCRIPTION}"):
-        for name, value in description.items():
-            one = ElementTree.Element(name)
-            one.text = value
-            yield one
-        yield from description
+    for rdf in parser.close().iter(f"{{{RDF}}}RDF"):  # the root itself, where there is no xmpmeta
+        for description in rdf.iterfind(_DESCRIPTION):
+            for name, value in description.items():
+                one = ElementTree.Element(name)
+                one.text = value
+                yield one
+            yield from description
+
+
+def _without_places(one: ElementTree.Element) -> ElementTree.Element:
+    """Take places out of a property's parts and their attributes; return the property."""
+    for part in [*one.iter()]:
+        for name in part.attrib.keys() & _PLACE_TAGS:
+            del part.attrib[name]
+        for child in [child for child in part if child.tag in _PLACE_TAGS]:
+            part.remove(child)
+    return one
 
 
 def _is_kept(tag: str) -> bool:

@@ -46,7 +46,7 @@ from nulltext.image.opening import (
     open_image,
     photo_array,
 )
-from nulltext.image.profiles import is_srgb
+from nulltext.image.profiles import is_srgb, profile_of_grey
 from nulltext.reprs import short_repr
 
 Deep: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
@@ -122,8 +122,8 @@ def load_photo(source: PhotoLike, *, max_pixels: int | None = None) -> Photo:
             and tensors are uint8, or float in [0, 1].
         max_pixels: the most that are decoded; `MAX_PIXELS` by default.
 
-    RGB values are left as they are, beside their ICC profile. CMYK goes to sRGB through its profile
-    where that is usable, 16-bit grey is divided by 257 and rounded.
+    RGB and grey values are left as they are, beside their ICC profile. CMYK goes to sRGB through
+    its profile where that is usable; 16-bit grey is divided by 257 and rounded.
 
     Raises:
         ImageError: the file cannot be read, or has more than `max_pixels` by its header.
@@ -140,6 +140,9 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
     upright = decode_upright(source, max_pixels)
     profile = source.image.info.get("icc_profile") or b""
     metadata = kept_metadata(source.image)
+    exif = _kept_exif(source.image)
+    if upright.mode == "CMYK":  # which becomes sRGB
+        exif = exif_of_srgb(exif)
     deep = _sixteen_bits(source, upright, packing)
     colours, alpha = _to_rgb(upright, profile, source.name, deep)
     colours.info.clear()  # stale EXIF or transparency must not reach an output
@@ -149,16 +152,23 @@ def _to_photo(source: OpenImage, max_pixels: int) -> Photo:
     return Photo(
         colours if alpha is None else over_white(colours, alpha),
         alpha,
-        # Bytes 16..20 of an ICC profile name its colour space; the pixels are RGB from here on.
-        profile if profile[16:20] == b"RGB " else None,
+        _rgb_profile(profile),
         source.path,
         straight=None if alpha is None else colours,
         bits=_bits(source.image, packing),
         deep=deep,
-        exif=_kept_exif(source.image),
+        exif=exif,
         metadata=metadata,
         coding=_jpeg_coding(source.image) if upright is source.image else None,
     )
+
+
+def _rgb_profile(profile: bytes) -> bytes | None:
+    """Return the profile of RGB that a photo's own becomes; None where there is none."""
+    space = profile[16:20]  # of the device
+    if space == b"GRAY":
+        return profile_of_grey(profile)
+    return profile if space == b"RGB " else None
 
 
 def over_white(colours: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -284,6 +294,8 @@ def _grey_to_eight_bits(image: Image.Image, name: str) -> Image.Image:
 # --- EXIF and JPEG coding -------------------------------------------------------------------------
 
 _Tag, _Block = ExifTags.Base, ExifTags.IFD
+_SRGB = 1
+"""A value of ColorSpace (EXIF 3.0, 4.6.6.2)."""
 _MAX_VALUE_BYTES = 4096
 """Longest value that is kept; JPEG has room for 64 KiB in all."""
 _MAX_EXIF_BYTES = 60_000
@@ -357,6 +369,18 @@ def exif_of_result(kept: bytes | None, size: tuple[int, int], *, gps: bool) -> b
     if gps:
         result.get_ifd(_Block.GPSInfo).update(old.get_ifd(_Block.GPSInfo))
     return result.tobytes()
+
+
+def exif_of_srgb(kept: bytes | None) -> bytes | None:
+    """Return a photo's `exif` for pixels that were converted to sRGB: no other is named in it."""
+    if kept is None:
+        return None
+    exif = Image.Exif()
+    exif.load(kept)
+    inner = exif.get_ifd(_Block.Exif)
+    if _Tag.ColorSpace in inner:
+        inner[_Tag.ColorSpace] = _SRGB
+    return exif.tobytes()
 
 
 def has_position(kept: bytes | None) -> bool:

@@ -19,7 +19,9 @@ taken as they are.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -37,6 +39,9 @@ SAME = 2
 REACH = 0.2
 """Of values that span 2: 26 levels of 255."""
 RIDGE = 0.02
+_TABLE, _ENTRY, _MOST_TAGS = 128, struct.Struct(">4sII"), 100
+"""A profile's table of tags: where it begins, an entry (signature, offset, size), and the most that
+are read (ICC.1:2022, 7.3)."""
 CACHED = 8
 """Profiles whose transforms are kept."""
 
@@ -51,7 +56,7 @@ class Conversion:
 
 
 def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert an image from its profile's colours to sRGB, without opacity; itself where they are.
+    """Convert an image from its profile's colours to sRGB; itself where they are.
 
     Args:
         image: mode RGB or RGBA.
@@ -61,6 +66,8 @@ def as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return image
     converted = ImageCms.applyTransform(image.convert("RGB"), conversion.to_srgb)
     assert converted is not None  # it is only where the image is converted in place
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
     return converted
 
 
@@ -139,6 +146,41 @@ def _conversion(profile: bytes | None) -> Conversion | None:
     grid = torch.from_numpy(values.astype(np.float32)).div(127.5).sub(1)
     grid = grid.reshape(NODES, NODES, NODES, 3).permute(3, 0, 1, 2)[None]
     return Conversion(to_srgb, grid.contiguous())
+
+
+def profile_of_grey(profile: bytes) -> bytes | None:
+    """Build the profile of RGB whose equal channels look as a profile of grey says.
+
+    It is sRGB's with the curve of the grey one (ICC.1:2022, 8.3.2 and 8.3.4), so that a grey photo
+    keeps its numbers and its look when it is written as RGB.
+
+    Returns: None where there is no such curve, as for grey that is tied to Lab.
+    """
+    curve = _tags(profile).get(b"kTRC")
+    if curve is None or profile[16:24] != b"GRAYXYZ ":
+        return None
+    rgb = _srgb().tobytes()
+    tags = _tags(rgb) | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    name = "Grey as RGB".encode("utf-16-be")
+    tags[b"desc"] = b"mluc\0\0\0\0" + struct.pack(">II4sII", 1, 12, b"enUS", len(name), 28) + name
+    at = _TABLE + 4 + _ENTRY.size * len(tags)
+    table, body = struct.pack(">I", len(tags)), b""
+    for tag, data in tags.items():
+        table += _ENTRY.pack(tag, at + len(body), len(data))
+        body += data + b"\0" * (-len(data) % 4)
+    return struct.pack(">I", at + len(body)) + rgb[4:_TABLE] + table + body
+
+
+def _tags(profile: bytes) -> dict[bytes, bytes]:
+    """Return the data of a profile's tags by their signatures; without those that are cut off."""
+    with contextlib.suppress(struct.error):
+        (count,) = struct.unpack_from(">I", profile, _TABLE)
+        entries = [
+            _ENTRY.unpack_from(profile, _TABLE + 4 + _ENTRY.size * index)
+            for index in range(min(count, _MOST_TAGS))
+        ]
+        return {tag: profile[at : at + size] for tag, at, size in entries if size}
+    return {}
 
 
 def _srgb() -> ImageCms.ImageCmsProfile:

@@ -299,7 +299,7 @@ def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(given, Mistake):
             raise ValueError(given.reason)
         try:
-            options[name] = _read(KEYS[name], given)
+            options[name] = read_value(KEYS[name], given)
         except ValueError as error:
             raise ValueError(f'has a "{name}" that is {error}.') from error
     if "target" not in options:
@@ -354,7 +354,7 @@ def _of_cell(name: str, cell: str) -> Any:
     ):
         with contextlib.suppress(ValueError, KeyError):
             value = read(cell)
-            _read(option, value)
+            read_value(option, value)
             return value
     return cell
 
@@ -398,8 +398,8 @@ def _integer(value: object, option: Option) -> int:
     return value
 
 
-def _read(option: Option, value: Any) -> Any:
-    """Return the value of a key as it is meant.
+def read_value(option: Option, value: Any) -> Any:
+    """Return a value of JSON as an option means it; ranges of numbers are not checked.
 
     Raises:
         ValueError: it is another kind of value; the rest of a sentence.

@@ -83,6 +83,9 @@ class About:
     """Its one-letter flag."""
     positional: bool = False
     """Whether the command line takes it without a flag."""
+    label: str | None = None
+    """Its name in the studio's advanced settings; None where the page has another control or none.
+    """
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ def option_field(
 class InversionOptions:
     """How a photo is inverted. None: not given."""
 
-    method: Method | None = option_field(None, "How to invert; default: as the budget does.")
+    method: Method | None = option_field(
+        None, "How to invert; default: as the budget does.", label="Method"
+    )
     steps: int | None = option_field(
         None,
         "DDIM steps, 1 to 1000; more is slower. Default 20 (12 by --budget fast, 50 by paper "
@@ -143,26 +148,35 @@ class InversionOptions:
         "T",
         low=1,
         high=1000,
+        label="Steps",
     )
     budget: Budget | None = option_field(
         None,
         "Sets --method and --steps: balanced (default) and fast are fixed-point inversion, paper "
         "is null-text inversion as published.",
+        label="Budget",
     )
     inner_steps: int | None = option_field(
-        None, "N where something is optimised: T N steps.", "N", low=0, high=9999
+        None,
+        "N where something is optimised: T N steps.",
+        "N",
+        low=0,
+        high=9999,
+        label="Inner steps",
     )
     pivot: PivotName | None = option_field(
         None,
         "The trajectory that null-text, direct, negative-prompt, global-null, textual-pivot, "
         "textual-pivot-shared and model-tuning steer along: ddim, as published (default), or "
         "fixed-point, from which a replay without guidance is exact to a tolerance.",
+        label="Pivot",
     )
     guidance: float | None = option_field(
         None,
         "How strongly words steer; default: what the model suggests (flowers: 3), else 7.5.",
         "W",
         low=0,
+        label="Guidance",
     )
     captioner: str | None = option_field(
         None,
@@ -180,7 +194,7 @@ class InversionOptions:
         "WIDTHxHEIGHT",
     )
     seed: int | None = option_field(
-        None, "For the methods that draw noise.", "N", unset=constants.SEED
+        None, "For the methods that draw noise.", "N", unset=constants.SEED, label="Seed"
     )
     fresh: bool = option_field(
         False,
@@ -241,6 +255,7 @@ class EditOptions(InversionOptions):
         EditorName.PROMPT_TO_PROMPT,
         "prompt-to-prompt changes what things are and keeps their shapes; masactrl changes "
         "shapes and keeps the look.",
+        label="Editor",
     )
     weight: tuple[str, ...] = option_field(
         (),
@@ -263,6 +278,7 @@ class EditOptions(InversionOptions):
         "W",
         low=0,
         knob="target-guidance",
+        label="Target guidance",
     )
     guidance_start: float | None = option_field(
         None,
@@ -273,12 +289,14 @@ class EditOptions(InversionOptions):
         low=0,
         high=1,
         knob="guidance-start",
+        label="Guidance starts",
     )
     negative: str | None = option_field(
         None,
         "What the picture shall not show, in words: the target is steered away from it; the "
         "photo's reconstruction stays as it is.",
         prose=True,
+        label="Not in the picture",
     )
     sweep: Path | bool = option_field(
         False,
@@ -301,6 +319,7 @@ class EditOptions(InversionOptions):
         setting="cross_steps",
         by_strength=True,
         knob="cross",
+        label="Words keep places",
     )
     self_steps: float | None = option_field(
         None,
@@ -312,6 +331,7 @@ class EditOptions(InversionOptions):
         setting="self_steps",
         by_strength=True,
         knob="self",
+        label="Shapes are kept",
     )
     masa_start: float | None = option_field(
         None,
@@ -324,6 +344,7 @@ class EditOptions(InversionOptions):
         setting="start",
         by_strength=True,
         knob="masa-start",
+        label="Looks begin",
     )
     masa_layer: float | None = option_field(
         None,
@@ -335,6 +356,7 @@ class EditOptions(InversionOptions):
         editor=EditorName.MASACTRL,
         setting="start_layer",
         knob="masa-layer",
+        label="Looks from layer",
     )
     masa_word: tuple[str, ...] = option_field(
         (),
@@ -344,6 +366,7 @@ class EditOptions(InversionOptions):
         prose=True,
         editor=EditorName.MASACTRL,
         setting="foreground",
+        label="Foreground",
     )
     region: Region = option_field(
         constants.REGION,
@@ -366,7 +389,11 @@ class EditOptions(InversionOptions):
         prose=True,
     )
     blend_except: tuple[str, ...] = option_field(
-        (), "But not where this word looks.", "WORD", prose=True
+        (),
+        "But not where this word looks.",
+        "WORD",
+        prose=True,
+        label="But not where these words look",
     )
     blend_threshold: float | None = option_field(
         None,
@@ -380,11 +407,13 @@ class EditOptions(InversionOptions):
         "Fine detail of the photo, put back over the edit: "
         "everywhere (photo), its light and shade alone (luminance), nowhere (model), or as the "
         "edit changed what is around it (auto, the default).",
+        label="Fine detail",
     )
     hue: Hue = option_field(
         constants.HUE,
         "Of an edit to another colour: turned to the colour's own hue where the model misses it "
         "(named), or as the model drew it (model).",
+        label="Hue",
     )
     opacity: float | None = option_field(
         None,
@@ -396,7 +425,9 @@ class EditOptions(InversionOptions):
         high=1,
     )
     source_branch: SourceBranch = option_field(
-        "replay", "What targets follow: the replay, or the photo's exact trajectory."
+        "replay",
+        "What targets follow: the replay, or the photo's exact trajectory.",
+        label="What targets follow",
     )
     align: Alignment | None = option_field(
         None,
@@ -404,6 +435,7 @@ class EditOptions(InversionOptions):
         "words and adds new ones, refine leaves changed words free, replace pairs by position.",
         editor=EditorName.PROMPT_TO_PROMPT,
         setting="alignment",
+        label="Pairing of words",
     )
     inversion: Path | None = option_field(None, "A saved inversion: no need to invert.", "FILE")
     save_inversion: Path | None = option_field(
@@ -537,7 +569,7 @@ def arguments_of(options: EditOptions) -> list[str]:
         if value == option.default:
             continue
         if option.about.positional:
-            words.append(_path_argument(value))
+            words.append(_path_argument(Path(value)))
         elif value is True:
             words.append(option.flag)
         else:

@@ -209,29 +209,6 @@ def remarks_on(placed: Placed) -> Iterator[str]:
         yield f"The blend of {words} covers {100 * placed.mask_fraction:.0f} % of the picture."
 
 
-def save_placed(
-    paths: Sequence[Path],
-    placed: Sequence[Placed],
-    inversion: Inversion,
-    canvas: Canvas,
-    *,
-    gps: bool,
-    options: EditOptions | None = None,
-) -> list[Placed]:
-    """Write edits, with their settings, and what the photo's EXIF, XMP and IPTC say.
-
-    Args:
-        gps: whether they say where, too.
-        options: what was asked for, which the settings repeat.
-
-    Returns: the edits, measured in their files.
-    """
-    return [
-        run(save_steps(path, one, inversion, canvas, gps=gps, options=options))
-        for path, one in zip(paths, placed, strict=True)
-    ]
-
-
 def save_steps(
     path: Path,
     one: Placed,
@@ -241,9 +218,15 @@ def save_steps(
     gps: bool,
     options: EditOptions | None = None,
 ) -> Generator[StepInfo, None, Placed]:
-    """Write one edit as `save_placed` does, as a generator of steps.
+    """Write an edit, with its settings, and what the photo's EXIF, XMP and IPTC say, as steps.
 
     Until the last step nothing is on disk under the file's name.
+
+    Args:
+        gps: whether they say where, too.
+        options: what was asked for, which the settings repeat.
+
+    Returns: the edit, measured in its file.
     """
     photo, picture = canvas.photo, one.picture
     settings = settings_text(inversion, one, options)

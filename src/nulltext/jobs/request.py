@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nulltext import constants
 from nulltext.constants import AUTO
@@ -28,7 +28,7 @@ from nulltext.storage.inversion_file import read_header
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nulltext.captioning.captioner import Captioner
+    from nulltext.captioning.captioner import Caption, Captioner
     from nulltext.image.images import CropBox, SizeChoice
     from nulltext.image.photos import Photo
     from nulltext.inversion.record import Inversion
@@ -178,19 +178,31 @@ class Inputs:
     """[box.height, box.width] in [0, 1]."""
     mask_note: str | None
     """A remark on how the mask was read."""
-    captioned: bool = False
-    """Whether a captioner wrote the source prompt."""
+    caption: Caption | None = None
+    """What a captioner wrote as the source prompt; None where none did."""
 
     @property
     def prompt(self) -> str:
         return self.saved.header.prompt if self.saved else str(self.options.source)
 
-    def with_caption(self, caption: Callable[[Photo, CropBox], str]) -> Inputs:
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on the mask and on the caption."""
+        on_caption = None if self.caption is None else self.caption.note
+        return list(filter(None, [self.mask_note, on_caption]))
+
+    @property
+    def doubts(self) -> dict[str, Any]:
+        """The caption's doubts, for a report: {"caption": {"known": …, "unsure": […]}} or {}."""
+        doubts = {} if self.caption is None else self.caption.doubts
+        return {"caption": doubts} if doubts else {}
+
+    def with_caption(self, describe: Callable[[Photo, CropBox], Caption]) -> Inputs:
         """Fill in the source prompt where it is `auto`."""
         if self.options.source != AUTO or self.photo is None or self.saved is not None:
             return self
-        written = replace(self.options, source=caption(self.photo, self.box))
-        return replace(self, options=written, captioned=True)
+        caption = describe(self.photo, self.box)
+        return replace(self, options=replace(self.options, source=caption.text), caption=caption)
 
 
 def open_inputs(options: EditOptions) -> Inputs:
@@ -295,15 +307,15 @@ def check_captioner_use(option: str, prompt: str | None, captioner: str | None) 
 
 def caption_of(
     option: str, photo: Photo, box: CropBox, captioner: str | None, device: str | None
-) -> str:
+) -> Caption:
     """Ask a captioner for the words of a photo's crop.
 
     Raises:
         ModelError: there is no such captioner. PromptError: it finds no words.
     """
     loaded = _captioner(captioner or constants.CAPTIONER, device)
-    caption = loaded.caption(photo, crop=box)
-    if not caption:
+    caption = loaded.describe(photo, crop=box)
+    if not caption.text:
         raise PromptError(
             f"The captioner '{loaded.name}' finds no words for this photo; say what it shows: "
             f'{option} "…".'

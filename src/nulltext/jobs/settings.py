@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nulltext import constants
 from nulltext.jobs.options import OPTIONS, EditOptions, arguments_of
+from nulltext.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from nulltext.editing.placing import Placed
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _OUTPUTS = ("strip", "sweep", "over", "region_out", "keep_gps", "quality")
 _SETTLED = ("inversion", "captioner", "budget", "fresh")
 """Options that say where an inversion comes from; the job says how to make it."""
+PHOTO = "PHOTO"
+"""Stands in a command for a photo whose name is not known."""
 
 
 def settings_text(inversion: Inversion, placed: Placed, options: EditOptions | None) -> str:
@@ -62,9 +65,11 @@ def job_of(options: EditOptions, inversion: Inversion, placed: Placed) -> dict[s
         "steps": inversion.num_steps,
         "guidance": header.guidance_scale,
     }
-    job.pop("then", None)
     if targets[1:]:
         job["then"] = targets[1:]
+    else:
+        for name in ("then", "then_strength"):
+            job.pop(name, None)
     if header.seed != constants.SEED:
         job["seed"] = header.seed
     if options.inversion is not None:
@@ -105,11 +110,33 @@ def options_in(settings: Mapping[str, Any]) -> EditOptions | None:
 
 
 def command_in(settings: Mapping[str, Any], output: str) -> list[str]:
-    """Return the command line that repeats settings with a job; empty where they hold none."""
+    """Return the command line that repeats settings with a job; empty where they hold none.
+
+    Files of models, too, are named without their folders. `PHOTO` stands for a photo that was not
+    given, beside a saved inversion.
+    """
     try:
         options = options_in(settings)
     except ValueError:
         return []
     if options is None:
         return []
-    return ["nulltext", "edit", *arguments_of(replace(options, output=Path(output)))]
+    image = options.image or Path(PHOTO)
+    editing = arguments_of(replace(options, image=image, output=Path(output)))
+    return ["nulltext", "edit", *editing, *_model_in(settings).as_arguments()]
+
+
+def _model_in(settings: Mapping[str, Any]) -> ModelChoice:
+    """Return the model that settings name, with what was added to it."""
+    added: dict[str, list[str]] = {"lora": [], "embedding": [], "vae": []}
+    given = settings.get("adapters")
+    for one in given if isinstance(given, list) else []:
+        if isinstance(one, dict) and one.get("kind") in added:
+            of = [f":{one[name]}" for name in ("weight", "token") if name in one]
+            added[one["kind"]].append("".join([str(one.get("name")), *of]))
+    return ModelChoice(
+        model=str(settings.get("model") or constants.MODEL),
+        lora=tuple(added["lora"]),
+        embedding=tuple(added["embedding"]),
+        vae=next(iter(added["vae"]), None),
+    )

@@ -50,6 +50,7 @@ from nulltext.storage.inversion_file import SUFFIX
 from nulltext.storage.untrusted import refuse_address
 
 if TYPE_CHECKING:
+    from nulltext.captioning.captioner import Caption
     from nulltext.diffusion.loops import StepInfo
     from nulltext.editing.spec import EditSpec
     from nulltext.image.images import CropBox
@@ -210,7 +211,7 @@ class Worker:
         self.setup = setup
         self.model = setup.chosen.load(on_bytes)
         self.batch_size = setup.batch_size or self.model.memory.photos
-        self._captions: dict[Hashable, str] = {}
+        self._captions: dict[Hashable, Caption] = {}
         dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")
         self.identity = Identity(self.model.fingerprints, dtype)
 
@@ -290,6 +291,7 @@ class Worker:
                 **unit.names,
                 "status": "ok",
                 "source": inputs.prompt,
+                **inputs.doubts,
                 **files,
                 "inversion": stored_as,
                 "unet_evaluations_invert": inversion.header.unet_evaluations,
@@ -297,7 +299,7 @@ class Worker:
                 **pictures.figures,
                 "seconds_edit": round(seconds, 3),
                 "unet_evaluations_edit": pictures.edit.unet_evaluations,
-                "remarks": [*filter(None, [inputs.mask_note]), *notes, *pictures.remarks],
+                "remarks": [*inputs.notes, *notes, *pictures.remarks],
             }
         )
 
@@ -312,11 +314,11 @@ class Worker:
         axes = axes_of(options)
         base_edit(options)
         inputs = open_inputs(options).with_caption(partial(self._caption, options.captioner))
-        if inputs.captioned:
+        if inputs.caption is not None:
             check_readable(self.model, "source", inputs.prompt)
         return inputs, edits_of(options, self.model, inputs.mask, axes)
 
-    def _caption(self, captioner: str | None, photo: Photo, box: CropBox) -> str:
+    def _caption(self, captioner: str | None, photo: Photo, box: CropBox) -> Caption:
         """Ask a captioner once for units that come soon after each other."""
         asked = (photo.sha256, photo.colours, *box.as_list(), captioner)
         if asked not in self._captions:

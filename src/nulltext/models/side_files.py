@@ -1,11 +1,13 @@
 """Small JSON files that are kept beside a model's weights, under the weights' fingerprint.
 
-    words.json      {"version": 1, "fingerprint": "…", "named": ["rose", …], "others": ["a", …]}
+    words.json      {"version": 1, "fingerprint": "…", "named": ["rose", …], "others": ["a", …],
+                     "groups": {"kind": ["rose", …], "colour": […], "background": […]}}
     guidance.json   {"version": 1, "fingerprint": "…", "scale": 3.0}
     check.json      see `known_figure`
 
 A small model knows the words of its captions and no others: it was taught to read past "cat", or
-never saw that word. So `words.json` lists what the captions spoke of. Two spellings are one word as
+never saw that word. So `words.json` lists what the captions spoke of, in groups where they were
+composed from labels (files without `groups` are read, too). Two spellings are one word as
 the text encoder has it: case, and marks such as commas, do not count.
 
 Models differ in how much guidance they bear: what Stable Diffusion takes at w = 7.5 is garish in
@@ -20,7 +22,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,9 @@ MAX_BYTES = 4 * MEGABYTE
 
 MOST_WORDS, LONGEST_WORD = 20_000, 40
 """Kept in the file; with four bytes a letter they stay below `MAX_BYTES`."""
+
+MOST_GROUPS, MOST_IN_GROUP = 10, 40
+"""Groups in the file, and the words of each: those that a page can offer side by side."""
 
 LEAST, MOST = 1.0, 100.0
 """Bounds of a suggested w: at 1 there is no guidance, which null-text inversion needs."""
@@ -83,6 +88,8 @@ class KnownWords:
     """What a picture shows: kinds, colours, places; the most useful first."""
     others: tuple[str, ...]
     """The words around them: "a", "photo", plurals."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Those of `named` that may take each other's place, by their label: kind, colour, …"""
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -120,7 +127,14 @@ def write_words(known: KnownWords, fingerprint: str, folder: Path) -> Path | Non
     }
     if not any(fields.values()):
         return None
-    return write_side_file(folder / WORDS_FILE, fingerprint, fields)
+    kept = {
+        label: [word for word in words if word in fields["named"]][:MOST_IN_GROUP]
+        for label, words in known.groups.items()
+    }
+    groups = {"groups": {label: words for label, words in kept.items() if words}}
+    return write_side_file(
+        folder / WORDS_FILE, fingerprint, fields | (groups if groups["groups"] else {})
+    )
 
 
 def read_words(folder: Path, fingerprints: Sequence[str]) -> KnownWords | None:
@@ -128,15 +142,22 @@ def read_words(folder: Path, fingerprints: Sequence[str]) -> KnownWords | None:
 
     def parse(content: Mapping[str, Any]) -> KnownWords | None:
         named, others = (_checked_words(content[name]) for name in ("named", "others"))
+        groups = {
+            label: _checked_words(words, MOST_IN_GROUP)
+            for label, words in dict(content.get("groups", {})).items()
+            if _checked_words([label])
+        }
+        if len(groups) > MOST_GROUPS:
+            raise ValueError(f"it has more than {MOST_GROUPS} groups of words")
         fitting = content["fingerprint"] in fingerprints and (named or others)
-        return KnownWords(named, others) if fitting else None
+        return KnownWords(named, others, groups) if fitting else None
 
     return read_side_file(folder / WORDS_FILE, parse)
 
 
-def _checked_words(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > MOST_WORDS:
-        raise ValueError(f"its words are no list of at most {MOST_WORDS:,}")
+def _checked_words(value: Any, most: int = MOST_WORDS) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"its words are no list of at most {most:,}")
     if not all(isinstance(word, str) and plain_words(word) == [word] for word in value):
         raise ValueError("one of its words is none")
     if any(len(word) > LONGEST_WORD for word in value):

@@ -34,8 +34,13 @@ LONGEST_NAME = 200
 """Bytes of a name in UTF-8; file systems take 255, and a download or a copy adds some."""
 LONGEST_SUFFIX = 16
 """Letters at the end of a name, its point included, beyond which they are no suffix."""
-RESERVED = re.compile("(?i)con|prn|aux|nul|com[0-9]|lpt[0-9]")
+RESERVED = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)[0-9¹²³]|con(in|out)\$")
 """Stems that Windows keeps for devices."""
+INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+)
+"""Control characters, marks of writing direction, and spaces without width; not the joiners, which
+Persian and emoji are written with."""
 S_IWRITE_ALL = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -58,13 +63,12 @@ def path_exists(path: Path) -> bool:
 def safe_name(name: str) -> str:
     """Return a file's name that every common file system takes, as like the given one as possible.
 
-    Signs that Windows or a path reserves become "_"; control characters, marks of writing
-    direction, and what would hide a file or make it an option at the start go; it has at most
-    `LONGEST_NAME` bytes, its suffix included.
+    Signs that Windows or a path reserves become "_"; `INVISIBLE` characters, and what would
+    hide a file or make it an option at the start, go; it has at most `LONGEST_NAME` bytes, its
+    suffix included.
     """
-    text = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
-    text = re.sub(r'[<>:"/\\|?*]', "_", text)
-    text = re.sub("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", "", text)
+    text = re.sub(r'[<>:"/\\|?*]', "_", name.encode("utf-8", "replace").decode())
+    text = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     text = text.strip().lstrip(".- ").rstrip(". ")
     stem, suffix = PurePath(text).stem, PurePath(text).suffix
     if len(suffix) > LONGEST_SUFFIX:

@@ -9,30 +9,40 @@ import base64
 import binascii
 import io
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from nulltext import constants
-from nulltext.constants import Detail, Region
-from nulltext.editing.spec import EditSpec
-from nulltext.errors import ImageError, OptionError, PromptError
+from nulltext.constants import Region
+from nulltext.errors import FieldError, ImageError, OptionError, PromptError
 from nulltext.image.images import CropBox
-from nulltext.inversion.budgets import Budget, planned
-from nulltext.jobs.edits import base_edit
-from nulltext.jobs.options import OPTIONS, EditOptions, arguments_of, combined
+from nulltext.inversion.budgets import Budget, budget_of
+from nulltext.jobs.export import result_name
+from nulltext.jobs.job_files import read_value
+from nulltext.jobs.options import (
+    OPTIONS,
+    EditOptions,
+    InversionOptions,
+    Kind,
+    Option,
+    arguments_of,
+    check_range,
+    combined,
+    options_of,
+)
 from nulltext.models.choice import ModelChoice
-from nulltext.words.prompts import TokenizedPrompt, clean, name_word
+from nulltext.words.prompts import TokenizedPrompt, clean, has_word, name_word
 
 PageRequest = Mapping[str, Any]
 
-STEPS = (1, 200)
-"""Fewest and most DDIM steps; more would hold the model for too long."""
-GUIDANCE = (0.0, 30.0)
+MOST = {"steps": 200, "inner_steps": 100}
+"""Most that the studio takes of options that say for how long its one model is held."""
 WEIGHTS = (-2.0, 4.0)
 """Lowest and highest weight of a word."""
 MAX_CHIPS = 100
@@ -43,19 +53,100 @@ STRENGTH = 0.5
 PNG_URL = "data:image/png;base64,"
 
 
+FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+Settings = Mapping[str, Any]
+"""Options of the advanced settings that are given: values of JSON, by name."""
+
+
+def _shown(option: Option) -> Option:
+    most = MOST.get(option.name, option.about.high)
+    return replace(option, about=replace(option.about, high=most))
+
+
+_LABELLED = {name: _shown(option) for name, option in OPTIONS.items() if option.about.label}
+INVERTING = {name: _LABELLED[name] for name in options_of(InversionOptions) if name in _LABELLED}
+"""The advanced settings of an inversion."""
+EDITING = {name: option for name, option in _LABELLED.items() if name not in INVERTING}
+"""Those of an edit."""
+
+
+def fields_of(options: Mapping[str, Option]) -> list[dict[str, Any]]:
+    """Describe options to the page, which makes a field of each."""
+    return [
+        {
+            "name": name,
+            "label": option.about.label,
+            "help": without_flags(_help_of(option)),
+            "kind": option.kind.name.lower(),
+            "choices": list(option.choices),
+            "default": option.default or None,
+            "unset": option.about.unset,
+            "low": option.about.low,
+            "high": option.about.high,
+            "editor": option.about.editor,
+            "by_strength": option.about.by_strength,
+        }
+        for name, option in options.items()
+    ]
+
+
+def _help_of(option: Option) -> str:
+    most = MOST.get(option.name)
+    return (
+        option.help.replace(f"to {OPTIONS[option.name].about.high}", f"to {most}")
+        if most
+        else option.help
+    )
+
+
+def without_flags(text: str) -> str:
+    """Return a text of the command line with options as the page calls them."""
+
+    def named(match: re.Match[str]) -> str:
+        option = OPTIONS.get(match[1].replace("-", "_"))
+        if option is None:
+            return match[0]
+        return f"“{option.about.label or match[1].replace('-', ' ').capitalize()}”"
+
+    return FLAG.sub(named, text)
+
+
+def read_settings(request: PageRequest, options: Mapping[str, Option]) -> Settings:
+    """Read the advanced settings that a request gives.
+
+    Raises:
+        FieldError: one is malformed or out of range.
+    """
+    given = {name: request.get(name) for name in options}
+    return {
+        name: _read_setting(options[name], value)
+        for name, value in given.items()
+        if value not in (None, "", [])
+    }
+
+
+def _read_setting(option: Option, value: object) -> Any:
+    if option.kind is Kind.TEXTS and isinstance(value, str):
+        value = [word.strip() for word in value.split(",") if word.strip()]
+    try:
+        read = read_value(option, value)
+        if option.kind in (Kind.NUMBER, Kind.INTEGER):
+            check_range(option, read)
+    except ValueError as error:
+        message = f"{option.flag} is {error}; change it, or leave it empty."
+        raise FieldError(option.name, without_flags(message)) from error
+    except OptionError as error:
+        raise FieldError(option.name, without_flags(str(error))) from error
+    return option.cleaned(read)
+
+
 @dataclass(frozen=True)
 class InvertForm:
     """How a photo is inverted."""
 
     source: str
     crop: CropBox
-    method: str | None = None
-    """None: that of the budget."""
-    budget: str | None = None
-    """None: the default budget, where no method is named."""
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int = 0
+    settings: Settings = field(default_factory=dict)
 
     @classmethod
     def read(cls, request: PageRequest) -> InvertForm:
@@ -67,40 +158,25 @@ class InvertForm:
         source = read_text(request, "source")
         if not source:
             raise PromptError("Say what the photo shows first, in a few words.")
-        method, budget = read_text(request, "method"), read_text(request, "budget")
-        if method and budget:
-            raise OptionError("A budget chooses the method; choose one of them, not both.")
-        return cls(
-            source=source,
-            crop=CropBox.from_list(request.get("crop") or []),
-            method=method or None,
-            budget=budget or None,
-            steps=read_integer(request, "steps", *STEPS),
-            guidance=read_number(request, "guidance", *GUIDANCE),
-            seed=read_integer(request, "seed", 0, 2**31 - 1) or 0,
-        )
+        settings = read_settings(request, INVERTING)
+        if "method" in settings and "budget" in settings:
+            raise FieldError("budget", "A budget chooses the method; choose one of them, not both.")
+        return cls(source, CropBox.from_list(request.get("crop") or []), settings)
 
     def plan(self) -> Budget:
         """Return the method and the number of steps.
 
         Raises:
-            OptionError: a name is unknown.
+            OptionError: the method has no such option.
         """
-        return planned(self.method, budget=self.budget, num_steps=self.steps)
+        return budget_of(self.options())
 
     def options(self) -> EditOptions:
         """Return the options of `nulltext edit` that invert the same way."""
-        return EditOptions.of(
-            {
-                "source": self.source,
-                "crop": str(self.crop),
-                "method": self.method,
-                "budget": None if self.budget == constants.BUDGET else self.budget,
-                "steps": self.steps,
-                "guidance": self.guidance,
-                "seed": self.seed or None,
-            }
-        )
+        usual = {**{name: option.about.unset for name, option in INVERTING.items()}}
+        usual["budget"] = constants.BUDGET
+        settings = {name: value for name, value in self.settings.items() if value != usual[name]}
+        return EditOptions.of({**settings, "source": self.source, "crop": str(self.crop)})
 
 
 @dataclass(frozen=True)
@@ -124,15 +200,13 @@ class EditForm:
     chips: tuple[Chip, ...] = ()
     strength: float | None = STRENGTH
     """None where injection is set by hand."""
-    cross_steps: float | None = None
-    self_steps: float | None = None
     blend: tuple[str, ...] = ()
     threshold: float = constants.BLEND_THRESHOLD
-    target_guidance: float | None = None
-    detail: Detail = "auto"
     region: Region = constants.REGION
-    negative: str | None = None
+    settings: Settings = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    opacity: float = 1.0
+    """How much of the finished edit lies over the photo; chosen when it is there."""
 
     @classmethod
     def read(
@@ -141,102 +215,113 @@ class EditForm:
         """Read the form from a request.
 
         Args:
-            num_words: number of words in the source prompt.
+            num_words: number of words in the prompt that the chips belong to.
             tokenize: the model's, for the target.
 
         Raises:
             PromptError, OptionError: a field is empty, malformed or out of range.
         """
         by_hand = bool(request.get("by_hand"))
-        detail, region = (_read_choice(request, name) for name in ("detail", "region"))
+        settings = read_settings(request, EDITING)
+        region = read_settings({"region": request.get("region")}, {"region": OPTIONS["region"]})
         target, chips = read_text(request, "target"), read_chips(request.get("chips"), num_words)
         words = [word.strip() for word in read_text(request, "blend").split(",")]
         threshold = read_number(request, "threshold", 0, 1)
         strength = read_number(request, "strength", 0, 1)
-        return cls(
+        form = cls(
             target=target,
             chips=tuple(chips),
-            strength=None if by_hand else (STRENGTH if strength is None else strength),
-            cross_steps=read_number(request, "cross_steps", 0, 1) if by_hand else None,
-            self_steps=read_number(request, "self_steps", 0, 1) if by_hand else None,
+            strength=None,
             blend=tuple(filter(None, words)),
             threshold=constants.BLEND_THRESHOLD if threshold is None else threshold,
-            target_guidance=read_number(request, "target_guidance", *GUIDANCE),
-            detail=detail,  # type: ignore[arg-type]
-            region=region,  # type: ignore[arg-type]
-            negative=read_text(request, "negative") or None,
+            region=region.get("region", constants.REGION),
+            settings=settings,
             weights=weights_of(chips, tokenize(target)),
         )
+        return form if by_hand else form.at_strength(STRENGTH if strength is None else strength)
 
     def at_strength(self, strength: float) -> EditForm:
-        return replace(self, strength=strength, cross_steps=None, self_steps=None)
+        """Return the form at a strength, without the settings that it sets."""
+        settings = {
+            name: value
+            for name, value in self.settings.items()
+            if not EDITING[name].about.by_strength
+        }
+        return replace(self, strength=strength, settings=settings)
 
     def values(self) -> dict[str, Any]:
         """Return the values of the page's fields, the inverse of `read`."""
+        settings = {name: self.settings.get(name) for name in EDITING}
         values = {**vars(self), "chips": list(self.chips), "blend": ", ".join(self.blend)}
-        del values["weights"]  # the chips have them
-        return values
-
-    def spec(self, mask: Any) -> EditSpec:
-        """Return the edit for the library.
-
-        Args:
-            mask: [H, W] in [0, 1] over the crop, or None.
-        """
-        spec = replace(base_edit(self.options()), target=self.target, mask=mask)
-        if not self.weights:
-            return spec
-        return replace(spec, editor=replace(spec.editor, weights=dict(self.weights)))
+        del values["weights"], values["opacity"], values["settings"]  # chips and edit have them
+        return {**values, **settings}
 
     def options(self) -> EditOptions:
         """Return the options of `nulltext edit` that make the same edit, without the mask."""
         usual = not self.blend or self.threshold == constants.BLEND_THRESHOLD
-        return EditOptions(
-            target=(self.target,),
-            weight=tuple(f"{word}={factor!r}" for word, factor in self.weights.items()),
-            strength=self.strength,
-            target_guidance=self.target_guidance,
-            negative=self.negative,
-            cross_steps=self.cross_steps,
-            self_steps=self.self_steps,
-            blend=self.blend,
-            blend_threshold=None if usual else self.threshold,
-            detail=None if self.detail == constants.DETAIL else self.detail,
-            region=constants.REGION if self.blend else self.region,
+        return EditOptions.of(
+            {
+                **self.settings,
+                "target": [self.target],
+                "weight": [f"{word}={factor!r}" for word, factor in self.weights.items()],
+                "strength": self.strength,
+                "blend": self.blend,
+                "blend_threshold": None if usual else self.threshold,
+                "region": constants.REGION if self.blend else self.region,
+                "opacity": None if self.opacity == 1 else self.opacity,
+            }
         )
 
 
-def _read_choice(request: PageRequest, name: str) -> str:
-    """Read one of an option's names; its default where the page sends none.
+def chained(
+    earlier: Sequence[EditForm], edit: EditForm, tokenize: Callable[[str], TokenizedPrompt]
+) -> EditOptions:
+    """Return the options of an edit that goes on from others, as the chain of them all.
 
-    Raises:
-        OptionError: there is no such name.
+    As on the command line, a chain has one value of each option: that of its last edit. Only the
+    strength of the first is its own, and weights of words that went are kept.
+
+    Args:
+        earlier: the edits from the photo on; none for a plain edit.
+        tokenize: the model's.
     """
-    option = OPTIONS[name]
-    value = read_text(request, name) or option.default or getattr(constants, name.upper())
-    if value not in option.choices:
-        known = ", ".join(option.choices)
-        raise OptionError(f"There is no {name} '{value:.20}'; choose {known}.")
-    return str(value)
+    options = edit.options()
+    if not earlier:
+        return options
+    target = tokenize(edit.target)
+    former = {word: factor for one in earlier for word, factor in one.weights.items()}
+    gone = [f"{w}={factor!r}" for w, factor in former.items() if not has_word(target, w)]
+    targets = tuple(one.target for one in (*earlier, edit))
+    first = earlier[0].strength
+    if first is None or edit.strength is None:
+        first = edit.strength
+    return replace(
+        options,
+        target=targets[:1],
+        then=targets[1:],
+        weight=(*gone, *options.weight),
+        strength=first,
+        then_strength=None if first == edit.strength else edit.strength,
+    )
 
 
 def edit_options(
-    photo: str, origin: InvertForm | str, edit: EditForm, *, mask: str | None
+    photo: str, origin: InvertForm | str, editing: EditOptions, *, mask: str | None
 ) -> EditOptions:
     """Return the options of `nulltext edit` that make the same picture, run in the photo's folder.
 
     Args:
         photo, mask: file names.
         origin: how the photo is inverted, or the file name of a saved inversion.
+        editing: the options of the edit alone.
     """
     inverting = EditOptions(inversion=Path(origin)) if isinstance(origin, str) else origin.options()
     files = EditOptions(
         image=Path(photo),
         mask=None if mask is None else Path(mask),
         full=True,
-        output=Path(f"{PurePath(photo).stem}-edited.png"),
+        output=Path(result_name(photo, "", ".png")),
     )
-    editing = edit.options()
     if mask is not None:
         editing = replace(editing, region=constants.REGION)  # the mask says it
     return combined(files, inverting, editing)
@@ -252,6 +337,15 @@ def chips_of(prompt: TokenizedPrompt) -> list[Chip]:
     gaps = [prompt.text[end : word.start] for end, word in zip(ends, prompt.words, strict=False)]
     pairs = zip(prompt.words, gaps, strict=True)
     return [Chip(index, word.text, gap=gap) for index, (word, gap) in enumerate(pairs)]
+
+
+def weighed(
+    chips: Sequence[Chip], prompt: TokenizedPrompt, weights: Mapping[str, float]
+) -> list[Chip]:
+    """Give a prompt's chips the weights of its words, by the words' names."""
+    names = [name_word(prompt, word.text, word.end) for word in prompt.words]
+    pairs = zip(chips, names, strict=True)
+    return [replace(chip, weight=weights.get(name, 1.0)) for chip, name in pairs]
 
 
 def weights_of(chips: Sequence[Chip], target: TokenizedPrompt) -> dict[str, float]:
@@ -320,9 +414,10 @@ def read_number(request: PageRequest, name: str, low: float, high: float) -> flo
         return None
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or not math.isfinite(value) or not low <= value <= high:
-        raise OptionError(
+        raise FieldError(
+            name,
             f"The {name.replace('_', ' ')} is {value!r:.20}; give a number from {low:g} to "
-            f"{high:g}."
+            f"{high:g}.",
         )
     return float(value)
 
@@ -331,7 +426,9 @@ def read_integer(request: PageRequest, name: str, low: int, high: int) -> int | 
     """Read a whole number within bounds; None where there is none."""
     value = read_number(request, name, low, high)
     if value is not None and value != int(value):
-        raise OptionError(f"The {name} is {value:g}; give a whole number from {low} to {high}.")
+        raise FieldError(
+            name, f"The {name} is {value:g}; give a whole number from {low} to {high}."
+        )
     return None if value is None else int(value)
 
 

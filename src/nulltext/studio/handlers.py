@@ -11,14 +11,16 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from nulltext.constants import BUDGET
-from nulltext.errors import NulltextError
+from nulltext.errors import FieldError, NulltextError
 from nulltext.inversion.budgets import BUDGETS, planned
 from nulltext.inversion.registry import METHODS
+from nulltext.jobs.export import DEPTHS
 from nulltext.studio import verbs
-from nulltext.studio.forms import PageRequest
+from nulltext.studio.forms import EDITING, INVERTING, PageRequest, fields_of, without_flags
 from nulltext.studio.resources import ReplacedError, Resources
 from nulltext.studio.session import EditRecord, OpenInversion, OpenPhoto, Session, url
 
@@ -46,6 +48,10 @@ VERBS: dict[str, Callable[[Session, PageRequest], Iterator[None] | None]] = {
     "strip": verbs.strip,
     "choose": verbs.choose,
     "restore": verbs.restore,
+    "zoom": verbs.zoom,
+    "fade": verbs.fade,
+    "go_on": verbs.go_on,
+    "export": verbs.export_edit,
     "cancel": cancel,
 }
 
@@ -57,7 +63,7 @@ def handle(session: Session, verb: str, request: Any) -> Iterator[View]:
         request: JSON, not checked yet.
     """
     fields = request if isinstance(request, dict) else {}
-    session.problem = session.notice = None
+    session.problem = session.wrong = session.notice = None
     try:
         with session.handling(verb):
             yield view_of(session)
@@ -68,7 +74,8 @@ def handle(session: Session, verb: str, request: Any) -> Iterator[View]:
     except CancelledError:
         session.notice = "Cancelled."
     except NulltextError as error:
-        session.problem = session.without_folders(str(error))
+        session.problem = session.without_folders(without_flags(str(error)))
+        session.wrong = error.field if isinstance(error, FieldError) else None
     except Exception:
         LOG.exception("The verb %s failed", verb)
         session.problem = INTERNAL_ERROR
@@ -78,6 +85,7 @@ def handle(session: Session, verb: str, request: Any) -> Iterator[View]:
 def view_of(session: Session) -> View:
     """Return everything that a page shows; whole every time, so that nothing can go stale."""
     photo, inverted, look = session.photo, session.inverted, session.look
+    base = session.fields["base"].value if "base" in session.fields else None
     return {
         "boot": session.resources.boot,
         "serial": session.next_number(),
@@ -87,15 +95,18 @@ def view_of(session: Session) -> View:
             name: [field.revision, field.ask, field.page] for name, field in session.fields.items()
         },
         "inversion": _inversion(inverted) if inverted else None,
-        "words": [word.text for word in inverted.prompt.words] if inverted else [],
+        "base": base,
+        "words": _words(inverted, base),
         "look": {"word": look.word, "url": url(look.picture)} if look else None,
-        "result": _edit(session.result) if session.result else None,
-        "strip": [_edit(record) for record in session.strip],
-        "history": [_edit(record) for record in session.history],
+        "result": _edit(session, session.result) if session.result else None,
+        "strip": [_edit(session, record) for record in session.strip],
+        "history": [_edit(session, record) for record in session.history],
+        "export": _export(session),
         "running": list(session.running),
         "progress": asdict(session.progress) if session.progress else None,
         "preemptible": session.preemptible,
         "problem": session.problem,
+        "wrong": session.wrong,
         "notice": session.notice,
     }
 
@@ -108,6 +119,10 @@ def rules_of(resources: Resources) -> View:
         "methods": {name: planned(name).num_steps for name in METHODS},
         "budgets": {name: budget.num_steps for name, budget in BUDGETS.items()},
         "budget": BUDGET,
+        "known_words": verbs.known_words_of(resources.model),
+        "inverting": fields_of(INVERTING),
+        "editing": fields_of(EDITING),
+        "exports": DEPTHS,
         "usual_guidance": resources.model.guidance_scale,
         "upload_bytes": resources.limits.upload_bytes,
         "example": f"front/{verbs.EXAMPLE.name}",
@@ -125,7 +140,19 @@ def recent_of(session: Session) -> View:
 
 def _photo(photo: OpenPhoto) -> View:
     width, height = photo.size
-    return {"name": photo.name, "width": width, "height": height, "url": url(photo.preview)}
+    return {
+        "name": photo.name,
+        "width": width,
+        "height": height,
+        **_shown(photo.preview, photo.size),
+        "has_position": photo.has_position,
+    }
+
+
+def _shown(preview: Path, size: tuple[int, int]) -> View:
+    """Return where the page finds a picture, and every pixel of it."""
+    full = verbs.full_size(preview, size)
+    return {"url": url(preview), "full": url(full) if full else None}
 
 
 def _inversion(inverted: OpenInversion) -> View:
@@ -144,14 +171,16 @@ def _inversion(inverted: OpenInversion) -> View:
     }
 
 
-def _edit(record: EditRecord) -> View:
+def _edit(session: Session, record: EditRecord) -> View:
+    size = session.photo.size if session.photo else (0, 0)
     return {
         "number": record.number,
         "target": record.form.target,
         "label": record.label,
         "strength": record.form.strength,
-        "url": url(record.preview),
-        "download": url(record.picture),
+        "opacity": record.form.opacity,
+        **_shown(record.preview, size),
+        "download": url(record.faded or record.picture),
         "name": record.name,
         "mask": url(record.mask) if record.mask else None,
         "region": url(record.region) if record.region else None,
@@ -159,7 +188,23 @@ def _edit(record: EditRecord) -> View:
         "changed": round(100 * record.changed_fraction, 1),
         "outside": _decibels(record.psnr_outside),
         "remark": record.remark,
+        "cut": list(record.cut),
+        "batch": verbs.batch_of(session, record),
     }
+
+
+def _words(inverted: OpenInversion | None, base: View | None) -> list[str]:
+    """The words that the next edit changes: those of the photo, or of the edit it starts from."""
+    if inverted is None or base is not None:
+        return base["words"] if base and inverted else []
+    return [word.text for word in inverted.prompt.words]
+
+
+def _export(session: Session) -> View | None:
+    if session.exported is None or not session.exports:
+        return None
+    last = session.exports[-1]
+    return {"ask": session.exported, "url": url(last.path), "name": last.name}
 
 
 def _decibels(value: float) -> float | None:

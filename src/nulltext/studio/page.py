@@ -44,7 +44,22 @@ from nulltext.studio.session import Session
 from nulltext.studio.sessions import Studio
 
 FRONT = Path(__file__).parent / "front"
-SCRIPTS = ("dom", "link", "stage", "crop", "brush", "spelling", "words", "panel", "keys", "page")
+SCRIPTS = (
+    "dom",
+    "link",
+    "stage",
+    "compare",
+    "zoom",
+    "crop",
+    "brush",
+    "spelling",
+    "words",
+    "options",
+    "result",
+    "panel",
+    "keys",
+    "page",
+)
 """Scripts of the page; each uses those before it."""
 
 HEARTBEAT = 5.0

@@ -230,6 +230,8 @@ class Limits:
     """Time without any page after which a session's job is cancelled."""
     history: int = 20
     """Edits in a session's history; beyond, the oldest is removed."""
+    exports: int = 4
+    """Downloads in other formats that a session keeps; beyond, the oldest is made again."""
     cache_bytes: int = 256 * MEGABYTE
     """Of each cache: decoded photos, inversions, attention maps."""
 
@@ -295,6 +297,8 @@ class Resources:
         # Targets pass one at a time, so that one of several is bit for bit what it is alone.
         self.model = replace(self.model, memory=replace(self.model.memory, targets=1))
         self.worker = Worker()
+        self.decoding = threading.Lock()
+        """Held for a download, another opacity or a zoom: one picture at a time is in memory."""
         size = self.limits.cache_bytes
         self.photos = LRUCache[Photo](size, _photo_bytes)
         self.inversions = LRUCache[Inversion](size, lambda one: _bytes([*one.tensors().values()]))

@@ -13,7 +13,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +72,8 @@ class OpenPhoto:
     """See `Photo.colours`."""
     preview: Path
     crop: CropBox
+    has_position: bool
+    """Whether its file says where it was taken."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class EditRecord:
     picture: Path
     """PNG at the photo's own size, with its settings; `jobs.export` gives it other formats."""
     preview: Path
+    """Of `picture`."""
     mask: Path | None
     """PNG of the painted mask."""
     region: Path | None
@@ -112,6 +115,31 @@ class EditRecord:
     changed_fraction: float
     psnr_outside: float
     remark: str | None
+    cut: tuple[str, ...]
+    """The sides of the crop at which it stops inside the photo."""
+    base: int | None
+    """Number of the edit that it starts from; None for the photo."""
+    earlier: tuple[EditForm, ...]
+    """The edits from the photo to that one."""
+    job: Mapping[str, Any]
+    """The job that makes it again; see `jobs.settings`."""
+    faded: Path | None = None
+    """`picture` at the form's opacity; None where that is 1. The page shows it by `preview`."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An edit as a file to download, in the format that was asked for."""
+
+    number: int
+    """Of the edit."""
+    kind: str
+    quality: int | None
+    bits: int | None
+    gps: bool
+    path: Path
+    name: str
+    """What the download is called."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +185,19 @@ class Session:
         self.history: list[EditRecord] = []
         self.strip: list[EditRecord] = []
         self.result: EditRecord | None = None
+        self.exports: list[Export] = []
+        """The latest last."""
+        self.exported: int | None = None
+        """Number of the page's request that the last of them answers."""
         self.fields: dict[str, FieldValue] = {}
         self.opening = 0
         """Number of the last request for a photo."""
+        self.fading: dict[int, int] = {}
+        """Numbers of the last requests for another opacity, by the edits'."""
         self.progress: Progress | None = None
         self.problem: str | None = None
+        self.wrong: str | None = None
+        """The page's field that the problem is about, if it is about one."""
         self.notice: str | None = None
         self.preemptible = False
         """Whether the next job may cancel the running one."""
@@ -252,21 +288,35 @@ class Session:
             self.fields = {**self.fields, **new}
 
     def start_edits(self, request: PageRequest, inverted: OpenInversion) -> None:
+        form, before = inverted.form, self.inverted
         self.inverted, self.look, self.result, self.strip = inverted, None, None, []
-        form = inverted.form
+        words = {"target": form.source, "chips": chips_of(inverted.prompt)}
+        if before is not None and before.form.source == form.source:
+            words = {}  # another frame or method: what the user wrote stays
         self.set_fields(
             request,
             source=form.source,
             proposed=False,
             crop=form.crop.as_list(),
-            target=form.source,
-            chips=chips_of(inverted.prompt),
+            base=None,
+            **words,
         )
 
     def show_edit(self, record: EditRecord) -> None:
         self.result, self.look = record, None
         history = [record, *(old for old in self.history if old.number != record.number)]
         self.history = history[: self.resources.limits.history]
+
+    def replace_edit(self, record: EditRecord) -> None:
+        """Put another record in the place of the one with its number."""
+
+        def renewed(old: EditRecord) -> EditRecord:
+            return record if old.number == record.number else old
+
+        self.history = [renewed(old) for old in self.history]
+        self.strip = [renewed(old) for old in self.strip]
+        self.result = renewed(self.result) if self.result else None
+        self.exports = [one for one in self.exports if one.number != record.number]
 
     @contextlib.contextmanager
     def commit(self, is_current: Callable[[], bool]) -> Iterator[None]:
@@ -406,6 +456,7 @@ class Session:
             kept |= {self.photo.path, self.photo.preview} if self.photo else set()
             kept |= {self.inverted.file} if self.inverted else set()
             kept |= {self.last_look.picture} if self.last_look else set()
+            kept |= {one.path for one in self.exports}
             kept |= {self._upload[1].path} if self._upload else set()
             folders = {path.parent for path in kept if path}
             with contextlib.suppress(OSError):
@@ -418,7 +469,7 @@ class Session:
         if self.photo is not None:
             self.resources.photos.remove(str(self.photo.path))
         self.inverted = self.look = self.result = None
-        self.history, self.strip = [], []
+        self.history, self.strip, self.exports = [], [], []
 
     def close(self) -> None:
         """End what runs, and leave the memory; what is on disk stays."""
@@ -428,7 +479,7 @@ class Session:
 
 
 def _files_of(record: EditRecord) -> tuple[Path | None, ...]:
-    shown = (record.picture, record.preview, record.mask, record.region)
+    shown = (record.picture, record.faded, record.preview, record.mask, record.region)
     return (*shown, record.inverted.file)
 
 

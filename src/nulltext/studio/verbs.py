@@ -4,53 +4,72 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from nulltext.captioning.captioner import Caption
+from nulltext.constants import DETAIL
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.heatmaps import heat_map_steps, heat_over
 from nulltext.editing.loop import check_specs
 from nulltext.editing.placing import Canvas, Placed, check_same_photo, ready_steps
 from nulltext.errors import OptionError, PromptError
 from nulltext.image.images import (
+    MAX_PROPORTIONS,
     CropBox,
+    Size,
+    default_crop,
     from_uint8,
-    largest_centred,
     psnr,
     to_tensor,
     to_uint8,
 )
 from nulltext.image.masks import load_mask, mask_on_crop
-from nulltext.image.photos import Photo
+from nulltext.image.metadata import has_places
+from nulltext.image.photos import Photo, has_position, load_photo
 from nulltext.image.profiles import as_srgb
-from nulltext.image.saving import save_image
+from nulltext.image.saving import Picture, coding_of, encode, save_image
 from nulltext.inversion.invert import invert_steps
 from nulltext.inversion.previews import Previews
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import check_model
-from nulltext.jobs.export import result_name
-from nulltext.jobs.pictures import region_steps, save_steps
+from nulltext.jobs import export
+from nulltext.jobs.edits import edits_of
+from nulltext.jobs.options import EditOptions
+from nulltext.jobs.pictures import BRANCHES, region_steps, save_steps
+from nulltext.jobs.request import check_options, seed_of
+from nulltext.jobs.settings import job_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
-from nulltext.storage.files import safe_name
+from nulltext.storage.files import replace_file, safe_name
 from nulltext.storage.inversion_file import SUFFIX
 from nulltext.studio.forms import (
+    INVERTING,
     EditForm,
     InvertForm,
     PageRequest,
+    chained,
+    chips_of,
     edit_command,
     edit_options,
     read_integer,
+    read_number,
     read_painting,
+    read_text,
+    weighed,
 )
-from nulltext.studio.resources import Meter, Progress
+from nulltext.studio.resources import Meter, Progress, ReplacedError
 from nulltext.studio.session import (
+    PREVIEW_SIDE,
     EditRecord,
+    Export,
     OpenInversion,
     OpenPhoto,
     Session,
@@ -59,7 +78,7 @@ from nulltext.studio.session import (
     url,
 )
 from nulltext.words.alignment import ARTICLES, align_words
-from nulltext.words.prompts import TokenizedPrompt, has_word, word_key
+from nulltext.words.prompts import TokenizedPrompt, has_word, listed, word_key
 
 EXAMPLE = Path(__file__).parent / "front" / "dahlia.jpg"
 EXAMPLE_SOURCE = "a photo of an orange flower with a dark background"
@@ -74,6 +93,10 @@ LARGEST_NUMBER = 2**53
 """Largest whole number of a page."""
 MAP_SIDE = 1000
 """Longest side of a picture of attention in pixels."""
+ZOOM_QUALITY = 92
+"""Of the JPEGs that the page zooms into."""
+MOST_ZOOMED = 2
+"""Edits that the page shows at once."""
 
 
 def open_photo(session: Session, request: PageRequest) -> Iterator[None]:
@@ -90,15 +113,28 @@ def _open(session: Session, request: PageRequest, file: Upload, *, source: str) 
     with session.showing(Progress("Reading the photo")):
         yield
         path, photo, preview = _read(session, file)
-    crop = largest_centred(*photo.size)
+    crop = _first_crop(photo.size)
     with session.commit(lambda: session.opening == number):
         session.clear()
         session.photo = OpenPhoto(
-            path, file.name, photo.size, photo.sha256, photo.colours, preview, crop
+            path,
+            file.name,
+            photo.size,
+            photo.sha256,
+            photo.colours,
+            preview,
+            crop,
+            has_position=has_position(photo.exif) or has_places(photo.metadata),
         )
         session.set_fields(
             request, source=source, proposed=False, target="", chips=[], crop=crop.as_list()
         )
+
+
+def _first_crop(size: Size) -> CropBox:
+    """Return the whole photo where a model takes its proportions, else its largest square."""
+    fits = max(size) <= MAX_PROPORTIONS * min(size)
+    return default_crop(size, "photo" if fits else None)
 
 
 def _read(session: Session, file: Upload) -> tuple[Path, Photo, Path]:
@@ -128,14 +164,33 @@ def propose(session: Session, request: PageRequest) -> Iterator[None]:
     box.check_inside(opened.size)
     photo = session.load_photo()
 
-    def steps() -> Generator[StepInfo, None, str]:
+    def steps() -> Generator[StepInfo, None, Caption]:
         yield from ()
-        return captioner.caption(photo, crop=box)
+        return captioner.describe(photo, crop=box)
 
     caption = yield from session.run_job(Meter("Looking at the photo"), steps, preemptible=True)
     with session.commit(lambda: session.photo is opened):
-        if caption:
-            session.set_fields(request, source=caption, proposed=True)
+        if caption.text:
+            proposed = caption.doubts or True
+            session.set_fields(request, source=caption.text, proposed=proposed)
+
+
+def known_words_of(model: LatentDiffusion) -> dict[str, Any] | None:
+    """Return what the page marks and suggests words by; None where the model's are not known.
+
+    It has the words that a prompt may say, the names of learnt tokens, the groups of words that
+    may take each other's place, and a list to be shown.
+    """
+    known = model.known_words
+    if known is None:
+        return None
+    learnt = [token.content for token in model.tokenizer.added_tokens_decoder.values()]
+    return {
+        "words": sorted(known.words | ARTICLES),
+        "learnt": learnt,
+        "groups": known.groups,
+        "shown": listed(known.named or known.others),
+    }
 
 
 def open_inversion(session: Session, request: PageRequest) -> None:
@@ -151,7 +206,7 @@ def open_inversion(session: Session, request: PageRequest) -> None:
     inverted = OpenInversion(
         key=f"{session.folder.name}-{path.parent.name}",  # not shared with other sessions
         file=path,
-        form=InvertForm(header.prompt, box, header.method),
+        form=InvertForm(header.prompt, box, {"method": header.method}),
         header=header,
         prompt=session.resources.model.tokenize(header.prompt),
         uploaded_name=file.name,
@@ -185,7 +240,7 @@ def invert(session: Session, request: PageRequest) -> Iterator[None]:
 
 
 def _inversion_key(model: LatentDiffusion, photo: OpenPhoto, form: InvertForm) -> str:
-    plan = form.plan()
+    plan, options = form.plan(), form.options()
     parts = {
         "photo": [photo.sha256, photo.colours],
         "crop": form.crop.as_list(),
@@ -193,8 +248,8 @@ def _inversion_key(model: LatentDiffusion, photo: OpenPhoto, form: InvertForm) -
         "model": model.fingerprint,
         "method": [plan.method.name, asdict(plan.method)],  # type: ignore[call-overload]
         "steps": plan.num_steps,
-        "guidance": model.guidance_scale if form.guidance is None else form.guidance,
-        "seed": form.seed,
+        "guidance": model.guidance_scale if options.guidance is None else options.guidance,
+        "seed": seed_of(options),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -202,7 +257,7 @@ def _inversion_key(model: LatentDiffusion, photo: OpenPhoto, form: InvertForm) -
 def _invert_steps(
     model: LatentDiffusion, photo: Photo, form: InvertForm, meter: Meter
 ) -> Generator[StepInfo, None, Inversion]:
-    plan = form.plan()
+    plan, options = form.plan(), form.options()
     pixels = from_uint8(to_uint8(to_tensor(photo, form.crop, model.sizes.of(form.crop, None))))
     steps = invert_steps(
         model,
@@ -210,9 +265,9 @@ def _invert_steps(
         form.source,
         method=plan.method,
         num_steps=plan.num_steps,
-        guidance_scale=form.guidance,
+        guidance_scale=options.guidance,
         crop=form.crop,
-        seed=form.seed,
+        seed=seed_of(options),
     )
     bound = psnr(model.decode(model.encode(pixels)).cpu(), pixels)
     meter.watch(Previews(model, pixels, interval=PREVIEW_INTERVAL, share=PREVIEW_SHARE), bound)
@@ -222,8 +277,11 @@ def _invert_steps(
 def look(session: Session, request: PageRequest) -> Iterator[None]:
     """Show where a word of the source prompt attends; the maps of all words are made at once."""
     inverted, resources = session.current_inversion(), session.resources
-    index = read_integer(request, "word", 0, len(inverted.prompt.words) - 1)
-    if index is None:
+    earlier = _earlier(session, request)
+    shown = resources.model.tokenize(earlier[-1].target) if earlier else inverted.prompt
+    word = read_integer(request, "word", 0, len(shown.words) - 1)
+    index = None if word is None else _source_word(inverted.prompt, shown, word)
+    if word is None or index is None:
         session.look = None
         return
     maps = resources.maps.get(inverted.key)
@@ -244,7 +302,69 @@ def look(session: Session, request: PageRequest) -> Iterator[None]:
     path = session.new_path("look.jpg")
     save_image(heat_over(as_srgb(crop, photo.icc_profile), maps[index]), path)
     with session.commit(lambda: session.inverted is inverted):
-        session.look = session.last_look = ShownAttention(index, path)
+        session.look = session.last_look = ShownAttention(word, path)
+
+
+def _source_word(source: TokenizedPrompt, shown: TokenizedPrompt, word: int) -> int | None:
+    """Return the index of a source word that the prompt of an edit still has; else None."""
+    pairs = align_words([one.name for one in source.words], [one.name for one in shown.words])
+    before = {j: i for i, j in pairs if i is not None and j is not None}.get(word)
+    if before is None or word_key(source.words[before].name) != word_key(shown.words[word].name):
+        return None
+    return before
+
+
+def go_on(session: Session, request: PageRequest) -> None:
+    """Have the next edit start from an edit of the history; without a number, from the photo."""
+    tokenize = session.resources.model.tokenize
+    inverted, base = session.current_inversion(), None
+    chips = chips_of(inverted.prompt)
+    if request.get("number") is not None:
+        record = _find(session.history, request)
+        inverted = record.inverted
+        base = _base_value(session, inverted, record.number, (*record.earlier, record.form))
+        prompt = tokenize(record.form.target)
+        chips = weighed(chips_of(prompt), prompt, record.form.weights)
+        session.result = record
+    session.inverted, session.look, session.strip = inverted, None, []
+    target = inverted.prompt.text if base is None else base["target"]
+    session.set_fields(request, base=base, target=target, chips=chips)
+
+
+def _base_value(
+    session: Session, inverted: OpenInversion, number: int | None, earlier: Sequence[EditForm]
+) -> dict[str, Any] | None:
+    """Describe the edit that the next one starts from, and its words; None for the photo.
+
+    Args:
+        number: of the edit.
+        earlier: the edits from the photo to it.
+    """
+    if not earlier:
+        return None
+    target = earlier[-1].target
+    words = [word.text for word in session.resources.model.tokenize(target).words]
+    label = _label(session, inverted, earlier)
+    return {"number": number, "label": label, "target": target, "words": words}
+
+
+def _earlier(session: Session, request: PageRequest) -> tuple[EditForm, ...]:
+    """Find the edits from the photo to the one that a request's edit starts from.
+
+    Raises:
+        OptionError: it is not kept any more.
+    """
+    number = read_integer(request, "base", 0, LARGEST_NUMBER)
+    if number is None:
+        return ()
+    for record in (*session.history, *session.strip):
+        if record.number == number:
+            return (*record.earlier, record.form)
+        if record.base == number:
+            return record.earlier
+    raise OptionError(
+        "The edit that this one goes on from is not kept any more; start from the photo again."
+    )
 
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -280,6 +400,126 @@ def restore(session: Session, request: PageRequest) -> None:
     _fill_form(session, request, record)
 
 
+def fade(session: Session, request: PageRequest) -> Iterator[None]:
+    """Lay an edit of the history over the photo at another opacity."""
+    photo, record = session.current_photo(), _find(session.history, request)
+    opacity = read_number(request, "opacity", 0, 1)
+    number = session.fading[record.number] = session.next_number()
+    with session.showing(Progress("Laying the edit over the photo")):
+        yield
+        with session.resources.decoding:
+            if session.fading[record.number] != number:
+                raise ReplacedError
+            faded = _faded(session, photo, record, 1.0 if opacity is None else opacity)
+    with session.commit(lambda: session.photo is photo):
+        session.replace_edit(faded)
+
+
+def _faded(session: Session, opened: OpenPhoto, record: EditRecord, opacity: float) -> EditRecord:
+    photo, form = session.resources.photo(opened.path), replace(record.form, opacity=opacity)
+    made = export.fade(record.picture, photo, opacity)
+    edits, masked = (*record.earlier, form), record.mask is not None
+    options = _options_of(session, opened.name, record.inverted, edits, masked=masked)
+    path = None
+    if opacity < 1:
+        path = session.new_path(record.picture.name)
+        replace_file(path, made.file)
+    return replace(
+        record,
+        form=form,
+        faded=path,
+        command=edit_command(options, session.resources.chosen),
+        job={**record.job, "opacity": opacity},
+        changed_fraction=made.changed_fraction,
+    )
+
+
+def zoom(session: Session, request: PageRequest) -> Iterator[None]:
+    """Write the photo and edits of the history at their own size, for the page to zoom into."""
+    numbers = request.get("numbers")
+    numbers = numbers[:MOST_ZOOMED] if isinstance(numbers, list) else []
+    photo, limit = session.current_photo(), session.resources.limits.pixels
+    records = [_find(session.history, {"number": number}) for number in numbers]
+    pictures = {photo.preview: photo.path, **{one.preview: one.picture for one in records}}
+    missing = {path: file for path, file in pictures.items() if full_size(path, photo.size) is None}
+    if not missing:
+        return
+    with session.showing(Progress("Fetching every pixel")):
+        yield
+        for preview, file in missing.items():
+            with session.resources.decoding:  # one at a time, to bound memory
+                own = file == photo.path
+                picture = session.load_photo() if own else load_photo(file, max_pixels=limit)
+                shown = Picture(as_srgb(picture.image, picture.icc_profile))
+                path = preview.with_name(FULL_SIZE)
+                replace_file(path, encode(shown, path, coding=coding_of(ZOOM_QUALITY)))
+
+
+FULL_SIZE = "full.jpg"
+"""Name of a picture at its own size, beside its preview."""
+
+
+def full_size(preview: Path, size: tuple[int, int]) -> Path | None:
+    """Return the file with every pixel of a picture, for the page; None if there is none yet."""
+    if max(size) <= PREVIEW_SIDE:
+        return preview
+    path = preview.with_name(FULL_SIZE)
+    return path if path.exists() else None
+
+
+def export_edit(session: Session, request: PageRequest) -> Iterator[None]:
+    """Write an edit in another format, to be downloaded; what is there already is used again."""
+    record = _find([*session.history, *session.strip], request)
+    kind = read_text(request, "kind") or "png"
+    quality, bits = read_integer(request, "quality", 1, 100), read_integer(request, "bits", 8, 16)
+    gps = request.get("gps") is True
+    export.check_export(kind, quality, bits)
+    wanted = (record.number, kind, quality, bits, gps)
+    photo = session.current_photo()
+    with session.showing(Progress("Writing the file")):
+        yield
+        with session.resources.decoding:
+            found = [one for one in session.exports if astuple(one)[: len(wanted)] == wanted]
+            made = found[0] if found else _export(session, record, *wanted)
+    with session.commit(lambda: session.photo is photo):
+        others = [one for one in session.exports if one != made]
+        session.exports = [*others, made][-session.resources.limits.exports :]
+        ask = request.get("ask")
+        session.exported = ask if type(ask) is int else 0
+
+
+def _export(
+    session: Session,
+    record: EditRecord,
+    number: int,
+    kind: str,
+    quality: int | None,
+    bits: int | None,
+    gps: bool,
+) -> Export:
+    name = safe_name(f"{record.name}{export.EXPORTS[kind]}")
+    path = picture = record.faded or record.picture
+    if (kind, bits, gps) != ("png", None, False):
+        path = session.new_path(name)
+        photo = session.load_photo()
+        made = export.export(picture, photo, kind, quality=quality, bits=bits, gps=gps)
+        replace_file(path, made)
+    return Export(number, kind, quality, bits, gps, path, name)
+
+
+def batch_of(session: Session, record: EditRecord) -> dict[str, Any]:
+    """Return what makes an edit of other photos: a job without its image, and a command."""
+    own = ("image", "mask", "crop", "size")
+    job = {name: value for name, value in record.job.items() if name not in own}
+    photo = session.photo
+    if photo is not None and record.inverted.form.crop == CropBox(0, 0, *photo.size):
+        job["size"] = "photo"
+    name = f"{record.name}.jsonl"
+    words = ["nulltext", "batch", name, "-o", f"{record.name} – edited"]
+    command = shlex.join([*words, *session.resources.chosen.as_arguments()])
+    return {"job": job, "name": name, "command": command}
+
+
 def _find(records: Sequence[EditRecord], request: PageRequest) -> EditRecord:
     number = read_integer(request, "number", 0, LARGEST_NUMBER)
     found = [record for record in records if record.number == number]
@@ -296,6 +536,8 @@ def _fill_form(session: Session, request: PageRequest, record: EditRecord) -> No
         proposed=False,
         crop=inverted.crop.as_list(),
         mask=record.mask,
+        base=_base_value(session, record.inverted, record.base, record.earlier),
+        **{name: inverted.settings.get(name) for name in INVERTING},
         **record.form.values(),
     )
 
@@ -305,31 +547,45 @@ def _make_edits(
 ) -> Generator[None, None, list[EditRecord]]:
     inverted, model = session.current_inversion(), session.resources.model
     inversion = session.load_inversion(inverted)
-    form = EditForm.read(request, len(inverted.prompt.words), model.tokenize)
+    earlier = _earlier(session, request)
+    before = model.tokenize(earlier[-1].target) if earlier else inverted.prompt
+    form = EditForm.read(request, len(before.words), model.tokenize)
     forms = [form.at_strength(strength) for strength in strengths] or [form]
     painting = _read_mask(session, request.get("mask"))
     photo, mask = session.load_photo(), None
     if painting is not None:
         mask = mask_on_crop(load_mask(painting), photo.size, inverted.form.crop)
-    specs = [one.spec(mask) for one in forms]
-    _check_words(model, inverted.prompt, form)
-    check_specs(model, inverted.prompt.text, specs)
-    canvas = Canvas.of(inversion, photo, full=True)
+    _check_words(model, inverted.prompt, earlier, form)
     name = session.current_photo().name
     stem = PurePath(name).stem
+    asked = [
+        _options_of(session, name, inverted, (*earlier, one), masked=painting is not None)
+        for one in forms
+    ]
+    for options in asked:
+        check_options(options)
+    specs = [edits_of(options, model, mask, ()).specs[-1] for options in asked]
+    check_specs(model, inverted.prompt.text, specs)
+    how = asked[0]
+    canvas = Canvas.of(inversion, photo, full=True)
     saved_mask: Path | None = None
     if painting is not None:
         saved_mask = session.new_path(safe_name(f"{stem}-mask.png"))
         save_image(painting, saved_mask)
-    origin = inverted.uploaded_name or inverted.form
-    mask_name = None if saved_mask is None else f"{stem}-mask.png"
 
     def steps() -> Generator[StepInfo, None, list[EditRecord]]:
-        ready = yield from ready_steps(model, inversion, specs, region=form.region)
+        ready = yield from ready_steps(
+            model,
+            inversion,
+            specs,
+            region=how.region,
+            hue=how.hue,
+            source_branch=BRANCHES[how.source_branch],
+        )
         records: list[EditRecord] = []
-        for row, each in enumerate(forms):  # one picture after the other, to bound memory
-            placed = yield from ready.place_steps(canvas, row, form.detail)
-            options = edit_options(name, origin, each, mask=mask_name)
+        for row, (each, options) in enumerate(zip(forms, asked, strict=True)):
+            # One picture after the other, to bound memory.
+            placed = yield from ready.place_steps(canvas, row, how.detail or DETAIL)
             path = session.new_path(safe_name(f"{stem}-edited.png"))
             saving = save_steps(path, placed, inversion, canvas, gps=False, options=options)
             placed = yield from saving
@@ -337,13 +593,13 @@ def _make_edits(
             if placed.found is not None:
                 region = session.new_path(safe_name(f"{stem}-region.png"))
                 yield from region_steps(region, placed, canvas)
-            label = _label(session, inverted, each)
+            label = _label(session, inverted, (*earlier, each))
             kept = (*session.history, *session.strip, *records)
             record = EditRecord(
                 number=session.next_number(),
                 form=each,
                 inverted=inverted,
-                name=result_name(name, label, "", [one.name for one in kept]),
+                name=export.result_name(name, label, "", [one.name for one in kept]),
                 picture=path,
                 preview=session.save_preview(placed.image, photo.icc_profile),
                 mask=saved_mask,
@@ -352,13 +608,31 @@ def _make_edits(
                 command=edit_command(options, session.resources.chosen),
                 changed_fraction=placed.changed_fraction,
                 psnr_outside=placed.psnr_outside,
-                remark=_remark(model, inverted.prompt.text, placed),
+                remark=_remark(model, before.text, placed),
+                cut=placed.cut if placed.seam else (),
+                base=read_integer(request, "base", 0, LARGEST_NUMBER),
+                earlier=earlier,
+                job=job_of(options, inversion, placed),
             )
             records.append(record)
             del placed
         return records
 
     return (yield from session.run_job(Meter("Starting"), steps))
+
+
+def _options_of(
+    session: Session, name: str, inverted: OpenInversion, edits: Sequence[EditForm], *, masked: bool
+) -> EditOptions:
+    """Return the options of `nulltext edit` that make the same picture.
+
+    Args:
+        name: of the photo's file.
+        edits: from the photo on; the last is the one that is made.
+    """
+    editing = chained(edits[:-1], edits[-1], session.resources.model.tokenize)
+    mask = f"{PurePath(name).stem}-mask.png" if masked else None
+    return edit_options(name, inverted.uploaded_name or inverted.form, editing, mask=mask)
 
 
 def _read_mask(session: Session, value: object) -> Image.Image | None:
@@ -370,27 +644,38 @@ def _read_mask(session: Session, value: object) -> Image.Image | None:
     return read_painting(value, session.resources.limits.mask_pixels)
 
 
-def _check_words(model: LatentDiffusion, source: TokenizedPrompt, form: EditForm) -> None:
-    """Refuse an edit without a change, and words that neither prompt has.
+def _check_words(
+    model: LatentDiffusion, source: TokenizedPrompt, earlier: Sequence[EditForm], form: EditForm
+) -> None:
+    """Refuse an edit without a change, and words that no prompt has.
 
     The library refuses them, too, but with options of the command line in its messages.
     """
-    target = model.tokenize(form.target)
-    if source.token_ids == target.token_ids and not form.weights:
+    targets = [model.tokenize(one.target) for one in (*earlier, form)]
+    prompts = [source, *targets]
+    weights = earlier[-1].weights if earlier else {}
+    if prompts[-2].token_ids == prompts[-1].token_ids and form.weights == weights:
         raise PromptError("Nothing is changed yet: retype a word, or give one another weight.")
     for word in form.blend:
-        if not has_word(source, word) and not has_word(target, word):
-            known = dict.fromkeys(each.name for each in (*source.words, *target.words))
+        if not any(has_word(prompt, word) for prompt in prompts):
+            known = dict.fromkeys(each.name for prompt in prompts for each in prompt.words)
             raise PromptError(
                 f"“{word:.40}” is a word of neither prompt; the words are {', '.join(known)}."
             )
 
 
-def _label(session: Session, inverted: OpenInversion, form: EditForm) -> str:
-    source, target = inverted.prompt.words, session.resources.model.tokenize(form.target).words
-    changes = difference([word.name for word in source], [word.name for word in target])
-    weights = [f"{word} ×{weight:g}" for word, weight in form.weights.items()]
-    return ", ".join(filter(None, [changes, *weights]))
+def _label(session: Session, inverted: OpenInversion, edits: Sequence[EditForm]) -> str:
+    """Return what edits change, one after the other, in short."""
+    words, labels = inverted.prompt.words, []
+    weights: Mapping[str, float] = {}
+    for form in edits:
+        target = session.resources.model.tokenize(form.target).words
+        changes = difference([word.name for word in words], [word.name for word in target])
+        new = {word: factor for word, factor in form.weights.items() if weights.get(word) != factor}
+        said = [changes, *(f"{word} ×{factor:g}" for word, factor in new.items())]
+        labels.append(", ".join(filter(None, said)))
+        words, weights = target, form.weights
+    return ", then ".join(labels)
 
 
 def difference(source: Sequence[str], target: Sequence[str]) -> str:

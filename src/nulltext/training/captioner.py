@@ -42,8 +42,10 @@ from nulltext.captioning.captioner import (
     fixed_side,
 )
 from nulltext.captioning.folder import CONFIG, PREPROCESSOR, read_preprocessing
+from nulltext.captioning.known_photos import KnownPhotos
 from nulltext.errors import ModelError, OptionError, shorten
-from nulltext.image.images import to_pil
+from nulltext.image.images import CropBox, to_pil
+from nulltext.image.photos import load_photo
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.models.checkpoint import Checkpoint, first_line, quiet_libraries
 from nulltext.storage.untrusted import MEGABYTE, read_text
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 
 SHOWN, COLUMNS = 16, 8
 """Held-out photos in the sample pictures, and how many stand in a row."""
+LOOKED_AT, FEWEST_HELD_OUT = 1000, 20
+"""Training photos by which known photos are told, and the least held-out photos beside them."""
 IGNORED = -100
 """Stands for no token and no label in a cross-entropy."""
 LICENCE = "LICENSE"
@@ -257,8 +261,8 @@ class CaptionerStage:
         tiles = []
         for photo in self.shown.split(1):
             middle = resize(photo[..., inside, inside] * 0.5 + 0.5, preprocessing.side)
-            text = self.captioner.read(preprocessing.standardise(middle.clamp(0, 1)), beams=1)
-            tiles.append(Tile(to_pil(photo), text or "(nothing)"))
+            said = self.captioner.read(preprocessing.standardise(middle.clamp(0, 1)), beams=1)
+            tiles.append(Tile(to_pil(photo), said.text or "(nothing)"))
         return tile_grid([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])
 
     def vary(self, pixels: Tensor, rng: torch.Generator) -> Tensor:
@@ -302,6 +306,34 @@ def word_loss(model: CaptionModel, features: Tensor, tokens: Tensor) -> Tensor:
         scores.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
     )
     return total / (wanted != IGNORED).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def find_known_photos(
+    captioner: Captioner,
+    trained: Sequence[Example],
+    held_out: Sequence[Example],
+    rng: torch.Generator,
+) -> KnownPhotos | None:
+    """Learn which photos a trained captioner knows; None where too few are held out to tell.
+
+    Args: rng: draws the training photos that are looked at.
+    """
+    if len(held_out) < FEWEST_HELD_OUT:
+        return None
+    drawn = torch.randperm(len(trained), generator=rng)[:LOOKED_AT].tolist()
+    photos = [trained[index] for index in drawn]
+    return KnownPhotos.of(*(_embeddings(captioner, part) for part in (photos, held_out)))
+
+
+def _embeddings(captioner: Captioner, examples: Sequence[Example]) -> Tensor:
+    """Compute the embeddings [N, features] of whole photos, as they are captioned."""
+    rows = []
+    for example in examples:
+        photo = load_photo(example.path)
+        pixels = captioner.preprocessing.apply(photo, CropBox(0, 0, *photo.size))
+        rows.append(captioner.model.features(pixels.to(captioner.model.gpt.device)).cpu())
+    return torch.cat(rows)
 
 
 def _crop_start(free: int, off_centre: float, position: float) -> int:

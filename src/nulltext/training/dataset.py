@@ -38,8 +38,7 @@ from nulltext.image.images import from_uint8, largest_centred, to_tensor, to_uin
 from nulltext.image.photos import load_photo
 from nulltext.models.side_files import KnownWords
 from nulltext.training.recipe import CaptionSettings
-from nulltext.words.alignment import ARTICLES, OPENERS
-from nulltext.words.captions import article, caption
+from nulltext.words.captions import FRAMES, OPENINGS, article, caption
 from nulltext.words.prompts import plain_words
 
 TRAIN = "train"
@@ -47,7 +46,6 @@ Role = Literal["flower", "background"]
 """Part of the picture that a word speaks of."""
 GENERAL_KIND = "flower"
 """A word for every kind."""
-OPENINGS = ("a photo of", "a photo of", "a photo of", "a picture of", "a close photo of", "")
 SCENES = (
     "with a {} background",
     "with a {} background",
@@ -61,8 +59,6 @@ DRAWS = 3
 """Captions that are composed of each view to find its words."""
 MIN_PHOTOS, MIN_SHARE = 3, 0.1
 """A word is learnt from so many photos, or from that share of fewer than 30."""
-FRAMES = ARTICLES | OPENERS | {word for opening in OPENINGS for word in plain_words(opening)}
-"""Words of whole captions that name nothing that is shown."""
 
 
 @dataclass(frozen=True)
@@ -217,12 +213,14 @@ def known_words(
 ) -> KnownWords:
     """Collect the words that a model learns from its captions, those of its labels first.
 
-    Words of fewer than min(MIN_PHOTOS, max(1, MIN_SHARE * photos)) photos are left out.
+    Words that are labels are in groups, too, by the label that they are of in enough photos. Words
+    of fewer than min(MIN_PHOTOS, max(1, MIN_SHARE * photos)) photos are left out.
 
     Args:
         examples: one per view, with the labels that its caption was composed of.
     """
     photos: defaultdict[str, set[Path]] = defaultdict(set)
+    labelled: defaultdict[tuple[str, str], set[Path]] = defaultdict(set)
     ranks: dict[str, int] = {}
     settings = replace(settings, empty=0.0, filler=0.0)
     for example in examples:
@@ -233,9 +231,11 @@ def known_words(
             ]
         else:
             texts = [compose(example, settings, (), rng).text for _ in range(DRAWS)]
-            labels = enumerate(example.labels.values())
-            named = [(rank, word) for rank, label in labels for word in plain_words(label or "")]
-            named.append((0, GENERAL_KIND))
+            labels = {**example.labels, "kind": f"{example.kind or ''} {GENERAL_KIND}"}
+            said = [(name, word) for name in LABELS for word in plain_words(labels[name] or "")]
+            named = [(LABELS.index(name), word) for name, word in said]
+            for pair in said:
+                labelled[pair].add(example.path)
         for text in texts:
             for word in plain_words(text):
                 photos[word].add(example.path)
@@ -245,7 +245,12 @@ def known_words(
     least = min(MIN_PHOTOS, max(1, int(total * MIN_SHARE)))
     common = [word for word in photos if len(photos[word]) >= least]
     common.sort(key=lambda word: (ranks.get(word, len(LABELS)), -len(photos[word]), word))
+    groups = {
+        name: tuple(word for word in common if len(labelled[name, word]) >= least)
+        for name in LABELS
+    }
     return KnownWords(
         tuple(word for word in common if word in ranks),
         tuple(word for word in common if word not in ranks),
+        {name: words for name, words in groups.items() if words},
     )

@@ -8,6 +8,7 @@ alike. Checkpoints of unfinished stages are exported as they are.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from nulltext.models.load import load
 from nulltext.models.side_files import GUIDANCE_FILE, write_guidance, write_words
 from nulltext.storage.files import replace_file, replacing_folder
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
-from nulltext.training.captioner import LICENCE, build_captioner
+from nulltext.training.captioner import LICENCE, build_captioner, find_known_photos
 from nulltext.training.dataset import known_words
 from nulltext.training.loop import (
     checkpoint_path,
@@ -205,6 +206,8 @@ def export_captioner(run: TrainingRun, folder: Path) -> None:
     )
     load_average(captioner.model, path, "model.")
     captioner.model.requires_grad_(False).eval()
+    rng = step_generator(recipe.seed, 0)
+    captioner = replace(captioner, known_photos=find_known_photos(captioner, *run.splits, rng))
 
     def add_licence_and_card(fresh: Path) -> None:
         licence = OWN_LICENCE

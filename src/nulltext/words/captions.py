@@ -31,6 +31,12 @@ EDITED_COLOURS = {
 """The colour that an edit asks for: one far away on the colour circle; red for any other."""
 
 
+OPENINGS = ("a photo of", "a photo of", "a photo of", "a picture of", "a close photo of", "")
+"""How captions begin that are composed from labels; as often as they stand here."""
+FRAMES = ARTICLES | OPENERS | {word for opening in OPENINGS for word in plain_words(opening)}
+"""Words of captions that name nothing that is shown."""
+
+
 def caption(label: Label) -> str:
     """Compose "a photo of a COLOUR KIND with a BACKGROUND background"; the kind must be known."""
     colour, kind, background = label["colour"], label["kind"], label["background"]

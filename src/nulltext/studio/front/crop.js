@@ -26,8 +26,13 @@ function resized(by) {
 function dragCrop(event, change) {
   const from = [event.clientX, event.clientY];
   const start = [...state.crop];
-  const scale = state.view.photo.width / $("picture").clientWidth;
-  const move = (e) => change(start, (e.clientX - from[0]) * scale, (e.clientY - from[1]) * scale);
+  const scale = state.view.photo.width / $("sheet").clientWidth;
+  const move = (e) => {
+    change(start, (e.clientX - from[0]) * scale, (e.clientY - from[1]) * scale);
+    if (pointers.size < 2) return;
+    setCrop(start); // a pinch has begun
+    stop();
+  };
   const stop = () => {
     window.removeEventListener("pointermove", move);
     window.removeEventListener("pointerup", stop);

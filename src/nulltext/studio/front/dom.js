@@ -3,9 +3,9 @@
 const $ = (id) => document.querySelector(`[data-id="${id}"]`);
 const rules = JSON.parse($("rules").textContent);
 const VERBS = rules.verbs;
-const PREEMPTIBLE = ["propose", "look", "cancel"]; // while others run, nothing else can be made
+const PREEMPTIBLE = ["propose", "look", "cancel", "zoom", "fade"]; // while others run, nothing else can be made
 const NOTHING = { serial: 0, photo: null, words: [], strip: [], history: [], fields: {}, filled: {}, running: [],
-  inversion: null, look: null, result: null, progress: null, problem: null, notice: null };
+  base: null, inversion: null, look: null, export: null, wrong: null, result: null, progress: null, problem: null, notice: null };
 const state = { requests: 0, lost: false, ...fresh() };
 // requests: number of requests so far; each has its number
 // lost: whether the link to the server is
@@ -16,6 +16,7 @@ function fresh() {
     session: null,
     view: NOTHING,
     mode: "photo", // what the stage shows: photo, look, paint, compare
+    zoom: null, // {scale, x, y}, see zoom.js; null: all of the picture
     crop: null, // [x, y, width, height] in the photo's pixels
     chips: [],
     picked: null, // index of the chip in the editor
@@ -26,6 +27,7 @@ function fresh() {
     sent: null, // the crop that is being inverted
     looked: 0, // numbers of the last requests
     edited: 0,
+    exporting: null,
     draft: null, // what was on screen before a reload, until the first view is there
   };
 }
@@ -78,11 +80,11 @@ document.addEventListener("click", (event) => {
   event.stopImmediatePropagation();
 }, true);
 
-// Replace the children; the focus goes to the one with the same key.
+// Replace the children; the focus goes to the element with the same key.
 function redraw(id, children) {
   const held = $(id).contains(document.activeElement) ? document.activeElement.dataset.key : null;
   $(id).replaceChildren(...children);
-  if (held) children.find((child) => child.dataset.key === held)?.focus({ preventScroll: true });
+  if (held) $(id).querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus({ preventScroll: true });
 }
 
 function showProblem(text) {

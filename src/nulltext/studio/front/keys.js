@@ -57,7 +57,7 @@ function closeTopmost() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.defaultPrevented || event.isComposing || $("keys").open) return;
+  if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
   if (event.key === "Escape") {
     if (closeTopmost()) event.preventDefault();
   } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && state.view.photo) {

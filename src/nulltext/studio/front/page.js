@@ -17,10 +17,12 @@ function receive(view) {
     document.title = "nulltext studio";
     setText("name", "");
   }
-  showProblem(problemOf(view, before));
+  const problem = problemOf(view, before);
+  showProblem(problem === view.problem && showWrong(view.wrong, problem) ? "" : problem);
   if (view.notice && !isFirst) showNotice(view.notice);
+  if (opened && !isFirst) delete state.touched.crop; // it belonged to the photo before
   if (opened) clearMask();
-  fill(view, inverted);
+  fill(view, inverted || String(view.words) !== String(before.words));
   if (opened || inverted) {
     state.reopened = false;
     state.picked = null;
@@ -44,6 +46,7 @@ function receive(view) {
   else if (isLost(held)) focusNext(held);
   if (inverted) setText("heard", `Inverted: ${$("done-figures").textContent}`);
   if (opened && rules.captioner && !$("source").value) ask("propose", { crop: state.crop });
+  takeExport(view);
 }
 
 function problemOf(view, before) {
@@ -91,8 +94,6 @@ on("by-hand", "change", () => {
   setByHand($("by-hand").checked);
   showValues();
 });
-on("method", "change", showUsualSteps);
-on("budget", "change", showUsualSteps);
 on("copy", "click", async () => {
   try {
     await navigator.clipboard.writeText(state.view.result.command);

@@ -1,30 +1,14 @@
 // The panel of forms, the progress of the job, and the tiles of edits.
 
-$("method").append(make("option", { value: "" }, "by budget"));
-for (const name of Object.keys(rules.methods)) $("method").append(make("option", { value: name }, name));
-for (const name of Object.keys(rules.budgets)) $("budget").append(make("option", { value: name }, name));
-$("budget").value = rules.budget;
-$("guidance").placeholder = rules.usual_guidance;
-showUsualSteps();
 setHidden("propose", !rules.captioner);
 setText("about", `Model: ${rules.model}.`);
 setPicture("example-picture", rules.example);
-
-function showUsualSteps() {
-  const method = $("method").value;
-  $("budget").disabled = method !== "";
-  $("steps").placeholder = method ? rules.methods[method] : rules.budgets[$("budget").value];
-}
 
 function invertForm() {
   return {
     source: $("source").value,
     crop: state.crop,
-    method: $("method").value,
-    budget: $("method").value ? "" : $("budget").value,
-    steps: numberIn("steps"),
-    guidance: numberIn("guidance"),
-    seed: numberIn("seed"),
+    ...settingsIn("inverting"),
   };
 }
 
@@ -34,21 +18,18 @@ function editForm() {
     target: $("target").value,
     strength: numberIn("strength"),
     by_hand: $("by-hand").checked,
-    cross_steps: numberIn("cross"),
-    self_steps: numberIn("self"),
     blend: $("blend").value,
     threshold: numberIn("threshold"),
-    target_guidance: numberIn("target-guidance"),
-    detail: $("detail").value,
     region: $("region").value,
-    negative: $("negative").value,
+    base: baseNumber(),
     mask: maskUrl(),
+    ...settingsIn("editing"),
   };
 }
 
-const TEXTS = { source: "source", target: "target", blend: "blend", detail: "detail", region: "region", negative: "negative" };
-const NUMBERS = { strength: "strength", threshold: "threshold", cross_steps: "cross", self_steps: "self", target_guidance: "target-guidance" };
-const IDS = { ...TEXTS, ...NUMBERS, chips: "target" };
+const TEXTS = { source: "source", target: "target", blend: "blend", region: "region" };
+const NUMBERS = { strength: "strength", threshold: "threshold" };
+const IDS = { ...TEXTS, ...NUMBERS, ...Object.fromEntries(SETTINGS.map(({ name }) => [name, idOf(name)])), chips: "target" };
 const HINT = $("source-hint").textContent;
 
 // Take the server's values for fields: once per revision, and not where the user has changed the
@@ -64,9 +45,9 @@ function fill(view, otherWords) {
   for (const [name, id] of Object.entries(TEXTS)) if (name in fields) setValue($(id), fields[name] ?? "");
   for (const [name, id] of Object.entries(NUMBERS)) {
     if (name in fields && fields[name] !== null) setValue($(id), fields[name]);
-    else if (name in fields && name !== "strength") setValue($(id), "");
   }
   if ("strength" in fields && untouched("by-hand", ...view.filled.strength.slice(1))) setByHand(fields.strength === null);
+  fillSettings(fields);
   if ("crop" in fields) state.crop = fields.crop;
   if ("mask" in fields) loadMask(fields.mask);
   if ("chips" in fields) {
@@ -74,6 +55,7 @@ function fill(view, otherWords) {
     state.chips = fields.chips.map((chip) => ({ ...chip }));
     drawChips();
   } else if (otherWords) readTarget();
+  markUnknown();
   showValues();
 }
 
@@ -88,13 +70,16 @@ function setValue(field, value) {
 
 function hintOf({ source, proposed }, taken) {
   if (!proposed) return HINT;
-  return taken ? "Proposed by the captioner; correct what is wrong." : `The captioner proposes “${source}”.`;
+  const unsure = (proposed.unsure || []).map((word) => `“${word}”`).join(", ");
+  const doubt = proposed.known === false ? "was trained on no photos like this one" : unsure && `is not sure of ${unsure}`;
+  if (taken) return `Proposed by the captioner${doubt && `, which ${doubt}`}; correct what is wrong.`;
+  return `The captioner${doubt && `, which ${doubt},`} proposes “${source}”.`;
 }
 
 function setByHand(byHand) {
   $("by-hand").checked = byHand;
-  for (const id of ["cross", "self"]) $(id).disabled = !byHand;
   $("strength").disabled = byHand;
+  showSettings();
 }
 
 function showValues() {
@@ -120,6 +105,7 @@ function drawPanel() {
     $("keep").href = url;
     $("keep").download = name;
   }
+  drawChain();
   $("invert").textContent = view.inversion ? "Invert again" : "Invert the photo";
   drawBusy();
 }
@@ -130,8 +116,12 @@ function drawBusy() {
   const asked = VERBS.filter((verb) => waiting[verb] || view.running.includes(verb));
   const busy = asked.some((verb) => !PREEMPTIBLE.includes(verb)) || (Boolean(view.progress) && !view.preemptible);
   for (const id of ["invert", "edit", "try", "bring"]) setUnusable(id, busy);
+  for (const id of ["go-on", "from-photo"]) setUnusable(id, busy || asked.includes("go_on"));
   setUnusable("example", Boolean(opening));
+  setUnusable("export-make", asked.includes("export"));
+  setText("export-make", asked.includes("export") ? "Preparing …" : "Download");
   setUnusable("propose", busy || asked.includes("propose"));
+  drawOpacity();
 }
 
 const OPENING = { doing: "Opening the photo", done: 0, total: 0, ahead: 0, seconds_left: null, curve: [], bound: null };
@@ -175,8 +165,12 @@ function tile(entry, verb, label) {
   button.title = entry.target;
   button.dataset.key = entry.number;
   const strength = entry.strength === null ? ["by hand"] : [make("i", { className: "unseen" }, "strength "), entry.strength];
-  const caption = make("span", {}, label, ...strength);
-  button.append(make("img", { src: entry.url, alt: "", loading: "lazy" }), caption);
+  const caption = make("span", {}, label, ...strength, entry.opacity < 1 ? ` · ${percent(entry.opacity)}` : "");
+  const picture = make("img", { src: entry.url, alt: "", loading: "lazy" });
+  const photo = make("span", { className: "photo" }, picture);
+  photo.style.backgroundImage = `url("${state.view.photo.url}")`;
+  picture.style.opacity = entry.opacity;
+  button.append(photo, caption);
   button.addEventListener("click", () => ask(verb, { number: entry.number }));
   return button;
 }
@@ -186,7 +180,7 @@ function drawTiles() {
   setHidden("strip-tiles", !strip.length);
   setHidden("history-tiles", !history.length);
   redraw("strip", strip.map((one) => tile(one, "choose", "")));
-  redraw("history", history.map((one) => tile(one, "restore", `${one.label} · `)));
+  redraw("history", history.map((one) => make("div", { className: "entry" }, tile(one, "restore", `${one.label} · `), pinButton(one))));
   setHidden("outcome", !result);
   if (!result) return;
   const stem = state.view.photo.name.replace(/\.[^.]*$/, "");

@@ -56,6 +56,27 @@ function piecesOf(words, text) {
   return [...found].map((match) => ({ text: match[0], start: match.index, end: match.index + match[0].length }));
 }
 
+// List the words of a text that a model has not learnt, as `KnownWords.missing` does. `known` has the
+// words that it may say, and the names of learnt tokens. While one is `typing`, the word at the end
+// is none of them as long as a known word begins like it.
+function missingWords(text, known, typing = false) {
+  const escaped = known.learnt.map((name) => name.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
+  const plain = escaped.length ? text.replace(new RegExp(escaped.join("|"), "giu"), " ") : text;
+  const missing = new Set();
+  for (const { 0: piece, index } of plain.matchAll(new RegExp(PIECE.source, "gu"))) {
+    const word = keyOf(piece.split(/['’]/)[0]);
+    const unfinished = typing && index + piece.length === plain.length;
+    if (!/[\p{L}\p{N}]/u.test(piece) || known.words.includes(word)) continue;
+    if (!unfinished || !known.words.some((other) => other.startsWith(word))) missing.add(word);
+  }
+  return [...missing];
+}
+
+// The form that all spellings of a word share: composed, without case.
+function keyOf(word) {
+  return word.normalize("NFC").toUpperCase().toLowerCase().replaceAll("ς", "σ");
+}
+
 // Pair equal words: the heaviest common subsequence, where a short word ("of", ",") weighs less.
 function anchorsOf(words, pieces) {
   const same = (i, j) => words[i].toLowerCase() === pieces[j].toLowerCase();

@@ -15,10 +15,15 @@ const NOTES = {
     ? `Where “${state.view.words[state.view.look.word]}” looks: blue little, orange much.`
     : "Click a word to see where it looks."),
   paint: () => "Paint what may change; everything else keeps the photo's own pixels.",
-  compare: () => (state.view.result ? outcomeOf(state.view.result) : ""),
+  compare: () => {
+    const { result } = state.view;
+    if (!result) return "";
+    return pinned() ? comparisonOf(pinned(), result) : outcomeOf(result);
+  },
 };
 
 function outcomeOf(result) {
+  if (opacityOf(result) === 0) return "At an opacity of 0 % it is the photo.";
   if (result.changed === 0) return "No pixel changed; try a higher strength.";
   const rest = result.outside === null ? "the rest is the photo, byte for byte" : `the rest differs by ${result.outside} dB`;
   return [`${result.changed} % of the pixels changed; ${rest}.`, result.remark].filter(Boolean).join(" ");
@@ -33,11 +38,13 @@ function show(mode) {
 function drawStage() {
   const view = state.view;
   if (!view.photo) return;
-  const { width, height, url, name } = view.photo;
+  const { width, height, name } = view.photo;
   $("picture").style.setProperty("--ratio", width / height);
   $("picture").dataset.view = state.mode;
-  setPicture("base", url);
-  setPicture("over", view.result && view.result.url);
+  setPicture("base", bestOf(view.photo));
+  setPicture("over", view.result && bestOf(view.result));
+  drawPinned();
+  drawOpacity();
   setPicture("heat", view.look && view.look.url);
   setPicture("live", view.progress && view.progress.picture);
   const framed = state.mode === "photo" && (!view.inversion || state.reopened) && !view.progress;
@@ -50,10 +57,12 @@ function drawStage() {
   }
   setHidden("views", !view.inversion);
   setHidden("brush-tools", state.mode !== "paint");
+  setHidden("widen", !(state.mode === "compare" && view.result?.cut.length));
   setText("note", NOTES[state.mode]());
   setText("name", `${name} · ${width} × ${height}`);
   document.title = `${name} · nulltext studio`;
   $("picture").classList.toggle("working", Boolean(view.progress));
+  drawZoom();
 }
 
 function placeCrop() {
@@ -73,4 +82,7 @@ function placeCrop() {
 for (const button of $("views").children) {
   button.addEventListener("click", () => show(button.dataset.view));
 }
-on("split", "input", () => $("picture").style.setProperty("--split", `${$("split").value}%`));
+on("split", "input", () => {
+  $("picture").style.setProperty("--split", `${$("split").value}%`);
+  placeSheet();
+});
