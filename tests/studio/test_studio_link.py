@@ -102,7 +102,7 @@ def edited(page, word="dog"):
 
 
 def tiles(page):
-    return part(page, "history").get_by_role("button")
+    return part(page, "history").locator(".tile")
 
 
 def test_a_killed_server_is_said_and_waited_for(lonely, server, file):
