@@ -45,7 +45,7 @@ from nulltext.jobs.edits import edits_of
 from nulltext.jobs.options import EditOptions
 from nulltext.jobs.pictures import BRANCHES, region_steps, save_steps
 from nulltext.jobs.request import check_options, seed_of
-from nulltext.jobs.settings import job_of
+from nulltext.jobs.settings import job_at, job_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.storage.files import replace_file, safe_name
@@ -429,7 +429,7 @@ def _faded(session: Session, opened: OpenPhoto, record: EditRecord, opacity: flo
         form=form,
         faded=path,
         command=edit_command(options, session.resources.chosen),
-        job={**record.job, "opacity": opacity},
+        job=job_at(record.job, opacity),
         changed_fraction=made.changed_fraction,
     )
 
