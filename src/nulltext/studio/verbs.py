@@ -357,7 +357,10 @@ def _earlier(session: Session, request: PageRequest) -> tuple[EditForm, ...]:
     number = read_integer(request, "base", 0, LARGEST_NUMBER)
     if number is None:
         return ()
+    inverted = session.current_inversion()
     for record in (*session.history, *session.strip):
+        if record.inverted.file != inverted.file:
+            continue  # its words are others
         if record.number == number:
             return (*record.earlier, record.form)
         if record.base == number:
