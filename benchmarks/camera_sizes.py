@@ -149,7 +149,7 @@ def in_studio(work: Work, photo: Path, mask: Path) -> Cost:
     from nulltext.models.choice import ModelChoice
     from nulltext.studio import resources
     from nulltext.studio.handlers import handle
-    from nulltext.studio.session import Studio
+    from nulltext.studio.sessions import Studio
 
     moments: list[tuple[float, str]] = []
     update = resources.Meter.update
@@ -161,16 +161,20 @@ def in_studio(work: Work, photo: Path, mask: Path) -> Cost:
     resources.Meter.update = noted  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as folder:
         shared = resources.Resources(nulltext.load("flowers"), Path(folder), ModelChoice("flowers"))
-        shared.uploads.mkdir()
         studio = Studio(shared)
+        session = studio.session(32 * "0")
+        assert session is not None
 
         def ask(verb: str, **asked: Any) -> dict[str, Any]:
-            *_, view = handle(studio, "one", verb, asked)
+            *_, view = handle(session, verb, asked)
             assert view["problem"] is None, view["problem"]
             return view
 
-        upload = shutil.copy(photo, shared.uploads / photo.name)
-        view = ask("open", file={"path": str(upload), "orig_name": photo.name})
+        with studio.receiving(photo.stat().st_size) as place:
+            assert place is not None
+            shutil.copy(photo, place)
+            number = session.add_upload(place, photo.name)
+        view = ask("open", file=number)
         whole = [0, 0, view["photo"]["width"], view["photo"]["height"]]
         ask("invert", source=SOURCE, crop=whole, method="ddim", steps=4)
         moments.clear()

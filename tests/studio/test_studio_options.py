@@ -204,6 +204,8 @@ def test_a_chain_goes_on_where_it_was(visitor):
     assert third["label"] == "cat → dog, then red → black, then dog → cat, + in, + snow"
     view = visitor.invert("a cat", method="ddim")
     assert (view["base"], view["words"]) == (None, ["a", "cat"])
+    problem = visitor.ask("edit", target="a black dog", base=first)["problem"]
+    assert "start from the photo again" in problem  # its words are of another inversion
 
 
 def test_a_chain_outlives_its_first_edit(model, file):

@@ -110,7 +110,7 @@ def look_at(page, word):
     sync_api.expect(part(page, "note")).to_contain_text(f"Where “{word}” looks")
     sync_api.expect(part(page, "heat")).to_be_visible()
     width = "image => image.decode().then(() => image.naturalWidth)"
-    assert part(page, "heat").evaluate(width) == 60
+    assert part(page, "heat").evaluate(width) == 90
 
 
 def problem(page):

@@ -78,7 +78,7 @@ class Photo:
     file has 8, or cannot be decoded at 16."""
     exif: bytes | None = None
     """The EXIF tags that are kept, position included."""
-    metadata: Metadata = field(default_factory=Metadata)
+    metadata: Metadata = field(default_factory=Metadata, repr=False)
     """What is kept of XMP and IPTC, places included."""
     coding: Mapping[str, Any] | None = None
     """Options of Pillow's encoder that compress as the JPEG file was; None for other files, for

@@ -18,8 +18,8 @@ from nulltext.image.images import CropBox
 from nulltext.image.metadata import settings_in
 from nulltext.image.photos import Photo, load_photo
 from nulltext.image.saving import Picture
-from nulltext.jobs.options import OPTIONS
 from nulltext.jobs.pictures import file_of
+from nulltext.jobs.settings import job_at
 from nulltext.storage.files import LONGEST_NAME, safe_name
 
 EXPORTS = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp"}
@@ -93,8 +93,7 @@ def fade(result: Path, photo: Photo, opacity: float) -> Faded:
     picture = finish(blend_bands(before, after, opacity))
     settings: dict[str, Any] = {**(settings_in(result) or {}), "opacity": opacity}
     if "job" in settings:
-        job = {**settings["job"], "opacity": opacity}
-        settings["job"] = {name: job[name] for name in OPTIONS if name in job}
+        settings["job"] = job_at(settings["job"], opacity)
     data = file_of(picture, "result.png", photo, json.dumps(settings), gps=False)
     width, height = photo.size
     kept = torch.zeros(height, width, dtype=torch.bool)

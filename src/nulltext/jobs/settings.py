@@ -84,6 +84,14 @@ def job_of(options: EditOptions, inversion: Inversion, placed: Placed) -> dict[s
     return {name: job[name] for name in OPTIONS if job.get(name) not in (None, [])}
 
 
+def job_at(job: Mapping[str, Any], opacity: float) -> dict[str, Any]:
+    """Return the job that makes the same picture at another opacity."""
+    job = {**job, "opacity": opacity}
+    if opacity == 1:
+        del job["opacity"]
+    return {name: job[name] for name in OPTIONS if name in job}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)

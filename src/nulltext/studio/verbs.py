@@ -45,7 +45,7 @@ from nulltext.jobs.edits import edits_of
 from nulltext.jobs.options import EditOptions
 from nulltext.jobs.pictures import BRANCHES, region_steps, save_steps
 from nulltext.jobs.request import check_options, seed_of
-from nulltext.jobs.settings import job_of
+from nulltext.jobs.settings import job_at, job_of
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.models.prompt_notes import notes_on_prompts
 from nulltext.storage.files import replace_file, safe_name
@@ -357,7 +357,10 @@ def _earlier(session: Session, request: PageRequest) -> tuple[EditForm, ...]:
     number = read_integer(request, "base", 0, LARGEST_NUMBER)
     if number is None:
         return ()
+    inverted = session.current_inversion()
     for record in (*session.history, *session.strip):
+        if record.inverted.file != inverted.file:
+            continue  # its words are others
         if record.number == number:
             return (*record.earlier, record.form)
         if record.base == number:
@@ -429,7 +432,7 @@ def _faded(session: Session, opened: OpenPhoto, record: EditRecord, opacity: flo
         form=form,
         faded=path,
         command=edit_command(options, session.resources.chosen),
-        job={**record.job, "opacity": opacity},
+        job=job_at(record.job, opacity),
         changed_fraction=made.changed_fraction,
     )
 

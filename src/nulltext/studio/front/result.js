@@ -46,9 +46,13 @@ function baseNumber() {
   return state.view.base ? state.view.base.number : null;
 }
 
+let shownBase = null; // number of the edit that the chain goes on from
+
 function drawChain() {
   const { base } = state.view;
   setHidden("chain", !base);
+  if (base && base.number !== shownBase) $("step-words").scrollIntoView({ block: "nearest" });
+  shownBase = baseNumber();
   if (base) setText("chain-said", `Goes on from “${base.label}”. The settings hold for all edits of the chain, the strength for those after the first.`);
 }
 
