@@ -88,6 +88,17 @@ def part_seen(page, pixels, ratio=1):
     return pixels[y : y + high, x : x + wide].astype(int)
 
 
+@pytest.mark.parametrize("size", [(1400, 900), (390, 844)], ids=str)
+def test_a_photo_keeps_its_proportions(visit, large, size):
+    page = visit(*size)
+    upload(page, large)
+    part(page, "crop").wait_for()
+    for name in ("sheet", "base", "crop"):  # the whole photo is the frame
+        assert box(page, name) == pytest.approx(box(page, "picture"), abs=1), name
+    at = box(page, "picture")
+    assert at["width"] / at["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+
+
 def test_every_pixel_of_photo_and_edit_is_shown(visit, large, tmp_path):
     page = visit()
     opened_and_inverted(page, large)
