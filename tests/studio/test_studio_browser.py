@@ -128,7 +128,7 @@ def test_words_crop_mask_and_strip(visit, file):
     page.mouse.up()
     invert(page)
     part(page, "source-done").wait_for()
-    look_at(page, "red")
+    look_at(page, "red", 60)
     part(page, "after").click()
     page.keyboard.type("black")
     page.keyboard.press("Enter")

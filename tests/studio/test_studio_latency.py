@@ -260,7 +260,7 @@ def test_a_proposal_touches_nothing_that_was_written(visit, model, file, tmp_pat
         assert captioner.asked.acquire(timeout=PATIENCE / 1000)
         captioner.let.release()
         expect(source).to_have_value("sentence 4")
-        assert captioner.crops[1:] == [[0, 0, 90, 60], [0, 0, 90, 60], [8, 0, 64, 64]]
+        assert captioner.crops[1:] == [[0, 0, 90, 60], [0, 0, 90, 60], [0, 0, 80, 64]]
         part(page, "propose").click()
         assert captioner.asked.acquire(timeout=PATIENCE / 1000)
         part(page, "steps").evaluate("field => (field.value = 2)")

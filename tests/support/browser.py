@@ -104,13 +104,13 @@ def chip(page, word):
     return part(page, "chips").get_by_role("button", name=word, exact=True)
 
 
-def look_at(page, word):
-    """Click a word and wait for its picture: the one of the next word takes its place on disk."""
+def look_at(page, word, width=90):
+    """Click a word and wait for its picture, as wide as the frame: the next takes its place."""
     chip(page, word).click()
     sync_api.expect(part(page, "note")).to_contain_text(f"Where “{word}” looks")
     sync_api.expect(part(page, "heat")).to_be_visible()
-    width = "image => image.decode().then(() => image.naturalWidth)"
-    assert part(page, "heat").evaluate(width) == 90
+    seen = "image => image.decode().then(() => image.naturalWidth)"
+    assert part(page, "heat").evaluate(seen) == width
 
 
 def problem(page):

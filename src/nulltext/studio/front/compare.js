@@ -1,10 +1,6 @@
 // What is compared: the photo, or an edit of the history that is pinned, on the left; on the right
 // the edit that was chosen, at its opacity.
 
-state.pinned = null; // number of the pinned edit
-state.opacities = {}; // by edits' numbers: what was chosen and is not in their files yet
-state.sliding = false; // whether it is being chosen
-
 function opacityOf(edit) {
   return state.opacities[edit.number] ?? edit.opacity;
 }
@@ -16,7 +12,7 @@ function percent(part) {
 // The picture shows it at once; its file can be had when it is what is shown.
 function drawOpacity() {
   const { result } = state.view;
-  if (!state.sliding && !state.waiting.fade) state.opacities = {}; // written, or it could not be
+  if (!state.sliding && !isAsked("fade")) state.opacities = {}; // written, or it could not be
   if (!result) return;
   const opacity = opacityOf(result);
   if (Number($("opacity").value) !== opacity) $("opacity").value = opacity;

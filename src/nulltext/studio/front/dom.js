@@ -25,11 +25,19 @@ function fresh() {
     filled: {}, // by field: the server's last revision that was shown
     waiting: Object.fromEntries(VERBS.map((verb) => [verb, 0])), // requests that were not answered, by verb
     sent: null, // the crop that is being inverted
+    pinned: null, // number of the pinned edit
+    opacities: {}, // by edits' numbers: what was chosen and is not in their files yet
+    sliding: false, // whether it is being chosen
     looked: 0, // numbers of the last requests
     edited: 0,
     exporting: null,
     draft: null, // what was on screen before a reload, until the first view is there
   };
+}
+
+// Whether a request waits for the server, or the server is at it.
+function isAsked(verb) {
+  return state.waiting[verb] > 0 || state.view.running.includes(verb);
 }
 
 // A field that the user changed after a request keeps its value when the answer arrives.

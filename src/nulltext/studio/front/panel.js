@@ -112,8 +112,8 @@ function drawPanel() {
 
 // Disable buttons whose request would be refused, from the moment that another one is sent.
 function drawBusy() {
-  const { view, waiting } = state;
-  const asked = VERBS.filter((verb) => waiting[verb] || view.running.includes(verb));
+  const { view } = state;
+  const asked = VERBS.filter(isAsked);
   const busy = asked.some((verb) => !PREEMPTIBLE.includes(verb)) || (Boolean(view.progress) && !view.preemptible);
   for (const id of ["invert", "edit", "try", "bring"]) setUnusable(id, busy);
   for (const id of ["go-on", "from-photo"]) setUnusable(id, busy || asked.includes("go_on"));

@@ -57,7 +57,7 @@ function zoomTo(scale, at = middleOf($("picture").getBoundingClientRect())) {
       y: (at.y - sheet.top) / sheet.height - (at.y - middle.y) / height,
     };
   }
-  if (!state.waiting.zoom) requested.clear(); // what failed may be asked for once more
+  if (!isAsked("zoom")) requested.clear(); // what failed may be asked for once more
   drawStage();
 }
 
