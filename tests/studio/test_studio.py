@@ -85,6 +85,8 @@ def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     assert set(stages) <= {"Encoding the photo", *STAGES.values()}
     view = visitor.ask("look", word=2)
     assert view["look"]["word"] == 2
+    stages = {v["progress"]["doing"] for v in visitor.views if v["progress"]}
+    assert stages == {"Looking where words look"}
     with Image.open(visitor.local(view["look"]["url"])) as heat:
         assert heat.size == (60, 60)
     view = visitor.ask("edit", target="a red dog", chips=[])

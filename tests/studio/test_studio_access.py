@@ -167,6 +167,19 @@ def test_no_bar_covers_the_control_that_has_the_focus(visit, file, size):
     assert found == []
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_edit_can_be_made_wherever_a_word_is_changed(visit, file, size):
+    page = visit(*size)
+    opened_and_inverted(page, file)
+    chip(page, "cat").click()
+    part(page, "suggestions").wait_for()
+    expect(part(page, "heat")).to_be_visible()
+    page.evaluate("document.querySelector('.panel').scrollTo(0, 0)")
+    part(page, "word").scroll_into_view_if_needed()
+    for button in ("edit", "try"):
+        expect(part(page, button)).to_be_in_viewport(ratio=1)
+
+
 @pytest.mark.parametrize("size", PHONES, ids=str)
 def test_fingers_reach_everything_on_a_phone(visit, file, size):
     page = visit(*size, has_touch=True, is_mobile=True)

@@ -164,8 +164,10 @@ class Progress:
 class Meter:
     """Measures a job's progress in the worker's thread; other threads read it."""
 
-    def __init__(self, doing: str) -> None:
+    def __init__(self, doing: str, *, is_one_stage: bool = False) -> None:
+        """Args: is_one_stage: `doing` names all stages, as the page shows them."""
         self.progress = Progress(doing)
+        self._name = doing if is_one_stage else None
         self._previews: Previews | None = None
         self._stage, self._started, self._first = "", time.monotonic(), 0
 
@@ -189,7 +191,7 @@ class Meter:
         is_known = steps > 0 and info.stage not in OPENING_STAGES
         self.progress = replace(
             self.progress,
-            doing=STAGES.get(info.stage, info.stage),
+            doing=self._name or STAGES.get(info.stage, info.stage),
             done=info.index,
             total=info.total,
             seconds_left=(

@@ -292,7 +292,7 @@ def look(session: Session, request: PageRequest) -> Iterator[None]:
             source, *_ = yield from heat_map_steps(resources.model, inversion)
             return [word.heat for word in source.words]
 
-        meter = Meter("Looking where words look")
+        meter = Meter("Looking where words look", is_one_stage=True)
         maps = yield from session.run_job(meter, steps, preemptible=True)
         resources.maps.put(inverted.key, maps)
     box = inverted.form.crop

@@ -92,7 +92,7 @@ function drawPanel() {
   const made = view.inversion && !state.reopened;
   setHidden("source-form", Boolean(made));
   setHidden("source-done", !made);
-  for (const id of ["step-words", "step-edit"]) {
+  for (const id of ["step-words", "step-edit", "actions"]) {
     $(id).classList.toggle("later", !made);
     $(id).inert = !made;
   }
@@ -100,8 +100,8 @@ function drawPanel() {
   if (view.inversion) {
     const { prompt, psnr, bound, seconds, cached, steps, method, url, name } = view.inversion;
     setText("done-source", `“${prompt}”`);
-    const time = cached ? "at hand already" : `${seconds} s`;
-    setText("done-figures", `${psnr} of at most ${bound} dB · ${method}, ${steps} steps · ${time}`);
+    const time = cached ? "at hand already" : `${seconds}\u00a0s`;
+    setText("done-figures", `${psnr} of at most ${bound}\u00a0dB · ${method}, ${steps}\u00a0steps · ${time}`);
     $("keep").href = url;
     $("keep").download = name;
   }
