@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Error, Locator, Page, sync_playwright
 
-SHAPES = [(6000, 4000), (3000, 4000), (3600, 3600), (4400, 2750), (2848, 4288)]
+SHAPES = [(3000, 4000), (4400, 2750), (3500, 3500), (2848, 4288), (6000, 4000)]
 """Width and height in pixels; photos take them in turn."""
 PATIENCE = 30_000
 """Milliseconds for a control."""
@@ -34,6 +34,8 @@ WORK = 240_000
 """Milliseconds for an inversion or an edit."""
 SETTLED = 0.4
 """Seconds until what moves has come to rest."""
+SLOW = 60
+"""Milliseconds between two places of a finger; after a faster one, a browser takes no tap."""
 MOST_TABS = 150
 COLOURS = ("red", "purple")
 KINDS = ("sunflower", "rose")
@@ -60,6 +62,10 @@ class Photo:
     colour: str
     kind: str
     background: str
+
+    def __post_init__(self) -> None:
+        if self.background in (self.colour, self.kind):
+            raise SystemExit(f"{self.path.name}: each word once, so that it can be found.")
 
     @property
     def sentence(self) -> str:
@@ -226,6 +232,7 @@ class Touch(Mouse):
             session.send(
                 "Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]}
             )
+            self.page.wait_for_timeout(SLOW)
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         session.detach()
 
@@ -466,6 +473,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", nargs="+", required=True, metavar="FILE=COLOUR KIND,BACKGROUND")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--in-turn", action="store_true", help="each photo by one of the ways")
     parser.add_argument("--steps", type=int, default=4, help="of the inversion")
     parser.add_argument("--out", type=Path, required=True, help="folder of the screenshots")
     options = parser.parse_args()
@@ -483,7 +491,8 @@ def main() -> None:
             print("| photo | way | succeeded | seconds |\n|---|---|---|---|")
             for number, text in enumerate(options.photos):
                 photo = camera_sized(text, number, Path(folder))
-                for way in options.ways:
+                ways = options.ways
+                for way in [ways[number % len(ways)]] if options.in_turn else ways:
                     found = walk(browser, url, photo, way, options.steps, options.out)
                     wrong = {
                         name: said for name, said in found.items() if said.startswith("FAILED")

@@ -199,6 +199,27 @@ def test_fingers_reach_everything_on_a_phone(visit, file, size):
             part(page, "download").click(trial=True)  # not under anything
 
 
+def test_what_is_pressed_on_a_phone_stays_under_the_finger(visit, file):
+    page = visit(*PHONES[0], has_touch=True, is_mobile=True)
+    opened_and_inverted(page, file)
+    part(page, "step-words").evaluate("step => step.scrollIntoView()")
+
+    def tap(control, seen):
+        control.scroll_into_view_if_needed()
+        assert page.evaluate("scrollY") > 0
+        before = part(page, "chips").bounding_box()["y"]
+        box = control.bounding_box()
+        page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(part(page, seen)).to_be_visible()
+        assert part(page, "chips").bounding_box()["y"] == pytest.approx(before, abs=2)
+
+    tap(chip(page, "cat"), "heat")
+    part(page, "word").fill("dog")
+    tap(part(page, "edit"), "over")
+    part(page, "word").fill("cat")
+    tap(part(page, "edit"), "problem")
+
+
 def focused(page):
     return page.evaluate(
         "() => document.activeElement.dataset.id || document.activeElement.dataset.key"

@@ -231,7 +231,7 @@ on("move", "click", () => {
 function paint() {
   show("paint");
   canvas.focus({ preventScroll: true });
-  $("frame").scrollIntoView({ block: "nearest" });
+  reveal("frame");
 }
 
 on("paint-it", "click", paint);

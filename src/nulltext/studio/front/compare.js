@@ -51,7 +51,7 @@ function pin(number) {
   state.pinned = number;
   show("compare");
   drawTiles();
-  $("picture").scrollIntoView({ block: "nearest" });
+  reveal("picture");
 }
 
 // Both sides have their names where neither is the photo.

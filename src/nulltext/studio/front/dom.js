@@ -98,7 +98,7 @@ function redraw(id, children) {
 function showProblem(text) {
   setText("problem-text", text || "");
   setHidden("problem", !text);
-  if (text) $("problem").scrollIntoView({ block: "nearest" });
+  if (text) reveal("problem");
 }
 
 let noticeTimer = null;

@@ -40,7 +40,7 @@ function receive(view) {
   drawDock();
   drawStage();
   if (view.photo) drawTiles();
-  if (edited || looked) $("picture").scrollIntoView({ block: "nearest" });
+  if (edited || looked) reveal("picture");
   if (view.strip.length && !before.strip.length) $("strip-tiles").scrollIntoView({ block: "nearest" });
   if (opened && isLost(held, true)) focusFirst("source");
   else if (isLost(held)) focusNext(held);

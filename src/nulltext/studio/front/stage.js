@@ -65,6 +65,14 @@ function drawStage() {
   drawZoom();
 }
 
+// Scroll to an element, unless it is seen: one in a bar that stays while the page is scrolled counts
+// as covered by that bar, and the page would jump.
+function reveal(id) {
+  const { top, bottom } = $(id).getBoundingClientRect();
+  const covered = Math.max(0, $("top").getBoundingClientRect().bottom);
+  if (top < covered - 1 || bottom > window.innerHeight + 1) $(id).scrollIntoView({ block: "nearest" });
+}
+
 function placeCrop() {
   const { photo, inversion } = state.view;
   const { width, height } = photo;
