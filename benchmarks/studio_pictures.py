@@ -104,7 +104,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the inversion; default: the studio's own")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "nulltext.cli.main", "studio", "--port", "0", "--no-browser"]
+    command = [sys.executable, "-m", "nulltext.cli.main", "studio", "--port", "0"]
+    command += ["--no-browser", "--forget"]
     server = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     url = json.loads(server.stdout.readline())["url"]
