@@ -81,6 +81,8 @@ function measureBars() {
   }
   document.documentElement.style.setProperty("--above", `${above}px`);
   document.documentElement.style.setProperty("--below", `${below}px`);
+  const editor = $("editor").offsetTop; // lower while a message is shown; 0 while it is hidden
+  if (editor) document.documentElement.style.setProperty("--editor", `${editor}px`);
 }
 
 const bars = new ResizeObserver(measureBars);
