@@ -374,7 +374,9 @@ def test_chips_in_the_studio(sd1, tmp_path, photo):
     with studio_on(sd1, "model") as studio:
         visitor = Visitor(studio)
         visitor.open(tmp_path / "cat.png")
-        view = visitor.invert("a mystyle mystyle_1 on <cat>", method="ddim", steps=2)
+        view = visitor.invert(
+            "a mystyle mystyle_1 on <cat>", method="ddim", steps=2, crop=[8, 0, 48, 48]
+        )
         assert view["words"] == ["a", "mystyle mystyle_1", "on", "<cat>"]
         assert visitor.ask("look", word=3)["look"]["word"] == 3
         view = visitor.ask("edit", target="a mystyle on mytok", chips=[])

@@ -78,7 +78,7 @@ def checkpoint(tmp_path_factory):
 
 
 class Picture(NamedTuple):
-    """What is in a PNG but for the name of the model, which is that of its folder or file."""
+    """What is in a PNG but for the model's name and the job, which say what files were given."""
 
     size: tuple[int, int]
     pixels: bytes
@@ -116,7 +116,7 @@ def picture(path):
     with Image.open(path) as image:
         assert np.asarray(image).std() > 1, "it is of one colour"
         settings = json.loads(image.text["nulltext"])
-        del settings["model"]
+        del settings["model"], settings["job"]
         return Picture(image.size, image.tobytes(), settings)
 
 

