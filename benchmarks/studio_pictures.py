@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 
-WIDTHS = {1400: 900, 390: 844}
+WIDTHS = {1400: 1200, 390: 844}
 PATIENCE = 600_000
 """Milliseconds."""
 SETTLED = 0.6

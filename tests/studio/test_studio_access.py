@@ -111,6 +111,7 @@ def walk(page, file):
     expect(part(page, "heat")).to_be_visible()
     yield "attention"
     part(page, "word").fill("dog")
+    page.wait_for_function("() => !typing")  # hints come in a pause, and move what is below
     for fold in part(page, "step-edit").locator("summary").all():
         fold.click()
     part(page, "paint-it").click()

@@ -58,7 +58,7 @@ def test_the_whole_path(visit, file, tmp_path):
     assert part(page, "budget").is_disabled()
     part(page, "source-done").wait_for()
     figures = part(page, "done-figures").inner_text()
-    assert re.match(r"[\d.]+ of at most [\d.]+ dB · ddim, 3 steps", figures)
+    assert re.match(r"[\d.]+ of at most [\d.]+\sdB · ddim, 3\ssteps", figures)
     look_at(page, "cat")
     part(page, "word").fill("dog")
     part(page, "word").press("Enter")
