@@ -52,10 +52,7 @@ class Walk:
         self.part("seed").fill(str(self.seed))
         self.part("step-source").locator("summary").click()
         self.part("invert").click()
-        self.page.wait_for_function(
-            "() => document.querySelector('[data-id=curve] polyline')"
-            " || !document.querySelector('[data-id=source-done]').hidden"
-        )
+        self.page.wait_for_function("() => document.querySelector('[data-id=bar]').value > 9")
         self.shoot("inverting")
         self.part("source-done").wait_for()
         self.part("chips").get_by_role("button", name="flower", exact=True).click()
