@@ -18,7 +18,7 @@ from nulltext.image.images import CropBox
 from nulltext.image.metadata import settings_in
 from nulltext.image.photos import Photo, load_photo
 from nulltext.image.saving import Picture
-from nulltext.jobs.pictures import file_of
+from nulltext.jobs.pictures import file_bands
 from nulltext.jobs.settings import job_at
 from nulltext.storage.files import LONGEST_NAME, safe_name
 
@@ -66,7 +66,8 @@ def export(
     settings = settings_in(result)
     text = None if settings is None else json.dumps(settings)
     name = f"result{EXPORTS[kind]}"
-    return bytes(file_of(picture, name, photo, text, gps=gps, quality=quality))
+    bands = file_bands(picture, name, photo, text, gps=gps, quality=quality)
+    return bytes(finish(bands))
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def fade(result: Path, photo: Photo, opacity: float) -> Faded:
     settings: dict[str, Any] = {**(settings_in(result) or {}), "opacity": opacity}
     if "job" in settings:
         settings["job"] = job_at(settings["job"], opacity)
-    data = file_of(picture, "result.png", photo, json.dumps(settings), gps=False)
+    bands = file_bands(picture, "result.png", photo, json.dumps(settings), gps=False)
+    data = finish(bands)
     width, height = photo.size
     kept = torch.zeros(height, width, dtype=torch.bool)
     difference = finish(compare_bands(before, picture, kept, CropBox(0, 0, width, height)))

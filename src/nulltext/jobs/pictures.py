@@ -14,7 +14,7 @@ from nulltext.diffusion.loops import StepInfo, run, stage_steps
 from nulltext.editing.loop import Edit
 from nulltext.editing.placing import Canvas, Placed, placed_steps
 from nulltext.health.noise import note_on_configuration
-from nulltext.image.bands import Bands, finish
+from nulltext.image.bands import Bands
 from nulltext.image.compositing import Difference, compare_bands, original_picture
 from nulltext.image.images import to_pil
 from nulltext.image.metadata import has_places, iptc_of_result, xmp_of_result
@@ -253,25 +253,6 @@ def save_steps(
     return replace(one, lost=tuple(lost))
 
 
-def file_of(
-    picture: Picture,
-    path: str | Path,
-    photo: Photo,
-    settings: str | None,
-    *,
-    gps: bool,
-    quality: int | None = None,
-) -> bytes | bytearray:
-    """Build the file of an edit, with what its photo's file says.
-
-    Args:
-        path: says the format. settings: JSON; as text in a PNG, in XMP elsewhere.
-        gps: whether the photo's position is written.
-        quality: of a JPEG, 1 to 100; None: compressed as the photo is, if it is a JPEG.
-    """
-    return finish(file_bands(picture, path, photo, settings, gps=gps, quality=quality))
-
-
 def file_bands(
     picture: Picture,
     path: str | Path,
@@ -281,7 +262,13 @@ def file_bands(
     gps: bool,
     quality: int | None = None,
 ) -> Bands[bytes | bytearray]:
-    """Do the same as `file_of`, in bands."""
+    """Build the file of an edit, with what its photo's file says, in bands.
+
+    Args:
+        path: says the format. settings: JSON; as text in a PNG, in XMP elsewhere.
+        gps: whether the photo's position is written.
+        quality: of a JPEG, 1 to 100; None: compressed as the photo is, if it is a JPEG.
+    """
     in_text = Path(path).suffix.lower() == ".png"
     return encode_bands(
         picture,
