@@ -85,6 +85,11 @@ function measureBars() {
   if (editor) document.documentElement.style.setProperty("--editor", `${editor}px`);
 }
 
+// A browser shows the line with the caret; a bar shall not cover the other lines either.
+document.addEventListener("focusin", ({ target }) => {
+  if (target.matches("textarea")) target.scrollIntoView({ block: "nearest" });
+});
+
 const bars = new ResizeObserver(measureBars);
 for (const id of BARS) bars.observe($(id));
 window.addEventListener("resize", measureBars);
