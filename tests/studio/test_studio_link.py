@@ -195,6 +195,21 @@ def test_a_photo_that_does_not_arrive_is_one_sentence(lonely, address, file):
     assert part(page, "problem").is_hidden()
 
 
+def test_what_is_chosen_before_the_scripts_are_there_is_opened(browser, address, file):
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    held = []
+    page.route("**/front/page.js*", lambda route: held.append(route))
+    page.goto(address, wait_until="commit")
+    upload(page, file)
+    assert part(page, "root").get_attribute("inert") is not None  # nothing can be pressed in vain
+    page.wait_for_timeout(500)
+    held.pop().continue_()
+    part(page, "crop").wait_for()
+    assert part(page, "root").get_attribute("inert") is None
+    page.context.close()
+
+
 def test_a_reload_changes_nothing(visit, file):
     page = visit()
     opened_and_inverted(page, file)

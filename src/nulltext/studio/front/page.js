@@ -49,6 +49,11 @@ function receive(view) {
   takeExport(view);
 }
 
+function openChosen() {
+  if ($("choose").files[0]) openPhoto($("choose").files[0]);
+  $("choose").value = "";
+}
+
 function problemOf(view, before) {
   if (state.session && !view.photo) return "The studio has not kept this photo; open it again.";
   if (before.boot && view.boot !== before.boot && before.running.length) {
@@ -58,10 +63,7 @@ function problemOf(view, before) {
 }
 
 on("dismiss", "click", dismissProblem);
-on("choose", "change", () => {
-  if ($("choose").files[0]) openPhoto($("choose").files[0]);
-  $("choose").value = "";
-});
+on("choose", "change", openChosen);
 on("bring", "change", () => {
   if ($("bring").files[0]) bringInversion($("bring").files[0]);
   $("bring").value = "";
@@ -132,4 +134,7 @@ document.addEventListener("paste", (event) => {
   if (file) openPhoto(file);
 });
 
+// Until here nothing on the page answers, so nothing can be pressed in vain.
+$("root").inert = false;
 start();
+openChosen(); // a file may have been chosen meanwhile
