@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 import nulltext
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.diffusion.loops import run
-from nulltext.diffusion.schedule import Schedule
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.health.checkup import SOURCE
 from nulltext.inversion.base import Problem
 from nulltext.inversion.budgets import BUDGETS
@@ -117,10 +117,10 @@ def without_weights(folder: Path, dtype: torch.dtype) -> LatentDiffusion:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     return LatentDiffusion(
         name=folder.name,
-        unet=parts["unet"],
+        network=parts["unet"],
         vae=parts["vae"],
         text=family.text(parts, index),
-        schedule=Schedule.from_config(json.loads(scheduler.read_text(encoding="utf-8"))),
+        schedule=DiscreteSchedule.from_config(json.loads(scheduler.read_text(encoding="utf-8"))),
         loaded_fingerprints=(),
         loaded_digests=(),
     )

@@ -214,7 +214,7 @@ def pointing_figures(
         clean = model.encode(as_floats(shrink(pixels[None], model.resolution[0])))
         embeds = model.embed([plain_caption(example)])
         for timestep in POINTING_TIMESTEPS:
-            level = model.schedule.level(timestep)
+            level = model.schedule.level_at(timestep / model.schedule.train_steps)
             rng = torch.Generator().manual_seed(number)
             noise = torch.randn(clean.shape, generator=rng)
             eye = StepMaps(largest_self_site(*clean.shape[-2:]))

@@ -30,7 +30,7 @@ def with_naive_attention(model: LatentDiffusion) -> LatentDiffusion:
 
     unet = copy.deepcopy(model.unet)
     unet.set_attn_processor(AttnProcessor())
-    return replace(model, unet=unet.requires_grad_(True))
+    return replace(model, network=unet.requires_grad_(True))
 
 
 @dataclass(frozen=True)

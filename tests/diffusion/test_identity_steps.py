@@ -20,7 +20,7 @@ from PIL import Image
 
 import nulltext
 from nulltext.diffusion.levels import affine
-from nulltext.diffusion.schedule import Schedule
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.editing.editors import EDITORS
 from nulltext.inversion.base import Problem
 from nulltext.inversion.registry import METHODS, method_named
@@ -53,7 +53,7 @@ EDGES = {
 def on_grid(model, **config):
     """The same weights under another scheduler config."""
     own = {"prediction_type": model.schedule.prediction}
-    return replace(model, schedule=Schedule.from_config(SD | own | config))
+    return replace(model, schedule=DiscreteSchedule.from_config(SD | own | config))
 
 
 def eager(name, **options):

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from nulltext.diffusion.levels import Level, Step, affine, clean_estimate, noise_estimate
-from nulltext.diffusion.schedule import Schedule
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.errors import ModelError, OptionError
 
 SD1 = {
@@ -34,7 +34,7 @@ def test_grid_and_step_equal_diffusers(spacing, to_one, offset, steps):
         "set_alpha_to_one": to_one,
         "steps_offset": offset,
     }
-    theirs, ours = DDIMScheduler(**config), Schedule.from_config(config)
+    theirs, ours = DDIMScheduler(**config), DiscreteSchedule.from_config(config)
     theirs.set_timesteps(steps)
     assert ours.timesteps(steps) == tuple(theirs.timesteps.tolist())
     generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def test_grid_and_step_equal_diffusers(spacing, to_one, offset, steps):
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_every_prediction_type_and_beta_schedule_equals_diffusers(prediction, betas):
     config = SD1 | {"prediction_type": prediction, "beta_schedule": betas}
-    theirs, ours = DDIMScheduler(**config), Schedule.from_config(config)
+    theirs, ours = DDIMScheduler(**config), DiscreteSchedule.from_config(config)
     np.testing.assert_allclose(
         ours.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-9
     )  # float32 cumulative product on their side
@@ -70,7 +70,7 @@ def test_zero_terminal_snr_equals_diffusers_under_v_prediction():
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     }
-    theirs, ours = DDIMScheduler(**config), Schedule.from_config(config)
+    theirs, ours = DDIMScheduler(**config), DiscreteSchedule.from_config(config)
     theirs.set_timesteps(20)
     generator = torch.Generator().manual_seed(2)
     latents, output = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_inversion_equals_the_inverse_scheduler_of_diffusers(prediction):
     config = SD1 | {"prediction_type": prediction}
     inverse = DDIMInverseScheduler(**{k: v for k, v in config.items() if k != "steps_offset"})
     inverse.alphas_cumprod = inverse.alphas_cumprod.double()
-    ours = Schedule.from_config(config | {"steps_offset": 0})
+    ours = DiscreteSchedule.from_config(config | {"steps_offset": 0})
     generator = torch.Generator().manual_seed(3)
     latents, output = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
     inverse.set_timesteps(50)
@@ -151,7 +151,7 @@ def test_v_and_flow_are_not_divided_at_noise_alone():
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 3, 50, 1000])
 def test_inverting_undoes_stepping_under_the_same_noise(spacing, steps):
-    schedule = Schedule.from_config(SD1 | {"timestep_spacing": spacing})
+    schedule = DiscreteSchedule.from_config(SD1 | {"timestep_spacing": spacing})
     generator = torch.Generator().manual_seed(4)
     start = torch.randn(1, 4, 8, 8, generator=generator, dtype=torch.float64)
     noises = torch.randn(steps, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
@@ -165,14 +165,14 @@ def test_inverting_undoes_stepping_under_the_same_noise(spacing, steps):
 
 
 def test_a_thousand_steps_stay_on_the_training_grid():
-    grid = Schedule.from_config(SD1).timesteps(1000)
+    grid = DiscreteSchedule.from_config(SD1).timesteps(1000)
     assert grid == tuple(range(999, -1, -1))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.5])
 def test_steps_outside_the_training_grid_are_refused(steps):
     with pytest.raises(OptionError, match="from 1 to 1000"):
-        Schedule.from_config(SD1).grid(steps)
+        DiscreteSchedule.from_config(SD1).grid(steps)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_steps_outside_the_training_grid_are_refused(steps):
 )
 def test_unknown_schedules_are_refused_by_name(broken):
     with pytest.raises(ModelError, match=str(next(iter(broken)))[:8]):
-        Schedule.from_config(SD1 | broken)
+        DiscreteSchedule.from_config(SD1 | broken)
 
 
 @pytest.mark.parametrize(
@@ -199,4 +199,4 @@ def test_unknown_schedules_are_refused_by_name(broken):
 )
 def test_betas_without_a_range_of_noise_levels_are_refused(betas):
     with pytest.raises(ModelError, match="no range of noise levels"):
-        Schedule.from_config(SD1 | betas)
+        DiscreteSchedule.from_config(SD1 | betas)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import nulltext
-from nulltext.diffusion.schedule import Schedule
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.health.noise import note_on_configuration
 from nulltext.inversion.ddim import DDIM
 from support.copies import SCHEDULER, configured
@@ -80,7 +80,7 @@ def test_inversions_and_edits_say_it_and_go_on(run, tmp_path, monkeypatch):
 def of_published_width(**config):
     """What the note reads of a model: Stable Diffusion 1.x by its text encoder's width."""
     text = SimpleNamespace(modules=("text_encoder",))
-    schedule = Schedule.from_config(config)
+    schedule = DiscreteSchedule.from_config(config)
     return SimpleNamespace(name="m", schedule=schedule, text=text, embeds_shape=(77, 768))
 
 

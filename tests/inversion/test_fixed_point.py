@@ -12,7 +12,7 @@ import nulltext
 from nulltext.diffusion import run
 from nulltext.diffusion.fixed_point import fixed_point_steps
 from nulltext.diffusion.levels import Level, Step, affine
-from nulltext.diffusion.schedule import Schedule
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.errors import NumericalError, OptionError
 from nulltext.inversion.fixed_point import FixedPoint
 from nulltext.inversion.registry import METHODS, method_named, with_options
@@ -24,7 +24,7 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 
 
 def in_double(model):
-    return replace(model, unet=copy.deepcopy(model.unet).double())
+    return replace(model, network=copy.deepcopy(model.network).double())
 
 
 def scaled(model, factor):
@@ -33,7 +33,7 @@ def scaled(model, factor):
     with torch.no_grad():
         unet.conv_out.weight *= factor
         unet.conv_out.bias *= factor
-    return replace(model, unet=unet)
+    return replace(model, network=unet)
 
 
 def noise(*shape, seed=0, dtype=torch.float32):
@@ -112,7 +112,7 @@ def test_each_point_solves_the_step_in_closed_form(prediction):
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_the_replay_is_exact_in_double_precision(request, family, prediction):
     model = in_double(request.getfixturevalue(f"tiny_{family}"))
-    schedule = Schedule.from_config(SD | {"prediction_type": prediction, "steps_offset": 1})
+    schedule = DiscreteSchedule.from_config(SD | {"prediction_type": prediction, "steps_offset": 1})
     model = replace(model, schedule=schedule)
     embeds = model.embed([PROMPT]).double()
     latents, grid = noise(1, 4, 8, 8, dtype=torch.float64), schedule.grid(20)
@@ -127,7 +127,7 @@ def test_the_replay_is_exact_in_double_precision(request, family, prediction):
 
 def test_a_zero_snr_grid_is_walked(tiny_sd2):
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    schedule = Schedule.from_config(SD | config | {"prediction_type": "v_prediction"})
+    schedule = DiscreteSchedule.from_config(SD | config | {"prediction_type": "v_prediction"})
     model = replace(in_double(tiny_sd2), schedule=schedule)
     latents, embeds = noise(1, 4, 8, 8, dtype=torch.float64), model.embed([PROMPT]).double()
     grid = schedule.grid(8)

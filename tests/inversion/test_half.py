@@ -21,7 +21,7 @@ PROMPT = "a photo of a white daisy"
 
 
 def cast(model, dtype):
-    return replace(model, unet=copy.deepcopy(model.unet).to(dtype))
+    return replace(model, network=copy.deepcopy(model.network).to(dtype))
 
 
 def hardly_attending(model, factor=3e-3):
@@ -31,7 +31,7 @@ def hardly_attending(model, factor=3e-3):
         for name, parameter in unet.named_parameters():
             if "attn2.to_out.0" in name:
                 parameter *= factor
-    return replace(model, unet=unet)
+    return replace(model, network=unet)
 
 
 def noise(seed, *shape):

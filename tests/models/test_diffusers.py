@@ -61,7 +61,7 @@ def replay_in_stock_diffusers(pipe, inversion):
 
 def replay_in_stock_sdxl(pipe, model, inversion):
     """As above; the pooled null embedding is fixed, so that it is given once."""
-    nulls, pooled = model.text.unpacked(inversion.null_embeds)
+    nulls, pooled = model.text.rows.unpack(inversion.null_embeds)
 
     def next_null(pipe, step, timestep, kwargs):
         if step + 1 < inversion.num_steps:
@@ -171,7 +171,7 @@ def test_sdxl_embeddings_are_those_of_the_stock_pipeline(zeros):
     model = nulltext.load(pipe)
     theirs = pipe.encode_prompt(PROMPT, device="cpu", do_classifier_free_guidance=True)
     for prompt, sequence, pooled in ((PROMPT, theirs[0], theirs[2]), ("", theirs[1], theirs[3])):
-        ours = model.text.unpacked(model.embed([prompt]))
+        ours = model.text.rows.unpack(model.embed([prompt]))
         torch.testing.assert_close(ours[0], sequence)
         torch.testing.assert_close(ours[1], pooled)
     assert bool(model.embed([""]).any()) != zeros

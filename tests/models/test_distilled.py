@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nulltext.diffusion.schedule import Schedule
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.models.pipelines import recognise_distilled
 from nulltext.models.side_files import LEAST
 from nulltext.models.tensor_files import known_kinds
@@ -165,8 +165,8 @@ def test_the_note_is_one_sentence_with_the_steps_and_the_guidance():
 @pytest.mark.parametrize("scheduler", [LCM, TCD, ANCESTRAL | {"timestep_spacing": "trailing"}])
 def test_their_noise_levels_are_those_of_stable_diffusion(scheduler):
     """So that they load, and a note is all that stands between them and an inversion."""
-    ordinary = Schedule.from_config(BETAS | {"_class_name": "DDIMScheduler"})
-    found = Schedule.from_config(scheduler)
+    ordinary = DiscreteSchedule.from_config(BETAS | {"_class_name": "DDIMScheduler"})
+    found = DiscreteSchedule.from_config(scheduler)
     assert np.array_equal(found.alphas_cumprod, ordinary.alphas_cumprod)
     assert found.prediction == "epsilon"
     assert found.spacing == scheduler["timestep_spacing"]

@@ -125,8 +125,8 @@ def test_the_empty_prompts_meaning_is_part_of_the_fingerprint():
         ("StableDiffusionDepth2ImgPipeline", "depth map"),
         ("StableDiffusionUpscalePipeline", "upscaler"),
         ("StableDiffusionControlNetPipeline", "ControlNet"),
-        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
-        ("FluxPipeline", "FLUX"),
+        ("StableDiffusion3ControlNetPipeline", "Stable Diffusion 3"),
+        ("FluxKontextPipeline", "FLUX"),
         ("PixArtAlphaPipeline", "PixArt"),
         ("KandinskyV22Pipeline", "Kandinsky"),
         ("StableCascadeDecoderPipeline", "Stable Cascade"),
@@ -143,7 +143,7 @@ def test_other_kinds_of_model_are_refused_by_what_they_are(tmp_path, kind, what)
         load(tmp_path)
     message = str(caught.value)
     assert str(kind) in message
-    assert "Stable Diffusion 1.x, 2.x or XL base" in message
+    assert "Stable Diffusion 1, 2, XL (base), 3 or FLUX.1" in message
     assert "\n" not in message
 
 
@@ -192,10 +192,10 @@ def test_unets_that_take_something_else_are_refused(family, changes, words):
     ],
 )
 def test_schedulers_of_other_kinds_of_model_are_refused(config):
-    from nulltext.diffusion.schedule import Schedule
+    from nulltext.diffusion.schedule import DiscreteSchedule
 
     with pytest.raises(ModelError, match=config["_class_name"]):
-        Schedule.from_config(config)
+        DiscreteSchedule.from_config(config)
 
 
 def test_a_pipeline_with_a_part_missing_is_refused():

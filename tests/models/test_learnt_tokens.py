@@ -105,7 +105,7 @@ def check_against_diffusers(pipe, prompt, theirs):
     embeds = model.embed([prompt])
     torch.testing.assert_close(embeds[:, : model.max_tokens], sequence)
     if pooled:
-        torch.testing.assert_close(model.text.unpacked(embeds)[1], pooled[0])
+        torch.testing.assert_close(model.text.rows.unpack(embeds)[1], pooled[0])
 
 
 @pytest.mark.parametrize(

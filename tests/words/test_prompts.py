@@ -16,7 +16,7 @@ import nulltext
 from nulltext.errors import PromptError
 from nulltext.inversion.invert import InversionRequest
 from nulltext.jobs.options import EditOptions
-from nulltext.models.families import StableDiffusionText
+from nulltext.models.unet import StableDiffusionText
 from nulltext.studio.forms import EditForm, read_chips
 from nulltext.words.prompts import clean, find_words, name_word, spelled_words, tokenize
 from support.vocabularies import (

@@ -102,7 +102,7 @@ def test_a_strangers_words_do_not_steer_the_terminal(saved, run):
 
 
 def test_model_tuning_in_float16_is_refused_before_work(tiny_sd1, photo):
-    half = replace(tiny_sd1, unet=copy.deepcopy(tiny_sd1.unet).half())
+    half = replace(tiny_sd1, network=copy.deepcopy(tiny_sd1.network).half())
     with pytest.raises(OptionError, match="vanish in float16"):
         nulltext.invert(half, photo, "a cat", method="model-tuning", num_steps=2)
 

@@ -126,7 +126,7 @@ class PieOptions(RowOptions):
             "benchmark": "PIE-Bench",
             "model": f"{model.name} ({model.fingerprint[:8]})",
             "size": f"{width} x {height} px",
-            "dtype": str(model.unet.dtype).removeprefix("torch."),
+            "dtype": str(model.network.dtype).removeprefix("torch."),
             **{name.replace("_", " "): value for name, value in asdict(protocol).items()},
             **networks.names,
             "edits": items_digest(everything),
@@ -154,7 +154,7 @@ def pie(options: PieOptions, chosen: ModelChoice, reporter: Reporter) -> None:
 
     loaded = open_model(reporter, chosen)
     output, fresh, retry_failed = options.output, options.fresh, options.retry_failed
-    loaded.schedule.timesteps(protocol.num_steps)  # refuses a number of steps that there is not
+    loaded.grid(protocol.num_steps)  # refuses a number of steps that there is not
     if options.estimate and (fresh or not output.is_dir()):  # needs no networks
         _estimate(reporter, plan_pie(items, lines, protocol, ()), len(items))
         return

@@ -98,7 +98,7 @@ class StudyOptions(RowOptions):
         return {
             "nulltext": __version__,
             "model": f"{model.name} ({model.fingerprint[:8]})",
-            "dtype": str(model.unet.dtype).removeprefix("torch."),
+            "dtype": str(model.network.dtype).removeprefix("torch."),
             "steps T": plan.num_steps,
             "guidance w": plan.guidance_scale,
             "pivot": plan.pivot,
@@ -166,7 +166,7 @@ def study(options: StudyOptions, chosen: ModelChoice, reporter: Reporter) -> Non
         raise OptionError(f"--workers is {options.workers}; choose 1 or more.")
 
     loaded = open_model(reporter, chosen)
-    loaded.schedule.timesteps(plan.num_steps)  # refuses a number of steps that there is not
+    loaded.grid(plan.num_steps)  # refuses a number of steps that there is not
     judge = load_judge(options.clip, loaded, plan.seed)
     settings = options.settings(plan, all_photos, loaded, judge)
     older, output = spellings(settings, loaded.fingerprints), options.output

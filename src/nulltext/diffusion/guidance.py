@@ -5,7 +5,7 @@
 o is the network's own output (epsilon, v, x0 or flow): all are affine in eps at fixed latents,
 with the same coefficients in both branches, so that mixing them is mixing eps. w = 1 is the
 conditional branch alone, for which the null branch is not computed; w = 0 is the unconditional
-model.
+model. A network that guidance was distilled into takes w as an input instead, in one evaluation.
 Source: Ho & Salimans 2022; Mokady et al. 2023, sec. 3.
 """
 
@@ -23,26 +23,46 @@ CONDITIONAL_ONLY = 1.0
 """The guidance scale at which the null branch has no weight."""
 
 
-class Denoiser(Protocol):
-    """A denoising network under text conditions: a `LatentDiffusion`, or a formula in a test."""
-
-    def predict(
-        self, latents: Tensor, level: Level, embeds: Tensor, rows: Sequence[int] | None = None
-    ) -> Tensor:
-        """Return the network's own output [B, C, h, w] on latents [B, C, h, w] at a noise level,
-        under embeddings [B, R, D].
-
-        Args: rows: [B], the photos that they belong to, where not all are there.
-        """
-        ...
-
-
 GuidanceScale = float | Sequence[float]
 """w, the same for all rows of a batch or one per row."""
 
 
-def needs_null_branch(guidance_scale: GuidanceScale) -> bool:
-    """Whether any row needs the null branch."""
+class Denoiser(Protocol):
+    """A denoising network under text conditions: a `LatentDiffusion`, or a formula in a test."""
+
+    def predict(
+        self,
+        latents: Tensor,
+        level: Level,
+        embeds: Tensor,
+        rows: Sequence[int] | None = None,
+        guidance: GuidanceScale | None = None,
+    ) -> Tensor:
+        """Return the network's own output [B, C, h, w] on latents [B, C, h, w] at a noise level,
+        under embeddings [B, R, D].
+
+        Args:
+            rows: [B], the photos that they belong to, where not all are there.
+            guidance: what a network is fed that was distilled to take a guidance scale.
+        """
+        ...
+
+
+def takes_guidance(model: Denoiser) -> bool:
+    """Whether guidance was distilled into an input of the network (FLUX.1 [dev]), so that the
+    prompt's branch alone is computed, fed w."""
+    return getattr(model, "guidance", "branches") == "input"
+
+
+def needs_null_branch(model: Denoiser, guidance_scale: GuidanceScale) -> bool:
+    """Whether any row needs the null branch of this model."""
+    if takes_guidance(model):
+        return False
+    return _mixes(guidance_scale)
+
+
+def _mixes(guidance_scale: GuidanceScale) -> bool:
+    """Whether a scale, or one of several, gives the null branch a weight."""
     scales = [guidance_scale] if isinstance(guidance_scale, float | int) else guidance_scale
     return any(scale != CONDITIONAL_ONLY for scale in scales)
 
@@ -75,7 +95,9 @@ def guided_output(
     """
     batch = latents.shape[0]
     prompt = prompt_embeds.expand(batch, -1, -1)
-    if not needs_null_branch(guidance_scale):
+    if takes_guidance(model):
+        return model.predict(latents, level, prompt, guidance=guidance_scale)
+    if not needs_null_branch(model, guidance_scale):
         return model.predict(latents, level, prompt)
     import torch
 
@@ -86,5 +108,5 @@ def guided_output(
 
 
 def guided_evaluations(batch: int, guidance_scale: GuidanceScale) -> int:
-    """Return the UNet evaluations that one `guided_output` call costs."""
-    return 2 * batch if needs_null_branch(guidance_scale) else batch
+    """Return the UNet evaluations that one `guided_output` call costs with a null branch."""
+    return 2 * batch if _mixes(guidance_scale) else batch

@@ -22,7 +22,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -47,12 +47,64 @@ COSINE_OFFSET = 0.008
 MOST_STEPS = 100_000
 """Of a model's training; published ones have 1000."""
 
+SAMPLED_TIMESTEPS = 16
+"""About how many alphas stand for all of them in a fingerprint."""
+
 MAX_BETA = 0.999
 """The cap of the squared-cosine schedule's betas (Nichol & Dhariwal 2021, sec. 3.2)."""
 
 
+class Schedule(Protocol):
+    """A checkpoint's noise levels: discrete (`DiscreteSchedule`) or of a flow (`FlowSchedule`)."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network's output means."""
+        ...
+
+    @property
+    def train_steps(self) -> int:
+        """The most steps that a run may have, usually 1000."""
+        ...
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """All that gives the weights their meaning, for the fingerprint; its repr counts."""
+        ...
+
+    def grid(self, num_steps: int, tokens: int = ...) -> Grid:
+        """Return the `num_steps` steps of a run, noisiest first; `tokens`: of the picture, where
+        the network divides it into tokens.
+
+        Raises:
+            OptionError: there is no such number of steps.
+        """
+        ...
+
+    def level_at(self, fraction: float) -> Level:
+        """Return the noise level at a fraction (0 to below 1) of the way to noise."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a report says of it."""
+        ...
+
+    def scheduler(self) -> Any:
+        """Make the diffusers scheduler that samples on these levels."""
+        ...
+
+    def random_level(self, generator: torch.Generator) -> Level:
+        """Draw a level."""
+        ...
+
+    def nearest_level(self, alpha_cumprod: float) -> Level:
+        """Return the level with the signal to noise of an alpha-bar, or the nearest to it."""
+        ...
+
+
 @dataclass(frozen=True)
-class Schedule:
+class DiscreteSchedule:
     """A checkpoint's noise schedule, over discrete timesteps."""
 
     alphas_cumprod: np.ndarray
@@ -67,7 +119,7 @@ class Schedule:
     """What the UNet's output means."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+    def from_config(cls, config: Mapping[str, Any]) -> DiscreteSchedule:
         """Read a diffusers `scheduler_config.json`, whichever scheduler class wrote it.
 
         Missing fields have the defaults of `DDIMScheduler`. Fields that only other samplers use
@@ -82,8 +134,7 @@ class Schedule:
         if kind.startswith(NOT_DISCRETE) or config.get("use_flow_sigmas", False):
             raise ModelError(
                 f"The scheduler is of class {shorten(kind)}, whose noise levels are no DDIM "
-                "schedule (flow matching or EDM); pass a Stable Diffusion 1.x, 2.x or XL base "
-                "checkpoint."
+                "schedule (flow matching or EDM), as the model's UNet needs; get the model again."
             )
         alphas_cumprod = _alphas_cumprod(config)
         spacing = config.get("timestep_spacing", "leading")
@@ -108,7 +159,7 @@ class Schedule:
             alphas_cumprod=alphas_cumprod,
             final_alpha_cumprod=1.0 if to_one else float(alphas_cumprod[0]),
             spacing=spacing,
-            steps_offset=int(_number(config, "steps_offset", 0, 0, len(alphas_cumprod))),
+            steps_offset=int(number_in(config, "steps_offset", 0, 0, len(alphas_cumprod))),
             prediction=prediction,
         )
 
@@ -141,8 +192,16 @@ class Schedule:
             grid = (np.round(n - np.arange(num_steps) * (n / num_steps)) - 1).astype(np.int64)
         return tuple(int(t) for t in grid)
 
-    def grid(self, num_steps: int) -> Grid:
-        """The `num_steps` steps of a run, noisiest first.
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What the fingerprint takes in: some alphas to five digits, and the grid's settings."""
+        every = max(1, self.train_steps // SAMPLED_TIMESTEPS)
+        alphas = [f"{a:.5g}" for a in self.alphas_cumprod[::every]]
+        final = f"{self.final_alpha_cumprod:.5g}"
+        return alphas, final, self.spacing, self.steps_offset, self.prediction
+
+    def grid(self, num_steps: int, tokens: int = 0) -> Grid:  # noqa: ARG002
+        """The `num_steps` steps of a run, noisiest first, whatever the picture's size.
 
         Raises:
             OptionError: num_steps is outside 1 … train_steps.
@@ -151,6 +210,34 @@ class Schedule:
         return tuple(
             Step(self.level(timestep), self.level(timestep - stride), self.prediction)
             for timestep in self.timesteps(num_steps)
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a report says of it."""
+        return {
+            "prediction_type": self.prediction,
+            "timestep_spacing": self.spacing,
+            "steps_offset": self.steps_offset,
+            "train_steps": self.train_steps,
+            "alpha_cumprod_first": float(self.alphas_cumprod[0]),
+            "alpha_cumprod_last": float(self.alphas_cumprod[-1]),
+            "final_alpha_cumprod": self.final_alpha_cumprod,
+        }
+
+    def scheduler(self) -> Any:
+        """Make a `DDIMScheduler` with these levels."""
+        from diffusers import DDIMScheduler
+
+        betas = 1.0 - self.alphas_cumprod / [1.0, *self.alphas_cumprod[:-1]]
+        return DDIMScheduler(
+            num_train_timesteps=self.train_steps,
+            trained_betas=betas.tolist(),
+            clip_sample=False,
+            set_alpha_to_one=self.final_alpha_cumprod == 1.0,
+            steps_offset=self.steps_offset,
+            prediction_type=self.prediction,
+            timestep_spacing=self.spacing,
         )
 
     def level(self, timestep: int) -> Level:
@@ -173,7 +260,7 @@ class Schedule:
         return self.level(int(np.abs(self.alphas_cumprod - alpha_cumprod).argmin()))
 
 
-def _number(
+def number_in(
     config: Mapping[str, Any], key: str, default: float, least: float, most: float
 ) -> float:
     """A number of a scheduler's config, within its bounds.
@@ -196,7 +283,7 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
     Raises:
         ModelError: the config's betas give none, or none between a clean image and noise alone.
     """
-    train_steps = int(_number(config, "num_train_timesteps", 1000, 1, MOST_STEPS))
+    train_steps = int(number_in(config, "num_train_timesteps", 1000, 1, MOST_STEPS))
     betas = _betas(config, train_steps)
     if betas.ndim != 1 or not 1 <= betas.size <= MOST_STEPS or not _proper(betas):
         raise ModelError(
@@ -226,8 +313,8 @@ def _betas(config: Mapping[str, Any], train_steps: int) -> np.ndarray:
             return np.asarray(trained, dtype=np.float64)
         except (ValueError, TypeError, OverflowError):
             return np.empty(0)
-    start = _number(config, "beta_start", 0.0001, 0, 1)
-    end = _number(config, "beta_end", 0.02, 0, 1)
+    start = number_in(config, "beta_start", 0.0001, 0, 1)
+    end = number_in(config, "beta_end", 0.02, 0, 1)
     kind = config.get("beta_schedule", "linear")
     if kind == "linear":
         return np.linspace(start, end, train_steps, dtype=np.float64)

@@ -220,7 +220,7 @@ class MasaCtrl:
         size: tuple[int, int],  # noqa: ARG002
     ) -> Mutual:
         """First step, first layer and the tokens of the foreground."""
-        depths = self_depths(model.unet)
+        depths = self_depths(model.network)
         if not any(depth >= self.start_layer for depth in depths):
             raise OptionError(
                 f"No self-attention layer of '{model.name}' comes after a share of "

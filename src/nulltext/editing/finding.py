@@ -175,7 +175,7 @@ def _probe(
         latents = inversion.trajectory[steps - index][None].to(model.device)
         seen = StepMaps(largest_self_site(*latents.shape[-2:]))
         probe = ProbedController(NoOpController(guided=False), seen)
-        with torch.no_grad(), attach(model.unet, probe):
+        with torch.no_grad(), attach(model.network, probe):
             outputs = torch.cat(
                 [
                     model.predict(latents.expand(len(part), -1, -1, -1), level, part)

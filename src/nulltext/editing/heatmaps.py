@@ -105,10 +105,10 @@ def _probed_replay(
     replaying = Replaying.of(model, inversion)
     latents = replaying.start
     limit = largest_self_site(*latents.shape[-2:])
-    guided = needs_null_branch(replaying.source_guidance)
+    guided = needs_null_branch(replaying.model, replaying.source_guidance)
     for index, step in enumerate(replaying.grid):
         maps = StepMaps(limit)
-        with attach(replaying.model.unet, ProbedController(NoOpController(guided=guided), maps)):
+        with attach(replaying.model.network, ProbedController(NoOpController(guided=guided), maps)):
             latents = source_step(replaying, latents, index).latents
         seen.append(maps.token_maps().cpu())
         yield StepInfo("replay", index + 1, inversion.num_steps, step.noisier)

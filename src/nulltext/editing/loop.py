@@ -150,8 +150,8 @@ def edit_steps(
         with torch.no_grad():
             probe.begin_step()
             source_store = targets.store_of(None, index)
-            recorder = Recorder(source_store, needs_null_branch(replaying.source_guidance))
-            with attach(model.unet, probed(recorder, probe.source)):
+            recorder = Recorder(source_store, needs_null_branch(model, replaying.source_guidance))
+            with attach(model.network, probed(recorder, probe.source)):
                 source = source_branch(replaying, source, index).latents
             estimate = targets.step(index, source_store, probe)
             probe.end_step()

@@ -205,6 +205,8 @@ class Targets:
         common = replaying.inversion.header.guidance_scale
         own = [row.spec.guidance_scale for row in rows]
         scales = [common if scale is None else scale for scale in own]
+        for row, scale in zip(rows, scales, strict=True):
+            replaying.model.check_guidance(scale, row.spec.negative)
         return cls(
             latents=replaying.start.repeat(len(rows), 1, 1, 1),
             prompt_embeds=replaying.model.embed([row.spec.target for row in rows]),
@@ -237,11 +239,11 @@ class Targets:
             scales = [self.guidance_at(row, index) for row in rows]
             controls = [self._control(row, source_store, stores, probe) for row in rows]
             plan = type(controls[0].plan)
-            controller = plan.controller(controls, index, guided=needs_null_branch(scales))
+            controller = plan.controller(controls, index, guided=needs_null_branch(model, scales))
             null = null_embeds
             if self.null_shifts is not None:
                 null = null_embeds + self.null_shifts[rows.start : rows.stop]
-            with attach(model.unet, probed(controller, probe.targets)):
+            with attach(model.network, probed(controller, probe.targets)):
                 output = guided_output(
                     model,
                     latents,

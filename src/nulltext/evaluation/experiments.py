@@ -185,7 +185,7 @@ class StudiedPhoto:
         Source: Meng et al. 2022 (SDEdit), alg. 1, with deterministic DDIM steps.
         """
         model, draw = self.model, torch.Generator()
-        grid = model.schedule.grid(self.num_steps)
+        grid = model.grid(self.num_steps)
         visited = grid[len(grid) - max(1, round(strength * len(grid))) :]
         latents = model.encode(self.crop[None])
         noise = torch.randn(latents.shape, generator=draw.manual_seed(self.seed)).to(latents)

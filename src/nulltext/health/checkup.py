@@ -71,10 +71,11 @@ RESET_PEAK = "5"
 """Written to Linux's clear_refs, it sets a process's peak of resident memory to its present size
 (proc(5))."""
 
-UNET_FIELDS = (
+NETWORK_FIELDS = (
     "sample_size in_channels block_out_channels layers_per_block cross_attention_dim "
     "attention_head_dim transformer_layers_per_block use_linear_projection upcast_attention "
-    "addition_embed_type"
+    "addition_embed_type patch_size num_layers num_single_layers joint_attention_dim qk_norm "
+    "dual_attention_layers guidance_embeds"
 )
 VAE_FIELDS = "latent_channels block_out_channels scaling_factor shift_factor force_upcast"
 TEXT_FIELDS = (
@@ -206,7 +207,7 @@ class Checkup:
         model = self.model = self.chosen.load(self.on_bytes)
         self.health.notes += [note.removeprefix("Note: ") for note in model.notes]
         self.health.model |= {
-            "dtype": _name(model.unet.dtype),
+            "dtype": _name(model.network.dtype),
             "fingerprint": model.fingerprint,
             "resolution": list(model.resolution),
             "family": family_name(model),
@@ -383,18 +384,12 @@ def examine(
 
 
 def _settings(model: LatentDiffusion) -> dict[str, dict[str, Any]]:
-    schedule = model.schedule
-    found = {"unet": _fields(model.unet, UNET_FIELDS), "vae": _fields(model.vae, VAE_FIELDS)}
-    found |= {name: _fields(module, TEXT_FIELDS) for name, module in model.text.modules.items()}
-    found["scheduler"] = {
-        "prediction_type": schedule.prediction,
-        "timestep_spacing": schedule.spacing,
-        "steps_offset": schedule.steps_offset,
-        "train_steps": schedule.train_steps,
-        "alpha_cumprod_first": float(schedule.alphas_cumprod[0]),
-        "alpha_cumprod_last": float(schedule.alphas_cumprod[-1]),
-        "final_alpha_cumprod": schedule.final_alpha_cumprod,
+    found = {
+        model.text.network: _fields(model.network, NETWORK_FIELDS),
+        "vae": _fields(model.vae, VAE_FIELDS),
     }
+    found |= {name: _fields(module, TEXT_FIELDS) for name, module in model.text.modules.items()}
+    found["scheduler"] = dict(model.schedule.settings)
     return found
 
 
@@ -431,7 +426,7 @@ def _compare_known_figure(
             f"The weights of the model '{name}' ({model.fingerprint[:8]}) are not those that its "
             f"{FILE} was written for ({known['fingerprint'][:8]}); get the model again."
         )
-    tolerance = max(TOLERANCE, HALF_TOLERANCE * torch.finfo(model.unet.dtype).eps)
+    tolerance = max(TOLERANCE, HALF_TOLERANCE * torch.finfo(model.network.dtype).eps)
     off = [part for part, distance in found.items() if not distance < tolerance]
     health.model |= {"deviations": found, "reproduces": not off}
     if off:

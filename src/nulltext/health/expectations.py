@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nulltext.diffusion.schedule import Schedule
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.models.latent_diffusion import LatentDiffusion
 
 EARLIER_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
@@ -158,6 +158,8 @@ def psnr_bound_range(model: LatentDiffusion, one_colour: float) -> Range:
 
 
 def family_name(model: LatentDiffusion) -> str:
+    if model.text.network != "unet":
+        return f"{type(model.network).__name__.removesuffix('Transformer2DModel')}'s layout"
     _, width = model.embeds_shape
     if len(model.text.modules) > 1:
         return XL if width == XL_WIDTH else f"{XL}'s layout"
@@ -168,7 +170,7 @@ def is_published(model: LatentDiffusion) -> bool:
     return family_name(model) in (XL, *EARLIER_WIDTHS.values())
 
 
-def same_levels(one: Schedule, other: Schedule) -> bool:
+def same_levels(one: DiscreteSchedule, other: DiscreteSchedule) -> bool:
     if one.train_steps != other.train_steps:
         return False
     difference = np.log(one.alphas_cumprod) - np.log(other.alphas_cumprod)
@@ -178,7 +180,9 @@ def same_levels(one: Schedule, other: Schedule) -> bool:
 def schedule_note(model: LatentDiffusion) -> str | None:
     """Say that a model of a published family has another noise schedule; None if it does not."""
     name, config = next(iter(SCHEDULES.items()))
-    if not is_published(model) or same_levels(model.schedule, Schedule.from_config(config)):
+    if not is_published(model) or not isinstance(model.schedule, DiscreteSchedule):
+        return None
+    if same_levels(model.schedule, DiscreteSchedule.from_config(config)):
         return None
     return (
         f"The noise schedule is not the one of {family_name(model)} ({name}); fine-tunes with "

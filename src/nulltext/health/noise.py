@@ -41,7 +41,7 @@ from torch import Tensor
 
 from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.levels import Level, Prediction, affine, noise_estimate
-from nulltext.diffusion.schedule import SMALLEST_ALPHA_CUMPROD, Schedule
+from nulltext.diffusion.schedule import SMALLEST_ALPHA_CUMPROD, DiscreteSchedule, Schedule
 from nulltext.health.expectations import GUESS, SCHEDULES, rounded, same_levels, schedule_note
 from nulltext.inversion.record import Inversion
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -137,15 +137,26 @@ def noise_errors(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor)
     prediction = model.schedule.prediction
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(latents.shape, generator=draw, dtype=latents.dtype).to(latents.device)
-    published = {name: Schedule.from_config(config) for name, config in SCHEDULES.items()}
-    schedules = {CONFIGURED: model.schedule}
-    schedules |= {n: s for n, s in published.items() if not same_levels(s, model.schedule)}
-    found = NoiseErrors({name: [] for name in PREDICTIONS}, {name: [] for name in schedules})
+    published = {name: DiscreteSchedule.from_config(config) for name, config in SCHEDULES.items()}
+    schedules: dict[str, Schedule] = {CONFIGURED: model.schedule}
+    flows = prediction == "flow"  # a flow model cannot be another kind by mistake
+    if isinstance(model.schedule, DiscreteSchedule):
+        own = model.schedule
+        schedules |= {n: s for n, s in published.items() if not same_levels(s, own)}
+    kinds = (prediction,) if flows else PREDICTIONS
+    found = NoiseErrors({name: [] for name in kinds}, {name: [] for name in schedules})
     for level in LEVELS:
         signal, sigma = math.sqrt(level), math.sqrt(1.0 - level)
+        targets = {
+            "epsilon": noise,
+            "v_prediction": signal * noise - sigma * latents,
+            "sample": latents,
+        }
+        if flows:
+            exact = model.schedule.nearest_level(level)
+            signal, sigma = exact.alpha, exact.sigma
+            targets = {"flow": noise - latents}
         noisy = signal * latents + sigma * noise
-        velocity = signal * noise - sigma * latents
-        targets = {"epsilon": noise, "v_prediction": velocity, "sample": latents}
         for name, schedule in schedules.items():
             nearest = schedule.nearest_level(level)
             output = model.predict(noisy, nearest, prompt_embeds)
@@ -212,7 +223,11 @@ def note_on_configuration(model: LatentDiffusion, inversion: Inversion) -> str |
     Judges the betas of published families, which a fine-tune may have changed on purpose, and the
     noise that the inversion ends in. None where both are as they should be, or too little is known.
     """
-    rescaled = model.schedule.alphas_cumprod[-1] <= SMALLEST_ALPHA_CUMPROD  # on purpose
+    schedule = model.schedule
+    rescaled = (  # on purpose
+        isinstance(schedule, DiscreteSchedule)
+        and schedule.alphas_cumprod[-1] <= SMALLEST_ALPHA_CUMPROD
+    )
     betas = None if rescaled else schedule_note(model)
     findings = " ".join(filter(None, [_note_on_noise(model, inversion), betas]))
     if not findings:
@@ -225,7 +240,7 @@ def note_on_configuration(model: LatentDiffusion, inversion: Inversion) -> str |
 
 
 def _note_on_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
-    noisiest, prediction = model.schedule.grid(inversion.num_steps)[0], model.schedule.prediction
+    noisiest, prediction = model.grid(inversion.num_steps)[0], model.schedule.prediction
     guided = inversion.header.method_config.get("inversion_guidance", 1.0) != 1.0
     few = inversion.num_steps < FEWEST_STEPS
     if guided or few or noisiest.noisier.sigma**2 < LEAST_NOISE:

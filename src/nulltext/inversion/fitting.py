@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ def check_effort(inner_steps: int, learning_rate: float) -> None:
 class FittingMethod(SideBySide):
     """A method that fits embeddings to a pivot: its options are checked."""
 
+    mixes: ClassVar[bool] = True
+    """Whether it computes both branches of guidance itself."""
     inner_steps: int
     learning_rate: float
     pivot: PivotName

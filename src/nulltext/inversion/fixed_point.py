@@ -89,7 +89,7 @@ class FixedPoint(SideBySide):
             photos.grid,
             tolerance=self.tolerance,
             most_evaluations=self.most_evaluations,
-            rounding=torch.finfo(model.unet.dtype).eps,
+            rounding=torch.finfo(model.network.dtype).eps,
             kept=photos.kept,
         )
         return [

@@ -242,7 +242,9 @@ class InversionRequest:
         _check_guidance(scale)
         _check_seed(seed)
         plan.method.check(scale)
-        model.schedule.grid(plan.num_steps)
+        model.check_guidance(scale)
+        _check_branches(model, plan.method)
+        model.grid(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = load_photo(photo)
         box = crop or default_crop(loaded.size, size)
@@ -273,7 +275,7 @@ class InversionRequest:
         return {
             "nulltext": __version__,
             "fingerprint": model.fingerprint,
-            "precision": str(model.unet.dtype),
+            "precision": str(model.network.dtype),
             "image_sha256": self.photo.sha256,
             **({} if self.photo.colours is None else {"colours": self.photo.colours}),
             "crop": self.box.as_list(),
@@ -281,7 +283,7 @@ class InversionRequest:
             "prompt": self.prompt,
             "method": self.method.name,
             "options": repr(self.method),
-            "levels": [step.noisier.fed for step in model.schedule.grid(self.num_steps)],
+            "levels": [step.noisier.fed for step in model.grid(self.num_steps, self.size)],
             "guidance_scale": float(self.guidance_scale),
             "seed": self.seed,
         }
@@ -290,6 +292,14 @@ class InversionRequest:
 def _check_guidance(guidance_scale: float) -> None:
     if not math.isfinite(guidance_scale) or guidance_scale < 0:
         raise OptionError(f"The guidance scale is {guidance_scale:g}; choose a number from 0 up.")
+
+
+def _check_branches(model: LatentDiffusion, method: InversionMethod) -> None:
+    if model.guidance != "branches" and getattr(method, "mixes", False):
+        raise OptionError(
+            f"{method.name} optimises a branch of guidance, and the model '{model.name}' has no "
+            "null branch; pass --true-cfg, or another --method such as fixed-point."
+        )
 
 
 def _check_seed(seed: int) -> None:
@@ -323,7 +333,7 @@ class _Start:
         problem = Problem(
             latents=latents,
             prompt_embeds=model.embed([request.prompt]),
-            grid=model.schedule.grid(request.num_steps),
+            grid=model.grid(request.num_steps, request.size),
             guidance_scale=request.guidance_scale,
             generator=torch.Generator().manual_seed(request.seed),
             kept=kept,
@@ -446,7 +456,7 @@ def _inversion(
         fingerprint=model.fingerprint,
         levels=[
             SavedLevel(step.noisier.fed, step.noisier.alpha, step.noisier.sigma)
-            for step in model.schedule.grid(request.num_steps)
+            for step in model.grid(request.num_steps, request.size)
         ],
         guidance_scale=float(request.guidance_scale),
         method=request.method.name,

@@ -66,16 +66,16 @@ class ModelTuning:
         Raises:
             OptionError: the UNet is float16, or no layer of it takes the rank.
         """
-        if model.unet.dtype == torch.float16:
+        if model.network.dtype == torch.float16:
             raise OptionError(
                 "Model tuning takes gradients of weights, which vanish in float16; pass --dtype "
                 "float32, or bfloat16 on a GPU."
             )
-        if not layers_of(model.unet, self.rank):
+        if not layers_of(model.network, self.rank):
             raise OptionError(f"No layer of '{model.name}' takes a rank of {self.rank}; lower it.")
         walked = yield from walk_steps(self.pivot, model, problem)
         pivot = walked[:, 0]
-        delta = new_delta(model.unet, self.rank, problem.generator)
+        delta = new_delta(model.network, self.rank, problem.generator)
         for factor in delta.values():
             factor.requires_grad_(True)
         # blocks that are computed again in the backward pass would be so without the difference

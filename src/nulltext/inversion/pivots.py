@@ -47,7 +47,7 @@ def walk_steps(
     """
     if name == "ddim":
         return (yield from pivot_steps(model, photos.latents, photos.prompt_embeds, photos.grid))
-    rounding = torch.finfo(model.unet.dtype).eps
+    rounding = torch.finfo(model.network.dtype).eps
     steps = fixed_point_steps(
         model, photos.latents, photos.prompt_embeds, photos.grid, rounding=rounding
     )

@@ -64,12 +64,12 @@ def check_model(model: LatentDiffusion, inversion: Inversion) -> None:
             f"The inversion's tensors have a shape that does not fit the model '{model.name}'; "
             "invert the photo again."
         )
-    if inversion.weight_delta and not fits(model.unet, inversion.weight_delta):
+    if inversion.weight_delta and not fits(model.network, inversion.weight_delta):
         raise InversionFileError(
             f"The inversion's difference of weights does not fit the UNet of the model "
             f"'{model.name}'; invert the photo again."
         )
-    grid = model.schedule.grid(inversion.num_steps)
+    grid = model.grid(inversion.num_steps, pixels)
     if not all(map(_is_level_of, inversion.header.levels, grid)):
         raise InversionFileError(
             f"The inversion's noise levels are not on the schedule of the model '{model.name}'; "
@@ -130,11 +130,12 @@ class Replaying:
         model = model_of(model, inversion)
         empty, prompt = model.embed(["", inversion.header.prompt]).chunk(2)
         null_embeds, prompt_embeds = inversion.null_embeds, inversion.prompt_embeds
+        height, width = inversion.photo.shape[1:]
         conditions = Conditions(
             null_embeds=empty if null_embeds is None else null_embeds.to(model.device),
             prompt_embeds=prompt if prompt_embeds is None else prompt_embeds.to(model.device),
         )
-        return cls(model, inversion, model.schedule.grid(inversion.num_steps), conditions)
+        return cls(model, inversion, model.grid(inversion.num_steps, (height, width)), conditions)
 
     @cached_property
     def source_guidance(self) -> float:

@@ -212,7 +212,7 @@ class Worker:
         self.model = setup.chosen.load(on_bytes)
         self.batch_size = setup.batch_size or self.model.memory.photos
         self._captions: dict[Hashable, Caption] = {}
-        dtype: Any = str(self.model.unet.dtype).removeprefix("torch.")
+        dtype: Any = str(self.model.network.dtype).removeprefix("torch.")
         self.identity = Identity(self.model.fingerprints, dtype)
 
     def invert(

@@ -1,9 +1,9 @@
 from .families import ClipText as ClipText
 from .families import Family as Family
-from .families import StableDiffusionText as StableDiffusionText
 from .families import TextConditioner as TextConditioner
 from .latent_diffusion import LatentDiffusion as LatentDiffusion
 from .load import find_device as find_device
 from .load import from_pipe as from_pipe
 from .pipelines import FAMILIES as FAMILIES
 from .pipelines import register_family as register_family
+from .unet import StableDiffusionText as StableDiffusionText

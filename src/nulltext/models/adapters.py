@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ from nulltext.models.tensor_files import (
 )
 from nulltext.models.weights import fill
 from nulltext.storage.files import expand_user, path_exists
+
+if TYPE_CHECKING:
+    from nulltext.models.families import Family
 
 SHA_CHARACTERS = 10
 """As many as sites that publish LoRAs show of a file's SHA-256."""
@@ -88,12 +91,10 @@ class Adapters:
             with open_adapter(each.file, each.option):
                 pass
 
-    def put_into(
-        self, parts: Mapping[str, Any], tokenizers: Sequence[str], model: str
-    ) -> list[str]:
+    def put_into(self, parts: Mapping[str, Any], family: Family, model: str) -> list[str]:
         """Merge LoRAs and add learnt tokens; returns notes for the user."""
-        encoders = {name: name.replace("tokenizer", "text_encoder") for name in tokenizers}
-        modules = {name: parts[name] for name in ("unet", *encoders.values())}
+        encoders = {name: name.replace("tokenizer", "text_encoder") for name in family.tokenizers}
+        modules = {name: parts[name] for name in (family.network, *encoders.values())}
         notes = merge_loras(modules, self.loras, model=model)
         return notes + add_embeddings(
             [parts[name] for name in encoders],

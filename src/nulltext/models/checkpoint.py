@@ -121,11 +121,10 @@ class Checkpoint:
                 raise ValueError(f"it lacks {len(missing)} weights ({missing[0]}, …)")
         return module
 
-    def tokenizer(self, name: str) -> Any:
-        from transformers import CLIPTokenizer
-
+    def tokenizer(self, name: str, class_name: str = "CLIPTokenizer") -> Any:
+        kind = _library_class(class_name)
         with refused_as_unusable(name, self.name), plain_texts(self.folder / name) as texts:
-            return checked_tokenizer(CLIPTokenizer.from_pretrained(str(texts)))
+            return checked_tokenizer(kind.from_pretrained(str(texts)))
 
     def _file(self, name: str) -> Path:
         path = self.folder / name
@@ -275,6 +274,11 @@ def _library_class(name: str) -> Any:
     known = {
         "UNet2DConditionModel": diffusers,
         "AutoencoderKL": diffusers,
+        "SD3Transformer2DModel": diffusers,
+        "FluxTransformer2DModel": diffusers,
+        "CLIPTokenizer": transformers,
+        "T5TokenizerFast": transformers,
+        "T5EncoderModel": transformers,
         "CLIPTextModel": transformers,
         "CLIPTextModelWithProjection": transformers,
         "CLIPVisionModelWithProjection": transformers,

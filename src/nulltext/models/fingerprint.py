@@ -30,7 +30,6 @@ from nulltext.models.weights import TEXT_MODEL
 
 SAMPLES_PER_TENSOR = 64
 DIGEST_CHARACTERS = 32
-SAMPLED_TIMESTEPS = 16
 FLOAT32_COUNTS = 2**24
 """Up to here float32 holds every whole number."""
 
@@ -122,11 +121,8 @@ def _samples(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _settings(vae: Any, schedule: Schedule) -> str:
-    every = max(1, schedule.train_steps // SAMPLED_TIMESTEPS)
-    alphas = [f"{a:.5g}" for a in schedule.alphas_cumprod[::every]]
-    final, offset = f"{schedule.final_alpha_cumprod:.5g}", schedule.steps_offset
     scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None)
-    return repr((alphas, final, schedule.spacing, offset, schedule.prediction, scale, shift))
+    return repr((*schedule.identity, scale, shift))
 
 
 def _acting(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -54,7 +54,7 @@ def figures(model: LatentDiffusion) -> dict[str, list[float]]:
     outputs = {
         "text": prompt,
         "encode": model.encode(image[None].float()),
-        "unet": model.predict_noise(latents, model.schedule.level_at(0.5), prompt),
+        model.text.network: model.predict_noise(latents, model.schedule.level_at(0.5), prompt),
         "decode": model.decode(latents),
     }
     return {name: _sampled(output) for name, output in outputs.items()}

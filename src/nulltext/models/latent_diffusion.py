@@ -23,11 +23,12 @@ from torch import Tensor
 
 from nulltext.constants import GUIDANCE_SCALE
 from nulltext.diffusion.finite import check_finite
-from nulltext.diffusion.levels import Level, noise_estimate
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY, GuidanceScale
+from nulltext.diffusion.levels import Grid, Level, noise_estimate
 from nulltext.diffusion.schedule import Schedule
-from nulltext.errors import convert_out_of_memory
+from nulltext.errors import OptionError, convert_out_of_memory
 from nulltext.image.images import Sizes
-from nulltext.models.families import TextConditioner
+from nulltext.models.families import Guidance, TextConditioner
 from nulltext.models.fingerprint import fingerprints
 from nulltext.models.network_calls import Passes, applied, differentiable_in_half
 from nulltext.models.placement import (
@@ -43,8 +44,7 @@ from nulltext.models.side_files import KnownWords
 from nulltext.words.prompts import TokenizedPrompt
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTokenizer
+    from diffusers import AutoencoderKL
 
 BUCKET_UNITS = 16
 """Parts of a side that buckets are counted in."""
@@ -56,7 +56,8 @@ class LatentDiffusion:
 
     name: str
     """What it was loaded as: a bundled name, a folder, a hub id."""
-    unet: UNet2DConditionModel
+    network: Any
+    """What denoises: a UNet, or a transformer (Stable Diffusion 3, FLUX)."""
     vae: AutoencoderKL
     text: TextConditioner
     """Tokenizers and text encoders, and how the family's UNet is conditioned on them."""
@@ -71,6 +72,8 @@ class LatentDiffusion:
     """A low-rank difference that the UNet runs with; the weights themselves stay."""
     memory: MemoryPlan = PLANS["plenty"]
     """How work is cut to fit the device."""
+    true_cfg: bool = False
+    """Whether a model that has no null branch of its own (FLUX) is guided by one all the same."""
     offload: bool = False
     """Whether text encoders and autoencoder are on the UNet's device only while they work. Their
     own weights then stay where they are, on the CPU as a rule."""
@@ -88,7 +91,7 @@ class LatentDiffusion:
     def __repr__(self) -> str:
         height, width = self.resolution
         return (
-            f"LatentDiffusion({self.name!r}, {width} x {height}, {self.unet.dtype}, "
+            f"LatentDiffusion({self.name!r}, {width} x {height}, {self.network.dtype}, "
             f"device={str(self.device)!r}, guidance_scale={self.guidance_scale:g})"
         )
 
@@ -110,22 +113,27 @@ class LatentDiffusion:
     @property
     def components(self) -> dict[str, torch.nn.Module]:
         """All modules with weights, by their names in a checkpoint's folder."""
-        return {"unet": self.unet, "vae": self.vae, **self.text.modules}
+        return {self.text.network: self.network, "vae": self.vae, **self.text.modules}
 
     @property
-    def tokenizer(self) -> CLIPTokenizer:
+    def unet(self) -> Any:
+        """The network, by its name in Stable Diffusion 1, 2 and XL."""
+        return self.network
+
+    @property
+    def tokenizer(self) -> Any:
         """The tokenizer by which words and tokens are counted."""
         return self.text.tokenizer
 
     @property
     def precision(self) -> torch.dtype:
         """Of latents, embeddings and noise predictions: float32, or float64 for such weights."""
-        return torch.promote_types(self.unet.dtype, torch.float32)
+        return torch.promote_types(self.network.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
         """Where the UNet computes: latents and embeddings live there."""
-        return execution_device(self.unet)
+        return execution_device(self.network)
 
     @property
     def vae_stride(self) -> int:
@@ -135,9 +143,11 @@ class LatentDiffusion:
     @property
     def latents_shape(self) -> tuple[int, int, int]:
         """[C, h, w] of one photo's latents at the model's own resolution."""
-        size = self.unet.config.sample_size
+        size = getattr(self.network.config, "sample_size", None)
+        if size is None:  # FLUX: its autoencoder knows
+            size = int(self.vae.config.sample_size) // self.vae_stride
         height, width = (size, size) if isinstance(size, int) else size
-        return int(self.unet.config.in_channels), int(height), int(width)
+        return int(self.vae.config.latent_channels), int(height), int(width)
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -147,19 +157,58 @@ class LatentDiffusion:
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes that it works at: its own, its family's buckets, and any multiple of 8."""
+        """The sizes that it works at: its own, its family's buckets, and any multiple of 8, or 16
+        where the network takes patches of 2 x 2 latents for tokens."""
         height, width = self.resolution
+        step = self.vae_stride * self.text.patch
         unit, buckets = min(height, width) // BUCKET_UNITS, self.buckets
-        if unit % self.vae_stride:
+        if unit % step:
             buckets = ()
         sizes = {(unit * a, unit * b) for a, b in buckets}
         sizes |= {(b, a) for a, b in sizes}
-        return Sizes((width, height), self.vae_stride, tuple(sorted(sizes)))
+        return Sizes((width, height), step, tuple(sorted(sizes)))
+
+    def grid(self, num_steps: int, size: tuple[int, int] | None = None) -> Grid:
+        """Return the `num_steps` steps of a run, noisiest first.
+
+        Args:
+            size: (height, width) of the picture in pixels, on which the levels of some flow models
+                depend; by default the model's own.
+
+        Raises:
+            OptionError: the model has no such number of steps.
+        """
+        height, width = size or self.resolution
+        side = self.vae_stride * self.text.patch
+        return self.schedule.grid(num_steps, (height // side) * (width // side))
 
     @property
     def max_tokens(self) -> int:
         """Length of a padded prompt, L, begin and end of text included."""
         return self.text.max_tokens
+
+    @property
+    def guidance(self) -> Guidance:
+        """How a guidance scale other than 1 acts here."""
+        return "branches" if self.true_cfg else self.text.guidance
+
+    def check_guidance(self, guidance_scale: float, negative: str | None = None) -> None:
+        """Refuse a guidance scale, or a negative prompt, that cannot act.
+
+        Raises:
+            OptionError: the model has no guidance, or no null branch for a negative prompt.
+        """
+        if self.guidance == "none" and guidance_scale != CONDITIONAL_ONLY:
+            raise OptionError(
+                f"The model '{self.name}' was distilled to work without guidance, so "
+                f"{guidance_scale:g} does nothing; leave the guidance out (it is 1), or pass "
+                "--true-cfg."
+            )
+        if self.guidance != "branches" and negative:
+            raise OptionError(
+                f"The model '{self.name}' has no null branch, from which a negative prompt would "
+                "steer away; leave it out, or pass --true-cfg."
+            )
 
     @property
     def embeds_shape(self) -> tuple[int, int]:
@@ -237,26 +286,32 @@ class LatentDiffusion:
         level: Level,
         embeds: Tensor,
         rows: Sequence[int] | None = None,
+        guidance: GuidanceScale | None = None,
     ) -> Tensor:
         """Return the network's own output; B UNet evaluations, differentiable in the embeddings.
 
         Args:
             latents: [B, C, h, w], scaled. embeds: [B, R, D]. Both any float dtype.
             rows: [B], the photos that they belong to, where not all are there.
+            guidance: what a guidance-distilled network is fed; by default 1. Others ignore it.
 
         Returns:
             o [B, C, h, w], `precision`; `schedule.prediction` says what it means.
         """
-        dtype = self.unet.dtype
+        dtype = self.network.dtype
+        fed: GuidanceScale | None = None
+        if self.text.guidance == "input":
+            fed = CONDITIONAL_ONLY if guidance is None else guidance
         size = (latents.shape[-2] * self.vae_stride, latents.shape[-1] * self.vae_stride)
 
         def output_under(rows_of_text: Tensor) -> Tensor:
-            inputs = self.text.unet_inputs(rows_of_text, size)
-            output: Tensor = self.unet(latents.to(dtype), level.fed, **inputs).sample
+            output = self.text.output(
+                self.network, latents.to(dtype), level, rows_of_text, size=size, guidance=fed
+            )
             self.passes.note(output, rows)
             return output
 
-        with applied(self.unet, self.weight_delta):
+        with applied(self.network, self.weight_delta):
             if dtype == torch.float16 and torch.is_grad_enabled() and embeds.requires_grad:
                 output = differentiable_in_half(output_under, embeds, dtype)
             else:
@@ -280,36 +335,22 @@ class LatentDiffusion:
     def frozen(self) -> Iterator[None]:
         """Let no UNet weight collect gradients inside the block, and keep for a backward pass what
         the memory plan says; all is restored after it."""
-        trainable = [p for p in self.unet.parameters() if p.requires_grad]
+        trainable = [p for p in self.network.parameters() if p.requires_grad]
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
-            with self.memory.backward(self.unet):
+            with self.memory.backward(self.network):
                 yield
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
 
     def to_diffusers(self) -> Any:
-        """Make its family's stock diffusers pipeline with a DDIM scheduler.
+        """Make its family's stock diffusers pipeline, with a DDIM or a flow-matching scheduler.
 
         Weights are shared: what is loaded into the pipeline works through this model, too.
         """
-        from diffusers import DDIMScheduler
-
-        schedule = self.schedule
-        final_is_one = schedule.final_alpha_cumprod == 1.0
-        betas = 1.0 - schedule.alphas_cumprod / [1.0, *schedule.alphas_cumprod[:-1]]
-        scheduler = DDIMScheduler(
-            num_train_timesteps=schedule.train_steps,
-            trained_betas=betas.tolist(),
-            clip_sample=False,
-            set_alpha_to_one=final_is_one,
-            steps_offset=schedule.steps_offset,
-            prediction_type=schedule.prediction,
-            timestep_spacing=schedule.spacing,
-        )
-        return self.text.pipeline(self.unet, self.vae, scheduler)
+        return self.text.pipeline(self.network, self.vae, self.schedule.scheduler())
 
     @contextmanager
     def _autoencoder(self, batch: int, size: tuple[int, int]) -> Iterator[dict[str, Any]]:

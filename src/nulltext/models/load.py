@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from nulltext.constants import GUIDANCE_SCALE, MODEL, Precision
+from nulltext.constants import MODEL, Precision
+from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError, convert_out_of_memory
 from nulltext.models.adapters import Adapters, load_vae
@@ -58,6 +59,7 @@ def load(
     dtype: Precision | torch.dtype | None = None,
     memory: MemoryName = "plenty",
     offload: bool = False,
+    true_cfg: bool = False,
     variant: str | None = None,
     config: str | None = None,
     lora: str | Path | Sequence[str | Path] = (),
@@ -65,7 +67,7 @@ def load(
     vae: str | Path | None = None,
     on_bytes: OnBytes | None = None,
 ) -> LatentDiffusion:
-    """Load a Stable Diffusion 1.x, 2.x or XL base checkpoint.
+    """Load a checkpoint of Stable Diffusion 1, 2, XL, 3 or 3.5, or of FLUX.1.
 
     Args:
         model: a bundled name ("flowers"), a folder in diffusers format, a single `.safetensors`
@@ -78,6 +80,8 @@ def load(
             kept for the backward pass, photos and targets go one at a time. Slower, same results.
         offload: keep the text encoders and the autoencoder on the CPU but for the moments when they
             work.
+        true_cfg: guide a model that has no null branch of its own (FLUX) by one, at two evaluations
+            a step; null-text inversion needs it there.
         variant: which weights of a folder or hub model are read, such as "fp16"; by default the
             plain ones, or the only ones there are.
         config: of a single file: a published configuration ("sd14", "sd15", "sd21", "sd21b",
@@ -89,9 +93,9 @@ def load(
         on_bytes: called with (done, total) bytes while files of the hub are fetched.
 
     Raises:
-        ModelError: nothing is there, it is no Stable Diffusion pipeline, a weight is missing or
+        ModelError: nothing is there, it is no pipeline of these, a weight is missing or
             damaged, or the architecture is one that nulltext does not support.
-        OptionError: the device or dtype does not exist here.
+        OptionError: the device or dtype does not exist here, or an option is not for this model.
     """
     if memory not in PLANS:
         raise OptionError(f"There is no memory plan '{memory}'; choose {', '.join(PLANS)}.")
@@ -103,7 +107,7 @@ def load(
                 "(pipe.to, load_lora_weights, …), and leave device, dtype, variant, config, lora, "
                 "embedding and vae out."
             )
-        return replace(from_pipe(model), memory=plan, offload=offload)
+        return _guided(replace(from_pipe(model), memory=plan, offload=offload), true_cfg)
     target = find_device(device)
     precision = default_dtype(target) if dtype is None else _dtype(dtype)
     adapters.check()
@@ -129,15 +133,32 @@ def load(
         precision,
         time.perf_counter() - started,
     )
-    return replace(
+    loaded = replace(
         loaded,
         memory=plan,
         offload=offload,
         known_words=_side_file(source, known_for, read_words),
-        guidance_scale=guidance or GUIDANCE_SCALE,
+        guidance_scale=guidance or loaded.guidance_scale,
         adapters=adapters.described(),
         notes=tuple(notes),
     )
+    return _guided(loaded, true_cfg)
+
+
+def _guided(model: LatentDiffusion, true_cfg: bool) -> LatentDiffusion:
+    """Guide a model by a null branch of its own, or of ours; one without guidance stays at w = 1.
+
+    Raises:
+        OptionError: a null branch is asked for where there is one anyway.
+    """
+    if true_cfg and model.text.guidance == "branches":
+        raise OptionError(
+            f"--true-cfg gives a null branch to models that have none (FLUX); '{model.name}' has "
+            "one, so leave it out."
+        )
+    unguided = model.text.guidance == "none" and not true_cfg
+    scale = CONDITIONAL_ONLY if unguided else model.guidance_scale
+    return replace(model, true_cfg=true_cfg, guidance_scale=scale)
 
 
 @dataclass(frozen=True)
@@ -170,15 +191,15 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
     if single and adapters.vae:  # it may have none
         del own["vae"]
     parts = source.modules(own)
-    parts |= {name: source.tokenizer(name) for name in family.tokenizers}
+    parts |= {n: source.tokenizer(n, family.tokenizer_classes(n)[0]) for n in family.tokenizers}
     scheduler = source.json("scheduler/scheduler_config.json")
-    schedule, text = Schedule.from_config(scheduler), family.text(parts, index)
+    schedule, text = family.schedule(scheduler), family.text(parts, index)
     read = _Read(model, family, parts, text, scheduler, schedule)
     original = read.digests if adapters and not single else None
     if adapters.vae:
         parts["vae"] = load_vae(adapters.vae, source.json("vae/config.json"))
     notes = [source.note] if isinstance(source, SingleFile) else []
-    notes += adapters.put_into(parts, family.tokenizers, model)
+    notes += adapters.put_into(parts, family, model)
     family.check_parts(parts, text, model)
     return replace(read, notes=notes, original=original)
 
@@ -196,10 +217,10 @@ def _cast_and_move(
             cast_and_move(
                 read.parts[name],
                 dtype=torch.float32 if name == "vae" else dtype,
-                device=device if name == "unet" else home,
+                device=device if name == read.family.network else home,
                 on_weight=partial(digest.add, name),
             )
-    for name in ("unet", "vae"):
+    for name in (read.family.network, "vae"):
         use_channels_last(read.parts[name], read.parts[name].device)
     return digest.hexes()
 
@@ -229,7 +250,8 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
         )
     config = getattr(pipe, "config", {})
     name = str(getattr(config, "_name_or_path", "") or kind)
-    family = family_of(kind, name, _index(pipe), lambda: _unwrapped(pipe.unet).config)
+    unet = _unwrapped(getattr(pipe, "unet", None))
+    family = family_of(kind, name, _index(pipe), lambda: getattr(unet, "config", {}))
     names = (*family.modules, *family.tokenizers)
     wrapped = {name: getattr(pipe, name, None) for name in names}
     parts: dict[str, Any] = {n: _unwrapped(part) for n, part in wrapped.items()}
@@ -237,7 +259,7 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     if absent:
         raise ModelError(f"The {kind} has no {', '.join(absent)}; load it whole.")
     check_weights_present({part: parts[part] for part in family.modules}, kind)
-    schedule = Schedule.from_config(pipe.scheduler.config)
+    schedule = family.schedule(pipe.scheduler.config)
     text = family.text(parts, config)
     family.check_parts(parts, text, name)
     read = _Read(name, family, parts, text, pipe.scheduler.config, schedule)
@@ -265,13 +287,14 @@ def _assembled(read: _Read, name: str, digests: tuple[str, ...]) -> LatentDiffus
         read.parts[component].eval()
     return LatentDiffusion(
         name=name,
-        unet=read.parts["unet"],
+        network=read.parts[read.family.network],
         vae=read.parts["vae"],
         text=read.text,
         schedule=read.schedule,
         loaded_fingerprints=digests,
         loaded_digests=read.digests,
         buckets=read.family.buckets,
+        guidance_scale=read.family.guidance_scale,
     )
 
 

@@ -37,7 +37,6 @@ import torch
 from torch import Tensor, nn
 
 from nulltext.errors import ModelError, OptionError, reason_of
-from nulltext.models.families import PROMPT_WIDTHS
 from nulltext.models.tensor_files import (
     EXPECTED,
     TensorFile,
@@ -47,6 +46,7 @@ from nulltext.models.tensor_files import (
     shown,
     split_choice,
 )
+from nulltext.models.unet import PROMPT_WIDTHS
 from nulltext.storage.files import path_exists
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 

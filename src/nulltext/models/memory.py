@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,6 +38,9 @@ from nulltext.models.placement import is_tiled, picture_bytes, safe_dtype
 
 KEEPING, RECOMPUTING, FORWARD_ONLY = 17, 6, 2.4
 """Live numbers per number of N, of M, and of M where nothing is differentiated."""
+
+JOINT = 1.5
+"""What a block that attends jointly keeps, in blocks of a UNet's transformer."""
 
 STATE_BYTES = 4
 """Of a latent or an embedding: float32 whatever the UNet is."""
@@ -69,11 +71,15 @@ class FeatureMaps:
     """M / (h w)."""
 
     @classmethod
-    def of(cls, unet: Any) -> FeatureMaps:
+    def of(cls, model: LatentDiffusion) -> FeatureMaps:
+        """Add up the network's blocks; a transformer's have a token of text for some of image."""
+        if model.text.patch > 1:
+            return cls._of_transformer(model)
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+        unet = model.network
         blocks = stages = 0.0
         levels = len(unet.down_blocks)
         for name, module in unet.named_modules():
@@ -88,6 +94,18 @@ class FeatureMaps:
             elif isinstance(module, Transformer2DModel):
                 stages += module.inner_dim * area
         return cls(blocks, stages)
+
+    @classmethod
+    def _of_transformer(cls, model: LatentDiffusion) -> FeatureMaps:
+        network = model.network
+        _, height, width = model.latents_shape
+        pixels, patch = height * width, model.text.patch
+        tokens = pixels / patch**2 + model.max_tokens
+        count = len(network.transformer_blocks) + len(
+            getattr(network, "single_transformer_blocks", ())
+        )
+        numbers = count * int(network.inner_dim) * tokens / pixels
+        return cls(JOINT * numbers, numbers)
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,7 @@ def memory_need(
     parts = {name: weight_bytes(module) for name, module in model.components.items()}
     texts = sum(parts[name] for name in model.text.modules) if model.offload else 0
     return MemoryNeed(
-        weights=parts["unet"] if model.offload else sum(parts.values()),
+        weights=parts[model.text.network] if model.offload else sum(parts.values()),
         activations=max(
             pass_need(model, size, photos=photos, differentiates=differentiates),
             decoding_need(model, size),
@@ -141,7 +159,7 @@ def memory_need(
 
 
 def backward_numbers(model: LatentDiffusion) -> float:
-    maps = FeatureMaps.of(model.unet)
+    maps = FeatureMaps.of(model)
     return RECOMPUTING * maps.stages if model.memory.recomputes else KEEPING * maps.blocks
 
 
@@ -149,12 +167,12 @@ def pass_need(
     model: LatentDiffusion, size: tuple[int, int], *, photos: int, differentiates: bool
 ) -> int:
     """Estimate bytes of a guided pass of the UNet, or of a gradient where that is more."""
-    maps = FeatureMaps.of(model.unet)
+    maps = FeatureMaps.of(model)
     kept = FORWARD_ONLY * maps.stages * max(GUIDED_ROWS, photos)
     if differentiates:
         kept = max(kept, photos * backward_numbers(model))
     pixels = size[0] * size[1] // model.vae_stride**2
-    return int(kept * pixels * model.unet.dtype.itemsize)
+    return int(kept * pixels * model.network.dtype.itemsize)
 
 
 def decoding_need(model: LatentDiffusion, size: tuple[int, int]) -> int:

@@ -22,10 +22,12 @@ from pathlib import PurePath
 from typing import Any
 
 from nulltext.errors import ModelError, OptionError, shorten
-from nulltext.models.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
+from nulltext.models.families import Family
+from nulltext.models.mmdit import FLUX, STABLE_DIFFUSION_3
 from nulltext.models.tensor_files import WORKS, known_kinds
+from nulltext.models.unet import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 
-FAMILIES: list[Family] = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL]
+FAMILIES: list[Family] = [STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX]
 
 LATENT_CHANNELS = 4
 
@@ -81,7 +83,7 @@ def family_of(
             f"The model '{model}' is the SDXL refiner, which only finishes what the base model "
             f"began; {WORKS}."
         )
-    return family
+    return family.present(index)
 
 
 def explain_pipeline(class_name: object, model: str) -> str:

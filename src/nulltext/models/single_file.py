@@ -113,10 +113,10 @@ class SingleFile:
             content |= {"rescale_betas_zero_snr": ZERO_SNR in self.tensors}
         return content
 
-    def tokenizer(self, name: str) -> Any:
+    def tokenizer(self, name: str, class_name: str = "CLIPTokenizer") -> Any:
         """Load a CLIP tokenizer, with the published vocabulary where the configs have none."""
         if (self.folder / name / "vocab.json").is_file() or self.folder.parent != PUBLISHED:
-            return self.configs.tokenizer(name)
+            return self.configs.tokenizer(name, class_name)
         from transformers import CLIPTokenizer
 
         settings = self.json(f"{name}/tokenizer_config.json")

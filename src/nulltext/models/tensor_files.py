@@ -27,7 +27,7 @@ from nulltext.storage.untrusted import MEGABYTE, parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-WORKS = "pass a Stable Diffusion 1.x, 2.x or XL base text-to-image checkpoint"
+WORKS = "pass a text-to-image checkpoint of Stable Diffusion 1, 2, XL (base), 3 or FLUX.1"
 PASS = "pass a folder in diffusers format, a .safetensors checkpoint or a hub id (owner/name)"
 SAFETENSORS = "nulltext reads safetensors for PyTorch: get that version of the model"
 

@@ -39,7 +39,10 @@ VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
 """Files of which a tokenizer needs either set."""
 SIDE_FILES = (WORDS_FILE, GUIDANCE_FILE)
 
-DIFFUSERS = ("UNet2DConditionModel", "AutoencoderKL")
+DIFFUSERS = (
+    *("UNet2DConditionModel", "AutoencoderKL"),
+    *("SD3Transformer2DModel", "FluxTransformer2DModel"),
+)
 """Classes whose weights diffusers writes; those of all others transformers does."""
 NOT_READ = (*UNSAFE, ".msgpack", ".h5", ".onnx")
 

@@ -28,6 +28,7 @@ from nulltext.attention.maps import NoOpController, ProbedController, StepMaps
 from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.diffusion.loops import Conditions, sample_step
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -60,10 +61,11 @@ class DenoiserStage:
     def __init__(self, model: LatentDiffusion, views: EncodedViews, recipe: Recipe) -> None:
         self.text_encoder = model.components["text_encoder"]
         self.module: nn.Module = nn.ModuleDict(
-            {"unet": model.unet, "text_encoder": self.text_encoder}
+            {"unet": model.network, "text_encoder": self.text_encoder}
         )
         self.model, self.views, self.recipe = model, views, recipe
         self.fillers = common_words()
+        assert isinstance(model.schedule, DiscreteSchedule)
         self.alphas_cumprod = torch.from_numpy(model.schedule.alphas_cumprod).float()
         self.tokenized: dict[tuple[str, ...], TokenizedCaption] = {}
 
@@ -84,8 +86,8 @@ class DenoiserStage:
         maps = StepMaps(largest_self_site(*clean.shape[-2:]))
         grounded = weights.grounding > 0
         probed = ProbedController(NoOpController(guided=False), maps)
-        with attach(self.model.unet, probed) if grounded else nullcontext():
-            predicted = self.model.unet(
+        with attach(self.model.network, probed) if grounded else nullcontext():
+            predicted = self.model.network(
                 noisy.to(device), timesteps.to(device), encoder_hidden_states=embeds
             ).sample
         square = (predicted.float() - noise.to(device)).square().mean(dim=(1, 2, 3))
@@ -195,7 +197,7 @@ def sample_latents(
     embeds = model.embed(prompts)
     for latents, rows in zip(noise.split(TOGETHER), embeds.split(TOGETHER), strict=True):
         latents = latents.to(model.device)
-        for step in model.schedule.grid(num_steps):
+        for step in model.grid(num_steps):
             conditions = Conditions(null, rows)
             latents = sample_step(model, step, latents, conditions, guidance_scale).latents
         finished.append(latents)

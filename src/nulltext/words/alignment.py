@@ -84,12 +84,18 @@ def attention_map(
     import torch
 
     assert source.length == target.length, "both prompts must come from the same tokenizer"
+    if source.streams:
+        both = zip(source.streams, target.streams, strict=True)
+        maps = [attention_map(old, new, alignment) for old, new in both]
+        mapping = torch.block_diag(*(each.mapping for each in maps))
+        return AttentionMap(mapping, torch.cat([each.gate for each in maps]))
     mapping = torch.zeros(source.length, source.length)
     gate = torch.zeros(source.length)
     spans: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
-        ((0,), (0,)),
-        ((source.end_of_text,), (target.end_of_text,)),
+        ((at,), (at,)) for at in range(source.begin)
     ]
+    if source.end_of_text >= 0:
+        spans.append(((source.end_of_text,), (target.end_of_text,)))
     for i, j in _carried_words(source, target, alignment):
         spans.append((source.words[i].tokens, target.words[j].tokens))
     for old, new in spans:

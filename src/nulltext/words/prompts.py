@@ -27,9 +27,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nulltext.errors import PromptError
 
@@ -93,7 +93,11 @@ class TokenizedPrompt:
     words: tuple[Word, ...]
     """In order; together they own every token between BOS and the end of text."""
     end_of_text: int
-    """Position of the (first) end-of-text token; padding follows."""
+    """Position of the (first) end-of-text token; padding follows. -1 where there is none."""
+    begin: int = 1
+    """Position of the first word's first token: 1 behind BOS, 0 where the encoder has no BOS."""
+    streams: tuple[TokenizedPrompt, ...] = ()
+    """Of a prompt that several encoders read: as each of them does, in the order of their rows."""
 
     @property
     def length(self) -> int:
@@ -102,10 +106,16 @@ class TokenizedPrompt:
 
 
 def tokenize(
-    tokenizer: CLIPTokenizer, text: str, *, max_length: int, allow_empty: bool = False
+    tokenizer: Any,
+    text: str,
+    *,
+    max_length: int,
+    allow_empty: bool = False,
+    reader: str = "this model",
 ) -> TokenizedPrompt:
     """Split a prompt into words and the `max_length` = L tokens that the text encoder reads.
 
+    The tokenizer is CLIP's, or T5's, which has no BOS; a message calls its encoder `reader`.
     Nothing is cut or replaced: CLIP's unknown token *is* the end of text, so an unknown character
     would silently end the prompt.
 
@@ -113,10 +123,11 @@ def tokenize(
         PromptError: the prompt is blank (unless `allow_empty`), too long, or has a character that
             the vocabulary lacks.
     """
-    limit = max_length - SPECIAL_TOKENS
+    begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    limit = max_length - len(begin) - 1
     if len(text) > MAX_CHARACTERS:
         raise PromptError(
-            f"The prompt has {len(text):,} characters; the model reads {limit} tokens, so a few "
+            f"The prompt has {len(text):,} characters; {reader} reads {limit} tokens, so a few "
             "words will do."
         )
     text = clean(text)
@@ -124,14 +135,40 @@ def tokenize(
     if not pieces and not allow_empty:
         raise PromptError("The prompt is empty; describe the picture in a few words.")
     tokens = _encode(tokenizer, text)
-    ids, words = tokens.ids, _group(text, pieces, tokens)
+    ids, words = tokens.ids, _group(text, pieces, tokens, len(begin))
     # The pad token may occur in a prompt: Stable Diffusion 2 pads with "!".
     frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
-    _check_known(text, words, {k: tokens.offsets[k] for k, i in enumerate(ids) if i in frame})
-    _check_length(words, len(ids), limit)
+    _check_known(
+        text, words, {k + len(begin): tokens.offsets[k] for k, i in enumerate(ids) if i in frame}
+    )
+    _check_length(words, len(ids), limit, reader)
     padding = [tokenizer.pad_token_id] * (limit - len(ids))
-    token_ids = (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding)
-    return TokenizedPrompt(text, token_ids, words, end_of_text=len(ids) + 1)
+    token_ids = (*begin, *ids, tokenizer.eos_token_id, *padding)
+    return TokenizedPrompt(text, token_ids, words, len(begin) + len(ids), len(begin))
+
+
+def blank_prompt(text: str, length: int) -> TokenizedPrompt:
+    """Make the part of an encoder that is left out, with `length` rows that no word owns."""
+    return TokenizedPrompt(text, (0,) * length, (), end_of_text=-1, begin=0)
+
+
+def joined(streams: Sequence[TokenizedPrompt]) -> TokenizedPrompt:
+    """Join a prompt as several encoders read it, whose rows stand one below the other.
+
+    The words are the first one's; each also owns the tokens by which the others read it.
+    """
+    first = streams[0]
+    words = []
+    for word in first.words:
+        tokens, offset = list(word.tokens), first.length
+        for other in streams[1:]:
+            reading = [each for each in other.words if each.start < word.end > word.start]
+            reading = [each for each in reading if each.end > word.start]
+            tokens += [offset + token for each in reading for token in each.tokens]
+            offset += other.length
+        words.append(replace(word, tokens=tuple(tokens)))
+    token_ids = tuple(token for stream in streams for token in stream.token_ids)
+    return replace(first, token_ids=token_ids, words=tuple(words), streams=tuple(streams))
 
 
 def spelled_words(prompt: TokenizedPrompt) -> list[str]:
@@ -313,21 +350,25 @@ def _learnt_vectors(tokenizer: CLIPTokenizer) -> dict[int, tuple[int, ...]]:
     return vectors
 
 
-def _group(text: str, pieces: Sequence[Span], tokens: _Tokens) -> tuple[Word, ...]:
+def _group(text: str, pieces: Sequence[Span], tokens: _Tokens, begin: int) -> tuple[Word, ...]:
     """Make words of pieces, joining those that share a token, such as the dots of "..."."""
     piece_at = {at: k for k, (start, end) in enumerate(pieces) for at in range(start, end)}
     piece_at[len(text)] = len(pieces)  # with a closing token, so that the last word ends too
     firsts: list[Span] = []  # first piece and first token of each word
     last = -1
     spans = [*tokens.offsets, (len(text), len(text) + 1)]
-    for position, (start, end) in enumerate(spans, start=1):
+    blank: int | None = None  # T5 has tokens of a space alone, which begin the next word
+    for position, (start, end) in enumerate(spans, start=begin):
         touched = [piece_at[at] for at in range(start, end) if at in piece_at]
-        assert touched, "a CLIP token stands for visible characters"
+        if not touched:
+            blank = position if blank is None else blank
+            continue
         if touched[0] > last + 1:
             lost = _cut(text[slice(*pieces[last + 1])])
             raise PromptError(f"The tokenizer makes no token of {lost!r}; leave it out.")
         if touched[0] > last:
-            firsts.append((touched[0], position))
+            firsts.append((touched[0], position if blank is None else blank))
+        blank = None
         last = max(last, touched[-1])
     words = []
     for (piece, token), (next_piece, next_token) in pairwise(firsts):
@@ -350,7 +391,7 @@ def _name(text: str, start: int, end: int, written_out: Mapping[int, int]) -> st
 def _check_known(text: str, words: Sequence[Word], unknown: Mapping[int, Span]) -> None:
     named: dict[str, None] = {}
     for word in words:
-        for start, end in (unknown[k - 1] for k in word.tokens if k - 1 in unknown):
+        for start, end in (unknown[k] for k in word.tokens if k in unknown):
             # Where the tokenizer composed a letter with its marks, the offsets hold the letter.
             while end < word.end and unicodedata.category(text[end])[0] == "M":
                 end += 1
@@ -363,11 +404,12 @@ def _check_known(text: str, words: Sequence[Word], unknown: Mapping[int, Span]) 
         )
 
 
-def _check_length(words: Sequence[Word], count: int, limit: int) -> None:
+def _check_length(words: Sequence[Word], count: int, limit: int, reader: str) -> None:
     if count > limit:
-        over = [repr(_cut(word.text)) for word in words if word.tokens[-1] > limit]
+        last = words[0].tokens[0] + limit
+        over = [repr(_cut(word.text)) for word in words if word.tokens[-1] >= last]
         raise PromptError(
-            f"The prompt has {count} tokens, and this model reads at most {limit}; "
+            f"The prompt has {count} tokens, and {reader} reads at most {limit}; "
             f"shorten it by {count - limit} tokens; this does not fit: {listed(over)}."
         )
 
