@@ -31,6 +31,9 @@ OLD_ATTENTION = {
 }
 """Names in autoencoders that were written before diffusers 0.15, and what they are called now."""
 
+TIED = {"encoder.embed_tokens.weight": "shared.weight"}
+"""Weights of T5 that are one and the same, of which files hold one."""
+
 TEXT_MODEL = "text_model."
 """Prefix of text encoders' names in files, which transformers 5.6 and later leave out."""
 
@@ -158,6 +161,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 )
             found = found.reshape(shape)  # a linear layer that was written as a 1 x 1 convolution
         assign(module, name, found)
+    for name, other in TIED.items():
+        if name in wanted and places.get(name) == places.get(other):
+            path, _, leaf = name.rpartition(".")
+            module.get_submodule(path)._parameters[leaf] = module.get_parameter(other)
 
 
 def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, str]:
@@ -170,6 +177,9 @@ def _places(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[st
         found = next((name for name in names if name in wanted), None)
         if found is not None:
             places.setdefault(found, key)
+    for name, other in [*TIED.items(), *((other, name) for name, other in TIED.items())]:
+        if name in wanted and other in places:
+            places.setdefault(name, places[other])
     return places
 
 
@@ -195,12 +205,21 @@ def cast_and_move(
         dtype: of all floating-point weights.
         on_weight: called with each parameter's (name, tensor) as it was in the file.
     """
+    own = {name for name, _ in module.named_parameters()}  # weights that are tied count once
+    tied = len(own) < len(list(module.named_parameters(remove_duplicate=False)))
+    moved: dict[int, nn.Parameter] = {}
     for name in sorted(module.state_dict()):
         path, _, leaf = name.rpartition(".")
-        tensor = getattr(module.get_submodule(path), leaf)
-        if isinstance(tensor, nn.Parameter):
+        owner = module.get_submodule(path)
+        tensor = getattr(owner, leaf)
+        if name in own:
             on_weight((name, tensor))
+        if id(tensor) in moved:
+            owner._parameters[leaf] = moved[id(tensor)]
+            continue
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
         if tensor.dtype != wanted or tensor.device != device:
             assign(module, name, tensor.detach().to(device, wanted))
+            if tied and isinstance(tensor, nn.Parameter):
+                moved[id(tensor)] = module.get_parameter(name)
     module.to(device)  # what no file holds
