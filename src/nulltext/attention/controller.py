@@ -49,6 +49,14 @@ class Site:
         """Number of queries."""
         return self.height * self.width
 
+    def within(self, pixels: int) -> bool:
+        """Whether a limit to small sites, where words have places and layout lives, lets this one.
+
+        In a UNet, where it has at most so many pixels. All sites of an MM-DiT have one size, and
+        no smaller ones to prefer: there always.
+        """
+        return self.joint or self.pixels <= pixels
+
 
 @dataclass(frozen=True)
 class Heads:

@@ -4,7 +4,8 @@ With M the parent's map (the source's, or in a chain that of the target before, 
 weights), M* the target's own, A the token map (see `alignment`), g its gate and c the word weights:
 
     cross   N(g (M A) + (1 - g) M*) c    while the step is below cross_until, else M* c
-    self    M                            while the step is below self_until, at small sites
+    self    M                            while the step is below self_until, at small sites of a
+                                         UNet, at all of an MM-DiT
 
 N scales each pixel's row to sum to 1, as attention does. It changes nothing where every word of the
 target takes one of the parent's and none is left over; elsewhere (words added or removed, or other
@@ -63,7 +64,7 @@ class Injection:
     self_until: int
     """First step index at which self-attention is no longer injected."""
     self_pixels: int
-    """Most pixels of a site at which self-attention is injected."""
+    """Most pixels of a UNet's site at which self-attention is injected; see `Site.within`."""
 
     @property
     def foreground(self) -> None:
@@ -81,7 +82,7 @@ class Injection:
 
     def takes_queries(self, step: int, site: Site) -> bool:
         """Whether the parent's self-attention is injected there."""
-        return site.kind == "self" and step < self.self_until and site.pixels <= self.self_pixels
+        return site.kind == "self" and step < self.self_until and site.within(self.self_pixels)
 
     def takes_inputs(self, step: int, site: Site) -> bool:  # noqa: ARG002
         """False: no inputs are taken."""
