@@ -29,6 +29,7 @@ from nulltext.attention.controller import (
 from nulltext.attention.maps import NoOpController, ProbedController, StepMaps
 from nulltext.attention.mutual import Mutual, MutualAttention
 from nulltext.attention.processor import attach, self_depths
+from nulltext.attention.prompt_to_prompt import Injection, MapInjector
 from nulltext.attention.store import AttentionStore, Recorder, TargetControl
 from nulltext.errors import ModelError
 
@@ -576,3 +577,57 @@ def test_mutual_attention_takes_the_parents_keys_and_values_from_its_depth_on(ne
     with attach(net.network, controller):
         output = net(*inputs)
     close(net, output[::2], source)  # the same words: the source itself
+
+
+def injection(*, gate=None, weights=None, self_until=3):
+    """Words stay at their places; where the gate is 0, they are others."""
+    ones = torch.ones(L, dtype=torch.float64)
+    return Injection(
+        mapping=torch.eye(L, dtype=torch.float64),
+        gate=ones if gate is None else gate,
+        weights=ones if weights is None else weights,
+        cross_until=3,
+        self_until=self_until,
+        self_pixels=N,
+    )
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("self_until", [0, 3])
+def test_prompt_to_prompt_of_the_same_words_is_the_source(net, guided, self_until):
+    plans = [injection(self_until=self_until)] * 2
+    store, source = recorded(net, plans, guided=guided, step=2)
+    controls = [TargetControl(plan, store, AttentionStore([], 2)) for plan in plans]
+    with attach(net.network, MapInjector(controls, 2, guided)):
+        output = net(*rows(0, 0, guided=guided))
+    close(net, output, source.repeat_interleave(2, dim=0))
+
+
+@pytest.mark.parametrize("self_until", [0, 3])
+def test_prompt_to_prompt_gives_kept_words_the_sources_attention(net, self_until):
+    """Against its formula at every layer, with the text's share of the target's own attention."""
+    gate = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    weights = torch.tensor([1.0, 2.0, 1.0, -0.5, 1.0], dtype=torch.float64)
+    plan = injection(gate=gate, weights=weights, self_until=self_until)
+    store = AttentionStore([plan], 2)
+    source = calls(net, *rows(0), controller=Recorder(store, guided=True))
+    assert bool(store.queries) == (self_until > 0)
+    own, maps = AttentionStore([plan], 2), StepMaps(1)
+    controller = MapInjector([TargetControl(plan, store, own)], 2, guided=True)
+    target = calls(net, *rows(1), controller=ProbedController(controller, maps))
+    for name, call in target.items():
+        asked = torch.cat([call.image[:1], source[name].image[1:]]) if self_until else None
+        matrix = call.matrix(asked)
+        if not name.endswith("attn2"):
+            before = matrix[1:, :, L:, :L].clone()
+            carried = source[name].matrix()[1:, :, L:, :L]
+            mixed = gate * carried + (1 - gate) * before
+            mixed = mixed / mixed.sum(-1, keepdim=True) * before.sum(-1, keepdim=True)
+            close(net, own.maps[name + ".text"], mixed)
+            kept = (own.maps[name + ".text"] / carried)[..., gate == 1]
+            close(net, kept, kept[..., :1].expand_as(kept))  # in the source's proportions
+            heat = (mixed * weights).abs().mean(dim=1).transpose(1, 2).unflatten(-1, (HEIGHT, -1))
+            found = maps.sites[name + ".text"].double()  # kept in float32
+            torch.testing.assert_close(found, heat, atol=1e-5, rtol=1e-5)
+            matrix[1:, :, L:, :L] = mixed * weights
+        close(net, call.returned, call.finished(call.mixed(matrix)))

@@ -10,7 +10,9 @@ weights), M* the target's own, A the token map (see `alignment`), g its gate and
 N scales each pixel's row to sum to 1, as attention does. It changes nothing where every word of the
 target takes one of the parent's and none is left over; elsewhere (words added or removed, or other
 words of the same number under the alignment "refine") the attention of the words that differ would
-come on top of, or be missing from, the parent's, and shift the colours of the whole picture.
+come on top of, or be missing from, the parent's, and shift the colours of the whole picture. A
+pixel of an MM-DiT attends to text and image at once: there N scales to the sum of M*, the share of
+the text, and the attention to the image stays the target's.
 Source: Hertz et al. 2022, sec. 3.2: word swap, refinement and re-weighting are the same formula
 with other data (N and chains are ours). As there, weights may be negative and their rows stay as
 they come.
@@ -135,8 +137,9 @@ class MapInjector(AttentionController):
             plan = control.plan
             if plan.takes_maps(self.step, site):
                 carried = control.parent.maps[site.name][0, heads.span] @ plan.mapping
+                share = row.sum(dim=-1, keepdim=True) if site.joint else 1.0
                 row = plan.gate * carried + (1 - plan.gate) * row
-                row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo().tiny)
+                row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo().tiny) * share
             rows.append(row)
         store_maps(self.controls, site, heads, rows)
         return torch.stack(
