@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -101,8 +102,11 @@ def made(name: str) -> Net:
             pos_embed_max_size=8,
             **(dual if name == "sd35" else {}),
         )
-    for parameter in network.parameters():  # far from uniform attention
-        parameter.data *= 2 if parameter.ndim > 1 else 1
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= 2  # far from uniform attention
+        else:
+            parameter.data += 0.3 * torch.randn(parameter.shape)  # norms differ
     return Net(network.double().requires_grad_(False), 1e-10 if name == "sd3" else 2e-5)
 
 
@@ -433,6 +437,22 @@ def test_heads_in_slices_are_the_heads_in_one_piece(net, monkeypatch):
     close(net, sliced, whole)
     for name, seen in one.items():
         close(net, other[name], seen)
+
+
+@torch.no_grad()
+def test_half_precision_stays_half_with_float32_probabilities(net):
+    half = copy.deepcopy(net.network).to(torch.bfloat16)
+    inputs = [each.to(torch.bfloat16) for each in batch()]
+    small = Net(half, net.atol)
+    plain = small(*inputs)
+    for actions in ({"cross": "edit"}, {"self": "borrow"}, {"self": "redirect"}):
+        script = Script(actions)
+        with attach(half, script):
+            output = small(*inputs)
+        assert output.dtype == torch.bfloat16
+        assert all(seen.dtype == torch.float32 for seen in script.seen.values())
+        error = (output - plain).float().square().mean().sqrt() / plain.float().std()
+        assert error < 0.05  # bfloat16 has 8 bits
 
 
 def test_gradients_flow_through_observed_probabilities(net):
