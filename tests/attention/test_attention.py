@@ -238,12 +238,14 @@ def test_weights_hold_after_the_injection_has_ended():
     assert plain.action(site) == "ignore"
 
 
-def test_self_attention_is_injected_early_and_at_small_sites_only():
+def test_self_attention_is_injected_early_and_at_small_sites_of_a_unet():
     small, large = Site("layer", "self", 4, 4), Site("layer", "self", 32, 32)
     injections = [injection(self_until=3), injection(self_until=1)]
     early, between, late = (injector(injections, step) for step in (0, 2, 3))
     assert [c.action(small) for c in (early, between, late)] == ["borrow", "borrow", "ignore"]
     assert early.action(large) == "ignore"
+    of_one_size = Site("layer", "self", 64, 64, joint=True)  # SD 3 and FLUX at 1024 px
+    assert [c.action(of_one_size) for c in (early, late)] == ["borrow", "ignore"]
     parent, own = torch.rand(1, 16, 6), torch.rand(4, 16, 6)
     layer = Layer(None, own, None, rows=2)  # two null rows before them
     for controller in (early, between):

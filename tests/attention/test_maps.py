@@ -113,6 +113,9 @@ def test_sites_above_the_limit_are_not_read():
     assert maps.wants(Site("a", "cross", 4, 4))
     assert not maps.wants(Site("a", "cross", 8, 4))
     assert not maps.wants(Site("a", "self", 4, 4))
+    # SD 3 and FLUX at 1024 px: all sites are 64 x 64
+    assert maps.wants(Site("a", "cross", 64, 64, joint=True))
+    assert not maps.wants(Site("a", "self", 64, 64, joint=True))
 
 
 def test_non_square_sites_are_laid_on_the_largest_one():

@@ -1,4 +1,4 @@
-"""Attention control: hooks into a UNet, and what the editors do there."""
+"""Attention control: hooks into a network, and what the editors do there."""
 
 import lazy_loader
 

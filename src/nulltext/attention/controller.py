@@ -27,10 +27,10 @@ SLICE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Site:
-    """Where in the UNet attention is happening."""
+    """Where in the network attention is happening."""
 
     name: str
-    """The layer's module path, unique in the UNet."""
+    """The layer's module path, in joint attention with ".text" for the cross site: unique."""
     kind: Kind
     """cross: pixels attend to the prompt's tokens; self: to each other."""
     height: int
@@ -39,12 +39,23 @@ class Site:
     """Columns of it."""
 
     depth: float = 0.0
-    """Share of the UNet's layers of this kind that run before this one: 0 for the first."""
+    """Share of the network's layers of this kind that run before this one: 0 for the first."""
+    joint: bool = False
+    """Whether the network is an MM-DiT: there a query's attention to text and image sums to 1
+    together, see `joint`, and all sites have one size."""
 
     @property
     def pixels(self) -> int:
         """Number of queries."""
         return self.height * self.width
+
+    def within(self, pixels: int) -> bool:
+        """Whether a limit to small sites, where words have places and layout lives, lets this one.
+
+        In a UNet, where it has at most so many pixels. All sites of an MM-DiT have one size, and
+        no smaller ones to prefer: there always.
+        """
+        return self.joint or self.pixels <= pixels
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,16 @@ class Heads:
         return slice(self.first, self.stop)
 
 
+def slices(total: int, size: int) -> Iterator[Heads]:
+    """Cut a layer's heads into stretches whose probabilities take at most `SLICE_BYTES`.
+
+    Args: total: heads of the layer. size: bytes of the probabilities of one head, over all rows.
+    """
+    together = max(1, SLICE_BYTES // size)
+    for first in range(0, total, together):
+        yield Heads(first, min(first + together, total), total)
+
+
 @dataclass(frozen=True)
 class Layer:
     """An attention layer at work on one batch; probabilities are computed when asked for."""
@@ -70,7 +91,7 @@ class Layer:
     hidden_states: Tensor
     """[null rows + prompt rows, pixels, channels]."""
     context: Tensor | None
-    """[null rows + prompt rows, L, D] of cross-attention; None: the rows attend to themselves."""
+    """[null rows + prompt rows, L, D] at a cross site; None: the rows attend to themselves."""
     rows: int
     """Prompt rows: all of the batch, or its second half."""
 
@@ -82,9 +103,7 @@ class Layer:
         query, key = queries(self.attn, hidden_states), keys(self.attn, context)
         precision, total = torch.promote_types(query.dtype, torch.float32), query.shape[1]
         each = len(query) * query.shape[2] * key.shape[2] * precision.itemsize
-        together = max(1, SLICE_BYTES // each)
-        for first in range(0, total, together):
-            some = Heads(first, min(first + together, total), total)
+        for some in slices(total, each):
             scores = query[:, some.span].to(precision) @ (
                 key[:, some.span].to(precision).transpose(-1, -2)
             )

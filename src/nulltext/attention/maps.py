@@ -7,8 +7,9 @@ weights included), and U the bilinear enlargement to the grid of the largest sit
     A[l]   = mean over steps of A_t[l]                                       a whole run
 
 The modulus is for words with a negative weight, which attend somewhere, too. A word's map is the
-sum over its tokens, the share of each pixel's attention that the word gets. Only sites of at most
-`largest_self_site` pixels are read: that is where words have places.
+sum over its tokens, the share of each pixel's attention that the word gets. Of a UNet, only sites
+of at most `largest_self_site` pixels are read: that is where words have places. Of an MM-DiT, whose
+sites all have one size, each is read.
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, fig. 4; Tang et al. 2023 (DAAM), eq. 5.
 """
 
@@ -36,13 +37,13 @@ class StepMaps:
     """What one pass of the UNet attends to, site by site."""
 
     largest_pixels: int
-    """Sites of more pixels are not read."""
+    """Sites of more pixels are not read, but of an MM-DiT: see `Site.within`."""
     passes: dict[str, list[Tensor]] = field(default_factory=dict)
     """Site name to [rows, L, h, w], float32, >= 0, of each pass: the mean over heads."""
 
     def wants(self, site: Site) -> bool:
         """Whether a site is read."""
-        return site.kind == "cross" and site.pixels <= self.largest_pixels
+        return site.kind == "cross" and site.within(self.largest_pixels)
 
     def add(self, probabilities: Tensor, site: Site, heads: Heads) -> None:
         """Take some heads of a site, [rows, heads, pixels, L]; the first begin a pass, whose

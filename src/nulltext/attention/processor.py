@@ -1,7 +1,8 @@
-"""Attach a controller to the attention layers of a UNet, and restore them.
+"""Attach a controller to the attention layers of a network, and restore them.
 
-Inside `attach(unet, controller)` every attention layer of the UNet's transformers asks the
-controller what to do at its site (name, kind, true height and width):
+Inside `attach(network, controller)` every attention layer asks the controller what to do at its
+site (name, kind, true height and width). In a UNet's transformers, a layer is one site; the two
+that a layer of an MM-DiT is, and how their actions combine, are in `joint`:
 
     ignore    the layer's own processor runs, unchanged (fused kernels and all);
     observe   the layer's own processor runs, and the controller reads the layer: its inputs and,
@@ -16,10 +17,10 @@ controller what to do at its site (name, kind, true height and width):
 
     probabilities = softmax(Q K^T / sqrt(d)),    output = probabilities V
 
-A UNet batch is [null rows, prompt rows] in equal halves under guidance, else prompt rows alone.
+A batch is [null rows, prompt rows] in equal halves under guidance, else prompt rows alone.
 The site's size is read where it is known, at the entrance of the surrounding transformer.
-One thread at a time may attach to a UNet, others wait; what another thread samples meanwhile goes
-through the layers' own processors.
+One thread at a time may attach to a network, others wait; what another thread samples meanwhile
+goes through the layers' own processors.
 Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.1, eq. 1.
 """
 
@@ -27,9 +28,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from threading import Lock, RLock, get_ident
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,53 +38,75 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from nulltext.attention.controller import (
     AttentionController,
-    Kind,
     Layer,
     Site,
     by_head,
     keys,
     queries,
 )
+from nulltext.attention.joint import joint_groups
+from nulltext.attention.layers import ControlledProcessor, Extent, Group, Inputs, Place, depths_of
 from nulltext.errors import ModelError
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
-Found: TypeAlias = list[tuple[torch.nn.Module, list[tuple[str, Any]]]]
-"""Transformers, each with its attention layers by their names in the UNet."""
-
 _LOCKS: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-"""One lock per UNet."""
+"""One lock per network."""
 
 _LOCKS_GUARD = Lock()
 
 
-@dataclass
-class _Extent:
-    """Height and width of the feature map that a transformer is working on."""
+@contextmanager
+def attach(network: torch.nn.Module, controller: AttentionController) -> Iterator[None]:
+    """Run a network's attention with a controller for the length of the block.
 
-    thread: int
-    """The thread that attached; others are passed by."""
-    height: int = 0
-    width: int = 0
+    The processors that were there are back afterwards, also after an exception.
 
-    def read(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook."""
-        if get_ident() != self.thread:
-            return
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        self.height, self.width = hidden_states.shape[-2:]
+    Args: network: diffusers' UNet of Stable Diffusion, `SD3Transformer2DModel` or
+        `FluxTransformer2DModel`.
+
+    Raises:
+        ModelError: the network has no attention layer to attach to, or has layers or processors
+            that are not as the formulae say.
+    """
+    with _LOCKS_GUARD:
+        lock = _LOCKS.setdefault(network, RLock())
+    with lock, ExitStack() as restore:
+        groups = _groups(network)
+        depths = depths_of(groups)
+        if not depths:
+            raise ModelError(
+                f"No attention layer was found in the network ({type(network).__name__}), so words "
+                "cannot steer it; pass a Stable Diffusion UNet with cross-attention, or the "
+                "transformer of Stable Diffusion 3 or FLUX."
+            )
+        for group in groups:
+            extent = Extent(get_ident())
+            handle = group.entrance.register_forward_pre_hook(group.hook(extent), with_kwargs=True)
+            restore.callback(handle.remove)
+            for place in group.places:
+                group.processor.check(place)
+                attn = place.attn
+                restore.callback(attn.set_processor, attn.processor)
+                attn.set_processor(
+                    group.processor(attn.processor, controller, place, depths, extent)
+                )
+        yield
 
 
-@dataclass
-class ControlledProcessor:
-    """Stands in for a layer's processor while a controller is attached."""
+def self_depths(network: torch.nn.Module) -> list[float]:
+    """`Site.depth` of all self-attention layers, in the order in which they run."""
+    groups = _groups(network)
+    depths = depths_of(groups)
+    places = (place for group in groups for place in group.places)
+    return sorted(depths[place.names["self"]] for place in places if "self" in place.names)
 
-    original: Any
-    controller: AttentionController
-    name: str
-    depth: float
-    extent: _Extent = field(repr=False)
+
+def _groups(network: torch.nn.Module) -> list[Group]:
+    """The network's attention layers, in the order in which they run; empty if there are none."""
+    return _unet_groups(network) or joint_groups(network)
+
+
+class UNetProcessor(ControlledProcessor):
+    """Stands in for the processor of a UNet's layer."""
 
     def __call__(
         self,
@@ -95,10 +117,9 @@ class ControlledProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         """Run attention with the controller's hooks; shapes as in diffusers' processors."""
-        if get_ident() != self.extent.thread:
+        if self.extent.elsewhere:
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        kind: Kind = "self" if encoder_hidden_states is None else "cross"
-        site = Site(self.name, kind, self.extent.height, self.extent.width, self.depth)
+        site = self.site("self" if encoder_hidden_states is None else "cross")
         assert hidden_states.shape[1] == site.pixels, f"{site}: {hidden_states.shape}"
         action = self.controller.action(site)
         if action == "ignore":
@@ -179,6 +200,18 @@ class ControlledProcessor:
         )
         return output
 
+    @classmethod
+    def check(cls, place: Place) -> None:
+        """Refuse layers whose arithmetic is more than the module's formula."""
+        extras = ("group_norm", "spatial_norm", "norm_cross", "added_kv_proj_dim")
+        present = [extra for extra in extras if getattr(place.attn, extra, None)]
+        if present:
+            (name,) = place.names.values()
+            raise ModelError(
+                f"The attention layer {name} has {', '.join(present)}, which Stable Diffusion's "
+                "layers do not have; attention control cannot be trusted on this UNet."
+            )
+
 
 def _projected(attn: Any, mixed: Tensor, hidden_states: Tensor) -> Tensor:
     """[B, heads, N, d] to [B, N, channels], with the layer's own residual."""
@@ -188,81 +221,33 @@ def _projected(attn: Any, mixed: Tensor, hidden_states: Tensor) -> Tensor:
     return output / attn.rescale_output_factor
 
 
-@contextmanager
-def attach(unet: UNet2DConditionModel, controller: AttentionController) -> Iterator[None]:
-    """Run the UNet's attention with a controller for the length of the block.
-
-    The processors that were there are back afterwards, also after an exception.
-
-    Raises:
-        ModelError: the UNet has no attention layer inside a transformer to attach to.
-    """
-    with _LOCKS_GUARD:
-        lock = _LOCKS.setdefault(unet, RLock())
-    with lock, ExitStack() as restore:
-        found = _attention(unet)
-        depths = _depths(found)
-        if not depths:
-            raise ModelError(
-                f"No attention layer was found in the UNet ({type(unet).__name__}), so words "
-                "cannot steer it; pass a Stable Diffusion UNet with cross-attention."
-            )
-        for transformer, layers in found:
-            extent = _Extent(get_ident())
-            handle = transformer.register_forward_pre_hook(extent.read, with_kwargs=True)
-            restore.callback(handle.remove)
-            for name, attn in layers:
-                _check_plain(attn, name)
-                restore.callback(attn.set_processor, attn.processor)
-                attn.set_processor(
-                    ControlledProcessor(attn.processor, controller, name, depths[name], extent)
-                )
-        yield
-
-
-def self_depths(unet: UNet2DConditionModel) -> list[float]:
-    """`Site.depth` of all self-attention layers, in the order in which they run."""
-    found = _attention(unet)
-    depths, layers = _depths(found), dict(layer for _, layers in found for layer in layers)
-    return sorted(depths[name] for name in depths if not layers[name].is_cross_attention)
-
-
 STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 """The order in which a UNet runs its blocks, which is not the order in which it holds them."""
 
 
-def _depths(found: Found) -> dict[str, float]:
-    """Layer name to `Site.depth`."""
-    by_kind: dict[bool, list[str]] = {False: [], True: []}
-    for _, layers in found:
-        for name, attn in layers:
-            by_kind[attn.is_cross_attention].append(name)
-    return {name: i / len(names) for names in by_kind.values() for i, name in enumerate(names)}
-
-
-def _attention(unet: torch.nn.Module) -> Found:
-    """The UNet's transformers with their layers, in the order in which they run."""
+def _unet_groups(network: torch.nn.Module) -> list[Group]:
+    """The layers of each transformer of a UNet."""
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    named = [(n, m) for n, m in unet.named_modules() if isinstance(m, Transformer2DModel)]
+    named = [(n, m) for n, m in network.named_modules() if isinstance(m, Transformer2DModel)]
     named.sort(key=lambda pair: STAGES.get(pair[0].split(".")[0], len(STAGES)))
-    return [(transformer, _layers(name, transformer)) for name, transformer in named]
+    return [
+        Group(transformer, _read_map, _places(name, transformer), UNetProcessor)
+        for name, transformer in named
+    ]
 
 
-def _layers(prefix: str, transformer: torch.nn.Module) -> list[tuple[str, Any]]:
-    """A transformer's attention layers with their names in the UNet."""
+def _read_map(extent: Extent, _: Any, inputs: Inputs) -> None:
+    """Read the size of the feature map that a transformer is given."""
+    extent.height, extent.width = inputs.get("hidden_states", 0).shape[-2:]
+
+
+def _places(prefix: str, transformer: torch.nn.Module) -> list[Place]:
+    """A transformer's attention layers, with their names in the UNet."""
     from diffusers.models.attention_processor import Attention
 
-    modules = transformer.named_modules()
-    return [(f"{prefix}.{name}", m) for name, m in modules if isinstance(m, Attention)]
-
-
-def _check_plain(attn: Any, name: str) -> None:
-    """Refuse layers whose arithmetic is more than the module's formula."""
-    extras = ("group_norm", "spatial_norm", "norm_cross", "added_kv_proj_dim")
-    present = [extra for extra in extras if getattr(attn, extra, None)]
-    if present:
-        raise ModelError(
-            f"The attention layer {name} has {', '.join(present)}, which Stable Diffusion's "
-            "layers do not have; attention control cannot be trusted on this UNet."
-        )
+    return [
+        Place(attn, {"cross" if attn.is_cross_attention else "self": f"{prefix}.{name}"})
+        for name, attn in transformer.named_modules()
+        if isinstance(attn, Attention)
+    ]

@@ -4,12 +4,15 @@ With M the parent's map (the source's, or in a chain that of the target before, 
 weights), M* the target's own, A the token map (see `alignment`), g its gate and c the word weights:
 
     cross   N(g (M A) + (1 - g) M*) c    while the step is below cross_until, else M* c
-    self    M                            while the step is below self_until, at small sites
+    self    M                            while the step is below self_until, at small sites of a
+                                         UNet, at all of an MM-DiT
 
 N scales each pixel's row to sum to 1, as attention does. It changes nothing where every word of the
 target takes one of the parent's and none is left over; elsewhere (words added or removed, or other
 words of the same number under the alignment "refine") the attention of the words that differ would
-come on top of, or be missing from, the parent's, and shift the colours of the whole picture.
+come on top of, or be missing from, the parent's, and shift the colours of the whole picture. A
+pixel of an MM-DiT attends to text and image at once: there N scales to the sum of M*, the share of
+the text, and the attention to the image stays the target's.
 Source: Hertz et al. 2022, sec. 3.2: word swap, refinement and re-weighting are the same formula
 with other data (N and chains are ours). As there, weights may be negative and their rows stay as
 they come.
@@ -63,7 +66,7 @@ class Injection:
     self_until: int
     """First step index at which self-attention is no longer injected."""
     self_pixels: int
-    """Most pixels of a site at which self-attention is injected."""
+    """Most pixels of a UNet's site at which self-attention is injected; see `Site.within`."""
 
     @property
     def foreground(self) -> None:
@@ -81,7 +84,7 @@ class Injection:
 
     def takes_queries(self, step: int, site: Site) -> bool:
         """Whether the parent's self-attention is injected there."""
-        return site.kind == "self" and step < self.self_until and site.pixels <= self.self_pixels
+        return site.kind == "self" and step < self.self_until and site.within(self.self_pixels)
 
     def takes_inputs(self, step: int, site: Site) -> bool:  # noqa: ARG002
         """False: no inputs are taken."""
@@ -134,8 +137,9 @@ class MapInjector(AttentionController):
             plan = control.plan
             if plan.takes_maps(self.step, site):
                 carried = control.parent.maps[site.name][0, heads.span] @ plan.mapping
+                share = row.sum(dim=-1, keepdim=True) if site.joint else 1.0
                 row = plan.gate * carried + (1 - plan.gate) * row
-                row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo().tiny)
+                row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo().tiny) * share
             rows.append(row)
         store_maps(self.controls, site, heads, rows)
         return torch.stack(
