@@ -51,7 +51,9 @@ def test_every_other_pipeline_is_refused_in_one_sentence(name):
         family_of(name, "some/model", {})
     said = str(caught.value)
     assert said.startswith(f"The model 'some/model' is of class {name} (")
-    assert said.endswith("pass a text-to-image checkpoint of Stable Diffusion 1, 2, XL (base), 3 or FLUX.1.")
+    assert said.endswith(
+        "pass a text-to-image checkpoint of Stable Diffusion 1, 2, XL (base), 3 or FLUX.1."
+    )
     assert "\n" not in said
 
 
