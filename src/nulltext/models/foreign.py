@@ -265,7 +265,7 @@ def _single_files(folder: Path, _: Sequence[Path]) -> str | None:
     whole, trouble = [], None
     for file in files:
         try:
-            if kind_of_file(file) in ("checkpoint", "no-vae"):
+            if kind_of_file(file) in EXPECTED["--model"].kinds:
                 whole.append(file)
         except ModelError as error:
             trouble = trouble or str(error)
