@@ -95,6 +95,12 @@ class Adapters:
         """Merge LoRAs and add learnt tokens; returns notes for the user."""
         encoders = {name: name.replace("tokenizer", "text_encoder") for name in family.tokenizers}
         modules = {name: parts[name] for name in (family.network, *encoders.values())}
+        if self.embeddings and family.network != "unet":
+            raise ModelError(
+                f"The model '{model}' takes no learnt tokens (--embedding), which are added to "
+                "Stable Diffusion 1, 2 and XL alone; leave it out, or pass a LoRA of the subject "
+                "with --lora."
+            )
         notes = merge_loras(modules, self.loras, model=model)
         return notes + add_embeddings(
             [parts[name] for name in encoders],
