@@ -58,7 +58,7 @@ class ModelChoice:
         default=None,
         metadata=_about(
             "What a single file is: sd14, sd15, sd21, sd21b, sdxl, or a folder with configs; "
-            "default: inferred.",
+            "default: inferred. Of SD 3 and FLUX.1: the model's folder, for what the file lacks.",
             "NAME|FOLDER",
         ),
     )
