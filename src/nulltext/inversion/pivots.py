@@ -1,6 +1,7 @@
 """The trajectory that a method steers its replay along: two ways to walk it.
 
     ddim           z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))              as published
+                   of a flow: o(z*_{t-1}, t - 1, C), Euler's step backwards
     fixed-point    z*_t such that denoise(z*_t, o(z*_t, t, C)) = z*_{t-1}   diffusion.fixed_point
 
 A replay at w = 1 leaves the first by its discretisation error, and the second hardly at all.
