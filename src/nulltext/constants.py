@@ -12,7 +12,7 @@ from nulltext.plugins import EDITORS_GROUP, METHODS_GROUP, members_of
 
 __version__ = "0.1.0"
 
-PivotName = Literal["ddim", "fixed-point"]
+PivotName = Literal["ddim", "fixed-point", "midpoint"]
 """How the trajectory is walked that a replay follows."""
 Precision = Literal["float32", "float16", "bfloat16"]
 Alignment = Literal["auto", "replace", "refine"]
@@ -72,6 +72,11 @@ class Method(StrEnum):
     TEXTUAL_PIVOT = "textual-pivot"
     TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
     MODEL_TUNING = "model-tuning"
+    RF_INVERSION = "rf-inversion"
+    RF_SOLVER = "rf-solver"
+    FIREFLOW = "fireflow"
+    UNI_INV = "uni-inv"
+    ENCODE = "encode"
     locals().update(members_of(METHODS_GROUP))  # a class's namespace, which may be written to
 
 

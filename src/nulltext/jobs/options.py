@@ -143,8 +143,8 @@ class InversionOptions:
     )
     steps: int | None = option_field(
         None,
-        "DDIM steps, 1 to 1000; more is slower. Default 20 (12 by --budget fast, 50 by paper "
-        "and other methods).",
+        "Steps, 1 to 1000; more is slower. Default 20 (12 by --budget fast, 50 by paper and other "
+        "methods, or as a method of rectified flow was published).",
         "T",
         low=1,
         high=1000,
@@ -167,8 +167,9 @@ class InversionOptions:
     pivot: PivotName | None = option_field(
         None,
         "The trajectory that null-text, direct, negative-prompt, global-null, textual-pivot, "
-        "textual-pivot-shared and model-tuning steer along: ddim, as published (default), or "
-        "fixed-point, from which a replay without guidance is exact to a tolerance.",
+        "textual-pivot-shared and model-tuning steer along: ddim, as published (default), "
+        "fixed-point, from which a replay without guidance is exact to a tolerance, or midpoint, "
+        "of second order, for rectified-flow models.",
         label="Pivot",
     )
     guidance: float | None = option_field(
