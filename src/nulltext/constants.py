@@ -56,6 +56,13 @@ MASA_START = 0.08
 MASA_LAYER = 0.625
 """Fraction of the self-attention layers before MasaCtrl begins: layer 10 of 16."""
 
+N_AVG = 1
+"""Draws of noise that each step of FlowEdit is averaged over."""
+ETA, ETA_STOP = 0.9, 0.25
+"""Share of RF-Inversion's controller, and the fraction of the steps it lasts: 7 of 28."""
+UNI_ALPHA, UNI_OMEGA = 0.6, 5.0
+"""Fraction of the steps that UniEdit-Flow edits, and how far beyond the target."""
+
 
 class Method(StrEnum):
     """Names of the inversion methods: built in, then those of installed packages."""
@@ -93,4 +100,7 @@ class EditorName(StrEnum):
 
     PROMPT_TO_PROMPT = "prompt-to-prompt"
     MASACTRL = "masactrl"
+    FLOWEDIT = "flowedit"
+    RF_INVERSION = "rf-inversion"
+    UNIEDIT = "uniedit"
     locals().update(members_of(EDITORS_GROUP))
