@@ -18,6 +18,7 @@ import nulltext
 from nulltext.cli.main import main
 from support.examples import DAHLIA_PROMPT, EXAMPLE
 from support.tiny import tiny_pipeline
+from support.tiny_flow import KINDS, tiny_flow_pipeline
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -54,6 +55,23 @@ def tiny_sdxl() -> nulltext.LatentDiffusion:
 def tiny(request: pytest.FixtureRequest) -> nulltext.LatentDiffusion:
     """All families in turn."""
     return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def tiny_flows() -> dict[str, nulltext.LatentDiffusion]:
+    """Stable Diffusion 3, 3.5 and FLUX [dev] and [schnell] in miniature."""
+    return {kind: nulltext.load(tiny_flow_pipeline(kind)) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def tiny_flow(request, tiny_flows) -> nulltext.LatentDiffusion:
+    """All rectified-flow models in turn."""
+    return tiny_flows[request.param]
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tiny_flows) -> nulltext.LatentDiffusion:
+    return tiny_flows["sd3"]
 
 
 @pytest.fixture(scope="session")

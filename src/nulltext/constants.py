@@ -12,7 +12,7 @@ from nulltext.plugins import EDITORS_GROUP, METHODS_GROUP, members_of
 
 __version__ = "0.1.0"
 
-PivotName = Literal["ddim", "fixed-point"]
+PivotName = Literal["ddim", "fixed-point", "midpoint"]
 """How the trajectory is walked that a replay follows."""
 Precision = Literal["float32", "float16", "bfloat16"]
 Alignment = Literal["auto", "replace", "refine"]
@@ -56,6 +56,13 @@ MASA_START = 0.08
 MASA_LAYER = 0.625
 """Fraction of the self-attention layers before MasaCtrl begins: layer 10 of 16."""
 
+N_AVG = 1
+"""Draws of noise that each step of FlowEdit is averaged over."""
+ETA, ETA_STOP = 0.9, 0.25
+"""Share of RF-Inversion's controller, and the fraction of the steps it lasts: 7 of 28."""
+UNI_ALPHA, UNI_OMEGA = 0.6, 5.0
+"""Fraction of the steps that UniEdit-Flow edits, and how far beyond the target."""
+
 
 class Method(StrEnum):
     """Names of the inversion methods: built in, then those of installed packages."""
@@ -72,6 +79,11 @@ class Method(StrEnum):
     TEXTUAL_PIVOT = "textual-pivot"
     TEXTUAL_PIVOT_SHARED = "textual-pivot-shared"
     MODEL_TUNING = "model-tuning"
+    RF_INVERSION = "rf-inversion"
+    RF_SOLVER = "rf-solver"
+    FIREFLOW = "fireflow"
+    UNI_INV = "uni-inv"
+    ENCODE = "encode"
     locals().update(members_of(METHODS_GROUP))  # a class's namespace, which may be written to
 
 
@@ -88,4 +100,7 @@ class EditorName(StrEnum):
 
     PROMPT_TO_PROMPT = "prompt-to-prompt"
     MASACTRL = "masactrl"
+    FLOWEDIT = "flowedit"
+    RF_INVERSION = "rf-inversion"
+    UNIEDIT = "uniedit"
     locals().update(members_of(EDITORS_GROUP))

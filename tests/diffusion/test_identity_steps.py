@@ -23,9 +23,10 @@ from nulltext.diffusion.levels import affine
 from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.editing.editors import EDITORS
 from nulltext.inversion.base import Problem
-from nulltext.inversion.registry import METHODS, method_named
+from nulltext.inversion.registry import method_named
 from nulltext.inversion.replay import Replaying, exact_source_step, source_step
 from support.counting import unet_passes
+from support.methods import GENERAL_EDITORS, GENERAL_METHODS
 
 PROMPT = "a photo of a white daisy"
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -82,7 +83,7 @@ def assert_claims_hold(model, made, still):
             assert torch.equal(embeds[index], embeds[index - 1])
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", GENERAL_METHODS)
 @pytest.mark.parametrize(("spacing", "offset", "to_one"), GRIDS)
 def test_every_method_passes_every_grid(tiny_sd1, photo, spacing, offset, to_one, name):
     grid = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one}
@@ -158,7 +159,7 @@ def test_a_branch_that_counts_for_nothing_is_left_alone(tiny_sd1, name, guidance
     assert solution.replayed.isfinite().all()
 
 
-@pytest.mark.parametrize("editor", sorted(EDITORS))
+@pytest.mark.parametrize("editor", GENERAL_EDITORS)
 @pytest.mark.parametrize(
     ("family", "branch"),
     [

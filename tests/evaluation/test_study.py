@@ -16,7 +16,7 @@ from nulltext.errors import NumericalError, OutputError
 from nulltext.evaluation import experiments as studied
 from nulltext.evaluation.datasets import CaptionedPhoto
 from nulltext.evaluation.metrics import DiffusionJudge
-from nulltext.evaluation.plan import EXPERIMENTS, VARIANT_NAMES, StudyPlan
+from nulltext.evaluation.plan import EXPERIMENTS, USUAL_VARIANTS, VARIANT_NAMES, StudyPlan
 from nulltext.evaluation.plots import LOOKS
 from nulltext.evaluation.rows import key_of, open_results, read_results
 from nulltext.evaluation.study import plan_study, study_steps
@@ -65,7 +65,7 @@ def test_a_whole_study_and_what_it_hands_over(study, photos, tmp_path):
     assert {row["experiment"] for row in rows} == set(EXPERIMENTS)
     assert {row["variant"] for row in rows if row["experiment"] == "reconstruction"} | {
         "sdedit"
-    } == set(VARIANT_NAMES)
+    } == set(USUAL_VARIANTS)
     for row in rows:
         assert row["pictures"]
         assert all((folder / name).is_file() for name in row["pictures"].values())

@@ -284,7 +284,7 @@ def test_pivotal_methods_work_around_either_pivot(tiny_sd1, photo, name):
 def test_every_method_with_a_pivot_takes_its_name_and_no_other():
     for name in METHODS:
         if "pivot" in {field.name for field in fields(METHODS[name])}:
-            with pytest.raises(OptionError, match="'ddim' or 'fixed-point'"):
+            with pytest.raises(OptionError, match="'ddim', 'fixed-point' or 'midpoint'"):
                 with_options(method_named(name), pivot="wild")
 
 

@@ -11,17 +11,17 @@ import nulltext
 from nulltext.editing.editors import EDITORS
 from nulltext.evaluation.plan import VARIANTS
 from nulltext.inversion.fixed_point import FixedPoint
-from nulltext.inversion.registry import METHODS
 from nulltext.inversion.replay import exact_source_step, source_step
 from nulltext.models import network_calls
 from support.counting import unet_passes
+from support.methods import GENERAL_EDITORS, GENERAL_METHODS
 from support.tiny import tiny_pipeline
 
 PROMPT = "a photo of a white cat"
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", GENERAL_METHODS)
 def test_an_inversion_costs_what_its_unet_is_asked_for(request, photo, name, family):
     model, variant = request.getfixturevalue(f"tiny_{family}"), VARIANTS[name]
     with unet_passes() as seen:
@@ -107,7 +107,7 @@ def test_passes_repeated_in_half_precision_count_again(photo, monkeypatch):
 
 
 @pytest.mark.parametrize("branch", [source_step, exact_source_step])
-@pytest.mark.parametrize("name", sorted(EDITORS))
+@pytest.mark.parametrize("name", GENERAL_EDITORS)
 def test_an_edit_costs_what_its_unet_is_asked_for(tiny, photo, name, branch):
     inversion = nulltext.invert(tiny, photo, PROMPT, method="ddim", num_steps=3)
     editor = EDITORS[name]()

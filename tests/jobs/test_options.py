@@ -33,8 +33,10 @@ def test_kinds_follow_from_the_types_of_fields():
 
 
 def test_knobs_of_a_sweep_are_numbers():
-    assert set(KNOBS) == {*("strength", "cross", "self"), *("masa-start", "masa-layer")} | {
-        *("target-guidance", "guidance-start")
+    assert set(KNOBS) == {
+        *("strength", "cross", "self", "masa-start", "masa-layer"),
+        *("target-guidance", "guidance-start", "source-guidance", "n-max", "n-min"),
+        *("eta", "eta-stop", "uni-alpha", "uni-omega"),
     }
     assert {option.kind for option in KNOBS.values()} == {Kind.NUMBER}
 

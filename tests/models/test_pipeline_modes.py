@@ -8,6 +8,7 @@ import torch
 import nulltext
 from nulltext.editing.editors import EDITORS
 from nulltext.errors import InversionFileError
+from support.methods import GENERAL_EDITORS
 from support.tiny import tiny_pipeline
 
 PROMPT, TARGET = "a photo of a white cat", "a photo of a black cat"
@@ -17,7 +18,7 @@ def sampled(model, photo):
     """An inversion with a gradient, its replay, and an edit by every editor."""
     method = nulltext.inversion.NullText(inner_steps=1)
     made = nulltext.invert(model, photo, PROMPT, method=method, num_steps=2)
-    specs = [nulltext.EditSpec(TARGET, editor=editor()) for editor in EDITORS.values()]
+    specs = [nulltext.EditSpec(TARGET, editor=EDITORS[name]()) for name in GENERAL_EDITORS]
     edits = [nulltext.edit(model, made, spec) for spec in specs]
     replayed = nulltext.replay(model, made).image
     for edit in edits:

@@ -146,7 +146,7 @@ def t5_tokenizer() -> T5TokenizerFast:
     words = [word for word in VOCABULARY if word.isascii() and word != ","]
     pieces = [
         *(("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)),
-        *((f"\u2581{word}", -3.0) for word in [*words, "photo", "of"]),
+        *((f"\u2581{word}", -3.0) for word in [*words, "photo", "of", "on", "sofa", "white"]),
         ("\u2581", -6.0),
         *((chr(code), -8.0) for code in range(33, 127)),
     ]

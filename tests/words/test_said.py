@@ -18,6 +18,7 @@ from nulltext.cli.train import commit_of
 from nulltext.errors import OptionError
 from nulltext.image import strip
 from nulltext.inversion.registry import METHODS, method_named, with_options
+from support.methods import GENERAL_METHODS
 
 EDIT = ("edit", "cat.png", "--source", "a cat", "--target", "a dog")
 INVERT = ("invert", "cat.png", "--prompt", "a cat", "--steps", 2)
@@ -29,7 +30,7 @@ def short(name):
     return with_options(method, inner_steps=1) if hasattr(method, "inner_steps") else method
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", GENERAL_METHODS)
 def test_the_seed_matters_to_the_methods_that_say_so(tiny_sd1, photo, name):
     made = [
         nulltext.invert(tiny_sd1, photo, "a cat", method=short(name), num_steps=2, seed=seed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nulltext.cli.options import takes_options
 from nulltext.cli.report import Reporter
 from nulltext.errors import OptionError
-from nulltext.jobs.edits import axes_of, base_edit, edits_of
+from nulltext.jobs.edits import axes_of, base_edit, edits_of, plan_of
 from nulltext.jobs.options import EditOptions
 from nulltext.jobs.request import (
     Inputs,
@@ -51,9 +51,7 @@ def edit(options: EditOptions, chosen: ModelChoice, reporter: Reporter) -> None:
     inputs = open_inputs(options)
     base_edit(options)  # refuses values that the library does not take
     if inputs.saved is None:
-        from nulltext.inversion.budgets import budget_of
-
-        budget_of(options)  # refuses what does not go together
+        plan_of(options)  # refuses what does not go together
     from nulltext.cli.work import open_model, with_caption
     from nulltext.inversion.replay import check_model
     from nulltext.jobs.pictures import PictureFiles, pictures_of, prompt_notes
@@ -138,14 +136,13 @@ def _obtain_inversion(
 ) -> Inversion:
     from nulltext.cli.work import invert_with_bars, note_unused_seed, partial_beside, save_whole
     from nulltext.editing.loop import check_specs
-    from nulltext.inversion.budgets import budget_of
 
     check_specs(model, inputs.prompt, specs)
     if inputs.saved is not None:
         return inputs.saved
     options, photo = inputs.options, inputs.photo
     assert photo is not None
-    plan, kept = budget_of(options), options.save_inversion
+    plan, kept = plan_of(options), options.save_inversion
     partial = None if kept is None else partial_beside(kept, fresh=options.fresh)
     made = invert_with_bars(
         reporter, model, photo, inputs.prompt, inputs.box, options, plan, partial

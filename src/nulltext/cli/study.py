@@ -42,7 +42,9 @@ class StudyOptions(RowOptions):
     quick: bool = option_field(False, "Four photos, ten steps: minutes, not to be quoted.")
     limit: int | None = option_field(None, "The first N photos only.", "N")
     sample: int | None = option_field(None, "Draw N photos and a caption of each.", "N")
-    methods: str | None = option_field(None, "Variants; default: all (docs/study.md).", "A,B")
+    methods: str | None = option_field(
+        None, "Variants; default: all that any model takes (docs/study.md).", "A,B"
+    )
     experiments: str | None = option_field(
         None, "Of reconstruction, captions, guidance, attention, editing; default: all.", "A,B"
     )

@@ -5,6 +5,7 @@ from .editors import PromptToPrompt as PromptToPrompt
 from .editors import Steering as Steering
 from .editors import at_strength as at_strength
 from .editors import register_editor as register_editor
+from .flow_edit import FlowEdit as FlowEdit
 from .heatmaps import PromptMaps as PromptMaps
 from .heatmaps import WordMap as WordMap
 from .heatmaps import heat_map_steps as heat_map_steps
@@ -14,5 +15,7 @@ from .loop import edit_steps as edit_steps
 from .placing import Placed as Placed
 from .placing import edit_photo as edit_photo
 from .regions import mask_for as mask_for
+from .rf_inversion import RFInversionEdit as RFInversionEdit
 from .spec import EditSpec as EditSpec
 from .spec import chain as chain
+from .uni_edit import UniEdit as UniEdit

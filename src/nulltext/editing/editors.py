@@ -7,24 +7,18 @@ by name.
     PromptToPrompt   words change, the parent's attention maps stay: colours, materials, kinds
     MasaCtrl         shapes change, the parent's look stays: poses, outlines, added objects
 
-The strength s is one knob for how far an edit may go, from the photo itself to the words alone:
+and of rectified-flow models, each in a module of its own, whose plans choose outputs (`rules`):
 
-    s         0      …      0.5      …      1
-    cross     1             0.8             0        fraction of steps with the source's word maps
-    self      1             0.4             0        fraction with its self-attention
-    start     0             0.08            1        MasaCtrl: fraction of steps before it begins
-    pull      infinite      0               0        how strongly the target follows the source
+    FlowEdit         a path from photo to target by the difference of velocities; no inversion
+    RFInversionEdit  the target's ODE, drawn to the photo in the first steps
+    UniEdit          the target's velocity where both prompts differ, the photo's elsewhere
 
-Piecewise linear, but for the pull k ln(1 / (2 s)), which leaves (2 s)^k of a departure over a run;
-so everything is monotone: at 0 the edit is the replay, at 0.5 the editor as published, at 1 the
-target prompt from the same noise.
-Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2; Cao et al. 2023 (MasaCtrl); the strength is
-ours.
+The strength, one knob over them all, is in `strength`.
+Source: Hertz et al. 2022 (Prompt-to-Prompt), sec. 3.2; Cao et al. 2023 (MasaCtrl).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
@@ -34,61 +28,18 @@ from nulltext.attention.processor import self_depths
 from nulltext.attention.prompt_to_prompt import Injection, largest_self_site
 from nulltext.attention.store import Plan
 from nulltext.constants import CROSS_STEPS, MASA_LAYER, MASA_START, SELF_STEPS, Alignment
+from nulltext.editing.flow_edit import FlowEdit
+from nulltext.editing.rf_inversion import RFInversionEdit
+from nulltext.editing.strength import PUBLISHED as PUBLISHED
+from nulltext.editing.strength import Steering as Steering
+from nulltext.editing.strength import at_strength as at_strength
+from nulltext.editing.strength import between, check_fractions, steps_until
+from nulltext.editing.uni_edit import UniEdit
 from nulltext.errors import OptionError, PromptError
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.plugins import EDITORS_GROUP, Registry
 from nulltext.words.alignment import attention_map, token_weights
 from nulltext.words.prompts import TokenizedPrompt, find_words, has_word, quoted
-
-PUBLISHED = 0.5
-"""The strength at which the parts have the values of their papers, and no pull."""
-PULL = 1.1
-"""k: with it the change grows evenly from 0 to the published strength; see docs/editing.md."""
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What a strength stands for; the fields are those of `EditSpec`."""
-
-    cross_steps: float
-    self_steps: float
-    pull: float
-
-
-def at_strength(strength: float) -> Steering:
-    """Prompt-to-Prompt's parts that a strength from 0 to 1 stands for.
-
-    Raises:
-        OptionError: it is outside 0 to 1.
-    """
-    return Steering(
-        cross_steps=between(strength, 1.0, CROSS_STEPS, 0.0),
-        self_steps=between(strength, 1.0, SELF_STEPS, 0.0),
-        pull=pull_at(strength),
-    )
-
-
-def between(strength: float, photo: float, published: float, words: float) -> float:
-    """A part of the knob from its values at the strengths 0, 0.5 and 1.
-
-    Raises:
-        OptionError: the strength is outside 0 to 1.
-    """
-    if not 0.0 <= strength <= 1.0:
-        raise OptionError(f"The strength is {strength:g}; choose a number from 0 to 1.")
-    if strength < PUBLISHED:
-        return photo + (published - photo) * strength / PUBLISHED
-    return published + (words - published) * (strength - PUBLISHED) / (1 - PUBLISHED)
-
-
-def pull_at(strength: float) -> float:
-    """The pull of a strength, from infinite down to 0.
-
-    Raises:
-        OptionError: the strength is outside 0 to 1.
-    """
-    part = between(strength, 0.0, 1.0, 1.0)
-    return math.inf if part == 0 else PULL * math.log(1 / part)
 
 
 class Editor(Protocol):
@@ -255,26 +206,9 @@ def _foreground_tokens(
 EDITORS: Registry[Editor] = Registry(
     "editor",
     EDITORS_GROUP,
-    [PromptToPrompt, MasaCtrl],
+    [PromptToPrompt, MasaCtrl, FlowEdit, RFInversionEdit, UniEdit],
     required=("plan", "at_strength", "reweights"),
 )
 """The editors by name."""
 
 register_editor = EDITORS.register
-
-
-def check_fractions(options: object, *names: str) -> None:
-    """Refuse fractions that are none.
-
-    Raises:
-        OptionError: one is outside 0 to 1.
-    """
-    for name in names:
-        value = getattr(options, name)
-        if not 0.0 <= value <= 1.0:
-            raise OptionError(f"{name} is {value:g}; it is a fraction, from 0 to 1.")
-
-
-def steps_until(fraction: float, num_steps: int) -> int:
-    """The step index that a fraction of the steps comes to, rounded half up."""
-    return math.floor(fraction * num_steps + 0.5)

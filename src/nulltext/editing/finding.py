@@ -16,6 +16,8 @@ where the embeddings are the same (weights). From s to the region of pixels it i
 on the photo at hand; where a noun comes, goes or changes, the union with the outline in the edited
 picture.
 
+Where an inversion holds z*_0 alone, z*_t is z*_0 noised afresh.
+
 Source: Couairon et al. 2023 (DiffEdit), sec. 3.2, eq. 5, which noises afresh where we have a pivot;
 Brack et al. 2024 (LEdits++), sec. 4.3 (both kinds of evidence). Combination and outlines are ours.
 """
@@ -35,8 +37,9 @@ from nulltext.attention.processor import attach
 from nulltext.attention.prompt_to_prompt import largest_self_site
 from nulltext.constants import Region
 from nulltext.diffusion.loops import StepInfo
-from nulltext.editing.editors import PromptToPrompt, steps_until
+from nulltext.editing.editors import PromptToPrompt
 from nulltext.editing.spec import EditSpec
+from nulltext.editing.strength import steps_until
 from nulltext.image.outlines import feather, outline
 from nulltext.inversion.record import Inversion
 from nulltext.inversion.replay import Replaying
@@ -172,7 +175,7 @@ def _probe(
     differences, maps = [], []
     for done, index in enumerate(indices, start=1):
         level = replaying.grid[index].noisier
-        latents = inversion.trajectory[steps - index][None].to(model.device)
+        latents = _latents(replaying, index)
         seen = StepMaps(largest_self_site(*latents.shape[-2:]))
         probe = ProbedController(NoOpController(guided=False), seen)
         with torch.no_grad(), attach(model.network, probe):
@@ -193,6 +196,17 @@ def _probe(
         attention[0],
         attention[1:],
     )
+
+
+def _latents(replaying: Replaying, index: int) -> Tensor:
+    """z*_t where the step with this index starts, [1, C, h, w]; of z*_0 alone, noised afresh."""
+    inversion = replaying.inversion
+    if not inversion.is_encoded_only:
+        return inversion.trajectory[inversion.num_steps - index][None].to(replaying.model.device)
+    clean = replaying.encoded
+    generator = torch.Generator().manual_seed(inversion.header.seed)
+    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+    return replaying.grid[index].noisier.add_noise(clean, noise.to(clean.device))
 
 
 def _scores(

@@ -9,6 +9,9 @@ editors hand them attention of the source (A_t; `editors`), or in a chain of the
     z^tgt_{t-1} = denoise(z^tgt_t, guided o(z^tgt_t, t, ∅_t, C_tgt; A_t))
     z^tgt_{t-1} <- z^src_{t-1} + m (z^tgt_{t-1} - z^src_{t-1})     where a region is set: `regions`
 
+Targets whose editor starts from the photo itself (FlowEdit) need no source beside them: where all
+do, nothing is replayed, and the reconstruction is the encoded photo.
+
 Source: Hertz et al. 2022, alg. 1; Mokady et al. 2023, sec. 3.3 (the null embeddings serve both).
 """
 
@@ -108,7 +111,8 @@ def edit(
         PromptError: a target is empty, too long, lacks a word that an option names, or says the
             same as what it starts from, without weights.
         OptionError: there is no target, or an option does not fit the model or the chain, or a mask
-            lies over the photo where it should over the crop.
+            lies over the photo where it should over the crop, or the inversion holds no noise to
+            start from.
         NumericalError: the latents became infinite or NaN.
     """
     steps = edit_steps(model, inversion, specs_of(specs), source_branch=source_branch)
@@ -138,10 +142,12 @@ def edit_steps(
             check_lies_on(mask, inversion)
     started = time.perf_counter()
     replaying = Replaying.of(model.counted(), inversion)
-    model, header, source = replaying.model, inversion.header, replaying.start
-    size = (source.shape[-2], source.shape[-1])
+    model, header, encoded = replaying.model, inversion.header, replaying.encoded
+    size = (encoded.shape[-2], encoded.shape[-1])
     rows = rows_of(model, header.prompt, specs, inversion.num_steps, size)
-    order = torch.tensor([_index(rows, spec) for spec in specs], device=source.device)
+    order = torch.tensor([_index(rows, spec) for spec in specs], device=encoded.device)
+    replays = not all(row.is_clean for row in rows)
+    source = replaying.start if replays else encoded
     targets = Targets.start(replaying, rows)
     probe = AttentionProbe(
         largest_self_site(*size), on_maps, order, needed=any(row.looks for row in rows)
@@ -150,9 +156,12 @@ def edit_steps(
         with torch.no_grad():
             probe.begin_step()
             source_store = targets.store_of(None, index)
-            recorder = Recorder(source_store, needs_null_branch(model, replaying.source_guidance))
-            with attach(model.network, probed(recorder, probe.source)):
-                source = source_branch(replaying, source, index).latents
+            if replays:
+                recorder = Recorder(
+                    source_store, needs_null_branch(model, replaying.source_guidance)
+                )
+                with attach(model.network, probed(recorder, probe.source)):
+                    source = source_branch(replaying, source, index).latents
             estimate = targets.step(index, source_store, probe)
             probe.end_step()
             targets.hold_to_parents(source, index, probe)

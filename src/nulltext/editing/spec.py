@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nulltext.attention.blend import LocalBlend
 from nulltext.constants import Alignment
-from nulltext.editing.editors import Editor, PromptToPrompt, pull_at
+from nulltext.editing.editors import Editor, PromptToPrompt
+from nulltext.editing.strength import pull_at
 from nulltext.errors import OptionError
 from nulltext.image.masks import mask_tensor
 from nulltext.image.opening import ImageLike

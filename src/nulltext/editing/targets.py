@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -33,14 +34,17 @@ from torch import Tensor
 
 from nulltext.attention.blend import blend_tokens
 from nulltext.attention.controller import AttentionController
-from nulltext.attention.maps import ProbedController, RunningMean, StepMaps
+from nulltext.attention.maps import NoOpController, ProbedController, RunningMean, StepMaps
 from nulltext.attention.processor import attach
 from nulltext.attention.store import AttentionStore, Plan, TargetControl
 from nulltext.diffusion.finite import check_finite
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY, guided_output, needs_null_branch
-from nulltext.editing.editors import steps_until
+from nulltext.diffusion.levels import Level
+from nulltext.diffusion.loops import Conditions
 from nulltext.editing.regions import Region, Words, on_latents, rate
+from nulltext.editing.rules import Moment, Rule
 from nulltext.editing.spec import EditSpec, check_kinds, with_parents
+from nulltext.editing.strength import steps_until
 from nulltext.errors import OptionError
 from nulltext.inversion.replay import Replaying
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -69,6 +73,17 @@ class Row:
     def looks(self) -> bool:
         """Whether it needs token maps."""
         return self.region.words is not None or self.plan.foreground is not None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether its latents are pictures without noise; see `rules`."""
+        return isinstance(self.plan, Rule) and self.plan.is_clean
+
+    def guidance_scale(self, common: float) -> float:
+        """Return its own w, its rule's, or the inversion's."""
+        rule = self.plan.guidance_scale if isinstance(self.plan, Rule) else None
+        given = (self.spec.guidance_scale, rule, common)
+        return next(scale for scale in given if scale is not None)
 
 
 def check_specs(model: LatentDiffusion, source_prompt: str, specs: Sequence[EditSpec]) -> None:
@@ -201,14 +216,15 @@ class Targets:
 
     @classmethod
     def start(cls, replaying: Replaying, rows: Sequence[Row]) -> Targets:
-        """All targets at z*_T."""
+        """All targets at z*_T, or at z*_0 where their rules begin there."""
         common = replaying.inversion.header.guidance_scale
-        own = [row.spec.guidance_scale for row in rows]
-        scales = [common if scale is None else scale for scale in own]
+        scales = [row.guidance_scale(common) for row in rows]
         for row, scale in zip(rows, scales, strict=True):
             replaying.model.check_guidance(scale, row.spec.negative)
         return cls(
-            latents=replaying.start.repeat(len(rows), 1, 1, 1),
+            latents=torch.cat(
+                [replaying.encoded if row.is_clean else replaying.start for row in rows]
+            ),
             prompt_embeds=replaying.model.embed([row.spec.target for row in rows]),
             rows=rows,
             guidance_scales=scales,
@@ -230,30 +246,19 @@ class Targets:
 
         Args: source_store: filled by the source's pass.
         """
-        model, step = self.replaying.model, self.replaying.grid[index]
-        null_embeds = self.replaying.conditions.at(index).null_embeds
+        step = self.replaying.grid[index]
         moved, estimates = [], []
         stores = [self.store_of(row, index) for row in range(len(self.rows))]
         for rows in self.passes:
             latents = self.latents[rows.start : rows.stop]
-            scales = [self.guidance_at(row, index) for row in rows]
             controls = [self._control(row, source_store, stores, probe) for row in rows]
-            plan = type(controls[0].plan)
-            controller = plan.controller(controls, index, guided=needs_null_branch(model, scales))
-            null = null_embeds
-            if self.null_shifts is not None:
-                null = null_embeds + self.null_shifts[rows.start : rows.stop]
-            with attach(model.network, probed(controller, probe.targets)):
-                output = guided_output(
-                    model,
-                    latents,
-                    step.noisier,
-                    null_embeds=null,
-                    prompt_embeds=self.prompt_embeds[rows.start : rows.stop],
-                    guidance_scale=scales,
-                )
+            asked = _Pass(self, rows, index, controls, probe)
+            output = asked.output()
             moved.append(step.denoise(latents, output))
-            estimates.append(step.clean_estimate(latents, output))
+            if self.rows[rows.start].is_clean:
+                estimates.append(moved[-1])
+            else:
+                estimates.append(step.clean_estimate(latents, output))
         self.latents = torch.cat(moved)
         check_finite(self.latents, "The edit", step.noisier)
         return torch.cat(estimates)
@@ -279,7 +284,8 @@ class Targets:
         for number, row in enumerate(self.rows):
             target = self.latents[number : number + 1]
             if not row.region.free:
-                parent = source if row.parent is None else held[row.parent]
+                root = self.replaying.encoded if row.is_clean else source
+                parent = root if row.parent is None else held[row.parent]
                 maps = probe.maps_of(number, row.parent)
                 self.shares[number] = row.region.share(index, maps, target)
                 # lerp: the ends 0 and 1 give parent and target bit for bit
@@ -287,12 +293,107 @@ class Targets:
             held.append(target)
         self.latents = torch.cat(held)
 
+    @cached_property
+    def plain(self) -> Conditions:
+        """The model's own embeddings of "" and the source prompt, [1, R, D] each."""
+        prompt = self.replaying.inversion.header.prompt
+        return Conditions(*self.replaying.model.embed(["", prompt]).chunk(2))
+
+    def conditions(self, row: int, index: int) -> Conditions:
+        """Return the embeddings that the photo, and a row's null branch, have at a step."""
+        if self.rows[row].is_clean:
+            return self.plain
+        return self.replaying.conditions.at(index)
+
     def masks(self) -> Tensor:
         """[K, h, w] in [0, 1]: where each is free of the photo: its own share or an ancestor's."""
         masks: list[Tensor] = []
         for row, share in zip(self.rows, self.shares, strict=True):
             masks.append(share if row.parent is None else torch.maximum(share, masks[row.parent]))
         return torch.stack(masks)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One step of rows that pass the network together."""
+
+    targets: Targets
+    rows: range
+    index: int
+    controls: Sequence[TargetControl[Any]]
+    probe: AttentionProbe
+
+    def output(self) -> Tensor:
+        """The output by which they step, [B, C, h, w]."""
+        latents, plan = self.targets.latents[self.rows.start : self.rows.stop], self._plan
+        if not issubclass(plan, Rule):
+            return self.of_targets(latents)
+        moment: Moment[Any] = Moment(
+            plans=[control.plan for control in self.controls],
+            latents=latents,
+            index=self.index,
+            replaying=self.targets.replaying,
+            reads=self.probe.wanted,
+            target=self.of_targets,
+            source=self.of_source,
+        )
+        return plan.outputs(moment)
+
+    def of_targets(
+        self, latents: Tensor, rows: Sequence[int] | None = None, *, reads: bool = True
+    ) -> Tensor:
+        """See `rules.TargetOutput`."""
+        targets, places = self.targets, range(len(self.rows)) if rows is None else rows
+        numbers = [self.rows[place] for place in places]
+        scales = [targets.guidance_at(row, self.index) for row in numbers]
+        null = targets.conditions(numbers[0], self.index).null_embeds
+        if targets.null_shifts is not None:
+            null = null + targets.null_shifts[numbers]
+        controller = self._plan.controller(
+            [self.controls[place] for place in places],
+            self.index,
+            guided=needs_null_branch(self._model, scales),
+        )
+        maps = self.probe.targets if reads else None
+        with attach(self._model.network, probed(controller, maps)):
+            return guided_output(
+                self._model,
+                latents,
+                self._level,
+                null_embeds=null,
+                prompt_embeds=targets.prompt_embeds[numbers],
+                guidance_scale=scales,
+            )
+
+    def of_source(self, latents: Tensor, guidance_scale: float) -> Tensor:
+        """See `rules.SourceOutput`; read where no replay is."""
+        conditions = self.targets.conditions(self.rows.start, self.index)
+        maps = self.probe.source
+        if maps is not None and maps.passes:
+            maps = None
+        guided = needs_null_branch(self._model, guidance_scale)
+        with attach(self._model.network, probed(NoOpController(guided=guided), maps)):
+            return guided_output(
+                self._model,
+                latents,
+                self._level,
+                null_embeds=conditions.null_embeds,
+                prompt_embeds=conditions.prompt_embeds,
+                guidance_scale=guidance_scale,
+            )
+
+    @property
+    def _plan(self) -> Any:
+        """The class of their plans."""
+        return type(self.controls[0].plan)
+
+    @property
+    def _model(self) -> LatentDiffusion:
+        return self.targets.replaying.model
+
+    @property
+    def _level(self) -> Level:
+        return self.targets.replaying.grid[self.index].noisier
 
 
 def probed(controller: AttentionController, maps: StepMaps | None) -> AttentionController:

@@ -39,8 +39,9 @@ STEP_COST, GRADIENT_COST = 3, 2
 method without attributes `step_cost` and `gradient_cost`."""
 
 DDIM_PIVOT: PivotName = "ddim"
-FIXED_POINT_PIVOT_COST = 1
-"""Estimate of what the fixed-point pivot takes per timestep beyond DDIM's one evaluation."""
+FURTHER_PIVOT_COST = 1
+"""What the midpoint pivot, and by estimate the fixed-point one, takes per timestep beyond DDIM's
+one evaluation."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Variant:
     """An inversion method of the registry, as the study runs it."""
 
     name: str
+
+    @property
+    def replays(self) -> bool:
+        """Whether there is anything to replay."""
+        return getattr(METHODS[self.name], "replays", True)
+
+    @property
+    def flow_only(self) -> bool:
+        """Whether it is for rectified-flow models alone."""
+        return getattr(METHODS[self.name], "flow_only", False)
 
     @property
     def optimises(self) -> bool:
@@ -77,7 +88,7 @@ class Variant:
         method = METHODS[self.name]
         cost = getattr(method, "step_cost", STEP_COST)
         if self.takes_pivot and pivot != DDIM_PIVOT:
-            cost += FIXED_POINT_PIVOT_COST
+            cost += FURTHER_PIVOT_COST
         if self.optimises:
             cost += getattr(method, "gradient_cost", GRADIENT_COST) * inner_steps
         return num_steps * int(cost)
@@ -89,12 +100,19 @@ class Variant:
 
 
 VARIANTS = {
-    variant.name: variant for variant in sorted(map(Variant, METHODS), key=lambda v: v.optimises)
+    variant.name: variant
+    for variant in sorted(map(Variant, METHODS), key=lambda v: v.optimises)
+    if variant.replays
 }
 """In table order: first the methods without gradients, each group in the registry's order."""
 
 VARIANT_NAMES = (BOUND, *VARIANTS, SDEDIT)
 """The values of `--methods`, in table order."""
+
+USUAL_VARIANTS = tuple(
+    name for name in VARIANT_NAMES if name not in VARIANTS or not VARIANTS[name].flow_only
+)
+"""Those that run where none are chosen: all that any model takes."""
 
 
 def variant_order(name: str) -> int:
@@ -134,7 +152,7 @@ class StudyPlan:
     strengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Strengths of edits, see `at_strength`; SDEdit's is the noise level."""
     experiments: tuple[str, ...] = tuple(EXPERIMENTS)
-    variants: tuple[str, ...] = VARIANT_NAMES
+    variants: tuple[str, ...] = USUAL_VARIANTS
 
     def __post_init__(self) -> None:
         if not self.iterations or min(self.iterations) < 1:

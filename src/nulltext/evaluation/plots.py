@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nulltext.errors import require
-from nulltext.evaluation.plan import BOUND, DDIM, NULL_TEXT, SDEDIT
+from nulltext.evaluation.plan import BOUND, DDIM, NULL_TEXT, SDEDIT, VARIANTS
 from nulltext.evaluation.summary import Line, Summary, grouped
-from nulltext.inversion.registry import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +67,7 @@ LOOKS: Mapping[str, Look] = {
     BOUND: Look("#8a8f98", "", "--"),
     DDIM: Look("#8a8f98", "", ":"),
     SDEDIT: Look("#7d8597", "*", "--"),
-    **dict(zip([name for name in METHODS if name != DDIM], cycle(PALETTE), strict=False)),
+    **dict(zip([name for name in VARIANTS if name != DDIM], cycle(PALETTE), strict=False)),
 }
 
 

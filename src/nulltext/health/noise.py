@@ -244,7 +244,7 @@ def _note_on_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
     noisiest, prediction = model.grid(inversion.num_steps)[0], model.schedule.prediction
     guided = inversion.header.method_config.get("inversion_guidance", 1.0) != 1.0
     few = inversion.num_steps < FEWEST_STEPS
-    if guided or few or noisiest.noisier.sigma**2 < LEAST_NOISE:
+    if inversion.is_encoded_only or guided or few or noisiest.noisier.sigma**2 < LEAST_NOISE:
         return None
     cleaner, noisy = inversion.trajectory[-2:].double()
     a, b = affine(prediction, noisiest.cleaner, noisiest.noisier)

@@ -13,6 +13,8 @@ from .budgets import Budget as Budget
 from .budgets import budget_named as budget_named
 from .ddim import DDIM as DDIM
 from .direct import Direct as Direct
+from .encode import Encode as Encode
+from .fireflow import FireFlow as FireFlow
 from .fixed_point import FixedPoint as FixedPoint
 from .invert import invert_many as invert_many
 from .invert import invert_steps as invert_steps
@@ -31,3 +33,7 @@ from .replay import SourceBranch as SourceBranch
 from .replay import exact_source_step as exact_source_step
 from .replay import replay_steps as replay_steps
 from .replay import source_step as source_step
+from .rf_inversion import RFInversion as RFInversion
+from .rf_solver import RFSolver as RFSolver
+from .round_trip import round_trip as round_trip
+from .uni_inv import UniInv as UniInv

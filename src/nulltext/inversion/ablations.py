@@ -98,6 +98,8 @@ class SharedEmbedding:
     """One embedding for all timesteps: base of `GlobalNull` and `TextualPivotShared`."""
 
     differentiates: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
+    """Whether it computes both branches of guidance itself."""
     draws: ClassVar[bool] = False
     gradient_cost: ClassVar[int] = 4
     branch: ClassVar[Branch]
@@ -200,6 +202,8 @@ class NullTextNoPivot:
 
     name: ClassVar[str] = "null-text-no-pivot"
     differentiates: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
+    """Whether it computes both branches of guidance itself."""
     draws: ClassVar[bool] = True
     gradient_cost: ClassVar[int] = 3
 

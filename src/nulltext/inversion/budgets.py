@@ -14,7 +14,7 @@ from nulltext.errors import OptionError
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.fixed_point import FixedPoint
 from nulltext.inversion.null_text import NullText
-from nulltext.inversion.registry import method_named, with_options
+from nulltext.inversion.registry import METHODS, method_named, with_options
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ def budget_named(name: str) -> Budget:
 
 def usual_steps(method: str) -> int:
     """Return the T that a method has by default: the default budget's, or else another budget's
-    that uses it, or else the paper's."""
+    that uses it, or else what it was published with, or else null-text's 50."""
     ordered = [BUDGETS[BUDGET], *BUDGETS.values()]
-    return next((own.num_steps for own in ordered if own.method.name == method), NUM_STEPS)
+    published = getattr(METHODS.get(method), "published_steps", NUM_STEPS)
+    return next((own.num_steps for own in ordered if own.method.name == method), published)
 
 
 class Choices(Protocol):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from nulltext.constants import PivotName
 from nulltext.diffusion.loops import Conditions, StepInfo, sample_step
@@ -44,20 +45,30 @@ class Direct:
     ) -> Generator[StepInfo, None, Solution]:
         """Walk the pivot and measure; costs 3 T UNet evaluations around DDIM's (2 T at w = 1)."""
         walked = yield from walk_steps(self.pivot, model, problem)
-        pivot, corrections = walked[:, 0], []
-        conditions, latents = Conditions(model.embed([""]), problem.prompt_embeds), pivot[-1:]
-        for index, step in enumerate(problem.grid):
-            target = pivot[-index - 2][None]
-            sampled = sample_step(
-                model, step, latents, conditions, problem.guidance_scale, what="Direct inversion"
-            )
-            corrections.append(target - sampled.latents)
-            latents = target  # where a replay lands, too
-            yield StepInfo(
-                "correct",
-                index + 1,
-                len(problem.grid),
-                step.noisier,
-                clean_estimate=sampled.clean_estimate,
-            )
-        return Solution(trajectory=pivot, corrections=torch.cat(corrections), replayed=latents)
+        pivot = walked[:, 0]
+        corrections = yield from correction_steps(model, problem, pivot)
+        return Solution(trajectory=pivot, corrections=corrections, replayed=problem.latents)
+
+
+def correction_steps(
+    model: LatentDiffusion, problem: Problem, pivot: Tensor
+) -> Generator[StepInfo, None, Tensor]:
+    """Measure what guided steps miss a trajectory z*_0 … z*_T [T + 1, C, h, w] by.
+
+    Returns: d_t, [T, C, h, w], noisiest first. Costs 2 T UNet evaluations, T at w = 1.
+    """
+    corrections = []
+    conditions, latents = Conditions(model.embed([""]), problem.prompt_embeds), pivot[-1:]
+    for index, step in enumerate(problem.grid):
+        target = pivot[-index - 2][None]
+        sampled = sample_step(model, step, latents, conditions, problem.guidance_scale)
+        corrections.append(target - sampled.latents)
+        latents = target  # where a replay lands, too
+        yield StepInfo(
+            "correct",
+            index + 1,
+            len(problem.grid),
+            step.noisier,
+            clean_estimate=sampled.clean_estimate,
+        )
+    return torch.cat(corrections)

@@ -219,7 +219,7 @@ def check_tensors(tensors: Mapping[str, TensorOutline], steps: int) -> None:
         InversionFileError: one does not.
     """
     expected = {
-        "trajectory": (4, (steps + 1,), FLOATS),
+        "trajectory": (4, (1, steps + 1), FLOATS),
         "photo": (3, (RGB,), ("uint8",)),
         "null_embeds": (3, (1, steps), FLOATS),
         "prompt_embeds": (3, (1, steps), FLOATS),

@@ -62,7 +62,7 @@ def invert(
         method: a name ("fixed-point", "null-text", "ddim", … see `inversion.registry`) or a
             method with options; by default that of the default budget (see `inversion.budgets`).
         num_steps: T, 1 to the model's training steps; by default that of the budget with this
-            method (20 for fixed-point), else 50.
+            method (20 for fixed-point), else what it was published with, else 50.
         guidance_scale: w of the replay, by default what the model suggests; null-text needs more
             than 1.
         crop: the region to invert; by default the largest centred one of the size's proportions.
@@ -241,9 +241,10 @@ class InversionRequest:
         scale = model.guidance_scale if guidance_scale is None else guidance_scale
         _check_guidance(scale)
         _check_seed(seed)
+        _check_branches(model, plan.method)
+        _check_flow(model, plan.method)
         plan.method.check(scale)
         model.check_guidance(scale)
-        _check_branches(model, plan.method)
         model.grid(plan.num_steps)
         model.tokenize(prompt, allow_empty=True)
         loaded = load_photo(photo)
@@ -300,6 +301,21 @@ def _check_branches(model: LatentDiffusion, method: InversionMethod) -> None:
             f"{method.name} optimises a branch of guidance, and the model '{model.name}' has no "
             "null branch; pass --true-cfg, or another --method such as fixed-point."
         )
+
+
+def _check_flow(model: LatentDiffusion, method: InversionMethod) -> None:
+    """Refuse, on other models, what is made for rectified flow."""
+    if model.schedule.prediction == "flow":
+        return
+    what, instead = f"The method {method.name}", "--method such as fixed-point"
+    if getattr(method, "pivot", None) == "midpoint":
+        what, instead = "The pivot midpoint", "--pivot"
+    elif not getattr(method, "flow_only", False):
+        return
+    raise OptionError(
+        f"{what} follows the ODE of a rectified-flow model (Stable Diffusion 3, FLUX), and "
+        f"'{model.name}' is none; choose another {instead}."
+    )
 
 
 def _check_seed(seed: int) -> None:

@@ -3,7 +3,7 @@
 An `Inversion` holds everything that replaying and editing consume. Every method fills the same
 fields, so nothing downstream asks which method it was:
 
-    trajectory      z*_0 … z*_T                          all methods
+    trajectory      z*_0 … z*_T                          all methods; encode: z*_0 alone
     null_embeds     per-step (or one) unconditional      null-text; the prompt's own: fixed-point
     prompt_embeds   per-step (or one) conditional        when the prompt's embedding was moved
     corrections     d_t, what lands a source step on it  when replay is steered onto the pivot
@@ -47,8 +47,9 @@ class Inversion:
     """A photo as a point from which a diffusion model can sample it again."""
 
     trajectory: Tensor
-    """[T + 1, C, h, w]: z*_0 (the encoded photo) … z*_T (the noise); float32, as all its tensors
-    but the photo, or float64 from float64 weights."""
+    """[T + 1, C, h, w]: z*_0 (the encoded photo) … z*_T (the noise), or, of the method `encode`,
+    [1, C, h, w]: z*_0 alone. float32, as all tensors but the photo, or float64 from float64
+    weights."""
     photo: Tensor
     """[3, H, W], uint8: the crop at the size that the model saw."""
     header: InversionHeader
@@ -97,6 +98,11 @@ class Inversion:
     def num_steps(self) -> int:
         """T."""
         return len(self.header.levels)
+
+    @property
+    def is_encoded_only(self) -> bool:
+        """Whether it holds z*_0 alone, from which nothing can be replayed."""
+        return len(self.trajectory) == 1
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file.

@@ -17,10 +17,15 @@ from nulltext.inversion.ablations import (
 from nulltext.inversion.base import InversionMethod
 from nulltext.inversion.ddim import DDIM
 from nulltext.inversion.direct import Direct
+from nulltext.inversion.encode import Encode
+from nulltext.inversion.fireflow import FireFlow
 from nulltext.inversion.fixed_point import FixedPoint
 from nulltext.inversion.model_tuning import ModelTuning
 from nulltext.inversion.negative_prompt import NegativePrompt
 from nulltext.inversion.null_text import NullText
+from nulltext.inversion.rf_inversion import RFInversion
+from nulltext.inversion.rf_solver import RFSolver
+from nulltext.inversion.uni_inv import UniInv
 from nulltext.plugins import METHODS_GROUP, Registry
 
 METHODS: Registry[InversionMethod] = Registry(
@@ -39,6 +44,11 @@ METHODS: Registry[InversionMethod] = Registry(
         TextualPivot,
         TextualPivotShared,
         ModelTuning,
+        RFInversion,
+        RFSolver,
+        FireFlow,
+        UniInv,
+        Encode,
     ],
     required=("differentiates", "draws", "check", "steps"),
 )

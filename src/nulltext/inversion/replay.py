@@ -19,7 +19,7 @@ from torch import Tensor
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.diffusion.levels import Grid, Step
 from nulltext.diffusion.loops import Conditions, Sampled, StepInfo, run, sample_step
-from nulltext.errors import InversionFileError
+from nulltext.errors import InversionFileError, OptionError
 from nulltext.image.images import from_uint8, psnr, to_pil
 from nulltext.image.saving import encoded
 from nulltext.image.strip import Tile, figures_html
@@ -149,8 +149,23 @@ class Replaying:
         return self.inversion.header.guidance_scale
 
     @property
+    def encoded(self) -> Tensor:
+        """z*_0 on the model's device: [1, C, h, w]."""
+        return self.inversion.trajectory[:1].to(self.model.device)
+
+    @property
     def start(self) -> Tensor:
-        """z*_T on the model's device: [1, C, h, w]."""
+        """z*_T on the model's device: [1, C, h, w].
+
+        Raises:
+            OptionError: the inversion holds z*_0 alone.
+        """
+        if self.inversion.is_encoded_only:
+            raise OptionError(
+                f"The inversion was made by --method {self.inversion.header.method}, so it holds "
+                "the encoded photo and no noise to start from; edit with --editor flowedit, or "
+                "invert with another --method."
+            )
         return self.inversion.trajectory[-1:].to(self.model.device)
 
     def cleaner(self, index: int) -> Tensor:
@@ -202,6 +217,7 @@ def replay_steps(model: LatentDiffusion, inversion: Inversion) -> Generator[Step
 
     Raises:
         InversionFileError: the inversion belongs to another model.
+        OptionError: it holds the encoded photo alone.
         NumericalError: the latents became infinite or NaN.
     """
     replaying = Replaying.of(model, inversion)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from nulltext.constants import __version__
 from nulltext.errors import DataError, NulltextError, OptionError
 from nulltext.jobs import ledger
-from nulltext.jobs.edits import axes_of, base_edit
+from nulltext.jobs.edits import axes_of, base_edit, plan_of
 from nulltext.jobs.job_files import EXAMPLE, read_jobs
 from nulltext.jobs.ledger import Book, Row
 from nulltext.jobs.request import check_options, check_targets, open_inputs
@@ -182,9 +182,7 @@ def _checked(unit: Unit) -> tuple[str | None, list[str]]:
         axes_of(options)
         base_edit(options)
         if options.inversion is None:
-            from nulltext.inversion.budgets import budget_of
-
-            budget_of(options)
+            plan_of(options)
         inputs = open_inputs(options)
         check_targets(options, inputs.prompt)
     except NulltextError as error:

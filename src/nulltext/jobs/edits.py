@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nulltext.editing.spec import EditSpec
+    from nulltext.inversion.budgets import Budget
     from nulltext.models.latent_diffusion import LatentDiffusion
 
 DEFAULT_SWEEP = "strength=0:1:5"
@@ -134,6 +135,30 @@ def base_edit(options: EditOptions) -> EditSpec:
         if (setting := OPTIONS[name].about.setting) is not None
     }
     return replace(spec, editor=replace(spec.editor, **settings))
+
+
+def plan_of(options: EditOptions) -> Budget:
+    """Return the method and the number of steps that an edit inverts with.
+
+    Where neither --method nor --budget is given, an editor may have a method of its own.
+
+    Raises:
+        OptionError: options do not go together.
+    """
+    from nulltext.editing.editors import EDITORS
+    from nulltext.inversion.budgets import budget_of
+    from nulltext.inversion.encode import Encode
+
+    own = getattr(EDITORS[options.editor], "inversion", None)
+    if own is not None and options.method is None and options.budget is None:
+        options = replace(options, method=own)
+    plan = budget_of(options)
+    if isinstance(plan.method, Encode) and options.guidance is not None:
+        raise OptionError(
+            f"--guidance steers nothing with --method {plan.method.name}, which inverts nothing; "
+            "leave it out, or pass --source-guidance and --target-guidance."
+        )
+    return plan
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:

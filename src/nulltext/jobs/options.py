@@ -139,12 +139,12 @@ class InversionOptions:
     """How a photo is inverted. None: not given."""
 
     method: Method | None = option_field(
-        None, "How to invert; default: as the budget does.", label="Method"
+        None, "How to invert; default: as the editor or the budget does.", label="Method"
     )
     steps: int | None = option_field(
         None,
-        "DDIM steps, 1 to 1000; more is slower. Default 20 (12 by --budget fast, 50 by paper "
-        "and other methods).",
+        "Steps, 1 to 1000; more is slower. Default 20 (12 by --budget fast, 50 by paper and other "
+        "methods, or as a method of rectified flow was published).",
         "T",
         low=1,
         high=1000,
@@ -167,8 +167,9 @@ class InversionOptions:
     pivot: PivotName | None = option_field(
         None,
         "The trajectory that null-text, direct, negative-prompt, global-null, textual-pivot, "
-        "textual-pivot-shared and model-tuning steer along: ddim, as published (default), or "
-        "fixed-point, from which a replay without guidance is exact to a tolerance.",
+        "textual-pivot-shared and model-tuning steer along: ddim, as published (default), "
+        "fixed-point, from which a replay without guidance is exact to a tolerance, or midpoint, "
+        "of second order, for rectified-flow models.",
         label="Pivot",
     )
     guidance: float | None = option_field(
@@ -254,7 +255,8 @@ class EditOptions(InversionOptions):
     editor: EditorName = option_field(
         EditorName.PROMPT_TO_PROMPT,
         "prompt-to-prompt changes what things are and keeps their shapes; masactrl changes "
-        "shapes and keeps the look.",
+        "shapes and keeps the look; flowedit, rf-inversion and uniedit are of rectified-flow "
+        "models, and flowedit needs no inversion.",
         label="Editor",
     )
     weight: tuple[str, ...] = option_field(
@@ -367,6 +369,102 @@ class EditOptions(InversionOptions):
         editor=EditorName.MASACTRL,
         setting="foreground",
         label="Foreground",
+    )
+    n_max: float | None = option_field(
+        None,
+        "flowedit: fraction of steps, the last ones, that are taken; higher changes more. Default "
+        "0.66 (FLUX 0.86).",
+        "N",
+        low=0,
+        high=1,
+        editor=EditorName.FLOWEDIT,
+        setting="n_max",
+        by_strength=True,
+        knob="n-max",
+        label="Steps taken",
+    )
+    n_min: float | None = option_field(
+        None,
+        "flowedit: fraction of steps, the last ones, in which the target is sampled plainly.",
+        "N",
+        unset=0,
+        low=0,
+        high=1,
+        editor=EditorName.FLOWEDIT,
+        setting="n_min",
+        knob="n-min",
+        label="Steps sampled plainly",
+    )
+    n_avg: int | None = option_field(
+        None,
+        "flowedit: draws of noise per step; more is steadier and slower.",
+        "N",
+        unset=constants.N_AVG,
+        low=1,
+        high=100,
+        editor=EditorName.FLOWEDIT,
+        setting="n_avg",
+        label="Draws per step",
+    )
+    source_guidance: float | None = option_field(
+        None,
+        "flowedit: how strongly the photo's words steer; default 3.5 (FLUX 1.5), and "
+        "--target-guidance 13.5 (FLUX 5.5).",
+        "W",
+        low=0,
+        editor=EditorName.FLOWEDIT,
+        setting="source_guidance",
+        knob="source-guidance",
+        label="Source guidance",
+    )
+    eta: float | None = option_field(
+        None,
+        "rf-inversion: how strongly the target is drawn to the photo, while it is.",
+        "E",
+        unset=constants.ETA,
+        low=0,
+        high=1,
+        editor=EditorName.RF_INVERSION,
+        setting="eta",
+        knob="eta",
+        label="Drawn to the photo",
+    )
+    eta_stop: float | None = option_field(
+        None,
+        "rf-inversion: fraction of steps in which the target is drawn to the photo.",
+        "S",
+        unset=constants.ETA_STOP,
+        low=0,
+        high=1,
+        editor=EditorName.RF_INVERSION,
+        setting="eta_stop",
+        by_strength=True,
+        knob="eta-stop",
+        label="Drawn until",
+    )
+    uni_alpha: float | None = option_field(
+        None,
+        "uniedit: fraction of steps, the last ones, that are edited; higher changes more.",
+        "A",
+        unset=constants.UNI_ALPHA,
+        low=0,
+        high=1,
+        editor=EditorName.UNIEDIT,
+        setting="alpha",
+        by_strength=True,
+        knob="uni-alpha",
+        label="Steps edited",
+    )
+    uni_omega: float | None = option_field(
+        None,
+        "uniedit: how far the difference between both prompts is taken beyond the target.",
+        "O",
+        unset=constants.UNI_OMEGA,
+        low=0,
+        editor=EditorName.UNIEDIT,
+        setting="omega",
+        knob="uni-omega",
+        label="Beyond the target",
     )
     region: Region = option_field(
         constants.REGION,

@@ -70,6 +70,8 @@ def job_of(options: EditOptions, inversion: Inversion, placed: Placed) -> dict[s
     else:
         for name in ("then", "then_strength"):
             job.pop(name, None)
+    if inversion.is_encoded_only:
+        del job["guidance"]  # of an inversion that was none
     if header.seed != constants.SEED:
         job["seed"] = header.seed
     if options.inversion is not None:

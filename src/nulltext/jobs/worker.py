@@ -32,7 +32,7 @@ from nulltext.errors import (
     UserError,
     reason_of,
 )
-from nulltext.jobs.edits import Edits, axes_of, base_edit, edits_of
+from nulltext.jobs.edits import Edits, axes_of, base_edit, edits_of, plan_of
 from nulltext.jobs.job_files import PATHS, Job, Refused
 from nulltext.jobs.ledger import Row, failure, finite
 from nulltext.jobs.options import EditOptions, InversionOptions
@@ -346,12 +346,11 @@ class Worker:
     def _request(self, inputs: Inputs, specs: Sequence[EditSpec]) -> InversionRequest:
         """The inversion that edits need, checked with them."""
         from nulltext.editing.loop import check_specs
-        from nulltext.inversion.budgets import budget_of
         from nulltext.inversion.invert import InversionRequest
 
         check_specs(self.model, inputs.prompt, specs)
         assert inputs.photo is not None
-        plan = budget_of(inputs.options)
+        plan = plan_of(inputs.options)
         return InversionRequest.checked(
             self.model,
             inputs.photo,
