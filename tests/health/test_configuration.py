@@ -79,9 +79,11 @@ def test_inversions_and_edits_say_it_and_go_on(run, tmp_path, monkeypatch):
 
 def of_published_width(**config):
     """What the note reads of a model: Stable Diffusion 1.x by its text encoder's width."""
-    text = SimpleNamespace(modules=("text_encoder",))
+    text = SimpleNamespace(network="unet", modules=("text_encoder",))
     schedule = DiscreteSchedule.from_config(config)
-    return SimpleNamespace(name="m", schedule=schedule, text=text, embeds_shape=(77, 768))
+    return SimpleNamespace(
+        name="m", schedule=schedule, grid=schedule.grid, text=text, embeds_shape=(77, 768)
+    )
 
 
 @pytest.mark.parametrize(

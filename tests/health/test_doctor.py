@@ -211,9 +211,9 @@ def test_a_unet_that_leaves_half_precision_is_found_there_alone(run, tmp_path):
     code, out, _ = run("doctor", "--model", "broken", "--dtype", "float16", "--json")
     found = json.loads(out)
     assert code == 1
-    assert outcomes(found)["UNet"] == "failed"
+    assert outcomes(found)["network"] == "failed"
     (said,) = found["problems"]
-    assert re.search(r"'UNet' .* fails on cpu in float16: .* produced NaN or infinity", said)
+    assert re.search(r"'network' .* fails on cpu in float16: .* produced NaN or infinity", said)
 
 
 def test_a_report_measures_what_the_library_measures(run, flowers):
@@ -266,7 +266,7 @@ def test_noise_errors_are_those_of_the_formula(flowers):
 @pytest.mark.parametrize(
     ("part", "values", "said"),
     [
-        (SCHEDULER, {"prediction_type": "v_prediction"}, "but the UNet's output is epsilon"),
+        (SCHEDULER, {"prediction_type": "v_prediction"}, "but the network's output is epsilon"),
         (SCHEDULER, {"beta_schedule": "squaredcos_cap_v2"}, "The noise schedule seems wrong"),
         (VAE, {"scaling_factor": 6.0}, "latents_std is 8.24, expected at most 2"),
     ],
@@ -295,7 +295,7 @@ def test_random_weights_are_called_out_in_every_family(run, tmp_path, family):
     tiny_pipeline(family).save_pretrained(tmp_path / "random")
     code, out, _ = run("doctor", "--model", "random", "--report", "r.md", "--steps", 2)
     assert code == 1
-    assert "the UNet predicts noise no better than without a network" in out
+    assert "the network predicts noise no better than without one" in out
     assert "the autoencoder does not fit these weights" in out
     assert "does NOT" not in out
     text = Path("r.md").read_text()

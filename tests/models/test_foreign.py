@@ -211,7 +211,7 @@ LORA = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (2, 8)}
         (LORA, "is a LoRA, not a whole checkpoint; pass it as --lora {path}, beside the --model"),
         ({"<cat>": (8,)}, "is a learnt embedding, not a whole checkpoint; pass it as --embedding"),
         (VAE, "is an autoencoder (VAE), not a whole checkpoint; pass it as --vae {path}"),
-        (UNET, "is a UNet without its text encoders, not a whole checkpoint; pass a Stable"),
+        (UNET, "is a UNet without its text encoders, not a whole checkpoint; pass a text-to-image"),
     ],
 )
 def test_safetensors_that_are_something_else(tensors, words, tmp_path):

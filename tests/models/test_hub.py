@@ -256,7 +256,7 @@ def as_another_pipeline(folder):
             "The unet of the model 'somebody/tiny' has its weights as diffusion_pytorch_model.fp16"
             ".bin, which could run code when opened, and not as safetensors; look for",
         ),
-        (as_another_pipeline, "The model 'somebody/tiny' is of class FluxKontextPipeline (FLUX, "),
+        (as_another_pipeline, "The model 'somebody/tiny' is of class FluxKontextPipeline (FLUX.1 "),
     ],
 )
 def test_what_cannot_be_used_is_refused_without_weights(

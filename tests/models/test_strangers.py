@@ -37,6 +37,21 @@ XL = SD | {
     "text_encoder_2": part("transformers", "CLIPTextModelWithProjection"),
     "tokenizer_2": part("transformers", "CLIPTokenizer"),
 }
+SD3 = XL | {
+    "scheduler": part("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "transformer": part("diffusers", "SD3Transformer2DModel"),
+    "text_encoder": part("transformers", "CLIPTextModelWithProjection"),
+    "text_encoder_3": part("transformers", "T5EncoderModel"),
+    "tokenizer_3": part("transformers", "T5TokenizerFast"),
+}
+del SD3["unet"]
+FLUX = SD3 | {
+    "transformer": part("diffusers", "FluxTransformer2DModel"),
+    "text_encoder": part("transformers", "CLIPTextModel"),
+    "text_encoder_2": part("transformers", "T5EncoderModel"),
+    "tokenizer_2": part("transformers", "T5TokenizerFast"),
+}
+del FLUX["text_encoder_3"], FLUX["tokenizer_3"]
 
 
 def test_there_are_hundreds_of_other_pipelines_and_all_but_the_base_class_are_known():
@@ -51,7 +66,9 @@ def test_every_other_pipeline_is_refused_in_one_sentence(name):
         family_of(name, "some/model", {})
     said = str(caught.value)
     assert said.startswith(f"The model 'some/model' is of class {name} (")
-    assert said.endswith("pass a text-to-image checkpoint of Stable Diffusion 1, 2, XL (base), 3 or FLUX.1.")
+    assert said.endswith(
+        "pass a text-to-image checkpoint of Stable Diffusion 1, 2, XL (base), 3 or FLUX.1."
+    )
     assert "\n" not in said
 
 
@@ -68,7 +85,13 @@ def test_every_other_pipeline_is_refused_in_one_sentence(name):
         ("CogVideoXPipeline", "CogVideoX, a video model"),
         ("MochiPipeline", "Mochi, a video model"),
         ("StableDiffusion3ControlNetPipeline", "Stable Diffusion 3"),
-        ("FluxControlNetPipeline", "FLUX, a transformer"),
+        ("StableDiffusion3ControlNetInpaintingPipeline", "Stable Diffusion 3 with a ControlNet"),
+        ("FluxControlNetPipeline", "FLUX.1 with a ControlNet"),
+        ("FluxControlPipeline", "FLUX.1 Canny or Depth"),
+        ("FluxFillPipeline", "FLUX.1 Fill"),
+        ("FluxKontextInpaintPipeline", "FLUX.1 Kontext"),
+        ("FluxPriorReduxPipeline", "FLUX.1 Redux"),
+        ("Flux2KleinPipeline", "FLUX.2"),
         ("FlaxStableDiffusionPipeline", "weights for JAX"),
         ("OnnxStableDiffusionPipeline", "exported to ONNX"),
         ("OVStableDiffusionPipeline", "exported to OpenVINO"),
@@ -101,6 +124,10 @@ FOUR, NINE = {"in_channels": 4}, {"in_channels": 9}
         ("WandaPipeline", SD, FOUR, "StableDiffusionPipeline"),
         ("StableDiffusionInpaintPipeline", SD, FOUR, "StableDiffusionPipeline"),
         ("StableDiffusionXLInpaintPipeline", XL, FOUR, "StableDiffusionXLPipeline"),
+        ("StableDiffusion3PAGPipeline", SD3, {}, "StableDiffusion3Pipeline"),
+        ("StableDiffusion3InpaintPipeline", SD3, {}, "StableDiffusion3Pipeline"),
+        ("FluxInpaintPipeline", FLUX, {}, "FluxPipeline"),
+        (OWN, FLUX | {"_class_name": OWN}, {}, "FluxPipeline"),
     ],
 )
 def test_ordinary_parts_are_of_their_family_under_any_name(kind, index, unet, ordinary):
@@ -116,6 +143,11 @@ def test_ordinary_parts_are_of_their_family_under_any_name(kind, index, unet, or
         ("StableDiffusionControlNetPipeline", SD | {"controlnet": ["diffusers", "C"]}, FOUR),
         ("StableDiffusionGLIGENPipeline", SD, FOUR),
         ("LatentConsistencyModelPipeline", SD, FOUR),
+        ("FluxKontextPipeline", FLUX, {}),
+        ("FluxFillPipeline", FLUX, {}),
+        ("StableDiffusion3ControlNetPipeline", SD3 | {"controlnet": ["diffusers", "C"]}, {}),
+        (OWN, FLUX | {"controlnet": ["diffusers", "C"]}, {}),
+        (OWN, SD3 | {"transformer": ["diffusers", "QwenImageTransformer2DModel"]}, {}),
         ("StableDiffusionPAGPipeline", {}, FOUR),
         ("MyOwnPipeline", SD | {"adapter": part("diffusers", "T2IAdapter")}, FOUR),
         ("MyOwnPipeline", SD | {"text_encoder": part("transformers", "T5EncoderModel")}, FOUR),

@@ -1,7 +1,8 @@
-"""Small random-weight Stable Diffusion 3 and FLUX pipelines, made of the library's own classes."""
+"""Small random-weight Stable Diffusion 3, 3.5 and FLUX pipelines, of the library's own classes."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -23,97 +24,99 @@ from transformers import (
 )
 
 from support.tiny import own_tokenizer, text_config
+from support.vocabularies import VOCABULARY
 
-Kind = Literal["sd3", "sd35", "flux-dev", "flux-schnell"]
-KINDS: tuple[Kind, ...] = ("sd3", "sd35", "flux-dev", "flux-schnell")
+FlowKind = Literal["sd3", "sd35", "flux-dev", "flux-schnell"]
 
+KINDS: tuple[FlowKind, ...] = ("sd3", "sd35", "flux-dev", "flux-schnell")
 TOKENS = 24
-JOINT = 48
-"""Width of the joint attention's text: T5's."""
-CHANNELS = 4
-WORDS = ("a", "photo", "of", "on", "cat", "dog", "sofa", "red", "white", "flower")
+WIDTH, SECOND_WIDTH, JOINT_WIDTH = 32, 48, 96
+HEADS, HEAD = 2, 16
 
 
-def tiny_flow_pipeline(kind: Kind, seed: int = 0) -> Any:
-    """A complete pipeline with latents of 8 x 8 and photos of 32 x 32.
-
-    sd3: no T5. sd35: T5, dual attention and normed queries and keys. flux-dev: embedded guidance.
-    """
+def tiny_flow_pipeline(kind: FlowKind, seed: int = 0) -> Any:
+    """A complete pipeline with latents of 8 x 8 and photos of 32 x 32; only sd35 has T5."""
     torch.manual_seed(seed)
-    return tiny_flux(kind) if kind.startswith("flux") else tiny_sd3(kind)
+    pipe = _flux(kind) if kind.startswith("flux") else _sd3(kind)
+    # fresh layers of these classes are nearly the identity: let levels and words count
+    for name, weight in pipe.transformer.named_parameters():
+        if name.endswith("weight") and weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.08)
+    return pipe
 
 
-def tiny_sd3(kind: Kind) -> StableDiffusion3Pipeline:
-    later = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)} if kind == "sd35" else {}
+def _sd3(kind: FlowKind) -> StableDiffusion3Pipeline:
+    newer = kind == "sd35"
+    tokenizers = own_tokenizer("<|endoftext|>", TOKENS), own_tokenizer("!", TOKENS)
+    widths = (WIDTH, SECOND_WIDTH)
+    clips = [
+        CLIPTextModelWithProjection(
+            text_config(tokenizer, TOKENS, width, "gelu", projection_dim=width)
+        )
+        for tokenizer, width in zip(tokenizers, widths, strict=True)
+    ]
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=JOINT,
-        caption_projection_dim=16,
-        pooled_projection_dim=16 + 16,
-        pos_embed_max_size=8,
-        **later,
+        in_channels=16,
+        num_layers=3,
+        attention_head_dim=HEAD,
+        num_attention_heads=HEADS,
+        joint_attention_dim=JOINT_WIDTH,
+        caption_projection_dim=HEADS * HEAD,
+        pooled_projection_dim=sum(widths),
+        out_channels=16,
+        pos_embed_max_size=24,
+        qk_norm="rms_norm" if newer else None,
+        dual_attention_layers=(0, 1) if newer else (),
     )
     return StableDiffusion3Pipeline(
-        transformer=spread(transformer),
+        transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=autoencoder(1.5305, 0.0609),
-        text_encoder=clip(16),
-        tokenizer=own_tokenizer("<|endoftext|>", TOKENS),
-        text_encoder_2=clip(32),
-        tokenizer_2=own_tokenizer("!", TOKENS),
-        text_encoder_3=t5() if kind == "sd35" else None,
-        tokenizer_3=t5_tokenizer() if kind == "sd35" else None,
+        vae=_autoencoder(1.5305, 0.0609),
+        text_encoder=clips[0],
+        tokenizer=tokenizers[0],
+        text_encoder_2=clips[1],
+        tokenizer_2=tokenizers[1],
+        text_encoder_3=_t5() if newer else None,
+        tokenizer_3=t5_tokenizer() if newer else None,
     )
 
 
-def tiny_flux(kind: Kind) -> FluxPipeline:
+def _flux(kind: FlowKind) -> FluxPipeline:
+    tokenizer = own_tokenizer("<|endoftext|>", TOKENS)
     dev = kind == "flux-dev"
     transformer = FluxTransformer2DModel(
-        in_channels=4 * CHANNELS,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=JOINT,
-        pooled_projection_dim=32,
-        axes_dims_rope=(2, 2, 4),
+        patch_size=1,
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=HEAD,
+        num_attention_heads=HEADS,
+        joint_attention_dim=JOINT_WIDTH,
+        pooled_projection_dim=WIDTH,
         guidance_embeds=dev,
+        axes_dims_rope=(4, 6, 6),
     )
-    tokenizer = own_tokenizer("<|endoftext|>", TOKENS)
     return FluxPipeline(
-        transformer=spread(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(
             shift=3.0 if dev else 1.0, use_dynamic_shifting=dev
         ),
-        vae=autoencoder(0.3611, 0.1159),
-        text_encoder=CLIPTextModel(text_config(tokenizer, TOKENS, 32, "quick_gelu")),
+        vae=_autoencoder(0.3611, 0.1159),
+        text_encoder=CLIPTextModel(text_config(tokenizer, TOKENS, WIDTH, "quick_gelu")),
         tokenizer=tokenizer,
-        text_encoder_2=t5(),
+        text_encoder_2=_t5(),
         tokenizer_2=t5_tokenizer(),
+        transformer=transformer,
     )
 
 
-def spread(transformer: Any) -> Any:
-    """Draw the last projection, which is zero where nothing was trained."""
-    torch.nn.init.normal_(transformer.proj_out.weight, std=0.3)
-    for block in [*transformer.transformer_blocks]:
-        for norm in (block.norm1, block.norm1_context):
-            torch.nn.init.normal_(norm.linear.weight, std=0.2)
-    return transformer
-
-
-def autoencoder(scale: float, shift: float) -> AutoencoderKL:
+def _autoencoder(scale: float, shift: float) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(32, 32, 32),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=CHANNELS,
+        latent_channels=16,
         sample_size=32,
         scaling_factor=scale,
         shift_factor=shift,
@@ -122,40 +125,39 @@ def autoencoder(scale: float, shift: float) -> AutoencoderKL:
     )
 
 
-def clip(width: int) -> CLIPTextModelWithProjection:
-    tokenizer = own_tokenizer("<|endoftext|>", TOKENS)
-    return CLIPTextModelWithProjection(
-        text_config(tokenizer, TOKENS, width, "gelu", projection_dim=16)
-    )
-
-
-def t5() -> T5EncoderModel:
+def _t5() -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
-            d_model=JOINT,
-            d_ff=32,
-            d_kv=8,
-            num_heads=2,
-            num_layers=1,
-            feed_forward_proj="gated-gelu",
             vocab_size=256,
+            d_model=JOINT_WIDTH,
+            d_ff=64,
+            d_kv=16,
+            num_layers=2,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
             tie_word_embeddings=False,
         )
     )
 
 
+@lru_cache
 def t5_tokenizer() -> T5TokenizerFast:
-    """A unigram tokenizer with T5's special tokens and conventions."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0)]
-    pieces += [(f"▁{word}", -3.0) for word in WORDS]
-    pieces += [(chr(code), -8.0) for code in range(33, 127)]
-    unigram = Tokenizer(models.Unigram(pieces, unk_id=2))
-    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    unigram.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    """A unigram tokenizer with T5's special tokens; words beyond a few are spelled."""
+    words = [word for word in VOCABULARY if word.isascii() and word != ","]
+    pieces = [
+        *(("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)),
+        *((f"\u2581{word}", -3.0) for word in [*words, "photo", "of", "on", "sofa", "white"]),
+        ("\u2581", -6.0),
+        *((chr(code), -8.0) for code in range(33, 127)),
+    ]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
     )
     return T5TokenizerFast(
-        tokenizer_object=unigram,
+        tokenizer_object=tokenizer,
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",

@@ -137,6 +137,13 @@ class Step:
         """
         return affine(self.prediction, self.cleaner, self.noisier)(latents, output)
 
+    @property
+    def inverted_at(self) -> Level:
+        """The level that the network is told when a first-order inversion shows it the cleaner
+        latents: DDIM's is the one that it goes to, as published; Euler's, of a flow, the one that
+        they have, by which a replay comes nearer (docs/flow.md)."""
+        return self.cleaner if self.prediction == "flow" else self.noisier
+
     def clean_estimate(self, latents: Tensor, output: Tensor) -> Tensor:
         """Return the x0 that an output at `noisier` implies, [B, C, h, w]."""
         return clean_estimate(self.prediction, self.noisier, latents, output)

@@ -1,6 +1,7 @@
 """The loop towards noise (the pivot), and one step of the way back (the replay).
 
     pivot    z*_0 = z_0,  z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))                 w = 1
+             of a flow: o(z*_{t-1}, t - 1, C), Euler's step backwards
     replay   z_T = z*_T,  z_{t-1} = denoise(z_t, guided o(z_t, t, ∅_t, C_t))
 
 Loops are generators: they yield a `StepInfo` per step and return their tensors; `run` drives one.
@@ -112,7 +113,7 @@ def pivot_steps(
             output = guided_output(
                 model,
                 trajectory[-1],
-                step.noisier,
+                step.inverted_at,
                 null_embeds=prompt_embeds if null_embeds is None else null_embeds,
                 prompt_embeds=prompt_embeds,
                 guidance_scale=guidance_scale,

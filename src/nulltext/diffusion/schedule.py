@@ -134,7 +134,7 @@ class DiscreteSchedule:
         if kind.startswith(NOT_DISCRETE) or config.get("use_flow_sigmas", False):
             raise ModelError(
                 f"The scheduler is of class {shorten(kind)}, whose noise levels are no DDIM "
-                "schedule (flow matching or EDM), as the model's UNet needs; get the model again."
+                "schedule (flow matching or EDM), as the network needs; get the model again."
             )
         alphas_cumprod = _alphas_cumprod(config)
         spacing = config.get("timestep_spacing", "leading")

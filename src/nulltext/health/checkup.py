@@ -57,10 +57,10 @@ CHECKUP_STEPS = 20
 """T of the measured inversions, unless another number is requested."""
 
 LOAD, TEXT, ENCODE, DECODE = "load", "text encoder", "autoencoder encode", "autoencoder decode"
-UNET, GRADIENT, SHORT_EDIT = "UNet", "gradient", "edit in two steps"
+NETWORK, GRADIENT, SHORT_EDIT = "network", "gradient", "edit in two steps"
 NOISE, PLAIN, FITTED, EDIT = "noise prediction", "DDIM at w = 1", "default inversion", "edit"
 
-TRIAL_PARTS = (LOAD, TEXT, ENCODE, DECODE, UNET, GRADIENT, SHORT_EDIT)
+TRIAL_PARTS = (LOAD, TEXT, ENCODE, DECODE, NETWORK, GRADIENT, SHORT_EDIT)
 CHECKUP_PARTS = (*TRIAL_PARTS, NOISE, PLAIN, FITTED, EDIT)
 
 HALF_TOLERANCE = 8
@@ -162,17 +162,22 @@ class Checkup:
         self._run(TEXT, self._embed, [LOAD])
         self._run(ENCODE, self._encode, [LOAD])
         self._run(DECODE, self._decode, [ENCODE])
-        self._run(UNET, self._predict, [TEXT, ENCODE])
-        self._run(GRADIENT, self._differentiate, [UNET])
+        self._run(NETWORK, self._predict, [TEXT, ENCODE])
+        self._run(GRADIENT, self._differentiate, [NETWORK])
         self._run(SHORT_EDIT, self._edit_shortly, [GRADIENT, DECODE])
 
     def run_measurements(self, num_steps: int) -> None:
         plain = partial(self._invert, DDIM(), 1.0, num_steps, LOST_W1)
         fitted = partial(self._invert, "null-text", None, num_steps, LOST_DEFAULT)
-        self._run(NOISE, self._measure_noise, [UNET])
-        self._run(PLAIN, plain, [UNET, DECODE])
+        self._run(NOISE, self._measure_noise, [NETWORK])
+        self._run(PLAIN, plain, [NETWORK, DECODE])
+        if self._has(LOAD) and self.model.guidance != "branches":  # null-text has nothing to fit
+            fitted = partial(self._invert, None, None, num_steps, LOST_DEFAULT)
         self._run(FITTED, fitted, [GRADIENT, DECODE])
         self._run(EDIT, self._edit, [FITTED])
+
+    def _has(self, name: str) -> bool:
+        return any(part.name == name and part.outcome == "ok" for part in self.parts)
 
     def _run(
         self, name: str, work: Callable[[], Mapping[str, Any]], needs: Sequence[str] = ()
@@ -248,12 +253,12 @@ class Checkup:
         level = self.model.schedule.nearest_level(0.5)
         both = self.latents.expand(2, -1, -1, -1)
         noise_pred = self.model.predict_noise(both, level, self.prompts)
-        check_finite(noise_pred, "The UNet's prediction", level)
+        check_finite(noise_pred, "The network's prediction", level)
         distance = _distance(*noise_pred)
         if distance == 0.0:
             self.health.problems.append(
-                "The UNet predicts the same noise for two prompts: it does not hear its text; get "
-                "the unet folder of this checkpoint again."
+                "The network predicts the same noise for two prompts: it does not hear its text; "
+                f"get the {self.model.text.network} folder of this checkpoint again."
             )
         return {"words_change_noise": rounded(distance)}
 
@@ -274,7 +279,11 @@ class Checkup:
         return errors.as_json()
 
     def _invert(
-        self, method: str | InversionMethod, guidance: float | None, num_steps: int, lost: Range
+        self,
+        method: str | InversionMethod | None,
+        guidance: float | None,
+        num_steps: int,
+        lost: Range,
     ) -> Mapping[str, Any]:
         self.inversion = invert(
             self.model,

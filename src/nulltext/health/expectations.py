@@ -14,12 +14,15 @@ import numpy as np
 
 from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.models.latent_diffusion import LatentDiffusion
+from nulltext.models.lora import TRANSFORMERS
 
 EARLIER_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
 """Families of one text encoder, by its width (CLIP ViT-L, OpenCLIP ViT-H)."""
 
 XL = "Stable Diffusion XL"
 XL_WIDTH = 2048
+T5_WIDTH = 4096
+"""Of the prompts of Stable Diffusion 3 and FLUX.1."""
 
 SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "scaled_linear 0.00085 to 0.012": {
@@ -83,7 +86,7 @@ LATENTS_STD = Range(
     "the scaling factor makes latents of unit variance over the training set (Rombach et al. 2022, "
     "app. G); one photo may differ by half",
     "the scaling_factor of vae/config.json is not this autoencoder's (0.18215 for 1.x and 2.x, "
-    "0.13025 for XL); get that file again",
+    "0.13025 for XL, 1.5305 for 3, 0.3611 for FLUX.1); get that file again",
 )
 
 WORDS = Range(
@@ -101,7 +104,7 @@ GUESS = Range(
     0.8,
     "error of the predicted noise over that of the best guess from the noisy latents alone, "
     "geometric mean; 1 is what a network without knowledge reaches, the bundled model has 0.29",
-    "the UNet predicts noise no better than without a network; its weights are random, damaged or "
+    "the network predicts noise no better than without one; its weights are random, damaged or "
     "of another model",
 )
 
@@ -159,7 +162,10 @@ def psnr_bound_range(model: LatentDiffusion, one_colour: float) -> Range:
 
 def family_name(model: LatentDiffusion) -> str:
     if model.text.network != "unet":
-        return f"{type(model.network).__name__.removesuffix('Transformer2DModel')}'s layout"
+        kind = type(model.network).__name__
+        published = getattr(model.network.config, "joint_attention_dim", None) == T5_WIDTH
+        name = TRANSFORMERS.get(kind, kind)
+        return name if published else f"{name}'s layout"
     _, width = model.embeds_shape
     if len(model.text.modules) > 1:
         return XL if width == XL_WIDTH else f"{XL}'s layout"

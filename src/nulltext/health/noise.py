@@ -58,7 +58,7 @@ CLEARLY_LESS = 0.7
 bundled model epsilon has 0.10 and v 0.95."""
 
 KNOWS_SOMETHING = 0.8
-"""Mean error of a type below which the UNet's output has to do with it at all."""
+"""Mean error of a type below which the network's output has to do with it at all."""
 
 BETTER_SCHEDULE, HINTING_SCHEDULE = 0.83, 0.95
 """A schedule whose error is less than this part of the configured one's is the better one, or worth
@@ -160,7 +160,7 @@ def noise_errors(model: LatentDiffusion, latents: Tensor, prompt_embeds: Tensor)
         for name, schedule in schedules.items():
             nearest = schedule.nearest_level(level)
             output = model.predict(noisy, nearest, prompt_embeds)
-            check_finite(output, "The UNet's prediction", nearest)
+            check_finite(output, "The network's prediction", nearest)
             errors = {key: _relative_error(output, target) for key, target in targets.items()}
             found.by_schedule[name].append(errors[prediction])
             if name == CONFIGURED:
@@ -193,9 +193,10 @@ def noise_findings(model: LatentDiffusion, errors: NoiseErrors) -> Findings:
     configured, best = model.schedule.prediction, min(means, key=means.__getitem__)
     if means[best] < min(KNOWS_SOMETHING, CLEARLY_LESS * means[configured]):
         problem = (
-            f"prediction_type is {configured}, but the UNet's output is {best} (mean squared error "
-            f"{means[best]:.3g} of the target's, under {configured} {means[configured]:.3g}): set "
-            f'"prediction_type": "{best}" in scheduler/scheduler_config.json.'
+            f"prediction_type is {configured}, but the network's output is {best} (mean squared "
+            f"error {means[best]:.3g} of the target's, under {configured} "
+            f'{means[configured]:.3g}): set "prediction_type": "{best}" in '
+            "scheduler/scheduler_config.json."
         )
         return Findings([problem], notes)
     ignorant = GUESS.finding(errors.over_guess)
@@ -207,10 +208,10 @@ def noise_findings(model: LatentDiffusion, errors: NoiseErrors) -> Findings:
     if part >= HINTING_SCHEDULE:
         return Findings([], notes)
     reason = (
-        f"the UNet predicts noise better if its timesteps are those of the schedule '{best}' (mean "
-        f"squared error {means[best]:.3g}, under the configured one {means[CONFIGURED]:.3g}): "
-        "compare beta_schedule, beta_start and beta_end in scheduler/scheduler_config.json with "
-        "the published file."
+        "the network predicts noise better if its timesteps are those of the schedule "
+        f"'{best}' (mean squared error {means[best]:.3g}, under the configured one "
+        f"{means[CONFIGURED]:.3g}): compare beta_schedule, beta_start and beta_end in "
+        "scheduler/scheduler_config.json with the published file."
     )
     if part < BETTER_SCHEDULE:
         return Findings([f"The noise schedule seems wrong: {reason}"], notes)
@@ -257,8 +258,8 @@ def _note_on_noise(model: LatentDiffusion, inversion: Inversion) -> str | None:
     untrained = max(sizes) < UNTRAINED
     return (
         f"Its {'weights look untrained' if untrained else 'configuration looks wrong'}: the noise "
-        f"that it inverts the photo to has a deviation of {sizes[1]:.2f}, what its UNet takes for "
-        f"noise there one of {sizes[0]:.2f} and a likeness of {cosine:.2f}, and each should be 1"
-        f"{'; if they are trained,' if untrained else ', so'} its prediction_type may not be "
+        f"that it inverts the photo to has a deviation of {sizes[1]:.2f}, what its network takes "
+        f"for noise there one of {sizes[0]:.2f} and a likeness of {cosine:.2f}, and each should be "
+        f"1{'; if they are trained,' if untrained else ', so'} its prediction_type may not be "
         f"{prediction}."
     )

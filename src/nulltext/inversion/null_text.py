@@ -46,7 +46,8 @@ class NullText(FittingMethod):
     inner_steps: int = 10
     """N: gradient steps per timestep at most; more is closer to the pivot and slower."""
     learning_rate: float = 1e-2
-    """eta at step i (0 is the noisiest) is this times max(1 - i / 100, 0.01)."""
+    """eta at step i (0 is the noisiest) is this times max(1 - i / 100, 0.01), and times the size of
+    the family's embeddings where it is not Stable Diffusion 1, 2 or XL (`step_scale`)."""
     loss_tolerance: float = 1e-5
     """Loss below which the noisiest timestep is good enough."""
     loss_tolerance_slope: float = 2e-5
@@ -71,12 +72,13 @@ class NullText(FittingMethod):
             state = State.start((yield from self.trajectory_steps(model, photos)))
         start, fixed = self.embeds(model, photos)  # ∅ is fitted, C stays
         share = self.share(photos.guidance_scale)
+        rate = self.learning_rate * model.text.step_scale(model.embed([""]))
         for i in range(state.done, len(photos.grid)):
             step, latents, target = photos.grid[i], state.latents, state.target(i)
             embeds = (state.fitted[-1] if state.fitted else start).clone().requires_grad_(True)
             with torch.no_grad():
                 output_fixed = model.predict(latents, step.noisier, fixed)
-            eta = self.learning_rate * max(1.0 - i / 100, 0.01)
+            eta = rate * max(1.0 - i / 100, 0.01)
             adam = torch.optim.Adam([embeds], lr=eta)
             tolerance = self.loss_tolerance + self.loss_tolerance_slope * i
             most = self.inner_steps if step.moves(share, latents.dtype) else 0

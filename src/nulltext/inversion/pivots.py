@@ -1,6 +1,7 @@
 """The trajectory that a method steers its replay along: three ways to walk it.
 
     ddim           z*_t = invert(z*_{t-1}, o(z*_{t-1}, t, C))              as published
+                   of a flow: o(z*_{t-1}, t - 1, C), Euler's step backwards
     fixed-point    z*_t such that denoise(z*_t, o(z*_t, t, C)) = z*_{t-1}   diffusion.fixed_point
     midpoint       z*_t by the explicit midpoint rule, for rectified flow     diffusion.solvers
 

@@ -2,7 +2,7 @@
 
 An autoencoder is a folder of diffusers, or a single file. A single file says by its tensors how
 wide and how deep it is; what they cannot say (the scale of the latents, above all) is the model's
-own, as the UNet was trained on it. Names of the original code (LDM) become diffusers'.
+own, as the network was trained on it. Names of the original code (LDM) become diffusers'.
 
 What cannot be read, or is for another kind of model, is refused as a ModelError.
 """
@@ -95,6 +95,12 @@ class Adapters:
         """Merge LoRAs and add learnt tokens; returns notes for the user."""
         encoders = {name: name.replace("tokenizer", "text_encoder") for name in family.tokenizers}
         modules = {name: parts[name] for name in (family.network, *encoders.values())}
+        if self.embeddings and family.network != "unet":
+            raise ModelError(
+                f"The model '{model}' takes no learnt tokens (--embedding), which are added to "
+                "Stable Diffusion 1, 2 and XL alone; leave it out, or pass a LoRA of the subject "
+                "with --lora."
+            )
         notes = merge_loras(modules, self.loras, model=model)
         return notes + add_embeddings(
             [parts[name] for name in encoders],
@@ -262,7 +268,9 @@ def _check_latents(file: TensorFile, config: Mapping[str, Any], own: Mapping[str
         what = known_kinds()["autoencoder"]["channels"].get(
             str(channels), f"an autoencoder with {shown(str(channels))} latent channels"
         )
-        raise _refused(file.path, f"{what}, where the model's UNet takes {own['latent_channels']}")
+        raise _refused(
+            file.path, f"{what}, where the model's network takes {own['latent_channels']}"
+        )
     depth, here = (len(each.get("block_out_channels", ())) for each in (config, own))
     if depth != here:
         raise _refused(
@@ -272,13 +280,14 @@ def _check_latents(file: TensorFile, config: Mapping[str, Any], own: Mapping[str
             if 0 < depth < 8
             else f"an autoencoder of {depth} blocks, where the model's has {here}",
         )
-    scale, expected = config["scaling_factor"], own["scaling_factor"]
-    if not isinstance(scale, int | float) or abs(scale - expected) > 1e-6:
-        raise _refused(
-            file.path,
-            f"an autoencoder whose latents are scaled by {shown(str(scale))}, where the model's "
-            f"are by {expected:g}: it belongs to another family",
-        )
+    for name, done in (("scaling_factor", "scaled"), ("shift_factor", "shifted")):
+        value, expected = config.get(name) or 0.0, own[name] or 0.0
+        if not isinstance(value, int | float) or abs(value - expected) > 1e-6:
+            raise _refused(
+                file.path,
+                f"an autoencoder whose latents are {done} by {shown(str(value))}, where the "
+                f"model's are by {expected:g}: it belongs to another family",
+            )
 
 
 def _refused(path: Path, what: str) -> ModelError:

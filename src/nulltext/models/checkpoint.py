@@ -28,7 +28,7 @@ import torch
 
 from nulltext.errors import ModelError, shorten
 from nulltext.models.tensor_files import read_header
-from nulltext.models.variants import choose_weights
+from nulltext.models.variants import SENTENCEPIECE, choose_weights, without_json
 from nulltext.models.weights import MappedTensors, Unallocated, fill
 from nulltext.storage.untrusted import MEGABYTE, has_byte_order_mark, read_object, read_text
 
@@ -122,7 +122,9 @@ class Checkpoint:
         return module
 
     def tokenizer(self, name: str, class_name: str = "CLIPTokenizer") -> Any:
-        kind = _library_class(class_name)
+        kind, folder = _library_class(class_name), self.folder / name
+        if (folder / SENTENCEPIECE).is_file() and not (folder / "tokenizer.json").is_file():
+            raise without_json(name, self.name)
         with refused_as_unusable(name, self.name), plain_texts(self.folder / name) as texts:
             return checked_tokenizer(kind.from_pretrained(str(texts)))
 

@@ -58,7 +58,7 @@ class ModelChoice:
         default=None,
         metadata=_about(
             "What a single file is: sd14, sd15, sd21, sd21b, sdxl, or a folder with configs; "
-            "default: inferred.",
+            "default: inferred. Of SD 3 and FLUX.1: the model's folder, for what the file lacks.",
             "NAME|FOLDER",
         ),
     )
@@ -68,12 +68,21 @@ class ModelChoice:
     dtype: Precision | None = field(
         default=None,
         metadata=_about(
-            "Precision of the UNet and text encoders; default float16 on CUDA, else float32."
+            "Precision of the network and text encoders; default float16 on CUDA, else float32."
         ),
     )
     offload: bool = field(
         default=False,
-        metadata=_about("Keep text encoders and autoencoder off the device while the UNet works."),
+        metadata=_about(
+            "Keep text encoders and autoencoder off the device while the network works."
+        ),
+    )
+    true_cfg: bool = field(
+        default=False,
+        metadata=_about(
+            "Guide a model without a null branch of its own (FLUX) by one, at twice the cost; "
+            "null-text inversion needs it there."
+        ),
     )
     low_memory: bool = field(
         default=False,

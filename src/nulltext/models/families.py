@@ -60,6 +60,10 @@ class TextConditioner(Protocol):
         """How a guidance scale other than 1 acts."""
         ...
 
+    def step_scale(self, embeds: Tensor) -> float:
+        """What learning rates of embeddings are multiplied by; `embeds`: of "", [1, R, D]."""
+        ...
+
     @property
     def patch(self) -> int:
         """Latents along a side of a token: 1 of a UNet, which has none."""

@@ -45,6 +45,9 @@ ID_PARTS = 2
 SHOWS_FILES = ("tree", "blob", "resolve", "raw", "commit")
 """What comes between a hub id and a revision in an address."""
 
+NETWORKS = ("unet", "transformer")
+"""Folders of what denoises."""
+
 INDEX, MODULAR_INDEX, CONFIG = "model_index.json", "modular_model_index.json", "config.json"
 
 MOST_ENTRIES, MOST_NAMES = 1000, 5
@@ -168,10 +171,10 @@ def _explain_pipeline(folder: Path, entries: Sequence[Path]) -> str | None:
         family_of(index.get("_class_name"), str(folder), index, partial(_unet_config, folder))
     except ModelError as error:
         return str(error)
-    unet = [file for file in below if file.parent.name == "unet"]
-    if any(file.suffix in (".safetensors", *UNSAFE) for file in unet if not _is_openvino(file)):
+    network = [file for file in below if file.parent.name in NETWORKS]
+    if any(file.suffix in (".safetensors", *UNSAFE) for file in network if not _is_openvino(file)):
         return None
-    return _other_formats(folder, unet)
+    return _other_formats(folder, network)
 
 
 def _model_in_cache(folder: Path, entries: Sequence[Path]) -> str | None:
@@ -244,8 +247,9 @@ def _parent_folder(folder: Path, entries: Sequence[Path]) -> str | None:
 
 
 def _pipeline_without_index(folder: Path, entries: Sequence[Path]) -> str | None:
-    parts = [e.name for e in entries if e.name in ("unet", "vae", "text_encoder", "scheduler")]
-    if parts in ([], ["unet"]) or "unet" not in parts:
+    names = (*NETWORKS, "vae", "text_encoder", "scheduler")
+    parts = [entry.name for entry in entries if entry.name in names]
+    if len(parts) == 1 or not any(name in parts for name in NETWORKS):
         return None
     return (
         f"The folder '{folder}' has parts of a pipeline ({', '.join(parts)}), but no {INDEX}; "
@@ -265,7 +269,7 @@ def _single_files(folder: Path, _: Sequence[Path]) -> str | None:
     whole, trouble = [], None
     for file in files:
         try:
-            if kind_of_file(file) in ("checkpoint", "no-vae"):
+            if kind_of_file(file) in EXPECTED["--model"].kinds:
                 whole.append(file)
         except ModelError as error:
             trouble = trouble or str(error)
@@ -287,8 +291,8 @@ def _training_checkpoints(folder: Path, entries: Sequence[Path]) -> str | None:
     advice = (
         f"pass the LoRA of the last, --lora {_quoted(lora)}, beside --model"
         if lora.is_file()
-        else "let the training end, or put the last one's unet into its base model and write that "
-        "with save_pretrained()"
+        else "let the training end, or put the last one's network into its base model and write "
+        "that with save_pretrained()"
     )
     return (
         f"The folder '{folder}' holds only what a training keeps on its way "

@@ -39,7 +39,8 @@ from nulltext.models.placement import (
 )
 from nulltext.models.side_files import read_guidance, read_words
 from nulltext.models.single_file import SingleFile
-from nulltext.models.tensor_files import explain_kind
+from nulltext.models.tensor_files import explain_kind, kind_of_file
+from nulltext.models.transformer_file import FAMILIES, TransformerFile
 from nulltext.models.weights import cast_and_move
 from nulltext.storage.files import expand_user, path_exists
 
@@ -47,7 +48,8 @@ logger = logging.getLogger(__name__)
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
-Source = Checkpoint | SingleFile
+OneFile = SingleFile | TransformerFile
+Source = Checkpoint | OneFile
 
 SideContent = TypeVar("SideContent")
 
@@ -85,7 +87,9 @@ def load(
         variant: which weights of a folder or hub model are read, such as "fp16"; by default the
             plain ones, or the only ones there are.
         config: of a single file: a published configuration ("sd14", "sd15", "sd21", "sd21b",
-            "sdxl"), or a folder with configs; by default inferred from the file.
+            "sdxl"), or a folder with configs; by default inferred from the file. Of Stable
+            Diffusion 3 and FLUX.1: a folder of the same model in diffusers format, from which also
+            the text encoders and the autoencoder are read that the file lacks.
         lora: LoRA files, each with ":WEIGHT" behind it if the weight is not 1.
         embedding: files of learnt tokens (textual inversion), each with ":TOKEN" behind it if the
             token is not called as the file says.
@@ -187,7 +191,7 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
     unet = partial(source.json, "unet/config.json")
     family = family_of(index.get("_class_name"), model, index, unet)
     family.check_index(index, model)
-    single, own = isinstance(source, SingleFile), dict(family.modules)
+    single, own = isinstance(source, OneFile), dict(family.modules)
     if single and adapters.vae:  # it may have none
         del own["vae"]
     parts = source.modules(own)
@@ -198,7 +202,7 @@ def _read(source: Source, adapters: Adapters, model: str) -> _Read:
     original = read.digests if adapters and not single else None
     if adapters.vae:
         parts["vae"] = load_vae(adapters.vae, source.json("vae/config.json"))
-    notes = [source.note] if isinstance(source, SingleFile) else []
+    notes = [source.note] if isinstance(source, OneFile) else []
     notes += adapters.put_into(parts, family, model)
     family.check_parts(parts, text, model)
     return replace(read, notes=notes, original=original)
@@ -379,9 +383,12 @@ def source_of(
         reason = explain_kind(place) if single else None
         if reason is not None:
             raise ModelError(reason)
-    return (
-        SingleFile(place, str(model), config) if single else Checkpoint(place, str(model), variant)
-    )
+    if not single:
+        return Checkpoint(place, str(model), variant)
+    kind = kind_of_file(place)
+    if kind in FAMILIES:
+        return TransformerFile(place, str(model), kind, config)
+    return SingleFile(place, str(model), config)
 
 
 def display_name(model: str | Path) -> str:

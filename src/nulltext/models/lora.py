@@ -8,7 +8,8 @@ and with LoCon's Tucker core M [r, r, k, k], the difference is sum_ij up_oi M_ij
 alpha is the file's; without one the scale is 1; rank-stabilised LoRAs divide by sqrt(r).
 Source: Hu et al. 2022 (LoRA), sec. 4.1; LyCORIS (LoCon); Kalajdzievski 2023 (rsLoRA), eq. 8.
 
-Tensors of a model are never written to: a layer gets a new one, in float32 or the model's float64.
+Tensors of a model are never written to: a layer gets a new one, in float32 or the model's float64,
+of a transformer rounded to the file's own precision.
 
 A file's keys name layers in one of several ways:
 
@@ -17,6 +18,11 @@ A file's keys name layers in one of several ways:
     PEFT        base_model.model.down_blocks.0…attn1.to_q.lora_A.weight
     kohya       lora_unet_down_blocks_0…attn1_to_q.lora_down.weight
     LDM         lora_unet_input_blocks_1_1…attn1_to_q.lora_down.weight (kohya's of SDXL)
+    original    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight (kohya's of FLUX)
+    XLabs       double_blocks.0.processor.qkv_lora1.down.weight
+
+The last two are of transformers. One layer of their authors' names may be several here, each with
+some rows of `up` (`original_names`). kohya's scripts call a transformer `unet`, too.
 
 A key is split into its stem and which factor it is; stems are compared with the layers that the
 model has, with all separators as underscores, so that a key means a layer or nothing. The model
@@ -37,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from nulltext.errors import ModelError, OptionError, reason_of
+from nulltext.models.original_names import Origin, origins_of
 from nulltext.models.tensor_files import (
     EXPECTED,
     TensorFile,
@@ -56,7 +63,7 @@ PEFT_METADATA = "lora_adapter_metadata"
 """In the metadata of diffusers' files: the same, of each component."""
 
 FACTOR = re.compile(
-    r"(.+?)[._]lora(?:[._]|_linear_layer\.)(down|up|mid|A|B)(?:\.[\w-]+)?\.weight", re.DOTALL
+    r"(.+?)[._]lora([12]?)(?:[._]|_linear_layer\.)(down|up|mid|A|B)(?:\.[\w-]+)?\.weight", re.DOTALL
 )
 ALPHA = re.compile(r"(.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha", re.DOTALL)
 ROLES = ("down", "up", "mid", "alpha")
@@ -66,14 +73,38 @@ PREFIXES = {
     "base_model.model.": None,
     "lora_unet_": "unet",
     "unet.": "unet",
+    "lora_transformer_": "transformer",
+    "transformer.": "transformer",
     "diffusion_model.": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
     "lora_te_": "text_encoder",
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
 }
 """What precedes a layer's name, and the component that it says."""
+
+NETWORKS = ("unet", "transformer")
+"""Components that denoise: a model has one of them, whatever a file calls it."""
+
+TRANSFORMERS = {
+    "SD3Transformer2DModel": "Stable Diffusion 3",
+    "FluxTransformer2DModel": "FLUX.1",
+}
+"""Models by the class of their transformer."""
+
+TRANSFORMER_WIDTHS = {
+    1536: "Stable Diffusion 3",
+    2432: "Stable Diffusion 3",
+    3072: "FLUX",
+}
+"""Models by the width of their transformer."""
+
+JOINT = re.compile(r"(?<!single_)transformer_blocks[._]\d+[._]attn[._](?:to|add)_[qkv]")
+
+A_TRANSFORMER = "a diffusion transformer"
 
 OLD_PROJECTIONS = {
     "q_proj": "to_q",
@@ -131,7 +162,12 @@ class Layer(NamedTuple):
 
     component: str
     path: str
+    origin: Origin = Origin("")
+    """Which rows of the file's factor `up` are its own."""
 
+
+Names = Mapping[str, Sequence[Layer]]
+"""Layers by what a key may call them, separators as underscores."""
 
 Keys = dict[str, str]
 """A layer's keys in the file by their roles: "down", "up", "mid", "alpha"."""
@@ -161,7 +197,7 @@ def parse_lora(text: str) -> Lora:
 def merge_loras(
     modules: Mapping[str, nn.Module], loras: Sequence[Lora], *, model: str = "model"
 ) -> list[str]:
-    """Merge LoRAs into the weights of a UNet and its text encoders.
+    """Merge LoRAs into the weights of a UNet or a transformer and its text encoders.
 
     Returns notes for the user: keys without a layer, words to use, distillation.
 
@@ -171,7 +207,7 @@ def merge_loras(
     """
     notes: list[str] = []
     names = {
-        name: layer_names(name, module)
+        name: layers_by_name(name, module)
         for name, module in modules.items()
         if loras and name in PREFIXES.values()
     }
@@ -182,8 +218,9 @@ def merge_loras(
             reason = _misfit(file, modules, factors, unused)
             if reason is not None:
                 meant, here = meant_for(file), model_is(modules)
-                other = meant and meant not in here
-                why = f"is for {meant}" if other else f"does not fit: {reason}"
+                why = f"does not fit: {reason}"
+                if meant and not _means(meant, here, modules):
+                    why = f"is for {meant}"
                 raise ModelError(
                     f"The LoRA '{file.path.name}' {why}, and the model '{model}' is {here}; pass "
                     "a LoRA that was trained on the model's own family."
@@ -199,9 +236,15 @@ def merge_loras(
                     scale = _peft_scale(settings, layer, rank)
                 old = module.weight.detach()
                 delta = lora_delta(
-                    old, read["down"], read["up"], mid=read.get("mid"), scale=weight * scale
+                    old,
+                    read["down"],
+                    layer.origin.rows(read["up"]),
+                    mid=read.get("mid"),
+                    scale=weight * scale,
                 )
-                module.weight = nn.Parameter(delta.add_(old), requires_grad=False)
+                # A transformer of 12 B weights would take 48 GB in float32.
+                kept = old.dtype if layer.component == "transformer" else delta.dtype
+                module.weight = nn.Parameter(delta.add_(old).to(kept), requires_grad=False)
             if unused:
                 more = ", …" if len(unused) > 1 else ""
                 notes.append(
@@ -234,22 +277,23 @@ def lora_delta(
     return scale * (second @ first).reshape(weight.shape)
 
 
-def _matched(
-    file: TensorFile, names: Mapping[str, Mapping[str, str]]
-) -> tuple[dict[Layer, Keys], list[str]]:
+def _matched(file: TensorFile, names: Mapping[str, Names]) -> tuple[dict[Layer, Keys], list[str]]:
     factors: dict[Layer, Keys] = {}
     unused = []
+    network = next((name for name in NETWORKS if name in names), "")
     for key in file.shapes:
         split = split_key(key)
         component, name = split_stem(split[0]) if split else ("", "")
-        path = names.get(component, {}).get(name)
-        if split is None or path is None:
+        component = network if component in NETWORKS else component
+        layers = names.get(component, {}).get(name)
+        if split is None or layers is None:
             unused.append(key)
             continue
-        keys = factors.setdefault(Layer(component, path), {})
-        if split[1] in keys:
-            raise _damaged(file, f"it has two of {shown(key)}")
-        keys[split[1]] = key
+        for layer in layers:
+            keys = factors.setdefault(layer, {})
+            if split[1] in keys:
+                raise _damaged(file, f"it has two of {shown(key)}")
+            keys[split[1]] = key
     return factors, unused
 
 
@@ -269,7 +313,7 @@ def _misfit(
         absent = {"down", "up"} - shapes.keys()
         if absent:
             raise _damaged(file, f"{shown(next(iter(keys.values())))} lacks its {absent.pop()}")
-        if not _fits(tuple(module.weight.shape), shapes):
+        if not _fits(tuple(module.weight.shape), shapes, layer.origin):
             down, up = (list(shapes[role]) for role in ("down", "up"))
             return (
                 f"its factors {down} and {up} do not make the weight {list(module.weight.shape)} "
@@ -278,7 +322,7 @@ def _misfit(
     return None
 
 
-def _fits(weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _fits(weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]], origin: Origin) -> bool:
     down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
     if len(down) < 2 or len(up) < 2 or math.prod(shapes.get("alpha", ())) != 1:
         return False
@@ -287,8 +331,9 @@ def _fits(weight: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> boo
         if len(weight) != 4 or mid != (rank, rank, *weight[2:]):
             return False
         inputs = weight[1]
-    pointwise = math.prod(up[2:]) == 1
-    return rank > 0 and pointwise and up[:2] == (out, rank) and math.prod(down[1:]) == inputs
+    pointwise, parts = math.prod(up[2:]) == 1, origin.last - origin.first
+    rows = up[0] * parts == out * origin.of and up[1] == rank
+    return rank > 0 and pointwise and rows and math.prod(down[1:]) == inputs
 
 
 def _damaged(file: TensorFile, reason: str) -> ModelError:
@@ -337,7 +382,7 @@ def split_key(key: str) -> tuple[str, str] | None:
     """Split a key into stem and role: "down", "up", "mid" or "alpha"; None for any other key."""
     match = FACTOR.fullmatch(key)
     if match:
-        return match[1], PEFT_ROLES.get(match[2], match[2])
+        return match[1] + match[2], PEFT_ROLES.get(match[3], match[3])
     match = ALPHA.fullmatch(key)
     return (match[1], "alpha") if match else None
 
@@ -345,7 +390,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 def split_stem(stem: str) -> tuple[str, str]:
     """Split a stem into component and layer, separators as underscores.
 
-    A stem without a component's name is the UNet's, or a text encoder's by how it begins.
+    A stem without a component's name is the network's, or a text encoder's by how it begins.
     """
     component, rest = None, stem
     while True:
@@ -358,14 +403,31 @@ def split_stem(stem: str) -> tuple[str, str]:
     return component, _flat(rest.replace(".processor.", "."))
 
 
+def layers_by_name(component: str, module: nn.Module) -> dict[str, list[Layer]]:
+    """Find what each name means: one layer, or of a transformer's authors' names several."""
+    own = layer_names(component, module)
+    layers = {name: [Layer(component, path)] for name, path in own.items()}
+    for path in dict.fromkeys(own.values()):
+        for origin in origins_of(module, path):
+            if _flat(origin.name) not in own:
+                layers.setdefault(_flat(origin.name), []).append(Layer(component, path, origin))
+    return layers
+
+
 def layer_names(component: str, module: nn.Module) -> dict[str, str]:
+    """Name a component's layers in all ways that mean one layer each."""
     paths = [
         path
         for path, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
     ]
     names = {_flat(path): path for path in paths}
-    others = _unet_names(module.config, paths) if component == "unet" else _text_names(paths)
+    if component == "unet":
+        others = _unet_names(module.config, paths)
+    elif component in NETWORKS:
+        others = ((_flat(path.removesuffix(".0")), path) for path in paths)
+    else:
+        others = _text_names(paths)
     return dict(others) | names
 
 
@@ -445,6 +507,9 @@ def meant_for(file: TensorFile) -> str | None:
         stem, role = split_key(name) or ("", "")
         if role == "down" and CROSS.search(stem) and len(shape) > 1 and shape[1] in PROMPT_WIDTHS:
             return PROMPT_WIDTHS[shape[1]]
+        joint = role == "down" and JOINT.search(stem) and len(shape) > 1
+        if joint and shape[1] in TRANSFORMER_WIDTHS and not UNET_KEY.search(stem):
+            return TRANSFORMER_WIDTHS[shape[1]]
     unet = any(UNET_KEY.search(name) for name in file.shapes)
     for part, model in known_kinds()["lora"]["models"].items():
         clear = model == "Stable Diffusion XL" or "video" in model
@@ -459,11 +524,21 @@ def meant_for(file: TensorFile) -> str | None:
 
 
 def model_is(modules: Mapping[str, nn.Module]) -> str:
-    """Name a model by its UNet: "Stable Diffusion 1 (prompt width 768)"."""
-    config: Any = modules["unet"].config
-    width = config.cross_attention_dim
+    """Name a model by its network: "Stable Diffusion 1 (prompt width 768)"."""
+    network: Any = modules[next(name for name in NETWORKS if name in modules)]
+    named, config = TRANSFORMERS.get(type(network).__name__), network.config
+    if named is not None:
+        width = config.num_attention_heads * config.attention_head_dim
+        return f"{named} (transformer width {width})"
+    width = getattr(config, "cross_attention_dim", None)
     named = PROMPT_WIDTHS.get(width) if isinstance(width, int) else None
     return f"{named or 'a model of its own kind'} (prompt width {width})"
+
+
+def _means(meant: str, here: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a name of models, or of several, is this model's."""
+    alike = meant == A_TRANSFORMER and "transformer" in modules
+    return alike or any(each in here for each in meant.split(" or "))
 
 
 def notes_on(file: TensorFile) -> Iterator[str]:

@@ -58,6 +58,9 @@ SD3_T5_TOKENS, FLUX_T5_TOKENS = 256, 512
 PATCH = 2
 """Latents per token, along a side."""
 
+STEP = 25.0
+"""By measurement on the bundled flow model (docs/flow.md)."""
+
 FED = 1000.0
 """What FLUX's levels are divided by: it is fed s, Stable Diffusion 3 what the scheduler says."""
 
@@ -82,6 +85,16 @@ class T5Text:
         ids = torch.tensor([prompt.token_ids], device=execution_device(self.encoder))
         states: Tensor = self.encoder(ids)[0]
         return states
+
+
+def step_scale(sequence: Tensor) -> float:
+    """Return `STEP` times the root mean square of a sequence's rows [1, L, D] that are not zero.
+
+    Every block normalises its text rows, so that only steps relative to their size count, and how
+    large rows are differs from encoder to encoder.
+    """
+    rows = sequence[sequence.abs().sum(dim=-1) > 0]
+    return STEP * float(rows.float().square().mean().sqrt()) if len(rows) else 1.0
 
 
 def _of_clip(clip: ClipText, prompt: str) -> TokenizedPrompt:
@@ -160,6 +173,9 @@ class StableDiffusion3Text:
         if self.t5 is not None:
             further = self.t5.tokenize(prompt, allow_empty=allow_empty)
         return joined([read, further])
+
+    def step_scale(self, embeds: Tensor) -> float:
+        return step_scale(self.rows.unpack(embeds)[0])
 
     def embed(self, prompt: str) -> Tensor:
         """[1, R, D], packed."""
@@ -265,6 +281,9 @@ class FluxText:
         read = self.t5.tokenize(prompt, allow_empty=allow_empty)
         _of_clip(self.clip, prompt)
         return read
+
+    def step_scale(self, embeds: Tensor) -> float:
+        return step_scale(self.rows.unpack(embeds)[0])
 
     def embed(self, prompt: str) -> Tensor:
         """[1, R, D], packed."""

@@ -111,12 +111,19 @@ def _family_by_parts(
         and (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str))
     }
     family = STABLE_DIFFUSION_XL if "text_encoder_2" in parts else STABLE_DIFFUSION
-    wanted = {**family.modules, **dict.fromkeys(family.tokenizers, "CLIPTokenizer")}
-    if any(parts.get(name) != kind for name, kind in wanted.items()):
+    if "transformer" in parts:
+        family = FLUX if parts["transformer"] == FLUX.modules["transformer"] else STABLE_DIFFUSION_3
+        family = family.present(index)
+    wanted: dict[str, tuple[str, ...]] = {name: (kind,) for name, kind in family.modules.items()}
+    wanted |= {name: family.tokenizer_classes(name) for name in family.tokenizers}
+    if any(parts.get(name) not in kinds for name, kinds in wanted.items()):
         return None
     if parts.keys() - wanted.keys() - BESIDE:
         return None
     by_name = what in (ONLY_SAMPLES, ANOTHER)
+    if "transformer" in parts:  # channels do not tell FLUX.1 Kontext from FLUX.1
+        same = [tables["pipelines"][name] for name in ("StableDiffusion3", "Flux")]
+        return family if by_name or what in same else None
     return family if by_name or unet().get("in_channels") == LATENT_CHANNELS else None
 
 

@@ -136,7 +136,7 @@ class SingleFile:
     def _module(self, part: str, class_name: str) -> Any:
         try:
             module = build(self.configs, part, class_name, [self.file])
-            tensors = translated(self.tensors, partial(_diffusers_names, part, module.config))
+            tensors = translated(self.tensors, partial(diffusers_names, part, module.config))
             fill(module, tensors)
         except ModelError:
             raise
@@ -179,7 +179,8 @@ def translated(
     return ChainMap(parts, Renamed(tensors, names))  # type: ignore[arg-type]  # only read
 
 
-def _diffusers_names(part: str, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def diffusers_names(part: str, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Give a component's tensors among those of a file the names that they have in diffusers."""
     from diffusers.loaders import single_file_utils as original
 
     own = {name: t for name, t in tensors.items() if name.startswith(PREFIXES[part])}

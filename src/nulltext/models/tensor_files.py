@@ -66,7 +66,7 @@ class OptionFile(NamedTuple):
 
 
 EXPECTED: Mapping[Option, OptionFile] = {
-    "--model": OptionFile("a whole checkpoint", WORKS, ("checkpoint", "no-vae")),
+    "--model": OptionFile("a whole checkpoint", WORKS, ("checkpoint", "no-vae", "sd3", "flux")),
     "--lora": OptionFile(
         "a LoRA",
         "pass the .safetensors file of a LoRA",
@@ -101,6 +101,8 @@ class Header:
 
     shapes: Mapping[str, Sequence[int]]
     metadata: Mapping[str, Any]
+    dtypes: Mapping[str, str]
+    """As safetensors calls them: "F16", "BF16"."""
 
 
 class FileKind(NamedTuple):
@@ -141,7 +143,9 @@ def kind_of(header: Header) -> FileKind:
     names = "\n".join(header.shapes)
     for sign, pattern in _signs():
         if pattern.search(names):
-            return _kind_of_checkpoint(header, names) if sign.kind == "checkpoint" else sign
+            if sign.kind == "checkpoint":
+                return _kind_of_checkpoint(header, names)
+            return _kind_of_transformer(header, sign)
     few = 0 < len(header.shapes) <= MOST_EMBEDDINGS and "." not in "".join(header.shapes)
     if few and all(1 <= len(shape) <= FLAT for shape in header.shapes.values()):
         return FileKind("embedding", "a learnt embedding")
@@ -170,6 +174,17 @@ def _kind_of_checkpoint(header: Header, names: str) -> FileKind:
     return FileKind("checkpoint", "a whole checkpoint")
 
 
+def _kind_of_transformer(header: Header, sign: FileKind) -> FileKind:
+    """Tell a transformer that takes more than latents, by the channels that it takes."""
+    known = known_kinds()["transformer_channels"].get(sign.kind)
+    if known is None:
+        return sign
+    for name, shape in header.shapes.items():
+        if name.endswith(known["tensor"]) and len(shape) > 1 and shape[1] != known["channels"]:
+            return FileKind("other-model", known["what"])
+    return sign
+
+
 def read_header(path: Path) -> Header:
     try:
         status = path.stat()
@@ -192,6 +207,7 @@ def read_header(path: Path) -> Header:
             content = parse_json(text.decode("utf-8"))
             metadata = content.pop("__metadata__", {})
             shapes = {name: [int(n) for n in entry["shape"]] for name, entry in content.items()}
+            dtypes = {name: str(entry["dtype"]) for name, entry in content.items()}
             ends = [int(entry["data_offsets"][1]) for entry in content.values()]
             if not isinstance(metadata, dict):
                 raise ValueError("its metadata is no JSON object")
@@ -205,7 +221,7 @@ def read_header(path: Path) -> Header:
             f"'{path}' is cut off, as by a download that stopped: {status.st_size:,} of {whole:,} "
             "bytes are there; get it again."
         )
-    return Header(shapes, metadata)
+    return Header(shapes, metadata, dtypes)
 
 
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")

@@ -60,6 +60,10 @@ class UNetText(ClipConditioner):
     guidance: ClassVar[Guidance] = "branches"
     patch = 1
 
+    def step_scale(self, embeds: Tensor) -> float:  # noqa: ARG002
+        """Return 1: learning rates are the published ones, of these families."""
+        return 1.0
+
     def unet_inputs(self, embeds: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """Arguments of the UNet for embeddings [B, R, D] and a picture of `size` = (height,
         width) pixels."""

@@ -36,7 +36,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-"""Files of which a tokenizer needs either set."""
+"""Files of which a tokenizer needs either set; T5's has the first alone."""
+SENTENCEPIECE = "spiece.model"
+"""T5's vocabulary in a format that needs another library."""
 SIDE_FILES = (WORDS_FILE, GUIDANCE_FILE)
 
 DIFFUSERS = (
@@ -124,6 +126,8 @@ def needed_files(
     words = []
     for part in tokenizers:
         own = [name for name in TOKENIZER_FILES if f"{part}/{name}" in names]
+        if "tokenizer.json" not in own and f"{part}/{SENTENCEPIECE}" in names:
+            raise without_json(part, model)
         if not any(vocabulary <= set(own) for vocabulary in VOCABULARIES):
             raise ModelError(
                 f"The {part} of the model '{model}' has no tokenizer.json, and not both of "
@@ -133,6 +137,16 @@ def needed_files(
     indices = [weights.index for weights in chosen.values() if weights.index]
     weights = [file for part in chosen.values() for file in part.files]
     return [*configs, *words, *(name for name in SIDE_FILES if name in names), *indices, *weights]
+
+
+def without_json(tokenizer: str, model: str) -> ModelError:
+    """Make the error for a vocabulary that is there as spiece.model alone."""
+    return ModelError(
+        f"The {tokenizer} of the model '{model}' has its vocabulary as {SENTENCEPIECE} alone, "
+        "which is not read; get a copy with tokenizer.json, or write one into its folder with "
+        "T5TokenizerFast.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers, which "
+        "needs sentencepiece for it."
+    )
 
 
 def _variants(names: Iterable[str], component: str, stem: str) -> Variants:
