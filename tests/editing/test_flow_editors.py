@@ -311,6 +311,25 @@ def test_the_command_line_takes_the_editors_own_method(
     assert code == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("encode", "-o edited.png --editor flowedit --model"),
+        ("rf-solver", "does not say how well the method rf-solver inverts"),
+        ("uni-inv", "-o edited.png --editor uniedit --model"),
+    ],
+)
+def test_invert_says_what_its_figure_is_worth_and_what_comes_next(
+    flow_folder, photo, run, tmp_path, monkeypatch, method, said
+):
+    monkeypatch.chdir(tmp_path)
+    photo.save("p.png")
+    invert = ("invert", "p.png", "--model", flow_folder, "--prompt", SOURCE, "-o", "i.safetensors")
+    code, out, err = run(*invert, "--method", method, "--steps", 2)
+    assert code == 0, err
+    assert said in " ".join((out + err).split())
+
+
 def test_the_command_line_says_what_does_not_go_together(
     flow_folder, photo, run, tmp_path, monkeypatch
 ):

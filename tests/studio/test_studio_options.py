@@ -50,7 +50,9 @@ def other_value(option):
     if option.kind is Kind.CHOICE:
         return next(name for name in option.choices if name != option.default)
     if option.kind in (Kind.NUMBER, Kind.INTEGER):
-        return 1 if option.about.unset != 1 else 0
+        if option.about.unset != 1:
+            return 1
+        return 0 if option.about.low == 0 else 2
     return "dog, cat"
 
 

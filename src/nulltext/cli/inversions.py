@@ -180,9 +180,13 @@ def _report(
             f"the autoencoder alone reaches {decibels(header.psnr_bound)}.",
             f"Saved {target}",
         ]
+    from nulltext.editing.editors import EDITORS
+
+    own = [n for n in EDITORS if getattr(EDITORS[n], "inversion", None) == headers[0].method]
+    edits = ["-o", "edited.png", *(["--editor", own[0]] if own else []), *chosen.as_arguments()]
     lines.append(
         f'Next: nulltext edit --inversion {shlex.quote(str(targets[0]))} --target "…" '
-        f"{shlex.join(['-o', 'edited.png', *chosen.as_arguments()])}"
+        f"{shlex.join(edits)}"
     )
     reporter.result(rows[0] if len(rows) == 1 else rows, lines)
 

@@ -230,6 +230,11 @@ def note_what_is_odd(
     made: Sequence[Inversion],
 ) -> None:
     note_unused_seed(reporter, plan, seed)
+    if getattr(plan.method, "steered", False):
+        reporter.note(
+            "Note: the reconstruction is steered onto the photo at every step, so it does not say "
+            f"how well the method {plan.method.name} inverts."
+        )
     notes = [note_on_configuration(model, inversion) for inversion in made]
     notes += map(note_on_convergence, made)
     for note in dict.fromkeys(notes):

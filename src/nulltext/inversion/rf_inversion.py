@@ -46,6 +46,8 @@ class RFInversion:
     differentiates: ClassVar[bool] = False
     draws: ClassVar[bool] = True
     flow_only: ClassVar[bool] = True
+    steered: ClassVar[bool] = True
+    """Whether its reconstruction is exact by construction alone."""
     published_steps: ClassVar[int] = 28
 
     gamma: float = 0.5

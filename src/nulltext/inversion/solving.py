@@ -35,6 +35,8 @@ class SolverMethod:
     draws: ClassVar[bool] = False
     flow_only: ClassVar[bool] = True
     """Whether it is for rectified-flow models alone."""
+    steered: ClassVar[bool] = True
+    """Whether its reconstruction is exact by construction alone."""
     there: ClassVar[Solver]
     """The solver towards noise."""
     back: ClassVar[Solver]
