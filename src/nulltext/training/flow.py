@@ -127,31 +127,17 @@ class _JointProcessor:
     ) -> tuple[Tensor, Tensor]:
         image, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
 
-        def heads(layer: nn.Module, norm: nn.Module | None, tokens: Tensor) -> Tensor:
-            projected = layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            return projected if norm is None else norm(projected)
+        def joined(own: nn.Module, norm: Any, added: nn.Module, added_norm: Any) -> Tensor:
+            both = ((own, norm, hidden_states), (added, added_norm, encoder_hidden_states))
+            rows = []
+            for layer, normalise, tokens in both:
+                heads = layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                rows.append(heads if normalise is None else normalise(heads))
+            return torch.cat(rows, dim=2)
 
-        q = torch.cat(
-            [
-                heads(attn.to_q, attn.norm_q, hidden_states),
-                heads(attn.add_q_proj, attn.norm_added_q, encoder_hidden_states),
-            ],
-            dim=2,
-        )
-        k = torch.cat(
-            [
-                heads(attn.to_k, attn.norm_k, hidden_states),
-                heads(attn.add_k_proj, attn.norm_added_k, encoder_hidden_states),
-            ],
-            dim=2,
-        )
-        v = torch.cat(
-            [
-                heads(attn.to_v, None, hidden_states),
-                heads(attn.add_v_proj, None, encoder_hidden_states),
-            ],
-            dim=2,
-        )
+        q = joined(attn.to_q, attn.norm_q, attn.add_q_proj, attn.norm_added_q)
+        k = joined(attn.to_k, attn.norm_k, attn.add_k_proj, attn.norm_added_k)
+        v = joined(attn.to_v, None, attn.add_v_proj, None)
         logits = q @ (k.transpose(-1, -2) * q.shape[-1] ** -0.5)
         blank = logits.new_zeros(len(self.shared.blank_logits), 1, 1, image + text)
         blank[..., -1] = self.shared.blank_logits.view(-1, 1, 1)
