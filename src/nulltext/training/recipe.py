@@ -259,7 +259,7 @@ class FlowRecipe:
     """Share of rows whose target is the teacher's velocity; 0 trains without."""
     teacher_until: float = 0.75
     """Share of the training after which all targets are plain ones."""
-    highest_taught: float = 0.95
+    highest_taught: float = 0.85
     """Levels from this one on have the plain target."""
     loss: FlowLoss = field(default_factory=FlowLoss)
     loop: LoopSettings = field(
