@@ -16,7 +16,7 @@ from nulltext.attention.controller import Heads, Site
 from nulltext.attention.maps import StepMaps
 from nulltext.training.components import common_words, train_tokenizer, warm_start
 from nulltext.training.dataset import Caption, Example, compose, plain_caption
-from nulltext.training.denoiser import grounding_loss, role_tokens
+from nulltext.training.grounding import grounding_loss, role_tokens
 from nulltext.training.recipe import CaptionSettings, TokenizerSettings, ViewSettings
 from nulltext.training.views import HUES, hsv, recolour, rgb, segment, views_of
 from nulltext.words.captions import article

@@ -36,6 +36,7 @@ class Stage(StrEnum):
     AUTOENCODER = "autoencoder"
     DECODER = "decoder"
     DENOISER = "denoiser"
+    FLOW = "flow"
     EXPORT = "export"
     CAPTIONER = "captioner"
 
@@ -53,7 +54,7 @@ class TrainOptions:
     output: Path = option_field(MISSING, "Folder of the new model.", "MODEL", short="-o")
     config: str = option_field("flowers", "Name of a recipe, or a JSON file.", "RECIPE")
     stage: tuple[Stage, ...] = option_field(
-        (), "Only this stage; may be repeated. Default: all but the captioner."
+        (), "Only this stage; may be repeated. Default: all that the recipe's model takes."
     )
     resume: bool | None = option_field(
         None, "Continue from the checkpoints, or begin anew.", flags="--resume/--fresh"
@@ -74,7 +75,9 @@ class TrainOptions:
     @property
     def stages(self) -> Sequence[Stage]:
         """The stages to run."""
-        return self.stage or [one for one in Stage if one is not Stage.CAPTIONER]
+        from nulltext.training.recipe import load_recipe
+
+        return self.stage or [Stage(name) for name in load_recipe(self.config).stages]
 
     @property
     def captioner(self) -> Path:
@@ -143,7 +146,9 @@ def _check_outputs(training: TrainingRun, options: TrainOptions) -> None:
         from nulltext.training.export import check_output
 
         check_output(options.output, training.recipe)
-    if set(options.stages) != {Stage.CAPTIONER}:
+    if training.recipe.makes == "flow":
+        training.teacher()
+    elif set(options.stages) != {Stage.CAPTIONER}:
         from nulltext.training.stages import check_origin
 
         check_origin(training.recipe, training.origin)

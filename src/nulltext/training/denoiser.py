@@ -1,15 +1,11 @@
 """The stage of the UNet: noise from noisy latents and words, with the text encoder trained along.
 
     L = E min(SNR_t, gamma) / SNR_t |eps - eps_theta(z_t, t, C)|^2  +  g E G(A_t)
-    G = (1 - sum over the word's part of the picture of A / sum over all of A)^2
 
-with SNR_t = ab_t / (1 - ab_t), t uniform. G is the grounding of words: A is the cross-attention
-that the words of the flower (its kind, its colour) or of the background get, at every site where
-words have places and every timestep below `grounded_below`; their part of the picture is the
-flower's outline, or what is outside it. Without it a small model paints what the words say but its
-attention does not say where, and editing by attention has nothing to hold on to.
-Sources: Ho et al. 2020, eq. 14; Hang et al. 2023 (min-SNR), eq. 6; Wang et al. 2024 (TokenCompose),
-eq. 3, which grounds nouns by segmentation masks in the same way; Song et al. 2021 (DDIM), eq. 12,
+with SNR_t = ab_t / (1 - ab_t), t uniform. G is the grounding of words (`training.grounding`), of
+the cross-attention A_t at every site where words have places and every timestep below
+`grounded_below`.
+Sources: Ho et al. 2020, eq. 14; Hang et al. 2023 (min-SNR), eq. 6; Song et al. 2021 (DDIM), eq. 12,
 for the sample pictures.
 """
 
@@ -17,12 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nulltext.attention.maps import NoOpController, ProbedController, StepMaps
 from nulltext.attention.processor import attach
@@ -33,7 +27,8 @@ from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.models.latent_diffusion import LatentDiffusion
 from nulltext.training.components import common_words
-from nulltext.training.dataset import Caption, Role, compose
+from nulltext.training.dataset import compose
+from nulltext.training.grounding import CaptionTokenizer, grounding_loss
 from nulltext.training.loop import step_generator
 from nulltext.training.recipe import Recipe
 from nulltext.training.views import EncodedViews
@@ -42,15 +37,6 @@ COLUMNS = 8
 TOGETHER = 8
 """Sample pictures that go through the UNet at once."""
 SAMPLE_SEED = 7
-ROLES: tuple[Role, ...] = get_args(Role)
-TINY = 1e-6
-
-
-class TokenizedCaption(NamedTuple):
-    """Token ids of a caption, and the positions of each word's tokens among them."""
-
-    ids: list[int]
-    spans: list[list[int]]
 
 
 class DenoiserStage:
@@ -67,7 +53,7 @@ class DenoiserStage:
         self.fillers = common_words()
         assert isinstance(model.schedule, DiscreteSchedule)
         self.alphas_cumprod = torch.from_numpy(model.schedule.alphas_cumprod).float()
-        self.tokenized: dict[tuple[str, ...], TokenizedCaption] = {}
+        self.tokenize = CaptionTokenizer(model)
 
     def loss(self, rng: torch.Generator, batch_size: int) -> tuple[Tensor, dict[str, float]]:
         device, weights = self.model.device, self.recipe.denoiser.loss
@@ -80,7 +66,7 @@ class DenoiserStage:
         snr = (signal / (1.0 - signal)).flatten()
         examples = [self.views.examples[row] for row in rows]
         captions = [compose(e, self.recipe.captions, self.fillers, rng) for e in examples]
-        tokenized = [self._tokenize(caption) for caption in captions]
+        tokenized = [self.tokenize(caption) for caption in captions]
         ids = torch.tensor([caption.ids for caption in tokenized], device=device)
         embeds = self.text_encoder(ids).last_hidden_state
         maps = StepMaps(largest_self_site(*clean.shape[-2:]))
@@ -108,62 +94,6 @@ class DenoiserStage:
         images = sample(self.model, prompts, seed=SAMPLE_SEED)
         tiles = [Tile(to_pil(image), text) for image, text in zip(images, prompts, strict=True)]
         return tile_grid([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])
-
-    def _tokenize(self, caption: Caption) -> TokenizedCaption:
-        if caption.words not in self.tokenized:
-            prompt = self.model.tokenize(caption.text, allow_empty=True)
-            spans, start = [], 0
-            for text in caption.words:
-                end = start + len(text)
-                words = [word for word in prompt.words if start <= word.start < end]
-                spans.append([token for word in words for token in word.tokens])
-                start = end + 1
-            self.tokenized[caption.words] = TokenizedCaption(list(prompt.token_ids), spans)
-        return self.tokenized[caption.words]
-
-
-def grounding_loss(
-    maps: StepMaps,
-    captions: Sequence[Caption],
-    spans: Sequence[Sequence[Sequence[int]]],
-    masks: Tensor,
-) -> Tensor:
-    """Compute G: how much of the words' attention is outside their part of the picture, squared.
-
-    Args:
-        maps: attention of one pass of B captioned rows.
-        spans: per caption and word, the positions of its tokens.
-        masks: [B, h, w] in [0, 1], the flower's share of each latent pixel; all 0 where unknown.
-
-    Returns: a scalar in [0, 1]; 0 where no caption has a grounded word.
-    """
-    tokens = next(iter(maps.sites.values())).shape[1]
-    words = role_tokens(captions, spans, length=tokens).to(masks)
-    known = masks.flatten(1).amax(dim=1) > 0
-    valid = (words.amax(dim=-1) > 0) & known[:, None]
-    if not bool(valid.any()):
-        return masks.new_zeros(())
-    losses = []
-    for site in maps.sites.values():
-        size = (site.shape[-2], site.shape[-1])
-        flower = functional.adaptive_avg_pool2d(masks[:, None], size)
-        parts = torch.cat([flower, 1.0 - flower], dim=1)  # in the order of ROLES
-        attention = torch.einsum("brl,blhw->brhw", words, site)
-        share = (attention * parts).sum((-2, -1)) / (attention.sum((-2, -1)) + TINY)
-        losses.append((1.0 - share[valid]).square().mean())
-    return torch.stack(losses).mean()
-
-
-def role_tokens(
-    captions: Sequence[Caption], spans: Sequence[Sequence[Sequence[int]]], *, length: int
-) -> Tensor:
-    """Mark the tokens that speak of each part of the picture: [B, roles, length], 0 or 1."""
-    marks = torch.zeros(len(captions), len(ROLES), length)
-    for row, caption in enumerate(captions):
-        for role, span in zip(caption.roles, spans[row], strict=True):
-            if role is not None:
-                marks[row, ROLES.index(role), list(span)] = 1.0
-    return marks
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from nulltext.storage.files import replace_file, replacing_folder
 from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 from nulltext.training.captioner import LICENCE, build_captioner, find_known_photos
 from nulltext.training.dataset import known_words
+from nulltext.training.flow import flow_pipeline, measure_text
 from nulltext.training.loop import (
     checkpoint_path,
     load_average,
@@ -37,7 +38,7 @@ from nulltext.training.stages import TrainingRun
 from nulltext.training.views import EncodedViews
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 
 SHARD = "15MB"
 RECIPE_FILE, CARD_FILE = "recipe.json", "README.md"
@@ -68,6 +69,34 @@ model.
 The one that its author chooses. The photos belong to their authors, whose own licences hold;
 they are not part of the model's folder.
 """
+FLOW_CARD = """# {name}
+
+A small text-to-image rectified-flow transformer in Stable Diffusion 3 format (float16), made by
+`nulltext train` to edit photographs with: {resolution} x {resolution} pixels, {latents} latent
+channels at 1/{stride} of the resolution, patches of {patch} x {patch} of them, {layers} joint
+blocks of width {width} with normalised queries and keys, shift {shift:g}. Autoencoder and
+tokenizer are those of `{teacher}` (fingerprint {fingerprint}), and so is the text encoder, which
+takes both CLIP places (its projection is the identity). There is no T5:
+
+    StableDiffusion3Pipeline.from_pretrained("{name}", text_encoder_3=None, tokenizer_3=None)
+
+Parameters: {sizes}.
+{suggestion}
+## Training
+The transformer began from noise: {updates} of {total} updates of {batch} encoded views,
+{optimizer}, learning rate {rate:g}. {teaching} Code: {code}. Every number is in `recipe.json`.
+
+## Limits
+It has seen {photos} photos{kinds}, at {resolution} pixels, and nothing else: other motifs come out
+as what it knows, words that are not in its captions mean little to it, and shapes are weaker than
+colours. It may remember training photos. It is no general image model.
+
+## Licence
+The one that its author chooses. The photos belong to their authors, whose own licences hold;
+they are not part of the model's folder.
+"""
+TEACHING = """{share:.0%} of the targets were velocities of that model's own UNet at equal \
+signal-to-noise ratio until {until:.0%} of the training; the rest is the photos' own."""
 SUGGESTION = """
 Inversions and edits take the guidance scale {scale:g} unless given one (`{file}`): at higher ones \
 colours may come out garish.
@@ -114,11 +143,15 @@ def export_model(run: TrainingRun, folder: Path, *, commit: str | None = None) -
     """Write the model to `folder`, with the commit of the code that trained it on its card.
 
     Raises:
-        OptionError: the autoencoder is unfinished, there is no denoiser yet, or it was trained with
-            other settings.
+        OptionError: the autoencoder is unfinished, there is no denoiser or flow yet, or it was
+            trained with other settings.
         OutputError: the folder cannot be written, or holds something else.
     """
     check_output(folder, run.recipe)
+    EXPORTS[run.recipe.makes](run, folder, commit)
+
+
+def _export_diffusion(run: TrainingRun, folder: Path, commit: str | None) -> None:
     vae = run.autoencoder()
     views = EncodedViews.load(run.views_path, run.views_identity(vae))
     path = checkpoint_path(run.folder, "denoiser")
@@ -144,6 +177,64 @@ def export_model(run: TrainingRun, folder: Path, *, commit: str | None = None) -
         write_known(saved, fresh)
         write_words(known, saved.fingerprint, fresh)
         write_guidance(run.recipe.guidance_scale, saved.fingerprint, fresh)
+
+
+def _export_flow(run: TrainingRun, folder: Path, commit: str | None) -> None:
+    teacher = run.teacher()
+    views = EncodedViews.load(run.views_path, run.views_identity(teacher.vae))
+    path = checkpoint_path(run.folder, "flow")
+    if views is None or not path.is_file():
+        raise OptionError(f"There is no flow in '{run.folder}' yet; train it first (--stage flow).")
+    if read_checkpoint(path, None).recipe != run.depends_on(run.flow_settings()):
+        raise OptionError(
+            f"The checkpoint '{path}' was made with other settings or photos than this recipe has; "
+            "use the recipe that it was made with."
+        )
+    transformer = run.build_transformer()
+    load_average(transformer, path)
+    pipe = flow_pipeline(teacher, transformer, measure_text(teacher, views, run.recipe), run.recipe)
+    with replacing_folder(folder) as fresh, quiet_libraries():
+        pipe.to(torch.float16).save_pretrained(fresh, max_shard_size=SHARD)
+        replace_file(fresh / CARD_FILE, _flow_card(run, pipe, commit).encode())
+        replace_file(fresh / RECIPE_FILE, run.recipe.to_json().encode())
+
+
+def _flow_card(run: TrainingRun, pipe: StableDiffusion3Pipeline, commit: str | None) -> str:
+    recipe, flow, teacher = run.recipe, run.recipe.flow, run.teacher()
+    kinds = Counter(example.kind for example in run.examples if example.kind)
+    counts = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common())
+    parts = {
+        "transformer": pipe.transformer,
+        "autoencoder": pipe.vae,
+        "text encoder (twice)": pipe.text_encoder,
+    }
+    sizes = {name: sum(w.numel() for w in part.parameters()) for name, part in parts.items()}
+    scale = recipe.guidance_scale
+    return FLOW_CARD.format(
+        name=recipe.name,
+        resolution=recipe.resolution,
+        latents=pipe.vae.config.latent_channels,
+        stride=teacher.vae_stride,
+        patch=flow.patch,
+        layers=flow.layers,
+        width=flow.heads * flow.head_width,
+        shift=flow.shift,
+        teacher=teacher.name,
+        fingerprint=teacher.fingerprint,
+        sizes=", ".join(f"{name} {count / 1e6:.1f} M" for name, count in sizes.items()),
+        suggestion=SUGGESTION.format(scale=scale, file=GUIDANCE_FILE) if scale else "",
+        updates=updates_done(checkpoint_path(run.folder, "flow")),
+        total=flow.loop.steps,
+        batch=flow.loop.batch_size,
+        optimizer=flow.loop.optimizer,
+        rate=flow.loop.learning_rate,
+        teaching=TEACHING.format(share=flow.teacher_share, until=flow.teacher_until)
+        if flow.teacher_share
+        else "",
+        code=f"commit {commit}" if commit else "not under version control",
+        photos=len(run.examples),
+        kinds=f" of {counts}" if counts else "",
+    )
 
 
 def _model_card(run: TrainingRun, pipe: StableDiffusionPipeline, commit: str | None) -> str:
@@ -186,6 +277,10 @@ def _model_card(run: TrainingRun, pipe: StableDiffusionPipeline, commit: str | N
         photos=len(run.examples),
         kinds=f" of {counts}" if counts else "",
     )
+
+
+EXPORTS = {"diffusion": _export_diffusion, "flow": _export_flow}
+"""By what a recipe makes."""
 
 
 def export_captioner(run: TrainingRun, folder: Path) -> None:

@@ -2,8 +2,11 @@
 
     theta_{k+1} = step(theta_k, clip(grad loss(theta_k; rng_k)), lr_k)
     ema_{k+1}   = d_k ema_k + (1 - d_k) theta_{k+1},       d_k = min(d, (1 + k) / (10 + k))
-    lr_k        = lr * min((k + 1) / warmup, 1) * (floor + (1 - floor) cos^2(pi k / 2 K))
+    lr_k        = lr * min((k + 1) / warmup, 1) * (floor + (1 - floor) cos^2(pi p / 2))
+               or lr * min((k + 1) / warmup, 1) * min((1 - p) / cooldown, 1),             p = k / K
 
+With a cool-down the rate is constant until it falls linearly at the end; a run with a limit of
+minutes takes the clock's share for p where that is larger.
 Everything that is random in step k is drawn from a generator seeded with (seed, k) alone, so a run
 that is killed at any moment and resumed takes the same steps as one that was not: bit for bit on
 one machine with one number of threads. Muon moves weights along orthogonal momentum, so that no
@@ -16,7 +19,8 @@ direction of a layer is left behind:
 for weights taken as n x m matrices: a convolution's kernel is one row per output channel. The last
 factor makes an update as long as AdamW's usual one, so that both use one learning rate. torch's own
 Muon takes matrices only and works in bfloat16; on them, the two agree (tested).
-Sources: Loshchilov and Hutter 2019 (AdamW); Loshchilov and Hutter 2017 (cosine); Karras et al.
+Sources: Loshchilov and Hutter 2019 (AdamW); Loshchilov and Hutter 2017 (cosine); Hägele et al.
+2024 (cool-down); Karras et al.
 2024, sec. 3.1, on why the average must follow short runs closely; Jordan et al. 2024 (Muon); Liu et
 al. 2025 (Moonlight), sec. 2.2, for Muon's last factor.
 """
@@ -25,11 +29,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import safetensors
 import safetensors.torch
@@ -87,6 +92,14 @@ class Objective(Protocol):
 
     def picture(self) -> Image.Image:
         """Draw a sample picture with the weights that `module` has now."""
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A stage whose loss changes in the course of training."""
+
+    def follow(self, progress: float) -> None:
+        """Take the share of the training that is done, in [0, 1]."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -157,10 +170,18 @@ def build_optimizers(module: nn.Module, settings: LoopSettings) -> list[torch.op
     return [adamw, Muon(muon, weight_decay=settings.weight_decay)] if muon else [adamw]
 
 
-def learning_rate(settings: LoopSettings, step: int) -> float:
+def progress(settings: LoopSettings, step: int, seconds: float = 0.0) -> float:
+    """Compute p, the share of a training that is done after so many updates, or so much time."""
+    done = step / settings.steps
+    return min(max(done, seconds / (60 * settings.minutes)) if settings.minutes else done, 1.0)
+
+
+def learning_rate(settings: LoopSettings, step: int, seconds: float = 0.0) -> float:
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
-    floor = settings.final_share
-    fall = floor + (1 - floor) * math.cos(0.5 * math.pi * step / settings.steps) ** 2
+    done, floor = progress(settings, step, seconds), settings.final_share
+    fall = floor + (1 - floor) * math.cos(0.5 * math.pi * done) ** 2
+    if settings.cooldown:
+        fall = min((1.0 - done) / settings.cooldown, 1.0)
     return settings.learning_rate * warm * fall
 
 
@@ -172,7 +193,7 @@ class TrainingState:
     """Weights, their average and the optimisers' moments after some number of updates."""
 
     def __init__(self, module: nn.Module, settings: LoopSettings) -> None:
-        self.module, self.settings, self.step = module, settings, 0
+        self.module, self.settings, self.step, self.seconds = module, settings, 0, 0.0
         self.weights = dict(module.named_parameters())
         self.ema = {name: w.detach().clone() for name, w in self.weights.items()}
         self.optimizers = build_optimizers(module, settings)
@@ -182,6 +203,11 @@ class TrainingState:
             for group in optimizer.param_groups
             for weight in group["params"]
         }
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return progress(self.settings, self.step, self.seconds)
 
     def update(self, loss: Tensor) -> float:
         """Follow the gradient of `loss` once; return the gradient's length before clipping."""
@@ -196,7 +222,7 @@ class TrainingState:
             )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.settings, self.step)
+                group["lr"] = learning_rate(self.settings, self.step, self.seconds)
             optimizer.step()
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -226,7 +252,11 @@ class TrainingState:
             state = self.optimizer_of[weight].state.get(weight, {})
             tensors |= {f"{key}.{name}": state[key] for key in MOMENTS if key in state}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        metadata = {"step": str(self.step), "identity": identity}
+        metadata = {
+            "step": str(self.step),
+            "seconds": str(self.seconds),
+            "identity": identity,
+        }
         replace_file(path, safetensors.torch.save(tensors, metadata))
 
     def restore(self, path: Path, identity: str) -> None:
@@ -241,7 +271,7 @@ class TrainingState:
                 f"The checkpoint '{path}' was made with other settings or photos; train with "
                 "those, or into another folder."
             )
-        self.step = saved.step
+        self.step, self.seconds = saved.step, saved.seconds
         self._assign({name: saved.tensors[WEIGHTS + name] for name in self.weights})
         for name, value in self.ema.items():
             value.copy_(saved.tensors[AVERAGE + name])
@@ -259,6 +289,8 @@ class Checkpoint(NamedTuple):
 
     tensors: dict[str, Tensor]
     step: int
+    seconds: float
+    """Time that its updates took."""
     identity: str
     """Loop's settings, seed and recipe that it was made with, as JSON."""
 
@@ -283,7 +315,8 @@ def read_checkpoint(path: Path, prefix: str | None = "") -> Checkpoint:
         raise OptionError(
             f"The checkpoint '{path}' cannot be read ({error}); delete it to begin anew."
         ) from error
-    return Checkpoint(tensors, int(metadata.get("step", 0)), metadata.get("identity", "{}"))
+    step, seconds = int(metadata.get("step", 0)), float(metadata.get("seconds", 0.0))
+    return Checkpoint(tensors, step, seconds, metadata.get("identity", "{}"))
 
 
 def averaged_weights(path: Path) -> dict[str, Tensor]:
@@ -356,12 +389,16 @@ def train(
     elif settings.steps == 0:
         state.save(path, identity)
     device = next(iter(state.weights.values())).device
-    while state.step < settings.steps:
+    while state.step < settings.steps and state.progress < 1.0:
+        started = time.monotonic()
+        if isinstance(objective, Scheduled):
+            objective.follow(state.progress)
         rng = step_generator(seed, state.step)
         with nullcontext() if autocast is None else torch.autocast(device.type, autocast):
             loss, parts = objective.loss(rng, settings.batch_size)
         length = state.update(loss)
-        done = state.step == settings.steps
+        state.seconds += time.monotonic() - started
+        done = state.progress == 1.0
         if done or state.step % settings.checkpoint_every == 0:
             state.save(path, identity)
         if done or state.step % settings.sample_every == 0:

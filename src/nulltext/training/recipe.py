@@ -24,6 +24,11 @@ from nulltext.storage.untrusted import MEGABYTE, parse_json, read_text
 
 CONFIGS = resources.files("nulltext.training") / "configs"
 OPTIMIZERS = ("adamw", "muon")
+STAGES_OF = {
+    "diffusion": ("autoencoder", "decoder", "denoiser", "export"),
+    "flow": ("flow", "export"),
+}
+"""Stages that make each kind of model."""
 MAX_NUMBER = 10**9
 """Largest number in a recipe; the smallest is 0."""
 MIN_VIEW = 0.1
@@ -50,6 +55,12 @@ class LoopSettings:
     """Updates over which the learning rate rises from 0."""
     final_share: float = 0.02
     """Share of the learning rate that is left at the end of the cosine."""
+    cooldown: float = 0.0
+    """Share of the training, at its end, over which a constant learning rate falls linearly to 0;
+    0 takes the cosine instead."""
+    minutes: float = 0.0
+    """Minutes after which training has come to its end, however many updates that are; 0 counts
+    updates only. Such a run is not repeatable to the bit."""
     weight_decay: float = 0.01
     """Decay of matrices and kernels, per update and unit of learning rate."""
     ema_decay: float = 0.997
@@ -64,6 +75,8 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise OptionError(f"steps is {self.steps}; choose 0 or more.")
+        if not 0 <= self.cooldown <= 1:
+            raise OptionError(f"cooldown is {self.cooldown}; choose a share from 0 to 1.")
         for name in ("batch_size", "checkpoint_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; choose 1 or more.")
@@ -218,6 +231,57 @@ class DenoiserRecipe:
 
 
 @dataclass(frozen=True)
+class FlowLoss:
+    """Weights of the transformer's loss; see `training.flow`."""
+
+    grounding: float = 0.05
+    """g: words whose attention leaves their part of the picture; 0 to switch off."""
+    grounded_below: float = 0.9
+    """Levels from this one on are not grounded: they show nothing yet."""
+
+
+@dataclass(frozen=True)
+class FlowRecipe:
+    """The rectified-flow transformer, and its stage."""
+
+    layers: int = 6
+    """Joint blocks."""
+    heads: int = 5
+    head_width: int = 48
+    """Width of each head; all heads together are the transformer's width."""
+    patch: int = 2
+    """Side of the square of latent pixels that is one token."""
+    shift: float = 2.0
+    """k: shift of the levels towards noise, in training and in the exported schedule."""
+    most_blank: int = 512
+    """Most zeros in T5's place that a row is trained with."""
+    teacher_share: float = 1.0
+    """Share of rows whose target is the teacher's velocity; 0 trains without."""
+    teacher_until: float = 0.75
+    """Share of the training after which all targets are plain ones."""
+    highest_taught: float = 0.85
+    """Levels from this one on have the plain target."""
+    loss: FlowLoss = field(default_factory=FlowLoss)
+    loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(
+            8000, 16, 1.5e-3, optimizer="muon", ema_decay=0.999, checkpoint_every=100
+        )
+    )
+    prompts: tuple[str, ...] = ("a photo of a flower",) * 8
+    """Prompts of the sample pictures."""
+
+    def __post_init__(self) -> None:
+        _check_sizes("flow", (self.layers,), (self.heads, self.head_width, self.patch))
+        if self.shift <= 0:
+            raise OptionError(f"The flow's shift is {self.shift}; choose a number above 0.")
+        for name in ("teacher_share", "teacher_until", "highest_taught"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(
+                    f"The flow's {name} is {getattr(self, name)}; choose a share from 0 to 1."
+                )
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """How photos are varied for the captioner; hues stay, for the words name them."""
 
@@ -292,6 +356,9 @@ class Recipe:
     """Everything that a model is made from, apart from the photos."""
 
     name: str
+    makes: str = "diffusion"
+    """"diffusion": a UNet with autoencoder and text encoder; "flow": a rectified-flow transformer
+    beside another model's autoencoder and text encoder."""
     resolution: int = 128
     """Side of its pictures in pixels."""
     photo_side: int = 160
@@ -303,11 +370,16 @@ class Recipe:
     views: ViewSettings = field(default_factory=ViewSettings)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    flow: FlowRecipe = field(default_factory=FlowRecipe)
     captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
     guidance_scale: float = 0.0
     """Guidance scale that is suggested for inversions and edits; 0 suggests none."""
 
     def __post_init__(self) -> None:
+        if self.makes not in STAGES_OF:
+            raise OptionError(
+                f"The recipe makes {shorten(self.makes)!r}; choose {' or '.join(STAGES_OF)}."
+            )
         if self.guidance_scale and not LEAST < self.guidance_scale <= MOST:
             raise OptionError(
                 f"The recipe's guidance_scale is {self.guidance_scale}; choose a number above "
@@ -326,6 +398,11 @@ class Recipe:
                 f"The autoencoder's crops have {crop} pixels; take a multiple of "
                 f"{stride} up to {self.resolution}."
             )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that make the model, in order."""
+        return STAGES_OF[self.makes]
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)

@@ -35,8 +35,18 @@ from nulltext.training.components import (
     warm_start,
     warm_start_embeddings,
 )
-from nulltext.training.dataset import TRAIN, Example, compose, digest, load_pixels, read_dataset
+from nulltext.training.dataset import (
+    TRAIN,
+    Example,
+    as_floats,
+    compose,
+    digest,
+    load_pixels,
+    read_dataset,
+    shrink,
+)
 from nulltext.training.denoiser import DenoiserStage
+from nulltext.training.flow import FlowStage, build_transformer
 from nulltext.training.loop import (
     Objective,
     TrainInfo,
@@ -47,10 +57,10 @@ from nulltext.training.loop import (
     updates_done,
 )
 from nulltext.training.recipe import CaptionSettings, LoopSettings, Recipe
-from nulltext.training.views import EncodedViews, encode_views
+from nulltext.training.views import ENCODED_TOGETHER, EncodedViews, encode_views
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
 HELD_OUT_EVERY = 20
@@ -192,6 +202,31 @@ class TrainingRun:
             return float(self.origin.vae.config.scaling_factor)
         return views.scale
 
+    def teacher(self) -> LatentDiffusion:
+        """Return the model whose autoencoder, text encoder and noise a flow is trained with.
+
+        Raises:
+            OptionError: no model was named, or it is not of the recipe's kind.
+        """
+        return check_teacher(self.recipe, self.origin)
+
+    def flow_settings(self) -> str:
+        """Text of what a flow's weights depend on beside photos, teacher, seed and loop."""
+        settings = asdict(replace(self.recipe.flow, prompts=()))
+        settings.pop("loop")
+        views = self.views_identity(self.teacher().vae)
+        return json.dumps([settings, asdict(self.recipe.captions), views])
+
+    def build_transformer(self) -> SD3Transformer2DModel:
+        teacher = self.teacher()
+        encoder: Any = teacher.components["text_encoder"]
+        return build_transformer(
+            self.recipe,
+            side=self.recipe.resolution // teacher.vae_stride,
+            channels=int(teacher.vae.config.latent_channels),
+            text=int(encoder.config.hidden_size),
+        )
+
     def build_pipeline(self, vae: AutoencoderKL, views: EncodedViews) -> StableDiffusionPipeline:
         from diffusers import StableDiffusionPipeline
 
@@ -252,6 +287,31 @@ def check_origin(recipe: Recipe, origin: LatentDiffusion | None) -> None:
         )
 
 
+def check_teacher(recipe: Recipe, origin: LatentDiffusion | None) -> LatentDiffusion:
+    """Return the model that a flow is trained with, if it can be.
+
+    Raises:
+        OptionError: there is none, it predicts no noise, reads two texts, or has another size.
+    """
+    if origin is None:
+        raise OptionError(
+            f"The recipe '{recipe.name}' trains a flow on another model's latents and words: name "
+            "that model with --init (flowers)."
+        )
+    if origin.schedule.prediction != "epsilon" or "text_encoder_2" in origin.components:
+        raise OptionError(
+            f"'{origin.name}' cannot teach a flow: give --init a Stable Diffusion 1.x model, with "
+            "one text encoder, that predicts epsilon."
+        )
+    unit = origin.vae_stride * recipe.flow.patch
+    if recipe.resolution % unit:
+        raise OptionError(
+            f"The recipe's resolution is {recipe.resolution}; choose a multiple of {unit}, which "
+            f"is {recipe.flow.patch} latent pixels of '{origin.name}'."
+        )
+    return origin
+
+
 def autoencoder_stage(run: TrainingRun) -> Stage:
     check_origin(run.recipe, run.origin)
     vae, own = build_autoencoder(run.recipe), run.recipe.autoencoder
@@ -272,19 +332,44 @@ def decoder_stage(run: TrainingRun) -> Stage:
     yield from run.train(objective, run.recipe.autoencoder.decoder_loop, settings)
 
 
-def denoiser_stage(run: TrainingRun) -> Stage:
-    vae = run.autoencoder()
+def encoded_views(run: TrainingRun, vae: AutoencoderKL) -> Generator[TrainInfo, None, EncodedViews]:
+    """Encode the photos' views, or read them if they have been encoded."""
     identity = run.views_identity(vae)
     views = EncodedViews.load(run.views_path, identity)
     if views is None:
         vae.to(run.device).eval()
         views = yield from encode_views(vae, run.pixels, run.examples, run.recipe)
         views.save(run.views_path, identity)
+    return views
+
+
+def denoiser_stage(run: TrainingRun) -> Stage:
+    vae = run.autoencoder()
+    views = yield from encoded_views(run, vae)
     model = from_pipe(run.build_pipeline(vae, views).to(run.device))
     objective = DenoiserStage(replace(model, name=run.recipe.name), views, run.recipe)
     objective.module.train()
     settings = run.denoiser_settings(views, vae)
     yield from run.train(objective, run.recipe.denoiser.loop, settings)
+
+
+def flow_stage(run: TrainingRun) -> Stage:
+    teacher = run.teacher()
+    views = yield from encoded_views(run, teacher.vae)
+    objective = flow_objective(run, views)
+    yield from run.train(objective, run.recipe.flow.loop, run.flow_settings())
+
+
+def flow_objective(run: TrainingRun, views: EncodedViews) -> FlowStage:
+    """Build the untrained transformer beside its teacher."""
+    teacher = run.teacher()
+    for part in teacher.components.values():
+        part.to(run.device).requires_grad_(False).eval()
+    transformer = run.build_transformer().to(run.device).train()
+    pixels = as_floats(shrink(run.held_out_pixels, run.recipe.resolution))
+    latents = torch.cat([teacher.encode(rows).cpu() for rows in pixels.split(ENCODED_TOGETHER)])
+    labels = run.splits.held_out[:MAX_HELD_OUT]
+    return FlowStage(teacher, transformer, views, run.recipe, (latents, labels))
 
 
 def captioner_stage(run: TrainingRun) -> Stage:
@@ -311,5 +396,6 @@ STAGES = {
     "autoencoder": autoencoder_stage,
     "decoder": decoder_stage,
     "denoiser": denoiser_stage,
+    "flow": flow_stage,
     "captioner": captioner_stage,
 }

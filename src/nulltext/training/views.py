@@ -318,7 +318,7 @@ def encode_views(
                 latents.append(encoded.half().cpu())
             batch = []
         yield TrainInfo("latents", index + 1, len(pixels), recipe.views.views, {})
-    return EncodedViews(torch.cat(latents), torch.stack(masks), tuple(shown))
+    return EncodedViews(torch.cat(latents).contiguous(), torch.stack(masks), tuple(shown))
 
 
 def _pooled(mask: Mask | None, side: int) -> Tensor:
