@@ -103,9 +103,10 @@ def test_v_prediction_is_turned_into_noise(tiny_sd2):
     torch.testing.assert_close(rebuilt, latents, atol=1e-5, rtol=1e-5)
 
 
-def test_the_bundled_model_is_an_ordinary_diffusers_folder_below_64_mb():
-    assert bundled_models() == ("flowers",)
-    folder = BUNDLED_FOLDER / "flowers"
+@pytest.mark.parametrize("name", ["flowers", "flowers-flow"])
+def test_a_bundled_model_is_an_ordinary_diffusers_folder_below_64_mb(name):
+    assert bundled_models() == ("flowers", "flowers-flow")
+    folder = BUNDLED_FOLDER / name
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 64e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}

@@ -40,6 +40,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nulltext.attention.maps import StepMaps
+from nulltext.diffusion.schedule import DiscreteSchedule
 from nulltext.image.images import to_pil
 from nulltext.image.strip import Tile, tile_grid
 from nulltext.models.latent_diffusion import LatentDiffusion
@@ -298,7 +299,7 @@ def teacher_velocity(
     """Compute v of an epsilon-model at flow latents x_s [B, C, h, w], levels [B]."""
     s = levels.view(-1, 1, 1, 1)
     scaled = latents / ((1.0 - s).square() + s.square()).sqrt()
-    eps = model.unet(scaled, timesteps, encoder_hidden_states=embeds).sample.float()
+    eps = model.network(scaled, timesteps, encoder_hidden_states=embeds).sample.float()
     return (eps - latents) / (1.0 - s)
 
 
@@ -325,6 +326,7 @@ class FlowStage:
         self.joint.attach(transformer)
         self.fillers = common_words()
         self.tokenize = CaptionTokenizer(teacher)
+        assert isinstance(teacher.schedule, DiscreteSchedule)
         self.alphas_cumprod = torch.from_numpy(teacher.schedule.alphas_cumprod).float()
         self.lowest_taught = _lowest_level(self.alphas_cumprod)
         self.standardise = measure_text(teacher, views, recipe)
