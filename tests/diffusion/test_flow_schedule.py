@@ -90,12 +90,21 @@ def test_equal_signal_to_noise_is_found():
         ({"shift": "three"}, "shift"),
         ({"shift": 0.0}, "shift"),
         ({"num_train_timesteps": 10**9}, "num_train_timesteps"),
+        ({"base_image_seq_len": 4096}, "base_image_seq_len"),
+        ({"base_shift": float("nan")}, "base_shift"),
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "several spacings"),
     ],
 )
 def test_a_wrong_config_is_one_sentence(config, said):
     with pytest.raises(ModelError, match=said):
         FlowSchedule.from_config(config)
+
+
+def test_what_a_config_leaves_empty_has_its_default():
+    empty = dict.fromkeys(("base_shift", "max_shift", "shift_terminal", "time_shift_type"))
+    assert FlowSchedule.from_config({"shift": 3.0, **empty}) == FlowSchedule.from_config(
+        {"shift": 3.0}
+    )
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.5])

@@ -66,6 +66,7 @@ class FlowSchedule:
             ModelError: a field has a value that is not known here, or the scheduler is of another
                 kind of model.
         """
+        config = {name: value for name, value in config.items() if value is not None}
         kind = str(config.get("_class_name", SCHEDULER))
         if kind != SCHEDULER:
             raise ModelError(
@@ -100,6 +101,11 @@ class FlowSchedule:
             raise ModelError(
                 "The scheduler config asks for several spacings of its levels at once "
                 "(use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas); get the model again."
+            )
+        if read["base_image_seq_len"] >= read["max_image_seq_len"]:
+            raise ModelError(
+                "The scheduler config has a base_image_seq_len that is not below its "
+                "max_image_seq_len; get the model again."
             )
         if config.get("shift_terminal"):
             read["shift_terminal"] = number_in(config, "shift_terminal", 0.0, 0.0, 0.999)
