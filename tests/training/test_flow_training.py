@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from nulltext.cli.main import app
 from nulltext.errors import OptionError
+from nulltext.models.known_figure import TOLERANCE, deviations, read_known
 from nulltext.models.load import from_pipe, load
 from nulltext.training.dataset import read_dataset
 from nulltext.training.flow import (
@@ -282,6 +283,11 @@ def test_what_it_makes_is_an_ordinary_pipeline(flow_folder, teacher_folder):
     average = averaged_weights(path)["proj_out.weight"]
     got = pipe.transformer.state_dict()["proj_out.weight"]
     torch.testing.assert_close(got, average, atol=1e-3, rtol=1e-3)  # half precision
+    ours = load(flow_folder, device="cpu")
+    assert ours.known_words.named[:2] == ("dot", "grass")
+    known = read_known(flow_folder)  # what `nulltext doctor` holds it to
+    assert known["fingerprint"] == ours.fingerprint
+    assert max(deviations(ours, known).values()) < TOLERANCE / 10
     card = (flow_folder / "README.md").read_text()
     assert "7 of 7" in card
     assert max(p.stat().st_size for p in flow_folder.rglob("*") if p.is_file()) < 16e6

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -167,16 +167,9 @@ def _export_diffusion(run: TrainingRun, folder: Path, commit: str | None) -> Non
     pipe = run.build_pipeline(vae, views)
     load_average(pipe.unet, path, "unet.")
     load_average(pipe.text_encoder, path, "text_encoder.")
-    rng = step_generator(run.recipe.seed, 0)
-    known = known_words(views.examples, run.recipe.captions, rng)
     with replacing_folder(folder) as fresh, quiet_libraries():
-        pipe.to(torch.float16).save_pretrained(fresh, max_shard_size=SHARD)
-        replace_file(fresh / CARD_FILE, _model_card(run, pipe, commit).encode())
-        replace_file(fresh / RECIPE_FILE, run.recipe.to_json().encode())
-        saved = load(fresh, device="cpu")
-        write_known(saved, fresh)
-        write_words(known, saved.fingerprint, fresh)
-        write_guidance(run.recipe.guidance_scale, saved.fingerprint, fresh)
+        card = _model_card(run, pipe, commit)
+        _write_pipeline(run, pipe, views, card, fresh)
 
 
 def _export_flow(run: TrainingRun, folder: Path, commit: str | None) -> None:
@@ -194,9 +187,22 @@ def _export_flow(run: TrainingRun, folder: Path, commit: str | None) -> None:
     load_average(transformer, path)
     pipe = flow_pipeline(teacher, transformer, measure_text(teacher, views, run.recipe), run.recipe)
     with replacing_folder(folder) as fresh, quiet_libraries():
-        pipe.to(torch.float16).save_pretrained(fresh, max_shard_size=SHARD)
-        replace_file(fresh / CARD_FILE, _flow_card(run, pipe, commit).encode())
-        replace_file(fresh / RECIPE_FILE, run.recipe.to_json().encode())
+        card = _flow_card(run, pipe, commit)
+        _write_pipeline(run, pipe, views, card, fresh)
+
+
+def _write_pipeline(
+    run: TrainingRun, pipe: Any, views: EncodedViews, card: str, folder: Path
+) -> None:
+    """Write a pipeline, its card and recipe, and what is kept beside its weights."""
+    known = known_words(views.examples, run.recipe.captions, step_generator(run.recipe.seed, 0))
+    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=SHARD)
+    replace_file(folder / CARD_FILE, card.encode())
+    replace_file(folder / RECIPE_FILE, run.recipe.to_json().encode())
+    saved = load(folder, device="cpu")
+    write_known(saved, folder)
+    write_words(known, saved.fingerprint, folder)
+    write_guidance(run.recipe.guidance_scale, saved.fingerprint, folder)
 
 
 def _flow_card(run: TrainingRun, pipe: StableDiffusion3Pipeline, commit: str | None) -> str:
