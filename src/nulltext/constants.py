@@ -36,6 +36,9 @@ NUM_STEPS = 50
 """T in both papers."""
 BUDGET = "balanced"
 """Budget; docs/speed.md and docs/editing.md have the measurements behind the choice."""
+TRUE_CFG = {"kind": "guidance", "name": "true-cfg"}
+"""Stands among a model's adapters where it is guided by a null branch that is not its own."""
+
 GUIDANCE_SCALE = 7.5
 """w in both papers."""
 SEED = 0

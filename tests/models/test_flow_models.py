@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 import nulltext
 from nulltext.diffusion.loops import Conditions, sample_step
 from nulltext.errors import InversionFileError, ModelError, OptionError, PromptError
+from nulltext.jobs.settings import command_in
 from nulltext.models.mmdit import packed, unpacked
 from nulltext.words.alignment import attention_map
 from support.tiny_flow import KINDS, tiny_flow_pipeline
@@ -194,6 +197,52 @@ def test_an_inversion_of_another_family_is_refused(photo, tiny_sd1):
     inversion = nulltext.invert(sd3, photo, "a cat", num_steps=2, method="ddim")
     with pytest.raises(InversionFileError, match="has other weights"):
         nulltext.replay(tiny_sd1, inversion)
+
+
+def test_a_null_branch_of_ours_makes_another_model(photo, tmp_path):
+    pipe = tiny_flow_pipeline("flux-dev")
+    plain, guided = nulltext.load(pipe), nulltext.load(pipe, true_cfg=True)
+    assert plain.fingerprint != guided.fingerprint
+    made = nulltext.invert(guided, photo, "a cat", num_steps=2, method="null-text")
+    with pytest.raises(InversionFileError, match="guidance true-cfg"):
+        nulltext.replay(plain, made)
+    made.save(tmp_path / "made.safetensors")
+    assert nulltext.replay(guided, nulltext.Inversion.load(tmp_path / "made.safetensors"))
+    job = {"image": "a.png", "source": "a cat", "target": "a dog"}
+    settings = {"model": "flux", "adapters": made.header.adapters, "job": job}
+    command = command_in(settings, "out.png")
+    assert "--true-cfg" in command
+
+
+def test_sides_beyond_the_places_that_are_known_are_refused(photo):
+    sd3 = nulltext.load(tiny_flow_pipeline("sd3"))
+    sizes = replace(sd3.sizes, most=24)
+    with pytest.raises(OptionError, match="at most 24 px"):
+        sizes.of(nulltext.CropBox(0, 0, 48, 48), (32, 32))
+    assert sd3.sizes.most == 24 * 2 * 4
+    with pytest.raises(OptionError, match="sides"):
+        nulltext.invert(sd3, photo, "a cat", num_steps=2, size=(264, 264))
+
+
+def test_a_scheduler_of_another_kind_is_refused_in_a_pipeline_in_hand():
+    pipe = tiny_flow_pipeline("sd3")
+    pipe.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction")
+    with pytest.raises(ModelError, match="DPMSolverMultistepScheduler"):
+        nulltext.load(pipe)
+
+
+def test_a_tokenizer_without_its_encoder_is_left_alone(tmp_path):
+    pipe = tiny_flow_pipeline("sd35")
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["text_encoder_3"] = [None, None]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert "text_encoder_3" not in nulltext.load(tmp_path, device="cpu").components
+
+
+def test_the_diffusers_pipeline_refuses_other_networks():
+    with pytest.raises(ModelError, match="another network"):
+        nulltext.integrations.NullTextPipeline.from_pipe(tiny_flow_pipeline("sd3"))
 
 
 def test_sizes_are_multiples_of_a_token(photo):

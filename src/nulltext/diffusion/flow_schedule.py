@@ -151,7 +151,13 @@ class FlowSchedule:
         """Make a `FlowMatchEulerDiscreteScheduler` with these settings."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler(**self.settings)
+        try:
+            return FlowMatchEulerDiscreteScheduler(**self.settings)
+        except ImportError as error:
+            raise ModelError(
+                "The model's noise levels are spaced by a beta distribution, for which scipy is "
+                "needed; install it: pip install scipy."
+            ) from error
 
     def level(self, sigma: float) -> Level:
         """The noise level with this share of noise, 0 to 1."""
@@ -189,8 +195,14 @@ def _levels(
     scheduler = FlowSchedule(config, start).scheduler()
     mu = _dynamic_shift(settings, tokens) if settings["use_dynamic_shifting"] else None
     given = None if start == "range" else np.linspace(1.0, 1 / num_steps, num_steps)
-    with np.errstate(all="ignore"):
-        scheduler.set_timesteps(num_steps, sigmas=given, mu=mu)
+    try:
+        with np.errstate(all="ignore"):
+            scheduler.set_timesteps(num_steps, sigmas=given, mu=mu)
+    except OverflowError as error:
+        raise OptionError(
+            f"The model's scheduler shifts its noise levels by e^{mu:.3g} at this size, which is "
+            "no number; choose another --size, or get the model again."
+        ) from error
     sigmas = tuple(float(sigma) for sigma in scheduler.sigmas)
     fed = tuple(float(timestep) for timestep in scheduler.timesteps)
     falling = all(a > b for a, b in pairwise(sigmas))

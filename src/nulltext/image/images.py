@@ -156,6 +156,8 @@ class Sizes:
     """Sides are multiples of this."""
     buckets: tuple[Size, ...] = ()
     """Sizes of other proportions that it was trained at."""
+    most: int | None = None
+    """The longest side that it can work at, where there is one."""
 
     def of(self, box: CropBox, choice: SizeChoice) -> tuple[int, int]:
         """Return the (height, width) at which a box of a photo is seen.
@@ -170,6 +172,11 @@ class Sizes:
         else:
             width, height = choice
             self._check(choice, box)
+        if self.most is not None and max(width, height) > self.most:
+            raise OptionError(
+                f"This model works at sides of at most {self.most} px, and {width}x{height} is "
+                "longer; choose a smaller --size, or a part of the photo with --crop."
+            )
         return height, width
 
     def _nearest(self, box: CropBox) -> Size:

@@ -35,7 +35,7 @@ from transformers import (
 from nulltext.diffusion.loops import StepInfo
 from nulltext.editing.loop import Edit, edit
 from nulltext.editing.spec import EditSpec
-from nulltext.errors import OptionError
+from nulltext.errors import ModelError, OptionError
 from nulltext.image.images import CropBox, SizeChoice, to_pil
 from nulltext.image.photos import PhotoLike
 from nulltext.inversion.base import InversionMethod
@@ -139,7 +139,12 @@ class NullTextPipeline(DiffusionPipeline):
         Raises:
             ModelError: the parts are not those of a supported model.
         """
-        from_pipe(pipeline)
+        found = from_pipe(pipeline)
+        if found.text.network != "unet":
+            raise ModelError(
+                f"This is for Stable Diffusion 1, 2 and XL; a {type(pipeline).__name__} has another "
+                "network: use nulltext.from_pipe(pipe) with nulltext.invert and edit."
+            )
         names = {*inspect.signature(cls.__init__).parameters}
         given = {**pipeline.components, **pipeline.parameters, **kwargs}
         pipe = cls(**{name: value for name, value in given.items() if name in names})

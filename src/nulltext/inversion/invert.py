@@ -238,7 +238,8 @@ class InversionRequest:
             if method is None or isinstance(method, str)
             else Budget(method, usual_steps(method.name) if num_steps is None else num_steps)
         )
-        scale = model.guidance_scale if guidance_scale is None else guidance_scale
+        usual = getattr(plan.method, "published_guidance", model.guidance_scale)
+        scale = usual if guidance_scale is None else guidance_scale
         _check_guidance(scale)
         _check_seed(seed)
         _check_branches(model, plan.method)

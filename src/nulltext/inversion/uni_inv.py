@@ -30,6 +30,8 @@ class UniInv:
     draws: ClassVar[bool] = False
     flow_only: ClassVar[bool] = True
     published_steps: ClassVar[int] = 15
+    published_guidance: ClassVar[float] = 1.0
+    """w of the replay where none is given: at more it drifts off, and nothing corrects it."""
 
     def check(self, guidance_scale: float) -> None:
         """Accept any scale."""

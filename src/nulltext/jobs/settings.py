@@ -149,4 +149,5 @@ def _model_in(settings: Mapping[str, Any]) -> ModelChoice:
         lora=tuple(added["lora"]),
         embedding=tuple(added["embedding"]),
         vae=next(iter(added["vae"]), None),
+        true_cfg=isinstance(given, list) and constants.TRUE_CFG in given,
     )

@@ -65,6 +65,11 @@ class TextConditioner(Protocol):
         ...
 
     @property
+    def largest_side(self) -> int | None:
+        """Latents along the longest side that the network knows places for; None: any."""
+        ...
+
+    @property
     def patch(self) -> int:
         """Latents along a side of a token: 1 of a UNet, which has none."""
         ...
@@ -234,6 +239,7 @@ class Family:
     def present(self, index: Mapping[str, Any]) -> Family:
         """Return the family without optional parts that a model_index.json leaves out."""
         absent = {name for name in self.optional if _class_in(index, name) is None}
+        absent |= {name.replace("text_encoder", "tokenizer") for name in absent}
         return replace(
             self,
             modules={name: kind for name, kind in self.modules.items() if name not in absent},

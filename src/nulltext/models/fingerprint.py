@@ -83,6 +83,11 @@ def fingerprints(
     return digest.hexes()
 
 
+def with_true_cfg(fingerprint: str) -> str:
+    """Return the fingerprint of the same weights under a null branch that is not their own."""
+    return hashlib.sha256(f"{fingerprint} true cfg".encode()).hexdigest()[:DIGEST_CHARACTERS]
+
+
 def spellings(content: Content, fingerprints: Sequence[str]) -> list[Content]:
     """Repeat JSON that names the first of a model's fingerprints with each of them.
 

@@ -29,7 +29,7 @@ from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import OptionError, convert_out_of_memory
 from nulltext.image.images import Sizes
 from nulltext.models.families import Guidance, TextConditioner
-from nulltext.models.fingerprint import fingerprints
+from nulltext.models.fingerprint import fingerprints, with_true_cfg
 from nulltext.models.network_calls import Passes, applied, differentiable_in_half
 from nulltext.models.placement import (
     PLANS,
@@ -108,7 +108,9 @@ class LatentDiffusion:
         """The fingerprint, then the one that older libraries led to: what carries any of them was
         made with these weights."""
         now = fingerprints(self.components, self.schedule, self.text.settings)
-        return self.loaded_fingerprints if now == self.loaded_digests else now
+        found = self.loaded_fingerprints if now == self.loaded_digests else now
+        # guidance by another kind of branch: inversions are not exchangeable
+        return tuple(map(with_true_cfg, found)) if self.true_cfg else found
 
     @property
     def components(self) -> dict[str, torch.nn.Module]:
@@ -166,7 +168,9 @@ class LatentDiffusion:
             buckets = ()
         sizes = {(unit * a, unit * b) for a, b in buckets}
         sizes |= {(b, a) for a, b in sizes}
-        return Sizes((width, height), step, tuple(sorted(sizes)))
+        side = self.text.largest_side
+        most = None if side is None else side * self.vae_stride
+        return Sizes((width, height), step, tuple(sorted(sizes)), most)
 
     def grid(self, num_steps: int, size: tuple[int, int] | None = None) -> Grid:
         """Return the `num_steps` steps of a run, noisiest first.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from nulltext.constants import MODEL, Precision
+from nulltext.constants import MODEL, TRUE_CFG, Precision
 from nulltext.diffusion.guidance import CONDITIONAL_ONLY
 from nulltext.diffusion.schedule import Schedule
 from nulltext.errors import ModelError, OptionError, convert_out_of_memory
@@ -162,7 +162,8 @@ def _guided(model: LatentDiffusion, true_cfg: bool) -> LatentDiffusion:
         )
     unguided = model.text.guidance == "none" and not true_cfg
     scale = CONDITIONAL_ONLY if unguided else model.guidance_scale
-    return replace(model, true_cfg=true_cfg, guidance_scale=scale)
+    added = (*model.adapters, TRUE_CFG) if true_cfg else model.adapters
+    return replace(model, true_cfg=true_cfg, guidance_scale=scale, adapters=added)
 
 
 @dataclass(frozen=True)
@@ -263,10 +264,11 @@ def from_pipe(pipe: Any) -> LatentDiffusion:
     if absent:
         raise ModelError(f"The {kind} has no {', '.join(absent)}; load it whole.")
     check_weights_present({part: parts[part] for part in family.modules}, kind)
-    schedule = family.schedule(pipe.scheduler.config)
+    scheduler = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    schedule = family.schedule(scheduler)
     text = family.text(parts, config)
     family.check_parts(parts, text, name)
-    read = _Read(name, family, parts, text, pipe.scheduler.config, schedule)
+    read = _Read(name, family, parts, text, scheduler, schedule)
     return _assembled(read, name, read.digests)
 
 

@@ -111,6 +111,8 @@ class StableDiffusion3Text:
     t5: T5Text | None
     width: int
     """D, what the transformer takes: 4096 in published checkpoints."""
+    largest_side: int
+    """Latents along the longest side that the transformer knows places for."""
 
     network = "transformer"
     guidance: ClassVar[Guidance] = "branches"
@@ -125,7 +127,9 @@ class StableDiffusion3Text:
         t5 = None
         if "text_encoder_3" in parts:
             t5 = T5Text(parts["tokenizer_3"], parts["text_encoder_3"], SD3_T5_TOKENS)
-        return cls(clips, t5, int(parts["transformer"].config.joint_attention_dim))
+        config = parts["transformer"].config
+        side = int(config.pos_embed_max_size or config.sample_size // PATCH) * PATCH
+        return cls(clips, t5, int(config.joint_attention_dim), side)
 
     @property
     def tokenizer(self) -> Any:
@@ -183,8 +187,10 @@ class StableDiffusion3Text:
             clip.encoder(clip.ids(_of_clip(clip, prompt)), output_hidden_states=True)
             for clip in self.clips
         ]
-        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        states = pad(states[:, : self.clip_tokens], (0, self.width - states.shape[-1]))
+        states = torch.cat(
+            [output.hidden_states[-2][:, : self.clip_tokens] for output in outputs], dim=-1
+        )
+        states = pad(states, (0, self.width - states.shape[-1]))
         if self.t5 is None:
             further = states.new_zeros(1, SD3_T5_TOKENS, self.width)
         else:
@@ -240,6 +246,7 @@ class FluxText:
     guidance: Guidance
     """By an input in [dev], none in [schnell]."""
 
+    largest_side = None
     network = "transformer"
     patch = PATCH
     settings = ""
@@ -367,7 +374,7 @@ def _check_sd3(parts: Parts, text: TextConditioner, model: str) -> None:
             f"The transformer of the model '{model}' takes {network.patch_size} latents for a side "
             f"of a token of {network.sample_size}, expected {PATCH}; {WORKS}."
         )
-    if network.pos_embed_max_size * PATCH < network.sample_size:
+    if text.largest_side < network.sample_size:
         raise ModelError(
             f"The transformer of the model '{model}' knows places of {network.pos_embed_max_size} "
             f"tokens a side, and its own size has {network.sample_size // PATCH}; get the model "
@@ -395,6 +402,13 @@ def _check_flux(parts: Parts, text: TextConditioner, model: str) -> None:
         raise ModelError(
             f"The transformer of the model '{model}' gives other channels than it takes, as FLUX's "
             f"tools and variants do; {WORKS}."
+        )
+    axes = network.axes_dims_rope
+    if sum(axes) != network.attention_head_dim or (vae.sample_size // stride) % PATCH:
+        raise ModelError(
+            f"The transformer of the model '{model}' has places of {sum(axes)} numbers for heads "
+            f"of {network.attention_head_dim}, or its autoencoder's sample_size {vae.sample_size} "
+            "is no whole number of tokens; get the model again."
         )
     if text.rows.width != network.joint_attention_dim:
         raise ModelError(

@@ -59,6 +59,7 @@ class UNetText(ClipConditioner):
     network = "unet"
     guidance: ClassVar[Guidance] = "branches"
     patch = 1
+    largest_side = None
 
     def step_scale(self, embeds: Tensor) -> float:  # noqa: ARG002
         """Return 1: learning rates are the published ones, of these families."""

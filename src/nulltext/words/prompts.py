@@ -162,8 +162,7 @@ def joined(streams: Sequence[TokenizedPrompt]) -> TokenizedPrompt:
     for word in first.words:
         tokens, offset = list(word.tokens), first.length
         for other in streams[1:]:
-            reading = [each for each in other.words if each.start < word.end > word.start]
-            reading = [each for each in reading if each.end > word.start]
+            reading = [w for w in other.words if w.start < word.end and w.end > word.start]
             tokens += [offset + token for each in reading for token in each.tokens]
             offset += other.length
         words.append(replace(word, tokens=tuple(tokens)))
