@@ -141,9 +141,10 @@ class NullTextPipeline(DiffusionPipeline):
         """
         found = from_pipe(pipeline)
         if found.text.network != "unet":
+            kind = type(pipeline).__name__
             raise ModelError(
-                f"This is for Stable Diffusion 1, 2 and XL; a {type(pipeline).__name__} has another "
-                "network: use nulltext.from_pipe(pipe) with nulltext.invert and edit."
+                f"This is for Stable Diffusion 1, 2 and XL, and a {kind} has another network; use "
+                "nulltext.from_pipe(pipe) with nulltext.invert and nulltext.edit."
             )
         names = {*inspect.signature(cls.__init__).parameters}
         given = {**pipeline.components, **pipeline.parameters, **kwargs}
